@@ -1,0 +1,239 @@
+//! connect(): the outbound decision, taken once for each connection.
+
+use crate::ctx::{IPPROTO_TCP, Sock, SockAddr, set_errno};
+use crate::maps::{self, Active, count};
+use crate::{inbound, owner, storage};
+use redirector_common::Addr;
+use redirector_common::abi::{Route, SockState, sock_kind};
+use redirector_common::counter::Counter;
+use redirector_common::decide::{self, Decision, Outgoing, Verdict};
+use redirector_common::policy::flag;
+
+const EINVAL: u16 = 22;
+const ENOBUFS: u16 = 105;
+
+/// The system call goes on.
+const ALLOW: i32 = 1;
+/// The system call fails, with EPERM unless [`set_errno`] said better.
+const REFUSE: i32 = 0;
+
+pub fn connect4(ctx: &SockAddr) -> i32 {
+    match handle(ctx, false) {
+        Ok(()) => ALLOW,
+        Err(errno) => refuse(errno),
+    }
+}
+
+pub fn connect6(ctx: &SockAddr) -> i32 {
+    match handle(ctx, true) {
+        Ok(()) => ALLOW,
+        Err(errno) => refuse(errno),
+    }
+}
+
+#[inline(always)]
+fn refuse(errno: u16) -> i32 {
+    if maps::has_set_retval() {
+        set_errno(errno);
+    }
+    REFUSE
+}
+
+/// `socket6`: the socket is of family AF_INET6, whatever the destination is.
+#[inline(always)]
+fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
+    let Some(active) = maps::active() else { return Ok(()) };
+    // An MPTCP socket connects through a subflow, which is a TCP socket of its own.
+    if ctx.protocol() != IPPROTO_TCP || ctx.netns_cookie() != maps::netns_cookie() {
+        return Ok(());
+    }
+    let Some(sk) = ctx.sock() else { return Ok(()) };
+
+    let state = storage::get(sk);
+    let bound = Bound::of(sk, socket6, state.as_ref().is_some_and(|s| s.bound_by_us != 0));
+    let asked = if socket6 { ctx.ip6() } else { ctx.ip4() };
+    let dst = effective(asked, &bound);
+    if !dst.is_v4() && !active.policy.has(flag::IPV6) {
+        return Ok(());
+    }
+
+    const UNKNOWN: Route = Route { source: Addr::UNSPECIFIED, oif: 0, errno: 0, local: 0 };
+    let route = active.route(dst).unwrap_or(&UNKNOWN);
+    let (uid, gid) = owner::of(sk);
+    let outgoing = Outgoing {
+        dst,
+        dport: ctx.port(),
+        src: if bound.addr.is_unspecified() { route.source } else { bound.addr },
+        tcp: true,
+        lo: route.local != 0 || dst.is_loopback(),
+        oif: route.oif,
+        uid,
+        gid,
+    };
+    let decision = decide::outgoing(active.policy, &active, &outgoing);
+
+    if decision.verdict as u16 == Verdict::Pass as u16 {
+        count(decision.rule);
+        return pass(ctx, sk, socket6, &bound);
+    }
+    // netfilter sees a packet only after routing has accepted it, so routing's errors come first.
+    if route.errno != 0 {
+        count(Counter::RefusedByRoute);
+        return Err(route.errno);
+    }
+    // __mkroute_output: a loopback source may not leave on another interface.
+    if dst.is_v4() && bound.addr.is_loopback() && !outgoing.lo {
+        count(Counter::RefusedByRoute);
+        return Err(EINVAL);
+    }
+    if maps::live() >= active.policy.capacity as u64 {
+        count(Counter::RefusedFull);
+        return Err(ENOBUFS);
+    }
+    count(decision.rule);
+    redirect(ctx, sk, socket6, &Redirect { active, bound, outgoing, decision, source: route.source })
+}
+
+/// What the app has bound before connect().
+#[derive(Clone, Copy)]
+struct Bound {
+    /// Unspecified if the app has bound no address.
+    addr: Addr,
+    /// 0 if none.
+    port: u16,
+    /// An earlier connect() of this socket was redirected, and our bind of its source is still there.
+    ours: bool,
+}
+
+impl Bound {
+    #[inline(always)]
+    fn of(sk: Sock, socket6: bool, bound_by_us: bool) -> Self {
+        let port = sk.local_port();
+        // We bind only addresses: with a port, the address is the app's too.
+        let ours = bound_by_us && port == 0;
+        let addr = if ours {
+            Addr::UNSPECIFIED
+        } else if socket6 {
+            sk.local6()
+        } else {
+            sk.local4()
+        };
+        Self { addr, port, ours }
+    }
+}
+
+/// Where the kernel will go for `asked`: connect() to an unspecified address means loopback.
+#[inline(always)]
+fn effective(asked: Addr, bound: &Bound) -> Addr {
+    if !asked.is_unspecified() {
+        return asked;
+    }
+    if asked.is_v4() {
+        // ip_route_output_key_hash_rcu: the source if there is one, else 127.0.0.1.
+        return if bound.addr.is_unspecified() { Addr::LOOPBACK_V4 } else { bound.addr };
+    }
+    // tcp_v6_connect: ::1, or ::ffff:127.0.0.1 if the socket is bound to a mapped address.
+    if bound.addr.is_v4() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 }
+}
+
+/// The connection goes its own way. What an earlier redirect left on the socket is undone.
+#[inline(always)]
+fn pass(ctx: &SockAddr, sk: Sock, socket6: bool, bound: &Bound) -> Result<(), u16> {
+    if bound.ours {
+        unbind(ctx, socket6);
+    }
+    // Remembered so that SO_ORIGINAL_DST can tell a client from an accepted socket. Without
+    // memory for it nothing but that answer is lost.
+    if let Some(state) = storage::get_or_create(sk) {
+        state.kind = sock_kind::PASSED;
+        // `bound_by_us` stays: SOCK_BINDADDR_LOCK does too, and with it the kernel keeps the
+        // source address of this connection over a failed connect.
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn unbind(ctx: &SockAddr, socket6: bool) {
+    if socket6 {
+        ctx.bind6(&Addr::UNSPECIFIED);
+    } else {
+        ctx.bind4(&Addr::v4(0));
+    }
+}
+
+struct Redirect {
+    active: Active,
+    bound: Bound,
+    outgoing: Outgoing,
+    decision: Decision,
+    /// The source address routing would choose.
+    source: Addr,
+}
+
+#[inline(always)]
+fn redirect(ctx: &SockAddr, sk: Sock, socket6: bool, r: &Redirect) -> Result<(), u16> {
+    let policy = r.active.policy;
+    let port = match r.decision.verdict {
+        Verdict::Inbound => policy.inbound_port,
+        Verdict::Dns => policy.dns_port,
+        _ => policy.outbound_port,
+    };
+    // Without memory for its state the connection would lose its destination.
+    let Some(state) = storage::get_or_create(sk) else {
+        count(Counter::RefusedUnstored);
+        return Err(ENOBUFS);
+    };
+
+    let mut proxy = if r.outgoing.dst.is_v4() { spread(r) } else { Addr::LOOPBACK_V6 };
+    if r.bound.addr.is_unspecified() && !r.source.is_unspecified() {
+        if r.bound.port != 0 {
+            // bpf_bind takes no socket that has a port. To its own address the kernel chooses
+            // the same source as to the original destination; getsockname of the proxy is repaired.
+            if !r.source.is_loopback() {
+                proxy = r.source;
+            }
+        } else if !r.source.is_loopback() {
+            state.bound_by_us = 1;
+            let done = if socket6 { ctx.bind6(&r.source) } else { ctx.bind4(&r.source) };
+            if !done {
+                count(Counter::SourceNotBound);
+            }
+        } else if r.bound.ours {
+            unbind(ctx, socket6);
+        }
+    }
+
+    *state = SockState {
+        kind: sock_kind::REDIRECTED,
+        bound_by_us: state.bound_by_us,
+        verdict: r.decision.verdict as u16,
+        orig: r.outgoing.dst,
+        proxy,
+        orig_port: r.outgoing.dport,
+        proxy_port: port,
+        rule: r.decision.rule as u32,
+    };
+    if socket6 {
+        ctx.set_ip6(&proxy);
+    } else {
+        ctx.set_ip4(&proxy);
+    }
+    ctx.set_port(port);
+    Ok(())
+}
+
+/// Where in 127.0.0.0/8 to send a connection. With one address for all destinations an app
+/// would have only one connection for each of its ports; under iptables it has one for each
+/// port and destination. sk_lookup brings every address to the proxy's listener, so this
+/// needs a registered one; getsockname shows 127.0.0.1 to the proxy.
+#[inline(always)]
+fn spread(r: &Redirect) -> Addr {
+    let policy = r.active.policy;
+    if !policy.has(flag::SPREAD) || !inbound::is_registered(r.active.slot, r.decision.verdict as u32) {
+        return Addr::LOOPBACK_V4;
+    }
+    let hash = (r.outgoing.dst.v4_be() ^ (r.outgoing.dport as u32).rotate_left(16)).wrapping_mul(0x9e37_79b1);
+    // Octets 1 to 254: never 127.0.0.x, never the broadcast address of lo.
+    let octet = |shift: u32| ((hash >> shift) & 0xff) % 254 + 1;
+    Addr::v4((0x7f00_0000 | octet(8) << 16 | octet(16) << 8 | octet(24)).to_be())
+}

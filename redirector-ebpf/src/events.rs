@@ -1,0 +1,158 @@
+//! Events of TCP sockets: hand the original destination from the client's socket to the one
+//! the proxy accepts, and keep the registry of the proxy's listeners.
+
+use crate::ctx::{AF_INET6, Ops, TCP_CLOSE};
+use crate::maps::{self, LISTENERS, ORIGINAL_DST, REFUSED, count};
+use crate::storage;
+use aya_ebpf::bindings::{
+    BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
+};
+use aya_ebpf::helpers::generated::bpf_sock_map_update;
+use redirector_common::abi::{FlowKey, LISTENER_SLOTS, OriginalDst, SockState, listener_slot, sock_kind};
+use redirector_common::counter::Counter;
+use redirector_common::decide::Verdict;
+use redirector_common::policy::Policy;
+
+pub fn handle(ops: &Ops) {
+    match ops.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ops),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(ops),
+        BPF_SOCK_OPS_TCP_LISTEN_CB => listening(ops),
+        BPF_SOCK_OPS_STATE_CB if ops.arg(1) == TCP_CLOSE => closed(ops),
+        _ => {}
+    }
+}
+
+/// The key of a connection, seen from the client.
+#[inline(always)]
+fn key_of_client(ops: &Ops) -> FlowKey {
+    FlowKey {
+        client: ops.local(),
+        proxy: ops.remote(),
+        client_port: ops.local_port(),
+        proxy_port: ops.remote_port(),
+    }
+}
+
+/// The client has its source port and the SYN has not left yet: publish where it wanted to go.
+/// Nothing can be refused here any more (the return value is ignored), so what cannot be
+/// stored is marked, and sk_lookup drops its SYN.
+#[inline(always)]
+fn connecting(ops: &Ops) {
+    let Some(sk) = ops.sock() else { return };
+    let Some(state) = storage::get(sk) else { return };
+    if state.kind != sock_kind::REDIRECTED {
+        return;
+    }
+    let key = key_of_client(ops);
+    let value =
+        OriginalDst { addr: state.orig, port: state.orig_port, verdict: state.verdict, rule: state.rule };
+    if ORIGINAL_DST.insert(&key, &value, BPF_NOEXIST as u64).is_ok() {
+        maps::add_live(1);
+    } else if ORIGINAL_DST.insert(&key, &value, 0).is_err() {
+        count(Counter::RefusedUnstored);
+        let _ = REFUSED.insert(&key, &1, 0);
+        return;
+    }
+    ops.watch_state();
+}
+
+/// A connection is established at the proxy: its socket gets its own copy of the original
+/// destination, before accept() can return it.
+#[inline(always)]
+fn accepted(ops: &Ops) {
+    let Some(sk) = ops.sock() else { return };
+    // Either a listener of the proxy is known, and its state was cloned into this socket, or
+    // it could not be registered (MPTCP), and its port tells.
+    let port = ops.local_port();
+    let known = storage::get(sk);
+    if known.is_none() {
+        let Some(active) = maps::active() else { return };
+        if verdict_of(active.policy, port).is_none() || ops.netns_cookie() != maps::netns_cookie() {
+            return;
+        }
+    }
+    let key = FlowKey {
+        client: ops.remote(),
+        proxy: ops.local(),
+        client_port: ops.remote_port(),
+        proxy_port: port,
+    };
+    // SAFETY: values are written once, by insert.
+    let Some(original) = (unsafe { ORIGINAL_DST.get(&key) }) else { return };
+    let state = match known {
+        Some(state) => state,
+        None => match storage::get_or_create(sk) {
+            Some(state) => state,
+            None => return,
+        },
+    };
+    *state = SockState {
+        kind: sock_kind::ACCEPTED,
+        bound_by_us: 0,
+        verdict: original.verdict,
+        orig: original.addr,
+        proxy: key.proxy,
+        orig_port: original.port,
+        proxy_port: port,
+        rule: original.rule,
+    };
+}
+
+/// Which traffic a listener on `port` takes.
+#[inline(always)]
+fn verdict_of(policy: &Policy, port: u16) -> Option<Verdict> {
+    if port == policy.outbound_port {
+        Some(Verdict::Outbound)
+    } else if port == policy.inbound_port {
+        Some(Verdict::Inbound)
+    } else if port == policy.dns_port {
+        Some(Verdict::Dns)
+    } else {
+        None
+    }
+}
+
+/// listen(): if it is on a port of the proxy, register the socket.
+#[inline(always)]
+fn listening(ops: &Ops) {
+    // Also while the instance is being made: user space has looked for older listeners, or will.
+    let Some(active) = maps::active_or_next() else { return };
+    let port = ops.local_port();
+    let Some(verdict) = verdict_of(active.policy, port) else { return };
+    if ops.netns_cookie() != maps::netns_cookie() {
+        return;
+    }
+    let Some(sk) = ops.sock() else { return };
+    if let Some(state) = storage::get_or_create(sk) {
+        state.kind = sock_kind::LISTENER;
+        state.verdict = verdict as u16;
+        state.proxy_port = port;
+    }
+    let first = listener_slot(active.slot, verdict as u32, ops.family() == AF_INET6);
+    let mut slot = first;
+    while slot < first + LISTENER_SLOTS {
+        let key = &raw mut slot;
+        // SAFETY: the context of this run, a map, a key. A slot empties by itself when its socket closes.
+        if unsafe { bpf_sock_map_update(ops.raw(), LISTENERS.raw(), key.cast(), BPF_NOEXIST as u64) } == 0 {
+            return;
+        }
+        slot += 1;
+    }
+    count(Counter::ListenerNotRegistered);
+}
+
+/// A client's connection has ended: its entry ends with it.
+#[inline(always)]
+fn closed(ops: &Ops) {
+    let Some(sk) = ops.sock() else { return };
+    let Some(state) = storage::get(sk) else { return };
+    if state.kind != sock_kind::REDIRECTED {
+        return;
+    }
+    state.kind = sock_kind::NONE;
+    if ORIGINAL_DST.remove(key_of_client(ops)).is_ok() {
+        maps::add_live(-1);
+    }
+}

@@ -1,0 +1,90 @@
+//! Entry points: one thin function for each hook. What they do is in the module they call.
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![allow(missing_docs, reason = "entry points, each with its hook; the macros repeat them")]
+#![expect(internal_features, reason = "an atomic add: see maps::add_live")]
+
+mod connect;
+mod ctx;
+mod events;
+mod inbound;
+mod maps;
+mod names;
+mod original_dst;
+mod owner;
+mod storage;
+
+use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, sk_lookup, sock_ops};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext};
+use ctx::{Lookup, Ops, SockAddr, Sockopt};
+
+/// connect() on an IPv4 socket, before the route is looked up (4.17).
+#[cgroup_sock_addr(connect4)]
+pub fn rd_connect4(c: SockAddrContext) -> i32 {
+    connect::connect4(&SockAddr::new(c.sock_addr))
+}
+
+/// connect() on an IPv6 socket, native or IPv4-mapped (4.17).
+#[cgroup_sock_addr(connect6)]
+pub fn rd_connect6(c: SockAddrContext) -> i32 {
+    connect::connect6(&SockAddr::new(c.sock_addr))
+}
+
+/// getpeername() of an IPv4 socket (5.8).
+#[cgroup_sock_addr(getpeername4)]
+pub fn rd_peername4(c: SockAddrContext) -> i32 {
+    names::peer4(&SockAddr::new(c.sock_addr));
+    1
+}
+
+/// getpeername() of an IPv6 socket (5.8).
+#[cgroup_sock_addr(getpeername6)]
+pub fn rd_peername6(c: SockAddrContext) -> i32 {
+    names::peer6(&SockAddr::new(c.sock_addr));
+    1
+}
+
+/// getsockname() of an IPv4 socket (5.8).
+#[cgroup_sock_addr(getsockname4)]
+pub fn rd_sockname4(c: SockAddrContext) -> i32 {
+    names::local4(&SockAddr::new(c.sock_addr));
+    1
+}
+
+/// getsockname() of an IPv6 socket (5.8).
+#[cgroup_sock_addr(getsockname6)]
+pub fn rd_sockname6(c: SockAddrContext) -> i32 {
+    names::local6(&SockAddr::new(c.sock_addr));
+    1
+}
+
+/// Events of TCP sockets: connect, listen, accept, close (TCP_LISTEN_CB is of 4.19).
+#[sock_ops]
+pub fn rd_sockops(c: SockOpsContext) -> u32 {
+    events::handle(&Ops::new(c.ops));
+    1
+}
+
+/// getsockopt() after the kernel has answered it (5.3).
+#[cgroup_sockopt(getsockopt)]
+pub fn rd_getsockopt(c: SockoptContext) -> i32 {
+    original_dst::getsockopt(&Sockopt::new(c.sockopt));
+    1
+}
+
+/// Which listener gets a SYN (5.9).
+#[sk_lookup]
+pub fn rd_sk_lookup(c: SkLookupContext) -> u32 {
+    inbound::select(&Lookup::new(c.lookup))
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Helpers such as `bpf_set_retval` are offered to GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,198 @@
+//! Every map of an instance, and the lookups all hooks share.
+
+use aya_ebpf::bindings::{
+    BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::{BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_SOCKMAP},
+};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key};
+use aya_ebpf::macros::btf_map;
+use core::ffi::c_void;
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use redirector_common::abi::{
+    FlowKey, INERT, LISTENERS_LEN, Meta, OriginalDst, Route, SockState, TableKey, Target,
+};
+use redirector_common::counter::Counter;
+use redirector_common::decide::Facts;
+use redirector_common::policy::{Policy, Table};
+use redirector_common::Addr;
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+pub static META: Array<Meta, 1> = Array::new();
+#[btf_map]
+pub static POLICIES: Array<Policy, 2> = Array::new();
+/// No memory is taken for entries that are not there, so the bound is generous.
+#[btf_map]
+static TABLES: LpmTrie<TableKey, Route, 4_194_304> = LpmTrie::new();
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
+#[btf_map]
+static LIVE: Array<u64, 1> = Array::new();
+#[btf_map]
+pub static LISTENERS: Listeners = Listeners::new();
+/// The size is set at load from the policy's capacity.
+#[btf_map]
+pub static ORIGINAL_DST: HashMap<FlowKey, OriginalDst, 65_536, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static REFUSED: LruHashMap<FlowKey, u32, 128> = LruHashMap::new();
+#[btf_map]
+pub static SOCKETS: SockStorage = SockStorage::new();
+
+macro_rules! definition {
+    ($(#[$doc:meta])* $name:ident: $type:expr, $key:ty, $value:ty, $max_entries:expr, $flags:expr) => {
+        $(#[$doc])*
+        #[repr(C)]
+        pub struct $name {
+            r#type: *const [i32; $type as usize],
+            key: *const $key,
+            value: *const $value,
+            max_entries: *const [i32; $max_entries as usize],
+            map_flags: *const [i32; $flags as usize],
+        }
+
+        // SAFETY: never dereferenced; a definition that the loader reads from BTF.
+        unsafe impl Sync for $name {}
+
+        impl $name {
+            const fn new() -> Self {
+                use core::ptr::null;
+                Self { r#type: null(), key: null(), value: null(), max_entries: null(), map_flags: null() }
+            }
+
+            #[inline(always)]
+            pub fn raw(&self) -> *mut c_void {
+                core::ptr::from_ref(self).cast_mut().cast()
+            }
+        }
+    };
+}
+
+// Two maps that aya's own types cannot express.
+definition!(
+    /// SOCKMAP whose elements user space can read: as cookies, which takes values of 8 bytes.
+    Listeners: BPF_MAP_TYPE_SOCKMAP, u32, u64, LISTENERS_LEN, 0
+);
+definition!(
+    /// sk_storage whose values are copied from a listener to the sockets accepted from it.
+    SockStorage: BPF_MAP_TYPE_SK_STORAGE, i32, SockState, 0, BPF_F_NO_PREALLOC | BPF_F_CLONE
+);
+
+/// Set by the loader; constants to the verifier.
+#[unsafe(no_mangle)]
+pub static TARGET: Target = Target {
+    netns_cookie: 0,
+    sock_socket: 0,
+    socket_file: 0,
+    file_cred: 0,
+    cred_fsuid: 0,
+    cred_fsgid: 0,
+    has_set_retval: 0,
+};
+
+/// Reads one field of [`TARGET`]; volatile, or LLVM would take the zeros above for good.
+macro_rules! target {
+    ($field:ident) => {
+        // SAFETY: a static, valid for reads.
+        unsafe { core::ptr::read_volatile(&raw const $crate::maps::TARGET.$field) }
+    };
+}
+pub(crate) use target;
+
+#[inline(always)]
+pub fn netns_cookie() -> u64 {
+    target!(netns_cookie)
+}
+
+#[inline(always)]
+pub fn has_set_retval() -> bool {
+    target!(has_set_retval) != 0
+}
+
+/// The policy in force and where its lists are.
+#[derive(Clone, Copy)]
+pub struct Active {
+    pub policy: &'static Policy,
+    /// Its slot, 0 or 1.
+    pub slot: u32,
+}
+
+/// None while the instance is not active.
+#[inline(always)]
+pub fn active() -> Option<Active> {
+    let slot = active_word()?.wrapping_sub(1);
+    if slot > 1 { None } else { policy(slot) }
+}
+
+/// The policy in force, or the one that will be while the instance is being made.
+#[inline(always)]
+pub fn active_or_next() -> Option<Active> {
+    match active_word()? {
+        INERT => policy(0),
+        n @ 1..=2 => policy(n - 1),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn active_word() -> Option<u32> {
+    let meta = META.get_ptr(0)?;
+    // SAFETY: an element of an array map; user space writes it, hence volatile.
+    Some(unsafe { core::ptr::read_volatile(&raw const (*meta).active) })
+}
+
+#[inline(always)]
+fn policy(slot: u32) -> Option<Active> {
+    let policy = POLICIES.get_ptr(slot)?;
+    // SAFETY: a slot is not written while a program that found it active may be running.
+    Some(Active { policy: unsafe { &*policy }, slot })
+}
+
+impl Active {
+    #[inline(always)]
+    fn find(&self, key: TableKey) -> Option<&'static Route> {
+        // SAFETY: values of an LPM trie are freed after an RCU grace period, and not written in place.
+        TABLES.get(&Key::new(TableKey::BITS, key)).map(|r| unsafe { &*core::ptr::from_ref(r) })
+    }
+
+    #[inline(always)]
+    pub fn route(&self, dst: Addr) -> Option<&'static Route> {
+        self.find(TableKey::address(self.slot, Table::Routes, dst))
+    }
+}
+
+impl Facts for Active {
+    #[inline(always)]
+    fn listed(&self, table: Table, value: u32) -> bool {
+        self.find(TableKey::number(self.slot, table, value)).is_some()
+    }
+
+    #[inline(always)]
+    fn covered(&self, table: Table, addr: &Addr) -> bool {
+        self.find(TableKey::address(self.slot, table, *addr)).is_some()
+    }
+}
+
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: this CPU's own element.
+        unsafe { *value += 1 };
+    }
+}
+
+/// How many entries `ORIGINAL_DST` has.
+#[inline(always)]
+pub fn live() -> u64 {
+    // SAFETY: an element of an array map.
+    LIVE.get_ptr(0).map_or(0, |p| unsafe { core::ptr::read_volatile(p) })
+}
+
+#[inline(always)]
+pub fn add_live(delta: i64) {
+    if let Some(p) = LIVE.get_ptr_mut(0) {
+        // Its result unused, this becomes BPF_XADD, which every kernel has (BPF_FETCH is of 5.12).
+        // `core` offers no AtomicI64::fetch_add on targets without compare-and-swap.
+        // SAFETY: an element of an array map, aligned to 8 bytes.
+        unsafe { atomic_xadd::<_, _, { AtomicOrdering::Relaxed }>(p, delta as u64) };
+    }
+}

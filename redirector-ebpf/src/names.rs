@@ -1,0 +1,87 @@
+//! getpeername and getsockname show what they would show under iptables.
+
+use crate::ctx::{AF_INET6, IPPROTO_MPTCP, Sock, SockAddr, TCP_CLOSE, TCP_LISTEN};
+use crate::maps::{self, ORIGINAL_DST};
+use crate::storage;
+use redirector_common::Addr;
+use redirector_common::abi::{FlowKey, sock_kind};
+use redirector_common::decide::Verdict;
+use redirector_common::policy::flag;
+
+pub fn peer4(ctx: &SockAddr) {
+    if let Some((addr, port)) = peer(ctx, ctx.ip4()) {
+        ctx.set_ip4(&addr);
+        ctx.set_port(port);
+    }
+}
+
+pub fn peer6(ctx: &SockAddr) {
+    if let Some((addr, port)) = peer(ctx, ctx.ip6()) {
+        ctx.set_ip6(&addr);
+        ctx.set_port(port);
+    }
+}
+
+pub fn local4(ctx: &SockAddr) {
+    if let Some((addr, port)) = local(ctx, ctx.ip4()) {
+        ctx.set_ip4(&addr);
+        ctx.set_port(port);
+    }
+}
+
+pub fn local6(ctx: &SockAddr) {
+    if let Some((addr, port)) = local(ctx, ctx.ip6()) {
+        ctx.set_ip6(&addr);
+        ctx.set_port(port);
+    }
+}
+
+/// The original destination of a redirected client, if `shown` is the proxy it was sent to.
+#[inline(always)]
+fn peer(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
+    let sk = ctx.sock()?;
+    let port = ctx.port();
+    if sk.protocol() == IPPROTO_MPTCP {
+        // The state is on the subflow that connected; the names are asked of its parent.
+        let key = FlowKey { client: sk.local(), proxy: shown, client_port: sk.local_port(), proxy_port: port };
+        // SAFETY: values are written once, by insert.
+        let original = unsafe { ORIGINAL_DST.get(key) }?;
+        return Some((original.addr, original.port));
+    }
+    let state = storage::get(sk)?;
+    let redirected = state.kind == sock_kind::REDIRECTED;
+    (redirected && port == state.proxy_port && shown.same(&state.proxy))
+        .then_some((state.orig, state.orig_port))
+}
+
+#[inline(always)]
+fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
+    let sk = ctx.sock()?;
+    let state = storage::get(sk)?;
+    match state.kind {
+        // REDIRECT in OUTPUT has sent it to the loopback address and the proxy's port.
+        sock_kind::ACCEPTED => {
+            let addr = if shown.is_v4() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 };
+            Some((addr, state.proxy_port))
+        }
+        // REDIRECT in PREROUTING has changed the port; TPROXY has not.
+        sock_kind::LISTENER if sk.state() != TCP_LISTEN => {
+            let tproxy = maps::active()?.policy.has(flag::TPROXY);
+            (state.verdict == Verdict::Inbound as u16 && !tproxy).then_some((shown, state.proxy_port))
+        }
+        _ if state.bound_by_us != 0 && sk.state() == TCP_CLOSE => not_connected(sk, ctx.port()),
+        _ => None,
+    }
+}
+
+/// A client whose connect failed or that was disconnected: without our bind, the kernel would
+/// have taken its source address away again (`tcp_disconnect`, SOCK_BINDADDR_LOCK).
+#[inline(always)]
+fn not_connected(sk: Sock, port: u16) -> Option<(Addr, u16)> {
+    if sk.local_port() != 0 {
+        return None;
+    }
+    let none = if sk.family() == AF_INET6 { Addr::UNSPECIFIED } else { Addr::v4(0) };
+    Some((none, port))
+}
+

@@ -1,0 +1,103 @@
+//! getsockopt(SO_ORIGINAL_DST): the answer conntrack gives under iptables.
+
+use crate::ctx::{AF_INET, AF_INET6, IPPROTO_TCP, Sock, Sockopt, TCP_CLOSE, TCP_LISTEN, set_errno};
+use crate::maps;
+use crate::storage;
+use redirector_common::Addr;
+use redirector_common::abi::sock_kind;
+
+const SOL_IP: i32 = 0;
+const SOL_IPV6: i32 = 41;
+/// SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST.
+const ORIGINAL_DST: i32 = 80;
+const ENOENT: i32 = 2;
+const EINVAL: i32 = 22;
+const ENOPROTOOPT: i32 = 92;
+const SOCKADDR_IN: i32 = 16;
+const SOCKADDR_IN6: i32 = 28;
+
+pub fn getsockopt(ctx: &Sockopt) {
+    let level = ctx.level();
+    let asked = (level == SOL_IP || level == SOL_IPV6) && ctx.optname() == ORIGINAL_DST;
+    if !asked || !answer(ctx, level) {
+        untouched(ctx);
+    }
+}
+
+/// Leaves the kernel's answer as it is. A buffer of more than a page is copied only in part,
+/// and the call would fail with EFAULT unless the length says "keep out". Only then: a length
+/// of 0 is seen by programs of parent cgroups too.
+#[inline(always)]
+fn untouched(ctx: &Sockopt) {
+    if ctx.optlen() as i64 > ctx.buffered() {
+        ctx.set_optlen(0);
+    }
+}
+
+/// True if the answer is ours.
+#[inline(always)]
+fn answer(ctx: &Sockopt, level: i32) -> bool {
+    let Some(sk) = ctx.sock() else { return false };
+    if sk.protocol() != IPPROTO_TCP || (level == SOL_IPV6 && sk.family() != AF_INET6) {
+        return false;
+    }
+    let retval = ctx.retval();
+    // 0: conntrack is there and knows the connection. ENOENT: it does not. ENOPROTOOPT: there
+    // is no conntrack in this kernel. Anything else (a short buffer) stands.
+    if retval != 0 && retval != -ENOENT && retval != -ENOPROTOOPT {
+        return false;
+    }
+    let need = if level == SOL_IP { SOCKADDR_IN } else { SOCKADDR_IN6 };
+    let found = original(sk, retval == 0).filter(|(addr, _)| addr.is_v4() == (level == SOL_IP));
+    if retval == -ENOPROTOOPT && maps::has_set_retval() {
+        if ctx.optlen() < need {
+            set_errno(EINVAL as u16);
+            return false;
+        }
+        if found.is_none() {
+            set_errno(ENOENT as u16);
+        }
+    }
+    let Some((addr, port)) = found else { return false };
+
+    // The kernel leaves the length as the caller gave it; a length beyond what we were given
+    // of the buffer would be EFAULT.
+    if ctx.optlen() as i64 > ctx.buffered() {
+        ctx.set_optlen(need);
+    }
+    let port = u32::from(port.to_be()) << 16;
+    let written = if level == SOL_IP {
+        ctx.write([AF_INET | port, addr.v4_be(), 0, 0])
+    } else {
+        let [a, b, c, d] = addr.words;
+        ctx.write([AF_INET6 | port, 0, a, b, c, d, 0])
+    };
+    if written {
+        ctx.set_success();
+    }
+    written
+}
+
+/// Original destination of a connection. `known`: the kernel has an answer of its own, which
+/// counts unless the connection is one we redirected.
+#[inline(always)]
+fn original(sk: Sock, known: bool) -> Option<(Addr, u16)> {
+    let tcp_state = sk.state();
+    if tcp_state == TCP_LISTEN || tcp_state == TCP_CLOSE {
+        return None;
+    }
+    let state = storage::get(sk);
+    let kind = state.as_ref().map_or(sock_kind::NONE, |s| s.kind);
+    if let Some(state) = state
+        && (kind == sock_kind::ACCEPTED || kind == sock_kind::REDIRECTED)
+    {
+        return Some((state.orig, state.orig_port));
+    }
+    if known {
+        return None;
+    }
+    // conntrack tracks every connection: one that was not redirected has its own destination.
+    // Both are read whatever is chosen, or LLVM would choose between two pointers into the socket.
+    let (peer, local) = ((sk.peer(), sk.peer_port()), (sk.local(), sk.local_port()));
+    Some(if kind == sock_kind::PASSED { peer } else { local })
+}

@@ -1,0 +1,31 @@
+//! State of a socket: lives and dies with it.
+
+use crate::ctx::Sock;
+use crate::maps::SOCKETS;
+use aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE;
+use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use core::ptr::{NonNull, null_mut};
+use redirector_common::abi::SockState;
+
+#[inline(always)]
+fn lookup(sk: Sock, flags: u64) -> Option<&'static mut SockState> {
+    // SAFETY: a helper of every program type that calls this; the verifier knows `sk` as a socket.
+    let state = unsafe {
+        bpf_sk_storage_get(SOCKETS.raw(), sk.0.cast(), null_mut(), flags)
+    };
+    // SAFETY: freed after an RCU grace period. Hooks of one socket run under its lock, so
+    // there is no second writer.
+    NonNull::new(state.cast::<SockState>()).map(|mut p| unsafe { p.as_mut() })
+}
+
+/// The socket's state if it has any.
+#[inline(always)]
+pub fn get(sk: Sock) -> Option<&'static mut SockState> {
+    lookup(sk, 0)
+}
+
+/// The socket's state, zeroed if it is new; None without memory.
+#[inline(always)]
+pub fn get_or_create(sk: Sock) -> Option<&'static mut SockState> {
+    lookup(sk, BPF_SK_STORAGE_GET_F_CREATE as u64)
+}

@@ -1,0 +1,174 @@
+//! `redirector attach`.
+
+use super::Env;
+use super::output::{Format, json, note, print};
+use crate::config::{self, CaptureFlags, Policy, Resolved, TargetFacts};
+use crate::error::{Error, Result};
+use crate::instance::attach::{self, Outcome, default_name};
+use crate::mirror;
+use crate::target::{Target, process};
+use crate::{kernel, target};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  redirector attach --pid 4711
+      the sidecar default: everything, as `istio-iptables -p 15001 -z 15006 -u 1337 -m REDIRECT -i '*' -x \"\" -b '*'
+      -d 15090,15021,15020`
+  redirector attach --netns /run/netns/pod1 --cgroup /sys/fs/cgroup/pod1 --name pod1 -o 5432 -x 10.0.0.0/8
+  redirector attach --pid 4711 --istio-defaults -i 10.0.0.0/8 -b 80,443
+  redirector attach --pid 4711 --policy pod.toml
+  redirector attach --pid 4711 --dry-run --output json";
+
+/// Capture a pod's traffic. The same policy again changes nothing; another one is swapped in.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// A process of the pod: its network namespace, and the innermost cgroup that holds every
+    /// process of that namespace.
+    #[arg(long, value_name = "PID", conflicts_with_all = ["netns", "cgroup"], required_unless_present = "netns")]
+    pid: Option<u32>,
+    /// File of the network namespace.
+    #[arg(long, value_name = "FILE", requires = "cgroup")]
+    netns: Option<PathBuf>,
+    /// Directory of the cgroup (v2) whose sockets are captured.
+    #[arg(long, value_name = "DIR", requires = "netns")]
+    cgroup: Option<PathBuf>,
+    /// Name of the instance [default: n and the cookie of the network namespace].
+    #[arg(long)]
+    name: Option<String>,
+    /// Attach although processes of the namespace are outside the cgroup and will not be captured.
+    #[arg(long)]
+    allow_partial: bool,
+    #[command(flatten)]
+    capture: CaptureFlags,
+}
+
+pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
+    kernel::privileges::require()?;
+    let target = match (args.pid, &args.netns, &args.cgroup) {
+        (Some(pid), ..) => Target::of_pid(pid)?,
+        (None, Some(netns), Some(cgroup)) => Target::of_paths(netns, cgroup)?,
+        _ => return Err(Error::Input("give --pid, or --netns and --cgroup".into())),
+    };
+    let resolved = config::resolve(&args.capture, &facts(&target)?)
+        .map_err(|e| Error::Input(format!("{e}; {}", e.remedy())))?;
+    for remark in &resolved.notes {
+        note(&format!("{}: {}", remark.about, remark.text));
+    }
+    buildable(&resolved)?;
+    let name = args.name.clone().unwrap_or_else(|| default_name(&target));
+    crate::instance::root::check_name(&name)?;
+    strays(&target, args.allow_partial)?;
+    target::chains::refuse_istio(&target.netns)?;
+    if resolved.requests.dry_run || resolved.requests.skip_apply {
+        return dry_run(env, &name, &target, &resolved.policy);
+    }
+
+    let report = attach::attach(&env.root, &name, &target, &resolved.policy)?;
+    for remark in &report.notes {
+        note(remark);
+    }
+    let outcome = match report.outcome {
+        Outcome::Attached => "attached",
+        Outcome::Unchanged => "unchanged",
+        Outcome::Changed => "changed",
+    };
+    match env.format {
+        Format::Json => json(&serde_json::json!({
+            "name": name,
+            "outcome": outcome,
+            "netns": target.netns_path,
+            "netns_inode": target.netns.inode,
+            "cgroup": target.cgroup.path,
+            "notes": report.notes,
+        }))?,
+        Format::Table => print(&format!(
+            "{outcome} {name}: network namespace {} (inode {}), cgroup {}",
+            target.netns_path.display(),
+            target.netns.inode,
+            target.cgroup.path.display()
+        ))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the flags may ask about the target.
+fn facts(target: &Target) -> Result<TargetFacts> {
+    let mirror = mirror::read(target.netns.as_fd()).map_err(|e| Error::Failed(crate::error::chain(&e)))?;
+    let addresses = mirror.interfaces.iter().flat_map(|i| i.addresses.iter().map(|net| net.addr()));
+    Ok(TargetFacts {
+        root: target.pid.map(|pid| PathBuf::from(format!("/proc/{pid}/root"))),
+        nameservers: None,
+        addresses: Some(addresses.collect()),
+    })
+}
+
+/// Refuses what this version cannot do yet: an option is never silently ignored.
+fn buildable(resolved: &Resolved) -> Result<()> {
+    let (policy, requests) = (&resolved.policy, &resolved.requests);
+    if requests.cleanup_only {
+        return Err(Error::Input("--cleanup-only attaches nothing; use `redirector detach`".into()));
+    }
+    if requests.network_namespace.is_some() {
+        return Err(Error::Input("--network-namespace is spelt --netns here, and takes --cgroup with it".into()));
+    }
+    let missing = [
+        (requests.run_validation, "--run-validation"),
+        (policy.dns != config::Dns::Off, "--redirect-dns (DNS capture)"),
+        (policy.mode == config::Mode::Tproxy, "-m TPROXY"),
+        (!policy.virtual_interfaces.is_empty(), "-k (virtual interfaces)"),
+    ];
+    match missing.iter().find(|(asked, _)| *asked) {
+        Some((_, what)) => Err(Error::Unsupported(format!("{what} is not built yet in this version; nothing was changed"))),
+        None => Ok(()),
+    }
+}
+
+/// Processes of the namespace outside the cgroup would go around the proxy.
+fn strays(target: &Target, allow: bool) -> Result<()> {
+    let strays = target.strays()?;
+    if strays.is_empty() {
+        return Ok(());
+    }
+    let shown: Vec<String> =
+        strays.iter().take(8).map(|pid| format!("{pid} ({})", process::name(*pid))).collect();
+    let text = format!(
+        "{} of the network namespace's processes are not in the cgroup {} and would not be captured: {}",
+        strays.len(),
+        target.cgroup.path.display(),
+        shown.join(", ")
+    );
+    if allow {
+        note(&text);
+        return Ok(());
+    }
+    Err(Error::Input(format!("{text}; give a cgroup that holds them all, or --allow-partial")))
+}
+
+fn dry_run(env: &Env, name: &str, target: &Target, policy: &Policy) -> Result<ExitCode> {
+    match env.format {
+        Format::Json => json(&serde_json::json!({
+            "name": name,
+            "outcome": "dry-run",
+            "netns": target.netns_path,
+            "cgroup": target.cgroup.path,
+            "policy": policy,
+        }))?,
+        Format::Table => {
+            let text = toml_of(policy)?;
+            print(&format!(
+                "would attach {name}: network namespace {}, cgroup {}\n{text}",
+                target.netns_path.display(),
+                target.cgroup.path.display()
+            ))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn toml_of(policy: &Policy) -> Result<String> {
+    toml::to_string(policy).map_err(|e| Error::Failed(format!("serialise the policy: {e}")))
+}

@@ -1,0 +1,29 @@
+//! `redirector check`.
+
+use super::Env;
+use super::output::{Format, json, table};
+use crate::error::Result;
+use crate::kernel::check;
+use std::process::ExitCode;
+
+/// What this kernel and node offer, each missing thing with its remedy. Exit code 4 if something
+/// that is needed is missing.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  redirector check\n  redirector check --output json")]
+pub struct Args {}
+
+pub fn run(env: &Env, _args: &Args) -> Result<ExitCode> {
+    let findings = check::all();
+    match env.format {
+        Format::Json => json(&findings)?,
+        Format::Table => table(
+            ["CAPABILITY", "STATE", "NEEDED FOR", "REMEDY"],
+            findings.iter().map(|f| {
+                let state = if f.present { "ok" } else { "missing" };
+                [f.name.to_owned(), state.to_owned(), f.needed_for.to_owned(), f.remedy.clone()]
+            }),
+        )?,
+    }
+    let complete = findings.iter().all(|f| f.present || !f.required);
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(4) })
+}

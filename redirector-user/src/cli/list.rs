@@ -1,0 +1,39 @@
+//! `redirector list`.
+
+use super::Env;
+use super::output::{Format, json, note, table};
+use crate::error::Result;
+use crate::instance::{detach, observe};
+use std::process::ExitCode;
+
+/// List the instances of this node.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  redirector list\n  redirector list --output json")]
+pub struct Args {}
+
+pub fn run(env: &Env, _args: &Args) -> Result<ExitCode> {
+    for swept in detach::sweep_if_idle(&env.root)? {
+        note(&format!("swept {swept}, left by a command that was killed"));
+    }
+    let list = observe::list(&env.root)?;
+    match env.format {
+        Format::Json => json(&list)?,
+        Format::Table => {
+            let text = |v: Option<String>| v.unwrap_or_else(|| "-".into());
+            table(
+                ["NAME", "STATE", "CONNECTIONS", "NETNS", "CGROUP", "PROBLEM"],
+                list.into_iter().map(|s| {
+                    [
+                        s.name,
+                        s.state.to_owned(),
+                        text(s.connections.map(|n| n.to_string())),
+                        text(s.netns),
+                        text(s.cgroup),
+                        text(s.problem),
+                    ]
+                }),
+            )?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

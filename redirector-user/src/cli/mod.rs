@@ -1,0 +1,93 @@
+//! The command line: a verb a file. Nouns read, verbs write.
+
+mod attach;
+mod check;
+mod detach;
+mod list;
+mod original_dst;
+mod output;
+mod refresh;
+mod show;
+
+use crate::error::Error;
+use crate::instance::root::Root;
+use clap::{Parser, Subcommand};
+use output::Format;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  redirector attach --pid 4711            capture a pod, given any of its processes
+  redirector attach --netns /run/netns/pod1 --cgroup /sys/fs/cgroup/pod1 -o 22
+  redirector list
+  redirector show n4097
+  redirector original-dst n4097           original destinations of live connections
+  redirector detach --pid 4711
+
+Exit codes:
+  0  done (also: attach of an equal policy)
+  1  failed
+  2  wrong usage or input
+  3  nothing matched
+  4  this kernel, node or set of privileges cannot do it";
+
+/// Redirects a pod's TCP traffic to its sidecar proxy with eBPF, as istio-init does with iptables.
+#[derive(Debug, Parser)]
+#[command(name = "redirector", version, after_help = EXAMPLES, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+    /// How to print results; JSON is stable, see docs/cli.md.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// Mount point of the bpffs that holds the instances.
+    #[arg(long, global = true, default_value = "/sys/fs/bpf", value_name = "DIR")]
+    bpffs: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Attach(Box<attach::Args>),
+    Detach(detach::Args),
+    Refresh(refresh::Args),
+    List(list::Args),
+    Show(show::Args),
+    OriginalDst(original_dst::Args),
+    Check(check::Args),
+}
+
+/// What every verb gets.
+struct Env {
+    root: Root,
+    format: Format,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let env = Env { root: Root::at(&cli.bpffs), format: cli.output };
+    let result = match cli.verb {
+        Verb::Attach(args) => attach::run(&env, *args),
+        Verb::Detach(args) => detach::run(&env, args),
+        Verb::Refresh(args) => refresh::run(&env, &args),
+        Verb::List(args) => list::run(&env, &args),
+        Verb::Show(args) => show::run(&env, &args),
+        Verb::OriginalDst(args) => original_dst::run(&env, &args),
+        Verb::Check(args) => check::run(&env, &args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(e) => fail(&e, env.format),
+    }
+}
+
+fn fail(error: &Error, format: Format) -> ExitCode {
+    if format == Format::Json {
+        let text = serde_json::json!({ "error": error.to_string(), "exit_code": error.exit_code() });
+        eprintln!("{text}");
+    } else {
+        eprintln!("redirector: {error}");
+    }
+    ExitCode::from(error.exit_code())
+}

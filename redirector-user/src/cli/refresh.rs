@@ -1,0 +1,33 @@
+//! `redirector refresh`.
+
+use super::Env;
+use super::output::{Format, json, note, print};
+use crate::error::Result;
+use crate::instance::change;
+use crate::kernel;
+use std::process::ExitCode;
+
+/// Read addresses, routes, interfaces and listeners of an instance's namespace anew.
+///
+/// Without a daemon they are a snapshot of the attach. New connections are decided under the old
+/// or the new snapshot, never in between.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  redirector refresh n4097")]
+pub struct Args {
+    /// Name of the instance.
+    name: String,
+}
+
+pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
+    kernel::privileges::require()?;
+    crate::instance::root::check_name(&args.name)?;
+    let notes = change::refresh(&env.root, &args.name)?;
+    for remark in &notes {
+        note(remark);
+    }
+    match env.format {
+        Format::Json => json(&serde_json::json!({ "name": args.name, "outcome": "refreshed", "notes": notes }))?,
+        Format::Table => print(&format!("refreshed {}", args.name))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

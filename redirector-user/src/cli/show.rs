@@ -1,0 +1,77 @@
+//! `redirector show`.
+
+use super::Env;
+use super::output::{Format, json, note, print, table};
+use crate::error::Result;
+use crate::instance::observe::{self, Status};
+use crate::instance::detach;
+use std::process::ExitCode;
+
+/// Show one instance: what was asked for, and what the kernel does.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  redirector show n4097\n  redirector show n4097 -v\n  redirector show n4097 --output json")]
+pub struct Args {
+    /// Name of the instance.
+    name: String,
+    /// Every rule in order with its connections, and every hook.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
+    for swept in detach::sweep_if_idle(&env.root)? {
+        note(&format!("swept {swept}, left by a command that was killed"));
+    }
+    crate::instance::root::check_name(&args.name)?;
+    let status = observe::status(&env.root, &args.name)?;
+    match env.format {
+        Format::Json => json(&status)?,
+        Format::Table => text(&status, args.verbose)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(s: &Status, verbose: bool) -> Result<()> {
+    let mut lines = vec![
+        format!("name         {}", s.name),
+        format!("state        {}", s.state),
+        format!("netns        {} (inode {}, cookie {})", s.record.netns.display(), s.netns_inode, s.netns_cookie),
+        format!("cgroup       {} (id {})", s.record.cgroup.display(), s.cgroup_id),
+        format!("connections  {} redirected and alive", s.connections),
+        format!("effective    {}", effective(s)),
+    ];
+    for l in &s.listeners {
+        let none = if l.ipv4 + l.ipv6 == 0 { "  <- no listener of the proxy is registered" } else { "" };
+        lines.push(format!("{:<12} port {}: {} IPv4, {} IPv6 listeners{none}", l.traffic, l.port, l.ipv4, l.ipv6));
+    }
+    print(&lines.join("\n"))?;
+    if verbose {
+        print("\npolicy")?;
+        print(super::attach::toml_of(&s.record.policy)?.trim_end())?;
+        print("")?;
+        table(
+            ["HOOK", "PROGRAM", "EFFECTIVE", "BEFORE IT", "PROBLEM"],
+            s.hooks.iter().map(|h| {
+                [
+                    h.hook.to_owned(),
+                    h.program.map_or("-".into(), |id| id.to_string()),
+                    if h.effective { "yes" } else { "NO" }.to_owned(),
+                    h.before.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
+                    h.problem.clone().unwrap_or_default(),
+                ]
+            }),
+        )?;
+    }
+    print("")?;
+    let shown = s.counters.iter().filter(|c| verbose || c.connections > 0);
+    table(["CONNECTIONS", "RULE"], shown.map(|c| [c.connections.to_string(), c.rule.to_owned()]))
+}
+
+fn effective(s: &Status) -> String {
+    let broken: Vec<&str> = s.hooks.iter().filter(|h| !h.effective).map(|h| h.hook).collect();
+    if broken.is_empty() {
+        "yes: the kernel runs our programs at every hook".into()
+    } else {
+        format!("NO: {} (see -v)", broken.join(", "))
+    }
+}

@@ -1,0 +1,23 @@
+//! The policy file: [`Policy`] in TOML or JSON, told apart by content.
+
+use std::path::Path;
+
+use super::error::ConfigError;
+use super::policy::Policy;
+
+/// Reads a policy file. Fields it leaves out have the sidecar default.
+pub fn load(path: &Path) -> Result<Policy, ConfigError> {
+    let refuse =
+        |why: String, remedy: &str| ConfigError::PolicyFile { path: path.into(), why, remedy: remedy.into() };
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| refuse(error.to_string(), "name a readable TOML or JSON file"))?;
+    parse(&text).map_err(|why| refuse(why, "`redirector explain --output json` shows a policy in full"))
+}
+
+/// Reads a policy: JSON if the first thing in it is a brace, TOML otherwise. The error says where and why.
+pub fn parse(text: &str) -> Result<Policy, String> {
+    if text.trim_start().starts_with('{') {
+        return serde_json::from_str(text).map_err(|error| error.to_string());
+    }
+    toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())
+}

@@ -1,0 +1,242 @@
+//! attach: build the instance in a staging directory, name it, activate it.
+//!
+//! Links work from the moment they are created, but the programs do nothing until META says
+//! so. Whatever happens before that one write, nothing is captured; what a killed command
+//! leaves is swept by the next one.
+
+use super::lock::WriteLock;
+use super::object::Loaded;
+use super::record::Record;
+use super::root::{Root, check_name};
+use super::state::{Instance, Phase};
+use super::tables::Compiled;
+use super::{change, detach, hooks, listeners, record};
+use crate::config::Policy;
+use crate::error::{Context, Error, Result};
+use crate::kernel::Kernel;
+use crate::mirror::{self, Mirror};
+use crate::sys::bpf::{self, Link};
+use crate::target::Target;
+use redirector_common::abi::{ABI_VERSION, INERT, Meta, meta_flag, name};
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+/// `::6`, which Envoy binds for what it hands to the app over IPv6.
+pub(super) const PASSTHROUGH_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
+
+/// What attach did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A new instance captures the target.
+    Attached,
+    /// The instance was there with an equal policy.
+    Unchanged,
+    /// The instance was there and has another policy now.
+    Changed,
+}
+
+/// Result of attach, with what the user should know.
+#[derive(Debug)]
+pub struct Report {
+    /// Name of the instance.
+    pub name: String,
+    /// What happened.
+    pub outcome: Outcome,
+    /// Remarks.
+    pub notes: Vec<String>,
+}
+
+/// Default name: by the namespace's cookie, which is never reused.
+pub fn default_name(target: &Target) -> String {
+    format!("n{}", target.netns.cookie)
+}
+
+/// Attaches a policy to a target, or changes the policy of the instance that is there.
+///
+/// # Errors
+///
+/// [`Error::Input`] if the target has an instance of another name or another cgroup;
+/// [`Error::Unsupported`] if the kernel lacks something. Nothing is left behind on any error.
+pub fn attach(root: &Root, name: &str, target: &Target, policy: &Policy) -> Result<Report> {
+    check_name(name)?;
+    let mut notes: Vec<String> = root.create()?.into_iter().collect();
+    let lock = WriteLock::take(root)?;
+    detach::sweep(root, &lock)?;
+    if let Some(there) = existing(root, name, target)? {
+        let (outcome, more) = change::change(there, target, policy, &lock)?;
+        notes.extend(more);
+        return Ok(Report { name: name.to_owned(), outcome, notes });
+    }
+    let result = create(root, name, target, policy, &lock);
+    if result.is_err() {
+        root.remove_if_empty();
+    }
+    notes.extend(result?);
+    Ok(Report { name: name.to_owned(), outcome: Outcome::Attached, notes })
+}
+
+/// The instance of this name, or of this namespace: they must be the same one.
+fn existing(root: &Root, name: &str, target: &Target) -> Result<Option<Instance>> {
+    let mut same = None;
+    for other in root.names()? {
+        let instance = Instance::open(root, &other)?;
+        let meta = instance.meta()?;
+        if other == name && meta.netns_cookie != target.netns.cookie {
+            return Err(Error::Input(format!(
+                "the name {name} belongs to another network namespace (inode {}); choose another --name, or detach it",
+                meta.netns_inode
+            )));
+        }
+        if meta.netns_cookie != target.netns.cookie {
+            continue;
+        }
+        if other != name {
+            return Err(Error::Input(format!(
+                "this network namespace is captured by the instance {other} already; use --name {other}, or detach it"
+            )));
+        }
+        if meta.cgroup_id != target.cgroup.id {
+            return Err(Error::Input(format!(
+                "the instance {name} is attached to another cgroup (id {}, not {} with id {}); detach it first",
+                meta.cgroup_id,
+                target.cgroup.path.display(),
+                target.cgroup.id
+            )));
+        }
+        if Phase::of(&meta) == Phase::Draining {
+            return Err(Error::Failed(format!(
+                "the instance {name} is draining; wait for its detach to end, or run `redirector detach --name {name}`"
+            )));
+        }
+        same = Some(instance);
+    }
+    Ok(same)
+}
+
+/// Takes a half-made instance away again, unless it was finished.
+struct Staging<'a> {
+    dir: PathBuf,
+    /// Set once `::6` may be on lo because of us.
+    lo6: Option<BorrowedFd<'a>>,
+    done: bool,
+}
+
+impl Drop for Staging<'_> {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        if let Some(netns) = self.lo6 {
+            let _ = mirror::remove_loopback_address(netns, PASSTHROUGH_V6);
+        }
+        let _ = detach::remove_dir(&self.dir);
+    }
+}
+
+fn create(root: &Root, name: &str, target: &Target, policy: &Policy, _lock: &WriteLock) -> Result<Vec<String>> {
+    let kernel = Kernel::probe()?;
+    let facts = read_mirror(target)?;
+    let compiled = Compiled::new(policy, &facts);
+    let loaded = Loaded::new(&kernel, target.netns.cookie, policy.max_connections)?;
+
+    let mut staging = Staging { dir: root.staging(name), lo6: None, done: false };
+    let dir = staging.dir.clone();
+    std::fs::create_dir(&dir).context(|| format!("create {}", dir.display()))?;
+    pin_maps(&loaded, &dir)?;
+    let mut instance = open_staged(&dir, name, target)?;
+    compiled.write(&mut instance.tables()?, 0)?;
+    instance.policies()?.set(0, compiled.policy, 0).context(|| "write POLICIES".into())?;
+    record::write(&dir, 0, &record_of(target, policy))?;
+    pin_programs(&loaded, target, &dir)?;
+
+    let mut meta = instance.meta()?;
+    if policy.ipv6 && needs_lo6(&facts) {
+        // Noted before it is done, so that whoever cleans up after us knows.
+        meta.flags |= meta_flag::ADDED_LO6;
+        instance.set_meta(&meta)?;
+        staging.lo6 = Some(target.netns.as_fd());
+        mirror::add_loopback_address(target.netns.as_fd(), PASSTHROUGH_V6).map_err(mirror_failed)?;
+    }
+    // After the links: from then on sockops registers what listens anew.
+    let notes = listeners::register(&instance, target, policy, 0)?;
+
+    let home = root.instance(name);
+    std::fs::rename(&dir, &home).context(|| format!("rename {} to {}", dir.display(), home.display()))?;
+    staging.dir.clone_from(&home);
+    instance = Instance::open(root, name)?;
+    meta.active = 1;
+    instance.set_meta(&meta)?;
+    staging.done = true;
+    Ok(notes)
+}
+
+fn pin_maps(loaded: &Loaded, dir: &Path) -> Result<()> {
+    for name in name::MAPS {
+        let path = dir.join(name);
+        loaded.map(name)?.pin(&path).map_err(|e| {
+            Error::Failed(format!("pin the map {}: {}", path.display(), crate::error::chain(&e)))
+        })?;
+    }
+    Ok(())
+}
+
+/// Opens the new maps and writes the head, inert.
+fn open_staged(dir: &Path, name: &str, target: &Target) -> Result<Instance> {
+    let mut instance = Instance::open_unchecked(dir, name)?;
+    instance.set_meta(&Meta {
+        abi: ABI_VERSION,
+        active: INERT,
+        netns_cookie: target.netns.cookie,
+        netns_inode: target.netns.inode,
+        cgroup_id: target.cgroup.id,
+        flags: 0,
+        _pad: 0,
+        drain_until: 0,
+    })?;
+    Ok(instance)
+}
+
+fn pin_programs(loaded: &Loaded, target: &Target, dir: &Path) -> Result<()> {
+    for hook in hooks::ALL {
+        let program = loaded.program(hook.program)?;
+        let path = dir.join(hook.program_pin());
+        bpf::obj_pin(program, &path).context(|| format!("pin the program {}", path.display()))?;
+        let (to, what) = if hook.netns {
+            (target.netns.as_fd(), format!("the network namespace {}", target.netns_path.display()))
+        } else {
+            (target.cgroup.as_fd(), format!("the cgroup {}", target.cgroup.path.display()))
+        };
+        let link = Link::create(program, to, hook.at)
+            .context(|| format!("attach {} ({:?}) to {what}", hook.program, hook.at))?;
+        let path = dir.join(hook.link_pin());
+        link.pin(&path).context(|| format!("pin the link {}", path.display()))?;
+    }
+    Ok(())
+}
+
+pub(super) fn record_of(target: &Target, policy: &Policy) -> Record {
+    Record {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        netns: target.netns_path.clone(),
+        cgroup: target.cgroup.path.clone(),
+        pid: target.pid,
+        policy: policy.clone(),
+    }
+}
+
+pub(super) fn read_mirror(target: &Target) -> Result<Mirror> {
+    mirror::read(target.netns.as_fd()).map_err(mirror_failed)
+}
+
+pub(super) fn mirror_failed(e: mirror::MirrorError) -> Error {
+    Error::Failed(crate::error::chain(&e))
+}
+
+/// Whether `::6` has to be put on lo: not if it is there, nor if IPv6 is off on lo.
+fn needs_lo6(facts: &Mirror) -> bool {
+    let lo = facts.interfaces.iter().find(|i| i.loopback);
+    let has = |ip: IpAddr| lo.is_some_and(|lo| lo.addresses.iter().any(|net| net.addr() == ip));
+    has(Ipv6Addr::LOCALHOST.into()) && !has(PASSTHROUGH_V6.into())
+}
+

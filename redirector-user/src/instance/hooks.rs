@@ -1,0 +1,48 @@
+//! The hooks of an instance: program, where it is attached, names of its pins.
+
+use crate::sys::bpf::AttachType;
+
+/// One hook.
+#[derive(Clone, Copy, Debug)]
+pub struct Hook {
+    /// Name of the program in the object and in the kernel.
+    pub program: &'static str,
+    /// Attach type.
+    pub at: AttachType,
+    /// Attached to the network namespace; else to the cgroup.
+    pub netns: bool,
+}
+
+impl Hook {
+    /// Name of the pinned program.
+    pub fn program_pin(&self) -> String {
+        format!("prog_{}", self.short())
+    }
+
+    /// Name of the pinned link.
+    pub fn link_pin(&self) -> String {
+        format!("link_{}", self.short())
+    }
+
+    /// The name without the prefix.
+    pub fn short(&self) -> &'static str {
+        self.program.trim_start_matches("rd_")
+    }
+}
+
+const fn cgroup(program: &'static str, at: AttachType) -> Hook {
+    Hook { program, at, netns: false }
+}
+
+/// All hooks. Those that read a socket's state come before connect, which writes it.
+pub const ALL: [Hook; 9] = [
+    cgroup("rd_getsockopt", AttachType::Getsockopt),
+    cgroup("rd_peername4", AttachType::Getpeername4),
+    cgroup("rd_peername6", AttachType::Getpeername6),
+    cgroup("rd_sockname4", AttachType::Getsockname4),
+    cgroup("rd_sockname6", AttachType::Getsockname6),
+    Hook { program: "rd_sk_lookup", at: AttachType::SkLookup, netns: true },
+    cgroup("rd_sockops", AttachType::SockOps),
+    cgroup("rd_connect4", AttachType::Connect4),
+    cgroup("rd_connect6", AttachType::Connect6),
+];

@@ -1,0 +1,47 @@
+//! One writer at a time: a flock on the directory of all instances.
+
+use super::root::Root;
+use crate::error::{Context, Result};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+
+/// Proof that this process may change instances. Released on drop, and by the kernel if the
+/// process is killed.
+#[derive(Debug)]
+#[must_use]
+pub struct WriteLock {
+    _dir: File,
+}
+
+impl WriteLock {
+    /// Waits for other writers.
+    pub fn take(root: &Root) -> Result<Self> {
+        loop {
+            if let Some(lock) = Self::once(root, FlockOperation::LockExclusive)? {
+                return Ok(lock);
+            }
+            // Another process has removed the empty directory: make it again.
+            root.create()?;
+        }
+    }
+
+    /// None if another process holds it, or if there is nothing to lock.
+    pub fn try_take(root: &Root) -> Result<Option<Self>> {
+        Self::once(root, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    fn once(root: &Root, operation: FlockOperation) -> Result<Option<Self>> {
+        let dir = match File::open(root.dir()) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.context(|| format!("open {}", root.dir().display()))?,
+        };
+        match flock(&dir, operation) {
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            other => other.context(|| format!("lock {}", root.dir().display()))?,
+        }
+        // What was locked may have been removed and made anew while we waited.
+        let same = |m: std::fs::Metadata| dir.metadata().is_ok_and(|ours| ours.ino() == m.ino());
+        Ok(std::fs::metadata(root.dir()).is_ok_and(same).then_some(Self { _dir: dir }))
+    }
+}

@@ -1,0 +1,79 @@
+//! Loading the eBPF object.
+
+use super::hooks;
+use crate::error::{Error, Result, chain};
+use crate::kernel::Kernel;
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use redirector_common::abi::name;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// The object that this binary carries: committed, made by `cargo xtask ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/redirector.bpf.o"));
+
+/// More entries than connections: those that are made while the limit is reached.
+const SLACK: u32 = 1024;
+
+/// A loaded object; nothing of it is attached.
+pub struct Loaded {
+    ebpf: Ebpf,
+}
+
+impl Loaded {
+    /// Loads maps and programs for an instance.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the kernel refuses a map or a program, with its reason.
+    pub fn new(kernel: &Kernel, netns_cookie: u64, capacity: u32) -> Result<Self> {
+        let target = kernel.target(netns_cookie);
+        let mut ebpf = EbpfLoader::new()
+            .verifier_log_level(VerifierLogLevel::STATS)
+            .override_global(name::TARGET, &target, true)
+            .map_max_entries(name::ORIGINAL_DST, capacity.saturating_add(SLACK))
+            .load(OBJECT)
+            .map_err(|e| Error::Unsupported(format!("the kernel does not take our maps: {}", chain(&e))))?;
+        for hook in hooks::ALL {
+            let program = ebpf
+                .program_mut(hook.program)
+                .ok_or_else(|| Error::Failed(format!("the eBPF object has no program {}", hook.program)))?;
+            load(program).map_err(|e| refused(hook.program, &e))?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// Descriptor of a loaded program.
+    pub fn program(&self, name: &str) -> Result<BorrowedFd<'_>> {
+        let program = self.ebpf.program(name).and_then(|p| p.fd().ok());
+        program.map(AsFd::as_fd).ok_or_else(|| Error::Failed(format!("program {name} is not loaded")))
+    }
+
+    /// A map by its name.
+    pub fn map(&self, name: &str) -> Result<&aya::maps::Map> {
+        self.ebpf.map(name).ok_or_else(|| Error::Failed(format!("the eBPF object has no map {name}")))
+    }
+}
+
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(p) => p.load(),
+        Program::CgroupSockopt(p) => p.load(),
+        Program::SockOps(p) => p.load(),
+        Program::SkLookup(p) => p.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// The verifier's log is long; its last lines say what it refused.
+fn refused(program: &str, error: &ProgramError) -> Error {
+    let why = match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().filter(|l| !l.trim().is_empty()).collect();
+            let tail = lines[lines.len().saturating_sub(4)..].join(" | ");
+            if tail.is_empty() { io_error.to_string() } else { format!("{io_error}: {tail}") }
+        }
+        other => chain(other),
+    };
+    Error::Unsupported(format!("the kernel does not take program {program}: {why}. See `redirector check`"))
+}

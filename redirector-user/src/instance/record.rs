@@ -1,0 +1,72 @@
+//! What was asked for, kept with the instance: JSON in an array map, because bpffs holds no files.
+
+use crate::config::Policy;
+use crate::error::{Context, Error, Result, chain};
+use aya::maps::{Array, Map, MapData};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// What an instance was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Version of the program that wrote this.
+    pub version: String,
+    /// The namespace file that was given.
+    pub netns: PathBuf,
+    /// The cgroup.
+    pub cgroup: PathBuf,
+    /// The process that was given, if one was.
+    pub pid: Option<u32>,
+    /// The policy after all defaults.
+    pub policy: Policy,
+}
+
+const CHUNK: usize = 4096;
+
+/// Name of the pin for a policy slot.
+pub fn pin_name(slot: u32) -> String {
+    format!("RECORD_{}", slot + 1)
+}
+
+/// Writes the record of a policy slot into an instance's directory, replacing an older one.
+pub fn write(dir: &Path, slot: u32, record: &Record) -> Result<()> {
+    let mut bytes =
+        serde_json::to_vec(record).map_err(|e| Error::Failed(format!("serialise the record: {e}")))?;
+    // Zeroes after the JSON end it.
+    bytes.resize(bytes.len().next_multiple_of(CHUNK), 0);
+    let path = dir.join(pin_name(slot));
+    let entries = (bytes.len() / CHUNK) as u32;
+    let mut map: Array<MapData, [u8; CHUNK]> =
+        Array::create(entries, 0).context(|| "create the record's map".into())?;
+    for (index, chunk) in bytes.chunks_exact(CHUNK).enumerate() {
+        let mut value = [0; CHUNK];
+        value.copy_from_slice(chunk);
+        map.set(index as u32, value, 0).context(|| "write the record".into())?;
+    }
+    remove(dir, slot)?;
+    map.pin(&path).map_err(|e| Error::Failed(format!("pin {}: {}", path.display(), chain(&e))))
+}
+
+/// Removes the record of a slot, if there is one.
+pub fn remove(dir: &Path, slot: u32) -> Result<()> {
+    let path = dir.join(pin_name(slot));
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| format!("remove {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+/// Reads the record of a policy slot.
+pub fn read(dir: &Path, slot: u32) -> Result<Record> {
+    let path = dir.join(pin_name(slot));
+    let data = MapData::from_pin(&path).context(|| format!("open {}", path.display()))?;
+    let map: Array<MapData, [u8; CHUNK]> =
+        Array::try_from(Map::Array(data)).context(|| format!("read {}", path.display()))?;
+    let mut bytes = Vec::new();
+    for chunk in map.iter() {
+        bytes.extend(chunk.context(|| format!("read {}", path.display()))?);
+    }
+    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+    serde_json::from_slice(&bytes[..end])
+        .map_err(|e| Error::Failed(format!("{}: not a record of this version: {e}", path.display())))
+}

@@ -1,0 +1,156 @@
+//! An instance's maps, opened from their pins.
+
+use super::root::Root;
+use crate::error::{Context, Error, Result};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapInfo, PerCpuArray, SkStorage};
+use redirector_common::abi::{
+    ABI_VERSION, DRAINING, FlowKey, INERT, Meta, OriginalDst, Route, SockState, TableKey, name,
+};
+use redirector_common::policy::Policy;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// What an instance is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing: it was being made or taken down when its command was killed.
+    Inert,
+    /// It captures, under the policy in this slot.
+    Active(u32),
+    /// It captures nothing new and keeps the names of what it has captured.
+    Draining,
+}
+
+impl Phase {
+    /// From [`Meta::active`].
+    pub fn of(meta: &Meta) -> Self {
+        match meta.active {
+            INERT => Self::Inert,
+            DRAINING => Self::Draining,
+            n => Self::Active((n - 1) & 1),
+        }
+    }
+}
+
+/// An existing instance.
+pub struct Instance {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Its name.
+    pub name: String,
+    meta: Array<MapData, Meta>,
+}
+
+impl Instance {
+    /// Opens an instance by name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NothingMatched`] if there is none, [`Error::Failed`] if it is of another ABI or damaged.
+    pub fn open(root: &Root, name: &str) -> Result<Self> {
+        let dir = root.instance(name);
+        if !dir.is_dir() {
+            return Err(Error::NothingMatched(format!(
+                "there is no instance {name} (no directory {}); see `redirector list`",
+                dir.display()
+            )));
+        }
+        Self::open_dir(&dir, name)
+    }
+
+    /// Opens a directory whose head may not be written yet.
+    pub(super) fn open_unchecked(dir: &Path, name: &str) -> Result<Self> {
+        let path = dir.join(name::META);
+        let data = open_map(&path, size_of::<u32>(), size_of::<Meta>())?;
+        let meta = Array::try_from(Map::Array(data)).context(|| format!("open {}", path.display()))?;
+        Ok(Self { dir: dir.to_owned(), name: name.to_owned(), meta })
+    }
+
+    pub(super) fn open_dir(dir: &Path, name: &str) -> Result<Self> {
+        let this = Self::open_unchecked(dir, name)?;
+        let abi = this.meta()?.abi;
+        if abi != ABI_VERSION {
+            return Err(Error::Failed(format!(
+                "instance {name} has map layout {abi}, this program has {ABI_VERSION}; use the program that made it, \
+                 or detach it"
+            )));
+        }
+        Ok(this)
+    }
+
+    /// The instance's head.
+    pub fn meta(&self) -> Result<Meta> {
+        self.meta.get(&0, 0).context(|| format!("read META of {}", self.name))
+    }
+
+    /// Writes the head: the one write that activates, swaps or stops.
+    pub fn set_meta(&mut self, meta: &Meta) -> Result<()> {
+        self.meta.set(0, meta, 0).context(|| format!("write META of {}", self.name))
+    }
+
+    /// Policy slots.
+    pub fn policies(&self) -> Result<Array<MapData, Policy>> {
+        let data = self.map(name::POLICIES, 4, size_of::<Policy>())?;
+        Array::try_from(Map::Array(data)).context(|| "open POLICIES".into())
+    }
+
+    /// Lists and routes.
+    pub fn tables(&self) -> Result<LpmTrie<MapData, TableKey, Route>> {
+        let data = self.map(name::TABLES, 4 + size_of::<TableKey>(), size_of::<Route>())?;
+        LpmTrie::try_from(Map::LpmTrie(data)).context(|| "open TABLES".into())
+    }
+
+    /// The exposed map.
+    pub fn original_dst(&self) -> Result<HashMap<MapData, FlowKey, OriginalDst>> {
+        let data = self.map(name::ORIGINAL_DST, size_of::<FlowKey>(), size_of::<OriginalDst>())?;
+        HashMap::try_from(Map::HashMap(data)).context(|| "open ORIGINAL_DST".into())
+    }
+
+    /// State of sockets.
+    pub fn sockets(&self) -> Result<SkStorage<MapData, SockState>> {
+        let data = self.map(name::SOCKETS, 4, size_of::<SockState>())?;
+        SkStorage::try_from(Map::SkStorage(data)).context(|| "open SOCKETS".into())
+    }
+
+    /// The registry of listeners.
+    pub fn listeners(&self) -> Result<OwnedFd> {
+        let path = self.dir.join(name::LISTENERS);
+        crate::sys::bpf::obj_get(&path).context(|| format!("open {}", path.display()))
+    }
+
+    /// Number of redirected connections that are alive.
+    pub fn live(&self) -> Result<u64> {
+        let data = self.map(name::LIVE, 4, 8)?;
+        let live: Array<MapData, u64> = Array::try_from(Map::Array(data)).context(|| "open LIVE".into())?;
+        live.get(&0, 0).context(|| "read LIVE".into())
+    }
+
+    /// Counters, summed over CPUs, indexed by `Counter`.
+    pub fn counters(&self) -> Result<Vec<u64>> {
+        let data = self.map(name::COUNTERS, 4, 8)?;
+        let counters: PerCpuArray<MapData, u64> =
+            PerCpuArray::try_from(Map::PerCpuArray(data)).context(|| "open COUNTERS".into())?;
+        let sums = counters.iter().map(|values| values.map(|v| v.iter().sum()));
+        sums.collect::<Result<_, _>>().context(|| "read COUNTERS".into())
+    }
+
+    fn map(&self, name: &str, key: usize, value: usize) -> Result<MapData> {
+        open_map(&self.dir.join(name), key, value)
+    }
+}
+
+/// Opens a pinned map after comparing its sizes with ours: the kernel would hand out any map,
+/// and reads through the wrong layout would be silent corruption.
+fn open_map(path: &Path, key: usize, value: usize) -> Result<MapData> {
+    let info = MapInfo::from_pin(path).context(|| format!("open {}", path.display()))?;
+    if (info.key_size() as usize, info.value_size() as usize) != (key, value) {
+        return Err(Error::Failed(format!(
+            "{} has keys of {} and values of {} bytes, expected {key} and {value}: not a map of this version",
+            path.display(),
+            info.key_size(),
+            info.value_size()
+        )));
+    }
+    MapData::from_pin(path).context(|| format!("open {}", path.display()))
+}
+

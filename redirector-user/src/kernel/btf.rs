@@ -1,0 +1,150 @@
+//! Offsets of kernel structs from the kernel's own BTF.
+//!
+//! Only five numbers are needed, so this is one pass over the type section that keeps
+//! nothing (Documentation/bpf/btf.rst has the format).
+
+use crate::error::{Context, Error, Result};
+use std::path::Path;
+
+/// Offsets in bytes on the way from a socket to its owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnerOffsets {
+    /// `sock.sk_socket`.
+    pub sock_socket: u32,
+    /// `socket.file`.
+    pub socket_file: u32,
+    /// `file.f_cred`.
+    pub file_cred: u32,
+    /// `cred.fsuid`.
+    pub cred_fsuid: u32,
+    /// `cred.fsgid`.
+    pub cred_fsgid: u32,
+}
+
+/// Struct, member; in the order of [`OwnerOffsets`].
+const WANTED: [(&str, &str); 5] =
+    [("sock", "sk_socket"), ("socket", "file"), ("file", "f_cred"), ("cred", "fsuid"), ("cred", "fsgid")];
+
+/// Reads them from a BTF file, normally `/sys/kernel/btf/vmlinux`.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] if the file is missing or does not describe the structs.
+pub fn owner_offsets(path: &Path) -> Result<OwnerOffsets> {
+    let data = match std::fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::Unsupported(format!(
+                "{} is missing: the kernel must be built with CONFIG_DEBUG_INFO_BTF=y, so that the owner of a \
+                 socket can be found",
+                path.display()
+            )));
+        }
+        other => other.context(|| format!("read {}", path.display()))?,
+    };
+    let mut found = [None; WANTED.len()];
+    scan(&data, &mut found)
+        .ok_or_else(|| Error::Unsupported(format!("{}: not BTF that this version understands", path.display())))?;
+    let mut offsets = [0; WANTED.len()];
+    for ((offset, found), (of, member)) in offsets.iter_mut().zip(found).zip(WANTED) {
+        *offset = found.ok_or_else(|| {
+            Error::Unsupported(format!("{}: no member {member} in struct {of}", path.display()))
+        })?;
+    }
+    let [sock_socket, socket_file, file_cred, cred_fsuid, cred_fsgid] = offsets;
+    Ok(OwnerOffsets { sock_socket, socket_file, file_cred, cred_fsuid, cred_fsgid })
+}
+
+fn u32_at(data: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(data.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn is(strings: &[u8], at: u32, name: &str) -> bool {
+    let at = at as usize;
+    strings.get(at..at + name.len()) == Some(name.as_bytes()) && strings.get(at + name.len()) == Some(&0)
+}
+
+/// Fills in the offsets of [`WANTED`]; None if the data is malformed.
+fn scan(data: &[u8], found: &mut [Option<u32>; WANTED.len()]) -> Option<()> {
+    const MAGIC: u16 = 0xeb9f;
+    if u16::from_ne_bytes(data.get(..2)?.try_into().ok()?) != MAGIC {
+        return None;
+    }
+    let header = u32_at(data, 4)? as usize;
+    let section = |off: usize, len: usize| -> Option<&[u8]> {
+        let start = header + u32_at(data, off)? as usize;
+        data.get(start..start + u32_at(data, len)? as usize)
+    };
+    let (types, strings) = (section(8, 12)?, section(16, 20)?);
+
+    let mut at = 0;
+    while at < types.len() && found.iter().any(Option::is_none) {
+        let name = u32_at(types, at)?;
+        let info = u32_at(types, at + 4)?;
+        let (kind, vlen, bitfields) = ((info >> 24) & 0x1f, (info & 0xffff) as usize, info >> 31 == 1);
+        at += 12;
+        const STRUCT: u32 = 4;
+        if kind == STRUCT {
+            for (slot, (of, member)) in found.iter_mut().zip(WANTED) {
+                if slot.is_none() && is(strings, name, of) {
+                    *slot = member_offset(types, strings, at, vlen, bitfields, member);
+                }
+            }
+        }
+        at += trailing(kind, vlen)?;
+    }
+    Some(())
+}
+
+fn member_offset(
+    types: &[u8],
+    strings: &[u8],
+    start: usize,
+    vlen: usize,
+    bitfields: bool,
+    name: &str,
+) -> Option<u32> {
+    (0..vlen).find_map(|i| {
+        let member = start + 12 * i;
+        if !is(strings, u32_at(types, member)?, name) {
+            return None;
+        }
+        let bits = u32_at(types, member + 8)?;
+        Some(if bitfields { bits & 0x00ff_ffff } else { bits } / 8)
+    })
+}
+
+/// Bytes that follow the 12 bytes every type has.
+fn trailing(kind: u32, vlen: usize) -> Option<usize> {
+    Some(match kind {
+        1 | 14 | 17 => 4,                                  // INT, VAR, DECL_TAG
+        3 => 12,                                           // ARRAY
+        4 | 5 | 15 | 19 => 12 * vlen,                      // STRUCT, UNION, DATASEC, ENUM64
+        6 | 13 => 8 * vlen,                                // ENUM, FUNC_PROTO
+        2 | 7 | 8 | 9 | 10 | 11 | 12 | 16 | 18 => 0,       // PTR, FWD, TYPEDEF, modifiers, FUNC, FLOAT, TYPE_TAG
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_kernel_is_understood() {
+        let path = Path::new("/sys/kernel/btf/vmlinux");
+        if !path.exists() {
+            eprintln!("skipped: this kernel has no BTF");
+            return;
+        }
+        let o = owner_offsets(path).unwrap();
+        assert!(o.sock_socket > 0 && o.socket_file > 0 && o.cred_fsuid > 0);
+        assert_eq!(o.cred_fsgid, o.cred_fsuid + 4, "kuid_t and kgid_t stand side by side");
+    }
+
+    #[test]
+    fn malformed_data_is_refused_without_a_panic() {
+        for data in [&b""[..], b"\x9f\xeb", &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255]] {
+            assert_eq!(scan(data, &mut [None; WANTED.len()]), None);
+        }
+    }
+}

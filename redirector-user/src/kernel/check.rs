@@ -1,0 +1,104 @@
+//! `redirector check`: what is there and what is not.
+
+use super::{Kernel, privileges};
+use crate::instance::object::Loaded;
+use crate::target::cgroup;
+use aya::maps::MapType;
+use aya::programs::ProgramType;
+use aya::sys::{is_map_supported, is_program_supported};
+use serde::Serialize;
+use std::path::Path;
+
+/// One thing that was looked for.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// What.
+    pub name: &'static str,
+    /// Whether it is there.
+    pub present: bool,
+    /// Without it attach does not work.
+    pub required: bool,
+    /// What for.
+    pub needed_for: &'static str,
+    /// What to do if it is missing; empty if it is there.
+    pub remedy: String,
+}
+
+fn finding(
+    name: &'static str,
+    present: bool,
+    required: bool,
+    needed_for: &'static str,
+    remedy: &str,
+) -> Finding {
+    let remedy = if present { String::new() } else { remedy.to_owned() };
+    Finding { name, present, required, needed_for, remedy }
+}
+
+/// Looks for everything.
+pub fn all() -> Vec<Finding> {
+    let missing = privileges::missing();
+    let mut list = vec![finding(
+        "privileges",
+        missing.is_empty(),
+        true,
+        "everything",
+        &format!("run as root, or add {}", missing.join(", ")),
+    )];
+    list.push(finding("cgroup v2", cgroup::mount().is_ok(), true, "attaching to a pod", "mount cgroup2 (hybrid or unified layout)"));
+    list.push(finding(
+        "bpffs",
+        Path::new("/sys/fs/bpf").is_dir(),
+        true,
+        "keeping instances without a daemon",
+        "mkdir -p /sys/fs/bpf; attach mounts it",
+    ));
+    list.push(finding(
+        "kernel BTF",
+        Path::new("/sys/kernel/btf/vmlinux").exists(),
+        true,
+        "the owner of a socket",
+        "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+    ));
+    let lockdown = std::fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    list.push(finding(
+        "no lockdown=confidentiality",
+        !lockdown.contains("[confidentiality]"),
+        true,
+        "the owner of a socket",
+        "boot with lockdown=integrity or none",
+    ));
+    for (name, kind, since, what) in [
+        ("cgroup sock_addr programs", ProgramType::CgroupSockAddr, "4.17", "connect, getpeername, getsockname"),
+        ("sockops programs", ProgramType::SockOps, "4.13", "handing over the original destination"),
+        ("cgroup getsockopt programs", ProgramType::CgroupSockopt, "5.3", "SO_ORIGINAL_DST"),
+        ("sk_lookup programs", ProgramType::SkLookup, "5.9", "inbound capture"),
+    ] {
+        let present = is_program_supported(kind).unwrap_or(false);
+        list.push(finding(name, present, true, what, &format!("use Linux {since} or newer")));
+    }
+    for (name, kind, since, what) in [
+        ("sk_storage maps", MapType::SkStorage, "5.2", "state of a socket"),
+        ("sockmaps", MapType::SockMap, "4.14", "the registry of listeners"),
+        ("LPM tries", MapType::LpmTrie, "4.11", "CIDRs and routes"),
+    ] {
+        let present = is_map_supported(kind).unwrap_or(false);
+        list.push(finding(name, present, true, what, &format!("use Linux {since} or newer")));
+    }
+    match Kernel::probe() {
+        Ok(kernel) => {
+            list.push(finding(
+                "bpf_set_retval",
+                kernel.has_set_retval,
+                false,
+                "honest errno of refused connections",
+                "use Linux 5.18 or newer; until then a refusal reads EPERM",
+            ));
+            let loaded = Loaded::new(&kernel, 0, 1);
+            let why = loaded.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            list.push(finding("our programs load", loaded.is_ok(), true, "everything", &why));
+        }
+        Err(e) => list.push(finding("our programs load", false, true, "everything", &e.to_string())),
+    }
+    list
+}

@@ -1,0 +1,47 @@
+//! What the running kernel offers.
+
+pub mod btf;
+pub mod check;
+pub mod privileges;
+
+use crate::error::{Error, Result, chain};
+use aya::programs::ProgramType;
+use aya::sys::is_helper_supported;
+use aya_obj::generated::bpf_func_id;
+use redirector_common::abi::Target;
+
+/// Facts of the running kernel that programs are loaded with.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    offsets: btf::OwnerOffsets,
+    has_set_retval: bool,
+}
+
+impl Kernel {
+    /// Asks the running kernel.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] without BTF (CONFIG_DEBUG_INFO_BTF).
+    pub fn probe() -> Result<Self> {
+        let offsets = btf::owner_offsets(std::path::Path::new("/sys/kernel/btf/vmlinux"))?;
+        // 5.18; before, a refused connect() reads EPERM.
+        let has_set_retval = is_helper_supported(ProgramType::CgroupSockAddr, bpf_func_id::BPF_FUNC_set_retval)
+            .map_err(|e| Error::Failed(format!("cannot probe the helper bpf_set_retval: {}", chain(&e))))?;
+        Ok(Self { offsets, has_set_retval })
+    }
+
+    /// Load-time constants for an instance in a network namespace.
+    pub fn target(&self, netns_cookie: u64) -> Target {
+        let o = self.offsets;
+        Target {
+            netns_cookie,
+            sock_socket: o.sock_socket,
+            socket_file: o.socket_file,
+            file_cred: o.file_cred,
+            cred_fsuid: o.cred_fsuid,
+            cred_fsgid: o.cred_fsgid,
+            has_set_retval: u32::from(self.has_set_retval),
+        }
+    }
+}

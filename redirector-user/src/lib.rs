@@ -1,0 +1,15 @@
+//! redirector: what Istio's `istio-init` does with iptables, done with eBPF.
+//!
+//! The library behind the command line: targets, policies, instances.
+#![deny(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod instance;
+pub mod kernel;
+pub mod mirror;
+pub mod sys;
+pub mod target;
+
+pub use error::{Error, Result};

@@ -1,0 +1,250 @@
+//! bpf(2) for links, pins and sockmaps.
+//!
+//! aya loads objects and programs; links are ours, because aya can neither pin every kind we
+//! need nor update one in place.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const BPF_MAP_LOOKUP_ELEM: i32 = 1;
+const BPF_MAP_UPDATE_ELEM: i32 = 2;
+const BPF_MAP_DELETE_ELEM: i32 = 3;
+const BPF_OBJ_PIN: i32 = 6;
+const BPF_OBJ_GET: i32 = 7;
+const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
+const BPF_PROG_QUERY: i32 = 16;
+const BPF_LINK_CREATE: i32 = 28;
+const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+
+/// Where a program is attached (`enum bpf_attach_type`).
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the kernel's names")]
+pub enum AttachType {
+    SockOps = 3,
+    Connect4 = 10,
+    Connect6 = 11,
+    Getsockopt = 21,
+    Getpeername4 = 29,
+    Getpeername6 = 30,
+    Getsockname4 = 31,
+    Getsockname6 = 32,
+    SkLookup = 36,
+}
+
+/// `bpf(2)` with an attribute struct of our own; unused fields of the union are zero.
+fn bpf<T>(cmd: i32, attr: &mut T) -> io::Result<i64> {
+    // SAFETY: `attr` is repr(C), valid for its size, and every pointer in it is valid for the call.
+    let ret = unsafe { libc::syscall(libc::SYS_bpf, cmd, std::ptr::from_mut(attr), size_of::<T>()) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
+}
+
+fn owned(fd: i64) -> OwnedFd {
+    // SAFETY: a descriptor that bpf(2) has just made for us.
+    unsafe { OwnedFd::from_raw_fd(fd as RawFd) }
+}
+
+fn path_bytes(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// An attachment. Dropping it detaches, unless it is pinned.
+#[derive(Debug)]
+#[must_use = "dropping a link that is not pinned detaches its program"]
+pub struct Link(OwnedFd);
+
+/// What the kernel says of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// Id of the link.
+    pub id: u32,
+    /// Id of the program it runs.
+    pub program: u32,
+    /// `enum bpf_attach_type`.
+    pub attach_type: u32,
+    /// Id of the cgroup or inode of the network namespace; 0 once that is gone.
+    pub target: u64,
+}
+
+impl Link {
+    /// Attaches a program to a cgroup directory or a network namespace.
+    pub fn create(program: BorrowedFd<'_>, target: BorrowedFd<'_>, at: AttachType) -> io::Result<Self> {
+        #[repr(C)]
+        struct Attr {
+            prog_fd: u32,
+            target_fd: u32,
+            attach_type: u32,
+            flags: u32,
+        }
+        let mut attr = Attr {
+            prog_fd: program.as_raw_fd() as u32,
+            target_fd: target.as_raw_fd() as u32,
+            attach_type: at as u32,
+            flags: 0,
+        };
+        bpf(BPF_LINK_CREATE, &mut attr).map(|fd| Self(owned(fd)))
+    }
+
+    /// Opens a pinned link.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        obj_get(path).map(Self)
+    }
+
+    /// Pins it, so that it outlives this process.
+    pub fn pin(&self, path: &Path) -> io::Result<()> {
+        obj_pin(self.0.as_fd(), path)
+    }
+
+    /// What it is attached to and what it runs.
+    pub fn info(&self) -> io::Result<LinkInfo> {
+        // struct bpf_link_info; cgroup: {cgroup_id, attach_type}, netns: {netns_ino, attach_type}.
+        const BPF_LINK_TYPE_CGROUP: u32 = 3;
+        #[repr(C, align(8))]
+        #[derive(Default)]
+        struct Info {
+            kind: u32,
+            id: u32,
+            prog_id: u32,
+            pad: u32,
+            words: [u32; 4],
+        }
+        let mut info = Info::default();
+        info_by_fd(self.0.as_fd(), &mut info)?;
+        let (target, attach_type) = if info.kind == BPF_LINK_TYPE_CGROUP {
+            (u64::from(info.words[0]) | u64::from(info.words[1]) << 32, info.words[2])
+        } else {
+            (u64::from(info.words[0]), info.words[1])
+        };
+        Ok(LinkInfo { id: info.id, program: info.prog_id, attach_type, target })
+    }
+}
+
+fn info_by_fd<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    let mut attr = Attr {
+        fd: fd.as_raw_fd() as u32,
+        len: size_of::<T>() as u32,
+        info: std::ptr::from_mut(info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}
+
+#[repr(C)]
+struct ObjAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Pins a map, program or link below a bpffs.
+pub fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = path_bytes(path)?;
+    let mut attr = ObjAttr { path: path.as_ptr() as u64, fd: fd.as_raw_fd() as u32, flags: 0 };
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Opens what is pinned at `path`.
+pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
+    let path = path_bytes(path)?;
+    let mut attr = ObjAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    bpf(BPF_OBJ_GET, &mut attr).map(owned)
+}
+
+/// Ids of the programs that run at a hook of a cgroup, its parents' included, in the order in
+/// which they run.
+pub fn effective_programs(cgroup: BorrowedFd<'_>, at: AttachType) -> io::Result<Vec<u32>> {
+    #[repr(C)]
+    struct Attr {
+        target_fd: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        prog_cnt: u32,
+        pad: u32,
+    }
+    let mut ids = vec![0_u32; 128];
+    let mut attr = Attr {
+        target_fd: cgroup.as_raw_fd() as u32,
+        attach_type: at as u32,
+        query_flags: BPF_F_QUERY_EFFECTIVE,
+        attach_flags: 0,
+        prog_ids: ids.as_mut_ptr() as u64,
+        prog_cnt: ids.len() as u32,
+        pad: 0,
+    };
+    bpf(BPF_PROG_QUERY, &mut attr)?;
+    ids.truncate(attr.prog_cnt as usize);
+    Ok(ids)
+}
+
+#[repr(C)]
+struct ElemAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Puts a listening socket into a slot of a sockmap whose values are 8 bytes.
+pub fn sockmap_set(map: BorrowedFd<'_>, slot: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
+    let value = socket.as_raw_fd() as u64;
+    let mut attr = ElemAttr {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
+        key: (&raw const slot) as u64,
+        value: (&raw const value) as u64,
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Empties a slot; it is no error if it is empty already.
+pub fn sockmap_clear(map: BorrowedFd<'_>, slot: u32) -> io::Result<()> {
+    let mut attr = ElemAttr {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
+        key: (&raw const slot) as u64,
+        value: 0,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_DELETE_ELEM, &mut attr) {
+        Err(e) if !matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Cookie of the socket in a slot, None if the slot is empty.
+pub fn sockmap_cookie(map: BorrowedFd<'_>, slot: u32) -> io::Result<Option<u64>> {
+    let mut value = 0_u64;
+    let mut attr = ElemAttr {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
+        key: (&raw const slot) as u64,
+        value: (&raw mut value) as u64,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_LOOKUP_ELEM, &mut attr) {
+        Ok(_) => Ok(Some(value)),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Waits until every program that was running has ended (an RCU grace period), so that what
+/// it may have looked at can be changed.
+pub fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: i32 = 1;
+    // SAFETY: membarrier(2) takes no pointers. Where it is missing (nohz_full), the time of the
+    // few system calls that follow has to do.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+}

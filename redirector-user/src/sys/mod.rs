@@ -1,0 +1,5 @@
+//! System calls that no library offers as we need them. All unsafe code of this crate is here.
+#![expect(unsafe_code, reason = "raw system calls; each with its SAFETY comment")]
+
+pub mod bpf;
+pub mod netns;

@@ -1,0 +1,104 @@
+//! Network namespaces.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// An open network namespace.
+#[derive(Debug)]
+pub struct NetNs {
+    file: File,
+    /// Inode number on nsfs: what `ls -l /proc/PID/ns/net` shows.
+    pub inode: u64,
+    /// Cookie: never reused while the machine runs.
+    pub cookie: u64,
+}
+
+impl NetNs {
+    /// Opens a namespace file such as `/proc/PID/ns/net` or `/run/netns/NAME`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, or `InvalidInput` if the file is no network namespace. Needs Linux 5.14
+    /// (SO_NETNS_COOKIE).
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let inode = file.metadata()?.ino();
+        const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+        // SAFETY: NS_GET_NSTYPE (linux/nsfs.h) takes no argument.
+        let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
+        if kind != libc::CLONE_NEWNET {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a network namespace"));
+        }
+        let cookie = enter(file.as_fd(), cookie)??;
+        Ok(Self { file, inode, cookie })
+    }
+
+    /// Runs `f` on a thread of its own inside the namespace.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+        enter(self.file.as_fd(), f)
+    }
+}
+
+impl AsFd for NetNs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn enter<T: Send>(netns: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(move || {
+            rustix::thread::move_into_link_name_space(
+                netns,
+                Some(rustix::thread::LinkNameSpaceType::Network),
+            )?;
+            Ok(f())
+        });
+        inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: i32 = 71;
+    // SAFETY: socket(2) takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor made just above.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: both pointers are to locals of the sizes given.
+    let ret = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Cookie of a socket (SO_COOKIE), to recognise it in a sockmap.
+pub fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    const SO_COOKIE: i32 = 57;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: both pointers are to locals of the sizes given.
+    let ret = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}

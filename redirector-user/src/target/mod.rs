@@ -1,0 +1,101 @@
+//! What an instance is attached to: a network namespace and a cgroup.
+
+pub mod cgroup;
+pub mod chains;
+pub mod listeners;
+pub mod process;
+
+use crate::error::{Context, Error, Result};
+use crate::sys::netns::NetNs;
+use cgroup::Cgroup;
+use std::path::{Path, PathBuf};
+
+/// An open target. Captured are the sockets that are created in the cgroup (or below) and
+/// are in the namespace.
+#[derive(Debug)]
+pub struct Target {
+    /// The namespace.
+    pub netns: NetNs,
+    /// The file it was opened by.
+    pub netns_path: PathBuf,
+    /// The cgroup.
+    pub cgroup: Cgroup,
+    /// The process that stands for the target, if it was given by one.
+    pub pid: Option<u32>,
+}
+
+impl Target {
+    /// The namespace of a process, and the innermost cgroup that holds every process of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if there is no such process, if it lives in the machine's own namespace,
+    /// or if only the root cgroup holds all processes.
+    pub fn of_pid(pid: u32) -> Result<Self> {
+        let netns_path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let netns = open_netns(&netns_path, || {
+            format!("there is no process {pid} (or it has ended); give the pid as the host sees it")
+        })?;
+        refuse_own(&netns, &netns_path)?;
+        let mut processes = process::in_netns(netns.inode)?;
+        if !processes.contains(&pid) {
+            processes.push(pid);
+        }
+        let cgroup = cgroup::innermost_of(&processes)?;
+        Ok(Self { netns, netns_path, cgroup, pid: Some(pid) })
+    }
+
+    /// A namespace file and a cgroup v2 directory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if either is not what it should be.
+    pub fn of_paths(netns_path: &Path, cgroup: &Path) -> Result<Self> {
+        let netns = open_netns(netns_path, || {
+            format!(
+                "{} does not exist; give a file such as /proc/PID/ns/net or /run/netns/NAME",
+                netns_path.display()
+            )
+        })?;
+        refuse_own(&netns, netns_path)?;
+        Ok(Self { netns, netns_path: netns_path.to_owned(), cgroup: Cgroup::open(cgroup)?, pid: None })
+    }
+
+    /// Processes of the namespace that are not in the cgroup, and so are not captured.
+    pub fn strays(&self) -> Result<Vec<u32>> {
+        let inside = self.cgroup.processes()?;
+        let mut strays = process::in_netns(self.netns.inode)?;
+        strays.retain(|pid| !inside.contains(pid));
+        Ok(strays)
+    }
+}
+
+/// Opens a namespace file; a wrong one is the user's error.
+pub fn open_netns(path: &Path, missing: impl FnOnce() -> String) -> Result<NetNs> {
+    match NetNs::open(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::Input(missing())),
+        Err(e)
+            if e.kind() == std::io::ErrorKind::InvalidInput || e.raw_os_error() == Some(libc::ENOTTY) =>
+        {
+            Err(Error::Input(format!(
+                "{} is not a network namespace; give a file such as /proc/PID/ns/net or /run/netns/NAME",
+                path.display()
+            )))
+        }
+        other => other.context(|| format!("open the network namespace {}", path.display())),
+    }
+}
+
+/// Capturing the namespace of the machine itself would cut its own connections. Process 1 may be
+/// out of our sight (another pid namespace, more capabilities than ours); then our own counts.
+fn refuse_own(netns: &NetNs, path: &Path) -> Result<()> {
+    let own = |file: &str| NetNs::open(Path::new(file)).is_ok_and(|own| own.cookie == netns.cookie);
+    if own("/proc/1/ns/net") || own("/proc/self/ns/net") {
+        return Err(Error::Input(format!(
+            "{} is the machine's own network namespace, which is never captured (a pod with hostNetwork?); give \
+             the namespace of a pod",
+            path.display()
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,183 @@
+//! Field by field comparison of what was seen in two worlds.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use crate::observation::{Observation, Seen};
+
+/// From here on ports are picked by the kernel, and differ from run to run. Tests bind only lower ones.
+const EPHEMERAL: u16 = 32768;
+
+/// One field that differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The scenario.
+    pub scenario: String,
+    /// The path of the field in the observation's JSON.
+    pub field: String,
+    /// What the first world showed.
+    pub left: String,
+    /// What the second world showed.
+    pub right: String,
+}
+
+/// Compares two runs of the same scenarios.
+#[must_use]
+pub fn compare(left: &[Observation], right: &[Observation]) -> Vec<Difference> {
+    let mut differences = Vec::new();
+    if left.len() != right.len() {
+        differences.push(Difference {
+            scenario: "(all)".to_owned(),
+            field: "number of observations".to_owned(),
+            left: left.len().to_string(),
+            right: right.len().to_string(),
+        });
+    }
+    for (left, right) in left.iter().zip(right) {
+        let (mut ours, theirs) = (fields(left), fields(right));
+        for field in theirs.keys() {
+            ours.entry(field.clone()).or_insert_with(|| "(absent)".to_owned());
+        }
+        for (field, left_value) in ours {
+            let right_value = theirs.get(&field).map_or("(absent)", String::as_str);
+            if left_value != right_value {
+                differences.push(Difference {
+                    scenario: left.scenario.clone(),
+                    field,
+                    left: left_value,
+                    right: right_value.to_owned(),
+                });
+            }
+        }
+    }
+    differences
+}
+
+/// All fields as text, with the ports that the kernel picked replaced by their meaning: `<own>` is the client's port as
+/// its own `getsockname` gives it, any other picked port is `<other>`.
+fn fields(observation: &Observation) -> BTreeMap<String, String> {
+    let own = observation.local.as_ref().and_then(Seen::address).map(|address| address.port());
+    let mut flat = BTreeMap::new();
+    if let Ok(value) = serde_json::to_value(observation) {
+        flatten("", &value, own.filter(|port| *port >= EPHEMERAL), &mut flat);
+    }
+    flat
+}
+
+fn flatten(path: &str, value: &Value, own: Option<u16>, flat: &mut BTreeMap<String, String>) {
+    let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match value {
+        Value::Object(map) => map.iter().for_each(|(key, value)| flatten(&below(key), value, own, flat)),
+        Value::Array(list) => {
+            for (index, value) in list.iter().enumerate() {
+                flatten(&below(&index.to_string()), value, own, flat);
+            }
+        }
+        Value::String(text) => {
+            flat.insert(path.to_owned(), nameless(text, own));
+        }
+        // Absent and null are the same: nothing was seen.
+        Value::Null => {}
+        other => {
+            flat.insert(path.to_owned(), other.to_string());
+        }
+    }
+}
+
+fn nameless(text: &str, own: Option<u16>) -> String {
+    let Ok(address) = text.parse::<SocketAddr>() else { return text.to_owned() };
+    let port = address.port();
+    let word = match own {
+        Some(own) if own == port => "<own>",
+        _ if port >= EPHEMERAL => "<other>",
+        _ => return text.to_owned(),
+    };
+    text.strip_suffix(&port.to_string()).map_or_else(|| text.to_owned(), |start| format!("{start}{word}"))
+}
+
+/// The differences as a table for people.
+#[must_use]
+pub fn table(differences: &[Difference], left: &str, right: &str) -> String {
+    let heading = Difference {
+        scenario: "scenario".to_owned(),
+        field: "field".to_owned(),
+        left: left.to_owned(),
+        right: right.to_owned(),
+    };
+    let columns = |row: &Difference| [row.scenario.len(), row.field.len(), row.left.len()];
+    let mut widths = columns(&heading);
+    for row in differences {
+        widths = std::array::from_fn(|index| widths[index].max(columns(row)[index]));
+    }
+    let mut text = String::new();
+    for row in std::iter::once(&heading).chain(differences) {
+        let [scenario, field, left] = widths;
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "{:scenario$}  {:field$}  {:left$}  {}",
+            row.scenario, row.field, row.left, row.right
+        );
+    }
+    text
+}
+
+/// Fails with a table, if anything differs.
+///
+/// # Panics
+/// If anything differs, or if there was nothing to compare.
+pub fn assert_same(left: (&str, &[Observation]), right: (&str, &[Observation])) {
+    assert!(!left.1.is_empty(), "nothing was observed");
+    let differences = compare(left.1, right.1);
+    let scenarios: std::collections::BTreeSet<&str> = differences.iter().map(|row| row.scenario.as_str()).collect();
+    assert!(
+        differences.is_empty(),
+        "{} fields differ in {} of {} scenarios:\n{}",
+        differences.len(),
+        scenarios.len(),
+        left.1.len(),
+        table(&differences, left.0, right.0)
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observed(local: &str, peer: &str) -> Observation {
+        Observation {
+            scenario: "s".into(),
+            local: Some(Seen::from(local.to_owned())),
+            peer: Some(Seen::from(peer.to_owned())),
+            ..Observation::default()
+        }
+    }
+
+    #[test]
+    fn picked_ports_do_not_count_but_their_meaning_does() {
+        let left = observed("10.0.0.1:40000", "10.0.0.2:80");
+        assert!(compare(std::slice::from_ref(&left), &[observed("10.0.0.1:50000", "10.0.0.2:80")]).is_empty());
+        let differences = compare(&[left], &[observed("10.0.0.9:40000", "10.0.0.2:81")]);
+        let fields: Vec<&str> = differences.iter().map(|row| row.field.as_str()).collect();
+        assert_eq!(fields, ["local", "peer"]);
+        // A server that sees another port than the client's own differs from one that sees the client's.
+        assert_eq!(nameless("10.0.0.1:40000", Some(40000)), "10.0.0.1:<own>");
+        assert_eq!(nameless("[fd00::1]:40001", Some(40000)), "[fd00::1]:<other>");
+        assert_eq!(nameless("10.0.0.1:5555", Some(40000)), "10.0.0.1:5555");
+    }
+
+    #[test]
+    fn what_only_one_side_saw_is_a_difference() {
+        let mut right = observed("10.0.0.1:1", "10.0.0.2:80");
+        let left = right.clone();
+        right.greeting = Some("closed".into());
+        let differences = compare(std::slice::from_ref(&left), std::slice::from_ref(&right));
+        assert_eq!(differences.len(), 1);
+        assert_eq!((differences[0].left.as_str(), differences[0].right.as_str()), ("(absent)", "closed"));
+        assert_eq!(compare(&[right], &[left])[0].right, "(absent)");
+        assert!(table(&differences, "iptables", "redirector").contains("greeting"));
+    }
+}

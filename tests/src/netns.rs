@@ -1,0 +1,125 @@
+//! Named network namespaces.
+//!
+//! `ip netns add` bind-mounts a namespace under /run/netns, which gives it a file to enter by. We never use
+//! `ip netns exec`: it remounts /sys, which hides the cgroup tree and bpffs from the program.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use anyhow::{Context, anyhow};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::command::run;
+use crate::names;
+
+const DIRECTORY: &str = "/run/netns";
+
+/// `ip netns add` prepares its directory on first use, which is not safe to do twice at once.
+static ADDING: Mutex<()> = Mutex::new(());
+
+/// A network namespace with its loopback interface up; deleted on drop.
+#[derive(Debug)]
+pub struct Netns {
+    name: String,
+    file: PathBuf,
+}
+
+impl Netns {
+    /// Makes a namespace.
+    ///
+    /// # Errors
+    /// When `ip netns add` fails.
+    pub fn new(name: &str) -> anyhow::Result<Self> {
+        {
+            let _one_at_a_time = ADDING.lock().map_err(|_| anyhow!("another thread failed while adding"))?;
+            remove_stale();
+            run(Command::new("ip").args(["netns", "add", name]), "")?;
+        }
+        let netns = Self { name: name.to_owned(), file: Path::new(DIRECTORY).join(name) };
+        netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+
+    /// The name under which `ip netns` knows it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that stands for it.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Runs lines of `ip` commands (without the leading `ip`) in the namespace, as one batch.
+    ///
+    /// # Errors
+    /// When one of them fails; the error names its line.
+    pub fn ip(&self, lines: &str) -> anyhow::Result<()> {
+        run(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), lines).with_context(|| lines.to_owned())?;
+        Ok(())
+    }
+
+    /// Runs `work` in a thread that has entered the namespace.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, or what `work` gives.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+        let file = std::fs::File::open(&self.file).with_context(|| self.file.display().to_string())?;
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+                        .with_context(|| format!("entering {}", self.name))?;
+                    work()
+                })
+                .join()
+                .map_err(|_| anyhow!("the thread in {} panicked", self.name))?
+        })
+    }
+
+    /// Sets kernel parameters below `/proc/sys/net`, which shows the namespace of whoever looks.
+    ///
+    /// # Errors
+    /// When one cannot be written.
+    pub fn sysctl(&self, settings: &[(&str, &str)]) -> anyhow::Result<()> {
+        self.enter(|| {
+            for (name, value) in settings {
+                let path = Path::new("/proc/sys/net").join(name);
+                std::fs::write(&path, value).with_context(|| format!("{} = {value}", path.display()))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A command that will run inside the namespace, with the host's mounts.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.file.display())).arg("--").arg(program);
+        command
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        if let Err(error) = run(Command::new("ip").args(["netns", "delete", &self.name]), "") {
+            eprintln!("clean-up: {error:#}");
+        }
+    }
+}
+
+/// Removes namespaces that a killed test process left behind.
+fn remove_stale() {
+    let Ok(entries) = std::fs::read_dir(DIRECTORY) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if names::is_stale(&name) {
+            // Somebody else may be doing the same: nothing to report.
+            let _ = run(Command::new("ip").args(["netns", "delete", &name]), "");
+        }
+    }
+}

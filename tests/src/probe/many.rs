@@ -1,0 +1,117 @@
+//! Many connections from many threads, each to its own destination, each checked at the proxy.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, BufReader};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustix::net::sockopt::set_socket_linger;
+use serde::{Deserialize, Serialize};
+
+use super::connect::greeting;
+use crate::observation::{Accepted, errno_name};
+
+/// Mistakes that are told in full; the rest is counted.
+const SHOWN: usize = 20;
+
+/// What to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Load {
+    /// One connection to each.
+    pub destinations: Vec<SocketAddr>,
+    /// From so many threads.
+    pub threads: usize,
+    /// Keep the connections open until all are made.
+    pub hold: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Connections of which every end saw the right addresses.
+    pub right: usize,
+    /// Connections of which somebody saw a wrong address.
+    pub wrong: usize,
+    /// The first of them.
+    pub examples: Vec<String>,
+    /// Connections that failed, by reason.
+    pub failed: BTreeMap<String, usize>,
+    /// Connections by role and listening port of the server they ended at.
+    pub reached: HashMap<String, usize>,
+}
+
+/// Makes all the connections.
+pub fn run(load: &Load) -> Report {
+    let next = AtomicUsize::new(0);
+    let report = Mutex::new(Report::default());
+    let held = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..load.threads {
+            scope.spawn(|| {
+                while let Some(destination) = load.destinations.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = one(*destination);
+                    let Ok(mut report) = report.lock() else { return };
+                    let open = note(&mut report, *destination, result);
+                    drop(report);
+                    if let (true, Some(open), Ok(mut held)) = (load.hold, open, held.lock()) {
+                        held.push(open);
+                    }
+                }
+            });
+        }
+    });
+    report.into_inner().unwrap_or_default()
+}
+
+struct Done {
+    stream: TcpStream,
+    local: SocketAddr,
+    peer: SocketAddr,
+    accepted: Result<Accepted, String>,
+}
+
+fn one(destination: SocketAddr) -> io::Result<Done> {
+    let stream = TcpStream::connect(destination)?;
+    set_socket_linger(&stream, Some(Duration::ZERO))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
+    let accepted = greeting(&mut BufReader::new(stream.try_clone()?));
+    Ok(Done { stream, local, peer, accepted })
+}
+
+fn note(report: &mut Report, destination: SocketAddr, result: io::Result<Done>) -> Option<TcpStream> {
+    let done = match result {
+        Ok(done) => done,
+        Err(error) => {
+            *report.failed.entry(errno_name(&error)).or_default() += 1;
+            return None;
+        }
+    };
+    let accepted = match done.accepted {
+        Ok(accepted) => accepted,
+        Err(instead) => {
+            *report.failed.entry(format!("no report: {instead}")).or_default() += 1;
+            return None;
+        }
+    };
+    *report.reached.entry(format!("{}:{}", accepted.role, accepted.listener.port())).or_default() += 1;
+    let original = if destination.is_ipv4() { &accepted.original_dst } else { &accepted.original_dst6 };
+    if original.address() == Some(destination)
+        && done.peer == destination
+        && accepted.accept_peer.address() == Some(done.local)
+        && accepted.peer.address() == Some(done.local)
+    {
+        report.right += 1;
+    } else {
+        report.wrong += 1;
+        if report.examples.len() < SHOWN {
+            report.examples.push(format!(
+                "{destination}: client {} -> {}, server {accepted:?}",
+                done.local, done.peer
+            ));
+        }
+    }
+    Some(done.stream)
+}

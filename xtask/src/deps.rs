@@ -1,0 +1,67 @@
+//! `cargo xtask deps`: the programs that the tests and the benchmark run.
+
+use anyhow::Result;
+
+use crate::{apt, envoy, project};
+
+/// A Debian package and the programs we need from it.
+struct Package {
+    name: &'static str,
+    programs: &'static [&'static str],
+}
+
+const IPROUTE2: Package = Package { name: "iproute2", programs: &["ip", "ss", "tc"] };
+
+const ALL: &[Package] = &[
+    IPROUTE2,
+    Package { name: "iptables", programs: &["iptables", "ip6tables", "iptables-save", "iptables-restore"] },
+    Package { name: "bpftool", programs: &["bpftool"] },
+    Package { name: "redsocks", programs: &["redsocks"] },
+    Package { name: "curl", programs: &["curl"] },
+    Package { name: "util-linux", programs: &["nsenter", "unshare"] },
+];
+
+/// Installs everything, Envoy included.
+pub fn all(quiet: bool) -> Result<()> {
+    apt::install(&missing(ALL), quiet)?;
+    let envoy = envoy::ensure(quiet)?;
+    if !quiet {
+        for package in ALL {
+            println!("{:<12}{}", package.name, where_it_is(package));
+        }
+        println!("{:<12}{}", "envoy", envoy.strip_prefix(project::root()).unwrap_or(&envoy).display());
+    }
+    Ok(())
+}
+
+/// Installs the little the demonstration needs.
+pub fn for_demo() -> Result<()> {
+    apt::install(&missing(&[IPROUTE2]), true)
+}
+
+fn missing(packages: &[Package]) -> Vec<&'static str> {
+    packages
+        .iter()
+        .filter(|package| package.programs.iter().any(|program| apt::find_program(program).is_none()))
+        .map(|package| package.name)
+        .collect()
+}
+
+fn where_it_is(package: &Package) -> String {
+    let found = package.programs.iter().filter_map(|program| apt::find_program(program));
+    found.map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_absent_is_installed() {
+        let packages = [
+            Package { name: "there", programs: &["sh"] },
+            Package { name: "half", programs: &["sh", "no-such-program-anywhere"] },
+        ];
+        assert_eq!(missing(&packages), ["half"]);
+    }
+}

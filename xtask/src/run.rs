@@ -1,0 +1,68 @@
+//! `cargo xtask test | demo | bench`: build everything, then run it with what it needs.
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    cmd::Cmd,
+    deps, envoy, exit,
+    project::{self, Profile},
+};
+
+/// Runs every test of the default members.
+///
+/// End-to-end tests find the programs in `REDIRECTOR_BIN` and `REDIRECTOR_ENVOY`. As root they must
+/// run (`REDIRECTOR_TESTS_PRIVILEGED=required`): a test that skips itself where it could have run
+/// would let a broken machine look green.
+pub fn test(args: &[String]) -> Result<()> {
+    let root = project::is_root();
+    if root {
+        deps::all(true)?;
+    }
+    let programs = project::build(Profile::Dev, &[])?;
+    let mut cargo = project::cargo()
+        .env("REDIRECTOR_BIN", programs.get("redirector")?)
+        // One broken test program should not hide the results of the others.
+        .args(["test", "--no-fail-fast"])
+        .args(args);
+    if root {
+        cargo = cargo
+            .env("REDIRECTOR_ENVOY", envoy::ensure(true)?)
+            .env("REDIRECTOR_TESTS_PRIVILEGED", "required");
+    } else {
+        eprintln!(
+            "note: not root. The end-to-end tests load programs into the kernel and make network \
+             namespaces; they will NOT run.\n      All tests: sudo -E env \"PATH=$PATH\" cargo xtask test"
+        );
+    }
+    cargo.run()
+}
+
+/// Shows the product at work in network namespaces.
+pub fn demo(args: &[String]) -> Result<()> {
+    project::need_root("demo")?;
+    deps::for_demo()?;
+    run("demo", Profile::Dev, args)
+}
+
+/// Measures the product against iptables and a user-space proxy.
+pub fn bench(args: &[String]) -> Result<()> {
+    project::need_root("bench")?;
+    deps::all(true)?;
+    run("bench", Profile::Release, args)
+}
+
+/// Builds and runs one program of `redirector-tests`; its exit code becomes ours.
+fn run(name: &str, profile: Profile, args: &[String]) -> Result<()> {
+    let programs = project::build(profile, &["redirector", name])?;
+    let status = Cmd::new(programs.get(name)?)
+        .env("REDIRECTOR_BIN", programs.get("redirector")?)
+        .args(args)
+        .dir(project::root())
+        .interactive()
+        .status()?;
+    if status.success() {
+        return Ok(());
+    }
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    Err(exit::with_code(code, format!("`{name}` failed ({status})"))).context("see its output above")
+}
