@@ -127,7 +127,8 @@ impl TableKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Route {
-    /// Address the kernel would choose as source; unspecified if not known.
+    /// Address the kernel would choose as source; unspecified if not known, and for a local
+    /// destination if it is the destination itself.
     pub source: Addr,
     /// Index of the interface the packet leaves on.
     pub oif: u32,

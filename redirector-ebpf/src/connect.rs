@@ -59,11 +59,14 @@ fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
 
     const UNKNOWN: Route = Route { source: Addr::UNSPECIFIED, oif: 0, errno: 0, local: 0 };
     let route = active.route(dst).unwrap_or(&UNKNOWN);
+    // To an address of its own the namespace sends from that address, unless the route says otherwise.
+    let itself = route.local != 0 && route.source.is_unspecified();
+    let source = if itself { dst } else { route.source };
     let (uid, gid) = owner::of(sk);
     let outgoing = Outgoing {
         dst,
         dport: ctx.port(),
-        src: if bound.addr.is_unspecified() { route.source } else { bound.addr },
+        src: if bound.addr.is_unspecified() { source } else { bound.addr },
         tcp: true,
         lo: route.local != 0 || dst.is_loopback(),
         oif: route.oif,
@@ -91,7 +94,7 @@ fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
         return Err(ENOBUFS);
     }
     count(decision.rule);
-    redirect(ctx, sk, socket6, &Redirect { active, bound, outgoing, decision, source: route.source })
+    redirect(ctx, sk, socket6, &Redirect { active, bound, outgoing, decision, source })
 }
 
 /// What the app has bound before connect().

@@ -2,7 +2,7 @@
 //! of established ones.
 
 use crate::ctx::{AF_INET6, IPPROTO_TCP, Lookup, Sock};
-use crate::maps::{self, LISTENERS, ORIGINAL_DST, REFUSED, count};
+use crate::maps::{self, Active, LISTENERS, ORIGINAL_DST, REFUSED, count};
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release};
 use redirector_common::abi::{FlowKey, LISTENER_SLOTS, listener_slot};
@@ -18,7 +18,7 @@ pub fn select(ctx: &Lookup) -> u32 {
         return SK_PASS;
     }
     let Some(active) = maps::active() else { return SK_PASS };
-    if ctx.ingress_ifindex() == LOOPBACK_IFINDEX {
+    if is_from_lo(ctx, &active) {
         return from_lo(ctx, active.slot);
     }
     let dst = ctx.local();
@@ -39,6 +39,15 @@ pub fn select(ctx: &Lookup) -> u32 {
             SK_DROP
         }
     }
+}
+
+/// Whether the SYN came over lo. For 127.0.0.1 the interface tells; for an address of another
+/// interface it is that interface, although the packet used lo (`ip_route_output_key_hash_rcu`
+/// sets rt_iif so). But then the sender's address is one of the namespace's own, which no
+/// packet from the network may have (`fib_validate_source`).
+#[inline(always)]
+fn is_from_lo(ctx: &Lookup, active: &Active) -> bool {
+    ctx.ingress_ifindex() == LOOPBACK_IFINDEX || active.route(ctx.remote()).is_some_and(|r| r.local != 0)
 }
 
 /// On lo the decision was taken in connect(); what is left is to find the listener whatever

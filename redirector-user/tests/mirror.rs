@@ -1,7 +1,8 @@
 //! The mirror of a namespace's routes against real connects.
 //!
-//! Each test lays out a network namespace of its own and compares, for the destinations it names and for both ends of every prefix
-//! of the mirror and their neighbours, what the mirror says with the errno and the source address of a connect(2) nobody redirects.
+//! Each test lays out a network namespace of its own and compares, for the destinations it names and for both
+//! ends of every prefix of the mirror and their neighbours, what the mirror says with the errno and the
+//! source address of a connect(2) nobody redirects.
 
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -101,7 +102,8 @@ impl Namespace {
 
     /// Reads the mirror, compares it with the expectations and, everywhere, with the kernel.
     ///
-    /// An expectation is the errno, or the interface ("local" if the packet does not leave) and the source address.
+    /// An expectation is the errno, or the interface ("local" if the packet does not leave) and the source
+    /// address.
     #[track_caller]
     fn expect(&self, expectations: &[(&str, &str)]) -> Mirror {
         let mirror = self.read();
@@ -125,7 +127,8 @@ impl Namespace {
     /// What connect(2) does that the mirror did not say.
     fn disagreement(&self, mirror: &Mirror, destination: IpAddr) -> Option<String> {
         let outcome = look_up(mirror, destination);
-        // A link-local destination goes nowhere without a scope; if the mirror names no interface, one of them must agree.
+        // A link-local destination goes nowhere without a scope; if the mirror names no interface, one of
+        // them must agree.
         let scopes = match outcome {
             _ if !link_local(destination) => vec![0],
             Outcome::Via { oif, .. } => vec![*oif],

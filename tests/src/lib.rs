@@ -26,4 +26,5 @@ pub mod proxy;
 pub mod redirector;
 pub mod retry;
 pub mod scenario;
+pub mod side;
 pub mod twin;

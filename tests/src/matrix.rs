@@ -30,14 +30,30 @@ pub const CALLERS: [(&str, Owner); 5] = [
 /// The families, by name.
 pub const FAMILIES: [(&str, Family); 3] = [("v4", Family::V4), ("v6", Family::V6), ("mapped", Family::Mapped)];
 
-/// What one user does.
+/// Who connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// A user within the pod.
+    Pod(Owner),
+    /// Somebody in the rest of the cluster.
+    Outside,
+}
+
+/// The connections of one caller.
+#[derive(Clone, Debug)]
 pub struct Part {
-    /// The user's name.
-    pub caller: &'static str,
-    /// The user.
-    pub owner: Owner,
-    /// Its connections.
+    /// The caller.
+    pub caller: Caller,
+    /// Its connections, independent of each other.
     pub scenarios: Vec<Scenario>,
+}
+
+impl Part {
+    /// Connections of a user within the pod.
+    #[must_use]
+    pub fn of(owner: Owner, scenarios: Vec<Scenario>) -> Self {
+        Self { caller: Caller::Pod(owner), scenarios }
+    }
 }
 
 /// Connections from within a pod.
@@ -60,7 +76,7 @@ pub fn outbound(pod: &Pod) -> Vec<Part> {
                     }
                 }
             }
-            Part { caller, owner, scenarios }
+            Part::of(owner, scenarios)
         })
         .collect()
 }
@@ -188,7 +204,7 @@ fn binds(pod: &Pod, family: Family) -> Vec<(&'static str, Option<SocketAddr>)> {
 
 /// Connections from the network into a pod.
 #[must_use]
-pub fn inbound(pod: &Pod) -> Vec<Scenario> {
+pub fn inbound(pod: &Pod) -> Part {
     let addresses: [(&str, Family, IpAddr); 3] = [
         ("v4", Family::V4, pod.v4().into()),
         ("v6", Family::V6, pod.v6().into()),
@@ -201,5 +217,5 @@ pub fn inbound(pod: &Pod) -> Vec<Scenario> {
             scenarios.push(Scenario::new(format!("{name} inbound to {port}"), family, at(address, port)));
         }
     }
-    scenarios
+    Part { caller: Caller::Outside, scenarios }
 }

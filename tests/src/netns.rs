@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::command::run;
-use crate::names;
+use crate::{names, retry};
 
 const DIRECTORY: &str = "/run/netns";
 
@@ -93,6 +93,23 @@ impl Netns {
             }
             Ok(())
         })
+    }
+
+    /// Waits until all interfaces carry packets: the kernel gets them ready in the background, and drops until then.
+    ///
+    /// # Errors
+    /// When one does not come up.
+    pub fn wait_until_links_are_up(&self) -> anyhow::Result<()> {
+        let up = || -> anyhow::Result<bool> {
+            let links = run(Command::new("ip").args(["-n", &self.name, "-json", "link", "show"]), "")?;
+            let links: Vec<serde_json::Value> = serde_json::from_str(&links)?;
+            Ok(links.iter().all(|link| link["link_type"] == "loopback" || link["operstate"] == "UP"))
+        };
+        retry::until(&format!("links of {} up", self.name), || match up() {
+            Ok(false) => None,
+            Ok(true) => Some(Ok(())),
+            Err(error) => Some(Err(error)),
+        })?
     }
 
     /// A command that will run inside the namespace, with the host's mounts.

@@ -89,13 +89,23 @@ pub struct Question {
     pub name: i32,
     /// Length of the buffer.
     pub length: u32,
+    /// Do not report the bytes, because they differ from run to run.
+    #[serde(default)]
+    pub blind: bool,
 }
 
 impl Question {
     /// A question to the connection itself.
     #[must_use]
     pub fn new(level: i32, name: i32, length: u32) -> Self {
-        Self { listener: false, level, name, length }
+        Self { listener: false, level, name, length, blind: false }
+    }
+
+    /// A question of whose answer only result and length matter.
+    #[must_use]
+    pub fn blind(mut self) -> Self {
+        self.blind = true;
+        self
     }
 
     /// A question to the listening socket.

@@ -55,6 +55,9 @@ const DEAD_ROUTES: &str = "route add unreachable 10.98.0.0/16\n\
     route add prohibit fd00:99::/64\n\
     route add blackhole fd00:97::/64\n";
 
+/// The kernel would make link-local addresses from the interface's random hardware address, and test them for a second.
+const NO_LINK_LOCAL: &[(&str, &str)] = &[("ipv6/conf/default/addr_gen_mode", "1")];
+
 /// What may differ between pods.
 #[derive(Clone, Debug)]
 pub struct PodOptions {
@@ -158,6 +161,7 @@ impl World {
         let client = Netns::new(&format!("{name}-client"))?;
         // Reverse path filtering would drop what comes from a pod's second address: not what is tested here.
         client.sysctl(&[("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")])?;
+        client.sysctl(NO_LINK_LOCAL)?;
         client.ip(&format!(
             "address add {VIP4}/32 dev lo\n\
              address add {VIP6}/128 dev lo nodad\n\
@@ -171,11 +175,16 @@ impl World {
             let pod = world.add_pod(&format!("{name}-pod{number}"), number, options)?;
             world.pods.push(pod);
         }
+        world.client.wait_until_links_are_up()?;
+        for pod in &world.pods {
+            pod.netns.wait_until_links_are_up()?;
+        }
         Ok(world)
     }
 
     fn add_pod(&self, name: &str, number: u8, options: &PodOptions) -> anyhow::Result<Pod> {
         let netns = Netns::new(name)?;
+        netns.sysctl(NO_LINK_LOCAL)?;
         let cgroup = Cgroup::new(name)?;
         wire(&self.client, &netns, &format!("pod{number}"), "eth0", ETH0)?;
         self.client.ip(&format!(
@@ -187,6 +196,7 @@ impl World {
         netns.ip(&format!(
             "address add 10.77.{number}.2/24 dev eth0\n\
              address add fd00:77:{number}::2/64 dev eth0 nodad\n\
+             address add fe80::2/64 dev eth0 nodad\n\
              link set eth0 up\n\
              route add default via 10.77.{number}.1\n{DEAD_ROUTES}"
         ))?;
@@ -249,9 +259,9 @@ impl World {
 /// A pair of virtual Ethernet interfaces between two namespaces.
 fn wire(client: &Netns, pod: &Netns, client_end: &str, pod_end: &str, index: u32) -> anyhow::Result<()> {
     let arguments = format!(
-        "link add name {client_end} netns {} type veth peer name {pod_end} index {index} netns {}",
-        client.name(),
-        pod.name()
+        "link add name {pod_end} index {index} netns {} type veth peer name {client_end} netns {}",
+        pod.name(),
+        client.name()
     );
     run(Command::new("ip").args(arguments.split(' ')), "")?;
     Ok(())

@@ -94,7 +94,14 @@ fn build(source: Source, place: &str) -> Result<Vec<u8>> {
         .context("the eBPF programs do not compile")?;
     let stripped = target_dir.join("redirector.bpf.o");
     linker::strip(&target_dir.join(TARGET).join("release/redirector"), &stripped)?;
-    read(&stripped)
+    let bytes = read(&stripped)?;
+    if let Some(name) = linker::PRIVATE_NAMES.iter().find(|name| contains(&bytes, name.as_bytes())) {
+        eprintln!(
+            "warning: the object has a symbol with `{name}` in its name, which depends on who built the \
+             compiler: rustup's and Debian's will make different bytes (see xtask/src/shim.rs)"
+        );
+    }
+    Ok(bytes)
 }
 
 /// The compiler's flags, separated as `CARGO_ENCODED_RUSTFLAGS` wants it.
@@ -148,6 +155,10 @@ fn dependency_dirs(toolchain: &Toolchain, root: &Path) -> Result<BTreeSet<PathBu
     let metadata: Metadata = serde_json::from_str(&metadata).context("cannot read `cargo metadata`")?;
     let foreign = metadata.packages.iter().filter(|package| package.source.is_some());
     Ok(foreign.filter_map(|package| Some(package.manifest_path.parent()?.parent()?.to_owned())).collect())
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

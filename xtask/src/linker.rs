@@ -1,10 +1,10 @@
-//! `bpf-linker` and `llvm-strip`, both with the LLVM of the pinned compiler.
+//! `bpf-linker` and `llvm-objcopy`, both with the LLVM of the pinned compiler.
 //!
 //! bpf-linker reads the bitcode that rustc wrote, so its LLVM must not be older than rustc's; the
 //! optimiser in it writes the final code, so its version is pinned too.
 
 use std::{
-    env, fs,
+    env,
     path::{Path, PathBuf},
 };
 
@@ -44,13 +44,19 @@ fn is_pinned(linker: &Path) -> bool {
     version.is_some_and(|version| version == format!("bpf-linker {VERSION}"))
 }
 
-/// Copies `object` to `stripped` without DWARF. BTF stays: the kernel and the loader need it.
+/// Parts of names that hash the compiler's own version string, which even [`crate::shim`] cannot
+/// replace: LLVM numbers nameless constants after a hash of the module's symbols, and rustc's internal
+/// ones (the panic handler's, the allocator's) are among those.
+pub const PRIVATE_NAMES: [&str; 2] = ["anon.", "___rustc"];
+
+/// Copies `object` to `stripped` without DWARF and without the names of nameless constants, to which
+/// nothing refers. BTF stays: the kernel and the loader need it.
 pub fn strip(object: &Path, stripped: &Path) -> Result<()> {
-    install_llvm(&["llvm-22"], "bin/llvm-strip")?;
-    if let Some(dir) = stripped.parent() {
-        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    }
-    Cmd::new(Path::new(LLVM).join("bin/llvm-strip")).arg("-g").arg(object).arg("-o").arg(stripped).run()
+    install_llvm(&["llvm-22"], "bin/llvm-objcopy")?;
+    Cmd::new(Path::new(LLVM).join("bin/llvm-objcopy"))
+        .args(["--strip-debug", "--wildcard", "--strip-unneeded-symbol=anon.*"])
+        .args([object, stripped])
+        .run()
 }
 
 fn install_llvm(packages: &[&str], needed: &str) -> Result<()> {

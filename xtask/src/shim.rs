@@ -3,7 +3,8 @@
 //! A function that is not inlined keeps its mangled name in the object, and the name holds a hash of
 //! the compiler's description: cargo hashes all of `rustc -vV`, rustc its own version string. Debian's
 //! description of the same compiler is longer ("built from a source tarball"), so the names, and with
-//! them the bytes, would differ where the code does not.
+//! them the bytes, would differ where the code does not. What the front cannot reach is in
+//! [`crate::linker::PRIVATE_NAMES`].
 
 use std::{
     fs,

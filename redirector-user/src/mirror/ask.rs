@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
-use super::lists::{MULTICAST, ROUTE_HEADER};
+use super::lists::ROUTE_HEADER;
 use super::netlink::{Answer, Message, Netlink, Payload, number};
 use super::prefix::{Block, representatives};
 use super::{MirrorError, Outcome};
@@ -45,7 +45,8 @@ impl<'a> Asker<'a> {
 
     /// The outcome of each of the sorted, distinct prefixes.
     ///
-    /// A prefix without addresses of its own says what its first child says, which lets that child be merged away.
+    /// A prefix without addresses of its own says what its first child says, which lets that child be merged
+    /// away.
     pub(super) fn outcomes(&mut self, blocks: &[Block]) -> Result<Vec<(Block, Outcome)>, MirrorError> {
         let spoken: Vec<(usize, IpAddr, IpAddr)> = representatives(blocks)
             .into_iter()
@@ -54,7 +55,8 @@ impl<'a> Asker<'a> {
             .collect();
         let asked: Vec<IpAddr> = spoken.iter().map(|(_, low, _)| *low).collect();
         let mut outcomes: Vec<Option<Outcome>> = vec![None; blocks.len()];
-        // A local prefix whose source is the very address that was asked for: the source of the whole prefix, or each its own?
+        // A local prefix whose source is the very address that was asked for: the source of the whole prefix,
+        // or each its own?
         let (mut doubtful, mut second) = (Vec::new(), Vec::new());
         for ((i, low, high), verdict) in spoken.iter().zip(self.connect(&asked)?) {
             outcomes[*i] = Some(self.outcome(*low, verdict));
@@ -78,7 +80,7 @@ impl<'a> Asker<'a> {
     }
 
     fn outcome(&self, asked: IpAddr, verdict: Verdict) -> Outcome {
-        if is_multicast_v6(asked) {
+        if asked.is_ipv6() && is_group(asked) {
             // tcp_v6_connect, before any lookup.
             return Outcome::Refused { errno: libc::ENETUNREACH };
         }
@@ -87,8 +89,11 @@ impl<'a> Asker<'a> {
             Err(errno) => return Outcome::Refused { errno },
         };
         match found.kind {
-            // tcp_v4_connect: rt_flags & (RTCF_MULTICAST | RTCF_BROADCAST).
+            // tcp_v4_connect: rt_flags & (RTCF_MULTICAST | RTCF_BROADCAST). __mkroute_output sets them by the
+            // address, but a route that shares its next hop with a unicast one may answer from that one's
+            // cache.
             libc::RTN_BROADCAST | libc::RTN_MULTICAST => Outcome::Refused { errno: libc::ENETUNREACH },
+            _ if is_group(asked) => Outcome::Refused { errno: libc::ENETUNREACH },
             kind if kind == libc::RTN_LOCAL || self.loopbacks.contains(&found.oif) => {
                 // A route over lo in a namespace without addresses: inet_select_addr finds none.
                 let source = found.source.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
@@ -100,10 +105,11 @@ impl<'a> Asker<'a> {
 
     /// What connect(2) of an unbound, unmarked TCP socket comes to for each destination.
     ///
-    /// IPv4: `ip_route_connect` looks up twice, the second time with the source the first one chose, so that rules on the source
-    /// count. IPv6: `ip6_dst_lookup_tail` looks up once if there is a route and takes its source; EADDRNOTAVAIL if there is none.
-    /// Without a route it first chooses any source (EADDRNOTAVAIL if there is none) and tries again with it. Netlink does not
-    /// offer that choice, so a raw socket, which takes the same path and sends nothing, is connected to learn it.
+    /// IPv4: `ip_route_connect` looks up twice, the second time with the source the first one chose, so that
+    /// rules on the source count. IPv6: `ip6_dst_lookup_tail` looks up once if there is a route and takes its
+    /// source; EADDRNOTAVAIL if there is none. Without a route it first chooses any source (EADDRNOTAVAIL if
+    /// there is none) and tries again with it. Netlink does not offer that choice, so a raw socket, which
+    /// takes the same path and sends nothing, is connected to learn it.
     fn connect(&mut self, destinations: &[IpAddr]) -> Result<Vec<Verdict>, MirrorError> {
         let questions: Vec<_> = destinations.iter().map(|destination| (*destination, None)).collect();
         let mut verdicts = self.routes(&questions)?;
@@ -113,7 +119,7 @@ impl<'a> Asker<'a> {
             match (*verdict, destination) {
                 (Ok(Found { source: Some(source), .. }), IpAddr::V4(_)) => again.push((i, source)),
                 (Ok(Found { source: None, .. }), IpAddr::V6(_)) => *verdict = Err(libc::EADDRNOTAVAIL),
-                (Err(_), IpAddr::V6(v6)) if !is_multicast_v6(*destination) => match self.probe(*v6)? {
+                (Err(_), IpAddr::V6(v6)) if !is_group(*destination) => match self.probe(*v6)? {
                     Ok(source) => again.push((i, source)),
                     Err(errno) => *verdict = Err(errno),
                 },
@@ -130,8 +136,9 @@ impl<'a> Asker<'a> {
     /// `ip route get DESTINATION [from SOURCE] ipproto tcp`: inet_rtm_getroute, inet6_rtm_getroute.
     fn routes(&mut self, questions: &[(IpAddr, Option<IpAddr>)]) -> Result<Vec<Verdict>, MirrorError> {
         let messages = questions.iter().map(|(destination, source)| {
-            // connect(2) takes the unspecified address for the loopback address. So does inet_rtm_getroute, but the second
-            // lookup of ip_route_connect is for the address the first one put in its place, which is the source.
+            // connect(2) takes the unspecified address for the loopback address. So does inet_rtm_getroute,
+            // but the second lookup of ip_route_connect is for the address the first one put in its place,
+            // which is the source.
             let destination = match (destination, source) {
                 (IpAddr::V6(v6), _) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
                 (IpAddr::V4(v4), Some(source)) if v4.is_unspecified() => *source,
@@ -182,8 +189,8 @@ impl<'a> Asker<'a> {
     }
 }
 
-/// A raw TCP socket routes as TCP does, and no cgroup program sees it connect (rawv6_prot has no pre_connect). Without
-/// CAP_NET_RAW a UDP socket differs only under policy rules that select a protocol.
+/// A raw TCP socket routes as TCP does, and no cgroup program sees it connect (rawv6_prot has no
+/// pre_connect). Without CAP_NET_RAW a UDP socket differs only under policy rules that select a protocol.
 fn open_probe() -> Result<OwnedFd, Errno> {
     let open = |kind, protocol| net::socket_with(AddressFamily::INET6, kind, SocketFlags::CLOEXEC, protocol);
     match open(SocketType::RAW, Some(net::ipproto::TCP)) {
@@ -192,10 +199,9 @@ fn open_probe() -> Result<OwnedFd, Errno> {
     }
 }
 
-fn is_multicast_v6(address: IpAddr) -> bool {
-    Block::new(MULTICAST.0.into(), MULTICAST.1)
-        .zip(Block::new(address, 128))
-        .is_some_and(|(multicast, host)| multicast.covers(&host))
+/// Never the destination of a connection.
+fn is_group(address: IpAddr) -> bool {
+    address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST)
 }
 
 /// Reads an RTM_NEWROUTE: the route, or the error inside it. `None` if it is malformed.

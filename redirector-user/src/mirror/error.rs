@@ -38,7 +38,8 @@ pub enum MirrorError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// An answer did not arrive. EAGAIN: none within the time limit; ENOBUFS: it did not fit into the socket's buffer.
+    /// An answer did not arrive. EAGAIN: none within the time limit; ENOBUFS: it did not fit into the
+    /// socket's buffer.
     #[error(
         "no answer from the kernel for {what} (netlink receive): {source}; try again, and if it repeats raise \
          net.core.rmem_max or look for a process that holds the rtnl lock"

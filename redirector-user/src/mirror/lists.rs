@@ -1,4 +1,5 @@
-//! What the namespace lists about itself: interfaces with their addresses, and the prefixes at which its routing may change.
+//! What the namespace lists about itself: interfaces with their addresses, and the prefixes at which its
+//! routing may change.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -25,7 +26,8 @@ const IFAL_ADDRESS: u16 = 1;
 /// More addresses than this are not compared pairwise ([`source_splits`]).
 const COMPARED_ADDRESSES: usize = 64;
 
-/// Prefixes that connect(2) treats in its own way, so that no other prefix may speak for them or be spoken for by them.
+/// Prefixes that connect(2) treats in its own way, so that no other prefix may speak for them or be spoken
+/// for by them.
 const SPECIAL_V4: [(Ipv4Addr, u8); 5] = [
     (Ipv4Addr::UNSPECIFIED, 0),
     (Ipv4Addr::UNSPECIFIED, 32),
@@ -40,12 +42,11 @@ const SPECIAL_V6: [(Ipv6Addr, u8); 7] = [
     V4_MAPPED,
     (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
     (Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 10),
-    MULTICAST,
+    // Refused by tcp_v6_connect before any route is looked up.
+    (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8),
 ];
 /// IPv4 written as IPv6: `tcp_v6_connect` hands it to `tcp_v4_connect`, no IPv6 route counts.
 pub(super) const V4_MAPPED: (Ipv6Addr, u8) = (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96);
-/// `tcp_v6_connect` refuses it before any route is looked up.
-pub(super) const MULTICAST: (Ipv6Addr, u8) = (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8);
 
 /// The interfaces, sorted by index; their addresses in the order of the kernel, IPv4 first.
 pub(super) fn interfaces(netlink: &mut Netlink, families: &[u8]) -> Result<Vec<Interface>, MirrorError> {
@@ -86,8 +87,8 @@ pub(super) fn interfaces(netlink: &mut Netlink, families: &[u8]) -> Result<Vec<I
     Ok(interfaces)
 }
 
-/// The prefixes of a family at which the answer may change, sorted: those of all routes of all tables and of the policy rules,
-/// the special ones and, for IPv6, those that decide between source addresses.
+/// The prefixes of a family at which the answer may change, sorted: those of all routes of all tables and of
+/// the policy rules, the special ones and, for IPv6, those that decide between source addresses.
 pub(super) fn prefixes(
     netlink: &mut Netlink,
     family: u8,
@@ -105,7 +106,8 @@ pub(super) fn prefixes(
     }
     let unspecified = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
 
-    // Routes with another source prefix or TOS have their destination in common with plain ones: the kernel is asked which counts.
+    // Routes with another source prefix or TOS have their destination in common with plain ones: the kernel
+    // is asked which counts.
     blocks.extend(destinations(netlink, "the routes", libc::RTM_GETROUTE, family, |route| {
         // Cached exceptions (path MTU, redirects) are no routes of their own.
         if route.number(8) & libc::RTM_F_CLONED != 0 {
@@ -159,9 +161,7 @@ fn optional(list: Result<Vec<Block>, MirrorError>) -> Result<Vec<Block>, MirrorE
 /// IPv6 addresses that compete as source of a connection (`ipv6_dev_get_saddr`).
 fn candidate_sources(interface: &Interface) -> impl Iterator<Item = (Ipv6Addr, u8)> + '_ {
     interface.addresses.iter().filter_map(|address| match address.addr() {
-        IpAddr::V6(v6) if !v6.is_loopback() => {
-            Some((v6, address.prefix_len()))
-        }
+        IpAddr::V6(v6) if !v6.is_loopback() => Some((v6, address.prefix_len())),
         _ => None,
     })
 }

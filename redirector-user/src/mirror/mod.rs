@@ -1,24 +1,29 @@
 //! How a network namespace answers connect(2), mirrored into a longest-prefix table.
 //!
-//! Under iptables routing comes before NAT: a connect(2) to a destination without a route fails with the kernel's errno although
-//! the connection would have been redirected to the local proxy, and the interface and source address of the original destination
-//! are those the rules see. A connect hook sees no route, so [`read`] asks the kernel for every destination that can differ.
+//! Under iptables routing comes before NAT: a connect(2) to a destination without a route fails with the
+//! kernel's errno although the connection would have been redirected to the local proxy, and the interface
+//! and source address of the original destination are those the rules see. A connect hook sees no route, so
+//! [`read`] asks the kernel for every destination that can differ.
 //!
 //! # Method
-//! The prefixes of all routes of all tables, of the policy rules (`ip rule ... to`), those connect(2) treats specially and those
-//! that decide between IPv6 source addresses are the points where the answer can change. For each one an address that is in it and
-//! in no more specific one is put to the kernel's own lookup (RTM_GETROUTE, `inet_rtm_getroute` and `inet6_rtm_getroute`), in the
-//! way `tcp_v4_connect` and `tcp_v6_connect` do it; prefixes that say what their nearest less specific one says are left out.
-//! The lookup applies the policy rules. tests/mirror.rs compares the outcomes with real connects.
+//! The prefixes of all routes of all tables, of the policy rules (`ip rule ... to`), those connect(2) treats
+//! specially and those that decide between IPv6 source addresses are the points where the answer can change.
+//! For each one an address that is in it and in no more specific one is put to the kernel's own lookup
+//! (RTM_GETROUTE, `inet_rtm_getroute` and `inet6_rtm_getroute`), in the way `tcp_v4_connect` and
+//! `tcp_v6_connect` do it; prefixes that say what their nearest less specific one says are left out. The
+//! lookup applies the policy rules. tests/mirror.rs compares the outcomes with real connects.
 //!
 //! # What is not in it
-//! - It speaks for TCP sockets without a mark, a bound device or a bound source, on ports no rule selects, of the user that reads
-//!   (rules on uidrange, fwmark, ports and TOS are answered for such a socket).
-//! - A route with several next hops is answered as for the address that was asked (`fib_select_path` hashes the destination).
-//! - fe80::/10 is what `ip -6 route get` says without an interface. connect(2) without a scope is refused there (EINVAL), but a
-//!   connect hook does not see `sin6_scope_id`, and those who use link-local addresses give one.
+//! - It speaks for TCP sockets without a mark, a bound device or a bound source, on ports no rule selects, of
+//!   the user that reads (rules on uidrange, fwmark, ports and TOS are answered for such a socket).
+//! - A route with several next hops is answered as for the address that was asked (`fib_select_path` hashes
+//!   the destination).
+//! - fe80::/10 is what `ip -6 route get` says without an interface. connect(2) without a scope is refused
+//!   there (EINVAL), but a connect hook does not see `sin6_scope_id`, and those who use link-local addresses
+//!   give one.
 //! - IPv4-mapped IPv6 (::ffff:0:0/96) is not there: connect(2) routes it as IPv4.
-//! - It is a snapshot; [`Mirror`] is comparable and sorted, so that a second one tells whether anything changed.
+//! - It is a snapshot; [`Mirror`] is comparable and sorted, so that a second one tells whether anything
+//!   changed.
 
 mod ask;
 mod error;
@@ -48,7 +53,8 @@ use self::prefix::Block;
 /// How a namespace routes, and its interfaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mirror {
-    /// Sorted, IPv4 before IPv6; always has 0.0.0.0/0 and ::/0. The longest prefix that holds a destination decides.
+    /// Sorted, IPv4 before IPv6; always has 0.0.0.0/0 and ::/0. The longest prefix that holds a destination
+    /// decides.
     pub routes: Vec<Route>,
     /// Sorted by index.
     pub interfaces: Vec<Interface>,
@@ -66,7 +72,8 @@ pub struct Route {
 /// What connect(2) of an unbound TCP socket comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The packet leaves on a loopback interface: an address of the namespace, or a route over lo (iptables' `-o lo`).
+    /// The packet leaves on a loopback interface: an address of the namespace, or a route over lo (iptables'
+    /// `-o lo`).
     Local {
         /// The source address (`fib_result_prefsrc`, `ipv6_dev_get_saddr`); `None`: the destination itself.
         source: Option<IpAddr>,
@@ -75,13 +82,14 @@ pub enum Outcome {
     Via {
         /// Index of the interface, host byte order.
         oif: u32,
-        /// The source address (RTA_PREFSRC); `None`: the kernel has none, and the source would be 0.0.0.0 (only IPv4).
+        /// The source address (RTA_PREFSRC); `None`: the kernel has none, and the source would be 0.0.0.0
+        /// (only IPv4).
         source: Option<IpAddr>,
     },
     /// connect(2) fails.
     Refused {
-        /// The positive errno: ENETUNREACH (no route, throw, multicast, broadcast), EHOSTUNREACH (unreachable), EACCES (prohibit),
-        /// EINVAL (blackhole), EADDRNOTAVAIL (no IPv6 source address)...
+        /// The positive errno: ENETUNREACH (no route, throw, multicast, broadcast), EHOSTUNREACH
+        /// (unreachable), EACCES (prohibit), EINVAL (blackhole), EADDRNOTAVAIL (no IPv6 source address)...
         errno: i32,
     },
 }
@@ -93,8 +101,9 @@ pub struct Interface {
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// Its own addresses with their prefix lengths, IPv4 then IPv6, in the order in which the kernel lists them (the first IPv4 one
-    /// is the primary address, the one REDIRECT uses). Addresses that failed duplicate detection are left out.
+    /// Its own addresses with their prefix lengths, IPv4 then IPv6, in the order in which the kernel lists
+    /// them (the first IPv4 one is the primary address, the one REDIRECT uses). Addresses that failed
+    /// duplicate detection are left out.
     pub addresses: Vec<IpNet>,
     /// Whether what leaves on it comes straight back (IFF_LOOPBACK).
     pub loopback: bool,
@@ -102,8 +111,9 @@ pub struct Interface {
 
 /// Mirrors a network namespace.
 ///
-/// Blocks for about a millisecond in a typical pod. A thread of its own enters the namespace with setns(2), unless the caller is in it,
-/// which takes CAP_SYS_ADMIN over it; reading takes no privilege. Nothing is sent to the network.
+/// Blocks for about a millisecond in a typical pod. A thread of its own enters the namespace with setns(2),
+/// unless the caller is in it, which takes CAP_SYS_ADMIN over it; reading takes no privilege. Nothing is sent
+/// to the network.
 ///
 /// # Errors
 /// [`MirrorError`]. That the namespace has no route to somewhere, or no IPv6, is no error.
@@ -130,12 +140,15 @@ pub fn read(netns: BorrowedFd<'_>) -> Result<Mirror, MirrorError> {
     })
 }
 
-/// Adds `address`/128 to the namespace's lo without duplicate address detection; `false` if lo has it already.
+/// Adds `address`/128 to the namespace's lo without duplicate address detection; `false` if lo has it
+/// already.
 ///
-/// istio-iptables adds ::6 so that the proxy can bind it. Do it before [`read`]: the address then belongs to the mirror.
+/// istio-iptables adds ::6 so that the proxy can bind it. Do it before [`read`]: the address then belongs to
+/// the mirror.
 ///
 /// # Errors
-/// [`MirrorError::LoopbackAddress`] (EPERM, EACCES if IPv6 is disabled on lo, EOPNOTSUPP in a kernel without IPv6) and those of [`read`].
+/// [`MirrorError::LoopbackAddress`] (EPERM, EACCES if IPv6 is disabled on lo, EOPNOTSUPP in a kernel without
+/// IPv6) and those of [`read`].
 pub fn add_loopback_address(netns: BorrowedFd<'_>, address: Ipv6Addr) -> Result<bool, MirrorError> {
     inside(netns, |netlink| loopback::add(netlink, address))
 }
@@ -168,7 +181,8 @@ fn inside<T: Send>(
     })
 }
 
-/// Whether the calling thread is in the namespace: entering it again would take privileges that reading does not.
+/// Whether the calling thread is in the namespace: entering it again would take privileges that reading does
+/// not.
 fn is_current(netns: BorrowedFd<'_>) -> bool {
     match (fstat(netns), stat("/proc/thread-self/ns/net")) {
         (Ok(theirs), Ok(ours)) => (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino),
@@ -176,7 +190,8 @@ fn is_current(netns: BorrowedFd<'_>) -> bool {
     }
 }
 
-/// Whether the kernel has IPv6 at all (not with `ipv6.disable=1`; `disable_ipv6` only takes the addresses away).
+/// Whether the kernel has IPv6 at all (not with `ipv6.disable=1`; `disable_ipv6` only takes the addresses
+/// away).
 fn has_ipv6() -> Result<bool, MirrorError> {
     match rustix::net::socket_with(AddressFamily::INET6, SocketType::DGRAM, SocketFlags::CLOEXEC, None) {
         Ok(_) => Ok(true),

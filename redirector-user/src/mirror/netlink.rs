@@ -1,7 +1,8 @@
 //! A blocking `NETLINK_ROUTE` socket: lists and pipelined single questions.
 //!
-//! Only the fields this module needs are decoded, so an attribute of a newer kernel cannot make a list unreadable. All
-//! numbers are in host byte order, addresses in network byte order, as in uapi/linux/rtnetlink.h.
+//! Only the fields this module needs are decoded, so an attribute of a newer kernel cannot make a list
+//! unreadable. All numbers are in host byte order, addresses in network byte order, as in
+//! uapi/linux/rtnetlink.h.
 
 use std::io;
 use std::net::IpAddr;
@@ -14,8 +15,9 @@ use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, Socket
 
 use super::MirrorError;
 
-/// Questions under way at once. An answer takes up to NLMSG_GOODSIZE plus overhead of the receive buffer (about 4.5 KiB, 9 KiB with
-/// large pages), and one that does not fit is dropped; the smallest usual buffer is 208 KiB.
+/// Questions under way at once. An answer takes up to NLMSG_GOODSIZE plus overhead of the receive buffer
+/// (about 4.5 KiB, 9 KiB with large pages), and one that does not fit is dropped; the smallest usual buffer
+/// is 208 KiB.
 const WINDOW: usize = 16;
 /// The kernel answers within microseconds unless somebody holds the rtnl lock.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -149,7 +151,8 @@ impl Netlink {
         let fail = |source: Errno| MirrorError::Socket { what: "a netlink socket", source: source.into() };
         let fd = net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
             .map_err(fail)?;
-        // A connected netlink socket takes messages of its peer only, here the kernel (netlink_getsockbyportid).
+        // A connected netlink socket takes messages of its peer only, here the kernel
+        // (netlink_getsockbyportid).
         net::connect(&fd, &netlink::SocketAddrNetlink::new(0, 0)).map_err(fail)?;
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE)).map_err(fail)?;
         Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER] })

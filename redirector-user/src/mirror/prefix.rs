@@ -6,7 +6,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Outcome, Route};
 
-/// A prefix as an interval of numbers in host byte order. Sorted, a prefix comes right before everything inside it.
+/// A prefix as an interval of numbers in host byte order. Sorted, a prefix comes right before everything
+/// inside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Block {
     /// Bits of an address: 32 or 128.
@@ -68,10 +69,12 @@ const fn host_mask(width: u8, len: u8) -> u128 {
     }
 }
 
-/// Two addresses that belong to a prefix but to no more specific one: the lowest and the highest such address (which may be the same).
+/// Two addresses that belong to a prefix but to no more specific one: the lowest and the highest such address
+/// (which may be the same).
 pub(super) type Representatives = Option<(IpAddr, IpAddr)>;
 
-/// For each of the sorted, distinct `blocks` its representatives; `None` where the more specific ones leave no address.
+/// For each of the sorted, distinct `blocks` its representatives; `None` where the more specific ones leave
+/// no address.
 ///
 /// One pass with a stack of the open prefixes: each keeps the lowest address that no child has taken yet.
 pub(super) fn representatives(blocks: &[Block]) -> Vec<Representatives> {
@@ -115,7 +118,8 @@ pub(super) fn representatives(blocks: &[Block]) -> Vec<Representatives> {
     found
 }
 
-/// The routes of sorted, distinct prefixes, without those whose nearest kept less specific prefix says the same.
+/// The routes of sorted, distinct prefixes, without those whose nearest kept less specific prefix says the
+/// same.
 pub(super) fn merge(answers: impl IntoIterator<Item = (Block, Outcome)>) -> Vec<Route> {
     let mut open: Vec<(Block, Outcome)> = Vec::new();
     let mut routes = Vec::new();
@@ -134,9 +138,10 @@ pub(super) fn merge(answers: impl IntoIterator<Item = (Block, Outcome)>) -> Vec<
 
 /// The prefixes at which the choice between several source addresses can change.
 ///
-/// RFC 6724 rule 8 prefers the address that shares most leading bits with the destination, and `ipv6_get_saddr_eval` counts no more
-/// than the address's own prefix length. Two addresses that differ after `c` bits and have prefixes of `p` and `q` bits compare
-/// differently only for destinations that share more than `c`, `p` or `q` bits with one of them.
+/// RFC 6724 rule 8 prefers the address that shares most leading bits with the destination, and
+/// `ipv6_get_saddr_eval` counts no more than the address's own prefix length. Two addresses that differ after
+/// `c` bits and have prefixes of `p` and `q` bits compare differently only for destinations that share more
+/// than `c`, `p` or `q` bits with one of them.
 pub(super) fn source_splits(addresses: &[(Ipv6Addr, u8)]) -> Vec<Block> {
     let mut bits: Vec<u128> = addresses.iter().map(|(address, _)| address.to_bits()).collect();
     bits.sort_unstable();

@@ -1,4 +1,5 @@
-//! The arithmetic of prefixes, checked address by address in ranges small enough for it; tests/mirror.rs has the kernel.
+//! The arithmetic of prefixes, checked address by address in ranges small enough for it; tests/mirror.rs has
+//! the kernel.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -5,7 +5,9 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::Context;
-use rustix::process::{Gid, Signal, Uid, set_parent_process_death_signal};
+use rustix::process::{
+    Gid, Resource, Rlimit, Signal, Uid, getrlimit, set_parent_process_death_signal, setrlimit,
+};
 use rustix::thread::{
     LinkNameSpaceType, move_into_link_name_space, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
@@ -38,4 +40,13 @@ pub fn enter(cgroup: Option<&Path>, netns: Option<&Path>, uid: Option<u32>, gid:
     // Nobody must outlive a test that was killed. After the ids: changing them clears this. It survives exec.
     set_parent_process_death_signal(Some(Signal::KILL)).context("asking to die with the parent")?;
     Ok(())
+}
+
+/// Allows as many open files as we may have: some tests hold thousands of connections.
+///
+/// # Errors
+/// When the kernel refuses what it allows.
+pub fn raise_limits() -> anyhow::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).context("open files")
 }

@@ -25,6 +25,8 @@ pub struct Load {
     pub threads: usize,
     /// Keep the connections open until all are made.
     pub hold: bool,
+    /// Whether the proxy must see the client's own source port. netfilter replaces it when its NAT tuple is taken.
+    pub same_port: bool,
 }
 
 /// What came of it.
@@ -53,7 +55,7 @@ pub fn run(load: &Load) -> Report {
                 while let Some(destination) = load.destinations.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let result = one(*destination);
                     let Ok(mut report) = report.lock() else { return };
-                    let open = note(&mut report, *destination, result);
+                    let open = note(&mut report, load, *destination, result);
                     drop(report);
                     if let (true, Some(open), Ok(mut held)) = (load.hold, open, held.lock()) {
                         held.push(open);
@@ -81,7 +83,7 @@ fn one(destination: SocketAddr) -> io::Result<Done> {
     Ok(Done { stream, local, peer, accepted })
 }
 
-fn note(report: &mut Report, destination: SocketAddr, result: io::Result<Done>) -> Option<TcpStream> {
+fn note(report: &mut Report, load: &Load, destination: SocketAddr, result: io::Result<Done>) -> Option<TcpStream> {
     let done = match result {
         Ok(done) => done,
         Err(error) => {
@@ -100,8 +102,10 @@ fn note(report: &mut Report, destination: SocketAddr, result: io::Result<Done>) 
     let original = if destination.is_ipv4() { &accepted.original_dst } else { &accepted.original_dst6 };
     if original.address() == Some(destination)
         && done.peer == destination
-        && accepted.accept_peer.address() == Some(done.local)
-        && accepted.peer.address() == Some(done.local)
+        && accepted.accept_peer == accepted.peer
+        && accepted.peer.address().is_some_and(|peer| {
+            peer.ip() == done.local.ip() && (peer.port() == done.local.port() || !load.same_port)
+        })
     {
         report.right += 1;
     } else {

@@ -3,6 +3,7 @@
 //! It speaks JSON: what to do comes as arguments or on stdin, what was seen leaves on stdout, a line each.
 
 pub mod connect;
+pub mod connect_proxy;
 pub mod enter;
 pub mod many;
 pub mod serve;
@@ -10,6 +11,7 @@ pub mod sys;
 
 use std::ffi::OsString;
 use std::io::{BufRead, Write};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 
@@ -52,6 +54,11 @@ enum Action {
     },
     /// Read a `Load` (JSON) from stdin: many connections from many threads; print a `Report`
     Many,
+    /// An HTTP proxy that only knows CONNECT; prints where it was asked to go
+    ConnectProxy {
+        /// Address to listen on
+        listen: SocketAddr,
+    },
     /// Become another program
     Exec {
         /// Program and arguments
@@ -66,6 +73,7 @@ enum Action {
 /// Only when the place cannot be entered or the input not be understood; what a connection does is an observation.
 pub fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    enter::raise_limits()?;
     enter::enter(cli.cgroup.as_deref(), cli.netns.as_deref(), cli.uid, cli.gid)?;
     match cli.action {
         Action::Connect => {
@@ -80,6 +88,7 @@ pub fn main() -> anyhow::Result<()> {
             let load = serde_json::from_reader(std::io::stdin().lock()).context("a load")?;
             print_line(&many::run(&load))
         }
+        Action::ConnectProxy { listen } => connect_proxy::serve(listen),
         Action::Exec { command } => {
             let (program, arguments) = command.split_first().context("no program")?;
             let error = std::process::Command::new(program).args(arguments).exec();

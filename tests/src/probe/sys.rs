@@ -31,7 +31,7 @@ pub fn ask(fd: impl AsFd, question: Question) -> Answer {
         question,
         outcome: result.map_or_else(|error| errno_name(&error), |()| OK.to_owned()),
         length,
-        bytes: buffer.iter().take(SHOWN).map(|byte| format!("{byte:02x}")).collect(),
+        bytes: buffer.iter().take(if question.blind { 0 } else { SHOWN }).map(|byte| format!("{byte:02x}")).collect(),
     }
 }
 

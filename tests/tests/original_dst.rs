@@ -1,0 +1,136 @@
+//! `SO_ORIGINAL_DST`, and every other `getsockopt`, beside real iptables: level, length, bytes, and what is untouched.
+
+use redirector_tests::matrix::{self, Caller, Part, SERVED};
+use redirector_tests::observation::{OK, Question};
+use redirector_tests::pod::{APP, PROXY, VIP4, VIP6, at};
+use redirector_tests::privileged::require_root;
+use redirector_tests::probe::sys::SO_ORIGINAL_DST;
+use redirector_tests::scenario::{Family, Scenario};
+use redirector_tests::side::Setup;
+use redirector_tests::twin::Twin;
+
+/// What Envoy, Go, redsocks and the merely curious ask with; from too short to larger than a page.
+const LENGTHS: [u32; 11] = [0, 1, 15, 16, 17, 27, 28, 32, 128, 4096, 5000];
+
+/// The option at the levels at which it exists, and at two where its number means something else or nothing.
+fn original_dst() -> Vec<Question> {
+    [libc::SOL_IP, libc::SOL_IPV6, libc::SOL_SOCKET, libc::SOL_TCP]
+        .into_iter()
+        .flat_map(|level| LENGTHS.map(|length| Question::new(level, SO_ORIGINAL_DST, length)))
+        .collect()
+}
+
+/// Options that have nothing to do with us, in buffers of ordinary and of absurd length.
+fn unrelated() -> Vec<Question> {
+    let options = [
+        (libc::SOL_SOCKET, libc::SO_TYPE),
+        (libc::SOL_SOCKET, libc::SO_DOMAIN),
+        (libc::SOL_SOCKET, libc::SO_PROTOCOL),
+        (libc::SOL_SOCKET, libc::SO_ERROR),
+        (libc::SOL_SOCKET, libc::SO_ACCEPTCONN),
+        (libc::SOL_SOCKET, libc::SO_LINGER),
+        (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
+        (libc::SOL_SOCKET, 9999),
+        (libc::SOL_IP, libc::IP_TTL),
+        (libc::SOL_IP, libc::IP_TOS),
+        (libc::SOL_IP, 9999),
+        (libc::SOL_IPV6, libc::IPV6_V6ONLY),
+        (libc::SOL_IPV6, libc::IPV6_UNICAST_HOPS),
+        (libc::SOL_TCP, libc::TCP_NODELAY),
+        (libc::SOL_TCP, libc::TCP_CONGESTION),
+        (libc::SOL_TCP, 9999),
+        (9999, 9999),
+    ];
+    let mut questions: Vec<Question> = options
+        .into_iter()
+        .flat_map(|(level, name)| [0, 1, 4, 16, 4096, 4097, 5000, 65536].map(|length| Question::new(level, name, length)))
+        .collect();
+    let info = [4, 104, 5000].map(|length| Question::new(libc::SOL_TCP, libc::TCP_INFO, length).blind());
+    questions.extend(info);
+    questions
+}
+
+/// Connections that are captured in each way, and such that are not.
+fn parts(twin: &Twin, questions: &[Question]) -> Vec<Part> {
+    let pod = twin.oracle.pod();
+    let asking = |mut scenario: Scenario, caller: &str| {
+        scenario.name = format!("{caller} {}", scenario.name);
+        scenario.ask_before = questions.to_vec();
+        scenario.ask_client = questions.to_vec();
+        scenario.ask_server = questions.to_vec();
+        scenario
+    };
+    let mut destinations = vec![
+        Scenario::new("mapped vip", Family::Mapped, at(VIP4, SERVED)),
+        Scenario::new("mapped self", Family::Mapped, at(pod.v4(), SERVED)),
+    ];
+    for address in [at(VIP4, SERVED), at(VIP6, SERVED)] {
+        destinations.push(Scenario::to(address));
+    }
+    for port in [SERVED, 15001, 15006, 15020] {
+        destinations.push(Scenario::to(at(pod.v4(), port)));
+        destinations.push(Scenario::to(at(pod.v6(), port)));
+    }
+    destinations.push(Scenario::to(at(std::net::Ipv4Addr::LOCALHOST, SERVED)));
+    destinations.push(Scenario::to(at(std::net::Ipv4Addr::LOCALHOST, 15001)));
+    let of = |caller: &str| destinations.iter().map(|scenario| asking(scenario.clone(), caller)).collect();
+    let inbound = destinations.iter().filter(|scenario| {
+        let to = scenario.to.ip();
+        to == pod.v4() || to == pod.v6()
+    });
+    let inbound = inbound.map(|scenario| asking(scenario.clone(), "outside")).collect();
+    vec![
+        Part::of(APP, of("app")),
+        Part::of(PROXY, of("proxy")),
+        Part { caller: Caller::Outside, scenarios: inbound },
+    ]
+}
+
+/// Levels and lengths, on accepted, connecting and unconnected sockets.
+#[test]
+fn levels_and_lengths() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let twin = Twin::of_redirector(&Setup::default())?;
+    let seen = twin.check(&parts(&twin, &original_dst()))?;
+    let first = &seen[seen.iter().position(|seen| seen.scenario == "app to 10.96.0.10:8080").unwrap_or_default()];
+    let envoys = first.server.iter().find(|answer| answer.question == Question::new(libc::SOL_IP, SO_ORIGINAL_DST, 128));
+    let Some(envoys) = envoys else { panic!("{first:?}") };
+    assert_eq!((envoys.outcome.as_str(), envoys.length), (OK, 128));
+    // A sockaddr_in, and not a byte more.
+    assert_eq!(&envoys.bytes[4..34], "1f900a60000a0000000000000000aa");
+    Ok(())
+}
+
+/// Listening sockets have no original destination, in whatever way they are asked.
+#[test]
+fn listening_sockets() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let twin = Twin::of_redirector(&Setup::default())?;
+    let questions: Vec<Question> = original_dst().into_iter().map(Question::of_listener).collect();
+    let mut scenarios = Vec::new();
+    for address in [at(VIP4, SERVED), at(VIP6, SERVED), at(twin.oracle.pod().v4(), SERVED)] {
+        let mut scenario = Scenario::to(address);
+        scenario.ask_server.clone_from(&questions);
+        scenarios.push(scenario);
+    }
+    let outside = Part { caller: Caller::Outside, scenarios: vec![scenarios[2].clone().named("from outside")] };
+    twin.check(&[Part::of(APP, scenarios), outside])?;
+    Ok(())
+}
+
+/// Every other option is as if we were not there, whatever the length of the buffer.
+#[test]
+fn other_options_are_untouched() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let twin = Twin::of_redirector(&Setup::default())?;
+    let seen = twin.check(&parts(&twin, &unrelated()))?;
+    assert!(seen.iter().all(|seen| seen.server.len() == unrelated().len()), "some server did not answer");
+    assert_eq!(matrix::CALLERS.len(), 5);
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! Ways to connect beside real iptables: non-blocking, Fast Open, io_uring, MPTCP, sockets used again, users switched.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use redirector_tests::matrix::{CALLERS, Part, SERVED, UNSERVED};
+use redirector_tests::observation::Observation;
+use redirector_tests::pod::{APP, PROXY, Pod, PodOptions, ROOT, SECOND4, VIP4, VIP6, at};
+use redirector_tests::privileged::require_root;
+use redirector_tests::proxy::proxy_listeners;
+use redirector_tests::scenario::{Family, How, Scenario};
+use redirector_tests::side::Setup;
+use redirector_tests::twin::Twin;
+
+/// Destinations of every kind of verdict and error.
+fn destinations(pod: &Pod) -> Vec<Scenario> {
+    let ip = |a, b, c, d| Ipv4Addr::new(a, b, c, d);
+    let mut scenarios: Vec<Scenario> = [
+        at(VIP4, SERVED),
+        at(VIP4, UNSERVED),
+        at(VIP6, SERVED),
+        at(VIP6, UNSERVED),
+        at(pod.v4(), SERVED),
+        at(pod.v4(), UNSERVED),
+        at(pod.v6(), SERVED),
+        at(Ipv4Addr::LOCALHOST, SERVED),
+        at(Ipv4Addr::LOCALHOST, UNSERVED),
+        at(ip(127, 0, 0, 2), SERVED),
+        at(ip(10, 98, 0, 1), SERVED),
+        at(ip(10, 99, 0, 1), SERVED),
+        at(ip(224, 0, 0, 1), SERVED),
+    ]
+    .into_iter()
+    .map(Scenario::to)
+    .collect();
+    scenarios.push(Scenario::new("to mapped vip", Family::Mapped, at(VIP4, SERVED)));
+    scenarios.push(Scenario::new("to mapped self", Family::Mapped, at(pod.v4(), SERVED)));
+    scenarios
+}
+
+/// Every caller does to every destination what `change` makes of it.
+fn parts(pod: &Pod, change: impl Fn(Scenario) -> Scenario) -> Vec<Part> {
+    let named = |caller: &str, scenario: Scenario| {
+        let name = format!("{caller} {}", scenario.name);
+        change(scenario.named(name))
+    };
+    let of = |caller| destinations(pod).into_iter().map(|scenario| named(caller, scenario)).collect();
+    CALLERS.iter().map(|(caller, owner)| Part::of(*owner, of(caller))).collect()
+}
+
+/// Nothing is proven by two worlds in which a way to connect does not exist.
+fn assert_captured(seen: &[Observation], scenario: &str) {
+    let Some(observation) = seen.iter().find(|seen| seen.scenario == scenario) else { panic!("no {scenario}") };
+    assert!(observation.summary().starts_with("proxy:15001"), "{observation:#?}");
+}
+
+fn check(how: How) -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let twin = Twin::of_redirector(&Setup::default())?;
+    let seen = twin.check(&parts(twin.oracle.pod(), |scenario| scenario.by(how)))?;
+    assert_captured(&seen, "app to 10.96.0.10:8080");
+    Ok(())
+}
+
+#[test]
+fn nonblocking() -> anyhow::Result<()> {
+    check(How::Nonblocking)
+}
+
+#[test]
+fn io_uring() -> anyhow::Result<()> {
+    check(How::IoUring)
+}
+
+/// Twice, because only the second connection to a destination has the cookie that lets data travel with the SYN.
+fn check_fast_open(how: How) -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let mut proxy = proxy_listeners(1);
+    proxy.iter_mut().for_each(|listen| listen.fast_open = true);
+    let twin = Twin::of_redirector(&Setup { proxy, ..Setup::default() })?;
+    for side in [&twin.oracle, &twin.subject] {
+        side.pod().netns.sysctl(&[("ipv4/tcp_fastopen", "3")])?;
+        side.world.client.sysctl(&[("ipv4/tcp_fastopen", "3")])?;
+    }
+    for time in ["first time", "second time"] {
+        let seen = twin.check(&parts(twin.oracle.pod(), |scenario| {
+            let name = format!("{time} {}", scenario.name);
+            scenario.by(how).named(name)
+        }))?;
+        assert_captured(&seen, &format!("{time} app to 10.96.0.10:8080"));
+    }
+    Ok(())
+}
+
+#[test]
+fn fast_open_by_sendto() -> anyhow::Result<()> {
+    check_fast_open(How::FastOpenSend)
+}
+
+#[test]
+fn fast_open_by_option() -> anyhow::Result<()> {
+    check_fast_open(How::FastOpenConnect)
+}
+
+fn check_mptcp(listener: bool) -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let mut proxy = proxy_listeners(1);
+    proxy.iter_mut().for_each(|listen| listen.mptcp = listener);
+    let twin = Twin::of_redirector(&Setup { proxy, ..Setup::default() })?;
+    let seen = twin.check(&parts(twin.oracle.pod(), |mut scenario| {
+        scenario.mptcp = true;
+        scenario
+    }))?;
+    assert_captured(&seen, "app to 10.96.0.10:8080");
+    Ok(())
+}
+
+/// The proxy knows no MPTCP: connections fall back.
+#[test]
+fn mptcp_to_a_tcp_proxy() -> anyhow::Result<()> {
+    check_mptcp(false)
+}
+
+/// The proxy listens with MPTCP, as Go programs do.
+#[test]
+fn mptcp_to_an_mptcp_proxy() -> anyhow::Result<()> {
+    check_mptcp(true)
+}
+
+/// Sockets that were used before: after failures of each kind, after `connect(AF_UNSPEC)`, and while connected.
+#[test]
+fn used_again() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let pod = PodOptions { second_interface: true, ..PodOptions::default() };
+    let twin = Twin::of_redirector(&Setup { pod, ..Setup::default() })?;
+    let seen = twin.check(&again(twin.oracle.pod()))?;
+    assert!(seen.iter().any(|seen| seen.connect.as_deref() == Some("EISCONN")));
+    Ok(())
+}
+
+/// The same without a proxy: captured connections are refused, and the sockets are used again.
+#[test]
+fn used_again_after_refusal() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let pod = PodOptions { second_interface: true, ..PodOptions::default() };
+    let twin = Twin::of_redirector(&Setup { pod, proxy: Vec::new(), ..Setup::default() })?;
+    twin.check(&again(twin.oracle.pod()))?;
+    Ok(())
+}
+
+/// All ordered pairs of destinations, with and without disconnecting in between, bound and unbound.
+fn again(pod: &Pod) -> Vec<Part> {
+    let destinations: [(&str, SocketAddr); 8] = [
+        ("vip", at(VIP4, SERVED)),
+        ("second-network", at(SECOND4, SERVED)),
+        ("self", at(pod.v4(), SERVED)),
+        ("self-unserved", at(pod.v4(), UNSERVED)),
+        ("localhost", at(Ipv4Addr::LOCALHOST, SERVED)),
+        ("localhost-unserved", at(Ipv4Addr::LOCALHOST, UNSERVED)),
+        ("127.0.0.2", at(Ipv4Addr::new(127, 0, 0, 2), SERVED)),
+        ("prohibited", at(Ipv4Addr::new(10, 99, 0, 1), SERVED)),
+    ];
+    let mut port = 20000;
+    let mut part = |caller: &str, owner| {
+        let mut scenarios = Vec::new();
+        for family in [Family::V4, Family::Mapped] {
+            for (first, before) in destinations {
+                for (second, after) in destinations {
+                    for disconnect in [false, true] {
+                        let word = if disconnect { "then, disconnected," } else { "then" };
+                        let name = format!("{family:?} {caller} to {first} {word} to {second}");
+                        let scenario = Scenario::new(name.clone(), family, after).after(before, disconnect);
+                        let bound = scenario.clone().bound(at(Ipv4Addr::UNSPECIFIED, port));
+                        port += 1;
+                        scenarios.push(bound.named(format!("{name} from a port")));
+                        scenarios.push(scenario);
+                    }
+                }
+            }
+        }
+        Part::of(owner, scenarios)
+    };
+    vec![part("app", APP), part("proxy", PROXY)]
+}
+
+/// The owner of a socket is who created it, whoever connects it.
+#[test]
+fn user_switched_after_creation() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let twin = Twin::of_redirector(&Setup::default())?;
+    let mut scenarios = Vec::new();
+    for (creator, created_by) in CALLERS {
+        for (user, connected_by) in CALLERS {
+            for scenario in destinations(twin.oracle.pod()) {
+                let name = format!("created by {creator}, connected by {user}, {}", scenario.name);
+                scenarios.push(Scenario {
+                    created_by: Some(created_by),
+                    connected_by: Some(connected_by),
+                    ..scenario.named(name)
+                });
+            }
+        }
+    }
+    let seen = twin.check(&[Part::of(ROOT, scenarios)])?;
+    assert_captured(&seen, "created by app, connected by proxy, to 10.96.0.10:8080");
+    Ok(())
+}
