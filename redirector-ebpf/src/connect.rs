@@ -80,14 +80,9 @@ fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
         return pass(ctx, sk, socket6, &bound);
     }
     // netfilter sees a packet only after routing has accepted it, so routing's errors come first.
-    if route.errno != 0 {
+    if let Some(errno) = unroutable(&dst, &bound.addr, route, outgoing.lo) {
         count(Counter::RefusedByRoute);
-        return Err(route.errno);
-    }
-    // __mkroute_output: a loopback source may not leave on another interface.
-    if dst.is_v4() && bound.addr.is_loopback() && !outgoing.lo {
-        count(Counter::RefusedByRoute);
-        return Err(EINVAL);
+        return Err(errno);
     }
     if maps::live() >= active.policy.capacity as u64 {
         count(Counter::RefusedFull);
@@ -95,6 +90,22 @@ fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
     }
     count(decision.rule);
     redirect(ctx, sk, socket6, &Redirect { active, bound, outgoing, decision, source })
+}
+
+/// The errno routing would give.
+#[inline(always)]
+fn unroutable(dst: &Addr, bound: &Addr, route: &Route, lo: bool) -> Option<u16> {
+    // tcp_v6_connect refuses a link-local address without a scope. The hook does not see the
+    // scope, and with one the connection would come to nothing under iptables either: the packet
+    // stays bound to its interface and never reaches ::1.
+    if !lo && dst.words[0] & 0xffc0_0000_u32.to_be() == 0xfe80_0000_u32.to_be() {
+        return Some(EINVAL);
+    }
+    // __mkroute_output: a loopback source may not leave on another interface (a broadcast has one).
+    if dst.is_v4() && bound.is_loopback() && !lo && (route.errno == 0 || route.oif != 0) {
+        return Some(EINVAL);
+    }
+    (route.errno != 0).then_some(route.errno)
 }
 
 /// What the app has bound before connect().

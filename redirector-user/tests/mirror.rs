@@ -437,14 +437,22 @@ fn policy_rules_count() {
     // The source is chosen before the second lookup, so that rules on it count for sockets without one.
     pod.ip("route add 10.61.0.0/16 via 10.1.2.1 src 10.1.2.77");
     pod.ip("rule add from 10.1.2.77 to 10.61.128.0/17 lookup 101");
-    pod.ip("rule add to 10.62.0.0/16 ipproto tcp prohibit");
-    pod.ip("rule add to 10.63.0.0/16 ipproto udp prohibit");
+    pod.ip("rule add to 10.62.0.0/16 ipproto 6 prohibit");
+    pod.ip("rule add to 10.63.0.0/16 ipproto 17 prohibit");
     pod.ip("rule add to 10.64.0.0/16 unreachable");
     // A local route that is not in the table "local" gives a source that is no address: EINVAL.
     pod.ip("rule add to 10.65.0.0/16 lookup 102");
     pod.ip("rule add fwmark 1337 lookup 102");
-    pod.ip("rule add to fd62::/32 ipproto tcp prohibit");
+    pod.ip("rule add to fd62::/32 ipproto 6 prohibit");
     pod.ip("rule add to fd63::/32 unreachable");
+    // Rules on the source count for IPv6 where there is no route without one.
+    pod.ip("rule add to fd64::/32 prohibit pref 500");
+    pod.ip("rule add from fd00:1::3 to fd64::/33 ipproto 6 lookup main pref 499");
+    pod.ip("rule add from fd00:1::3 to fd64::/34 ipproto 17 blackhole pref 498");
+    // The first lookup of 0.0.0.0 asks no rule, the second one is for 127.0.0.1.
+    pod.ip("rule del pref 0");
+    pod.ip("rule add lookup local pref 500");
+    pod.ip("rule add to 127.0.0.0/8 prohibit pref 499");
     pod.expect(&[
         ("10.60.1.1", "eth9 10.99.0.1"),
         ("10.61.1.1", "eth0 10.1.2.77"),
@@ -456,6 +464,9 @@ fn policy_rules_count() {
         ("8.8.8.8", "eth0 10.1.2.3"),
         ("fd62::1", "EACCES"),
         ("fd63::1", "ENETUNREACH"),
+        ("fd64::1", "eth0 fd00:1::3"),
+        ("fd64:0:8000::1", "EACCES"),
+        ("0.0.0.0", "EACCES"),
     ]);
 }
 
@@ -464,9 +475,12 @@ fn any_address_is_local() {
     let pod = need!(Namespace::pod());
     pod.ip("route add local 10.9.0.0/16 dev lo");
     pod.ip("route add local fd09::/32 dev lo");
+    // The first address of the prefix is the source of all of it.
+    pod.ip("route add local 10.11.0.0/16 dev lo src 10.11.0.0");
     let mirror = pod.expect(&[
         ("10.9.0.1", "local itself"),
         ("10.9.255.254", "local itself"),
+        ("10.11.7.7", "local 10.11.0.0"),
         ("fd09::1", "local fd00:1::3"),
         ("10.10.0.1", "eth0 10.1.2.3"),
     ]);

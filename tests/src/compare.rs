@@ -103,6 +103,26 @@ fn nameless(text: &str, own: Option<u16>) -> String {
     text.strip_suffix(&port.to_string()).map_or_else(|| text.to_owned(), |start| format!("{start}{word}"))
 }
 
+/// Takes back netfilter's replacement of a redirected connection's source port in what its server saw.
+///
+/// NAT must tell connections apart by the addresses after translation, and all that are redirected have the same
+/// destination then. So when a client's port was used a few seconds ago towards another destination, netfilter picks
+/// another one, that only the proxy sees. A redirect in the socket layer has no need to, and the proxy sees the truth.
+pub fn forgive_replaced_ports(observation: &mut Observation) {
+    let earlier = observation.earlier.iter_mut().map(|earlier| (earlier.reached.as_mut(), Some(&earlier.local)));
+    let last = std::iter::once((observation.reached.as_mut(), observation.local.as_ref()));
+    for (reached, local) in earlier.chain(last) {
+        let (Some(reached), Some(local)) = (reached, local.and_then(Seen::address)) else { continue };
+        let Some(peer) = reached.accept_peer.address() else { continue };
+        let same_host = peer.ip().to_canonical() == local.ip().to_canonical();
+        if reached.role == "proxy" && same_host && reached.accept_peer == reached.peer {
+            let true_peer = SocketAddr::new(peer.ip(), local.port());
+            reached.accept_peer = true_peer.into();
+            reached.peer = true_peer.into();
+        }
+    }
+}
+
 /// The differences as a table for people: equal ones once, with the scenarios in which they were seen.
 #[must_use]
 pub fn table(differences: &[Difference], left: &str, right: &str) -> String {

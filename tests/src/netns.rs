@@ -112,6 +112,19 @@ impl Netns {
         })?
     }
 
+    /// Waits until somebody listens on a TCP port: for programs that do not say when they are ready.
+    ///
+    /// # Errors
+    /// When nobody does.
+    pub fn wait_for_listener(&self, port: u16) -> anyhow::Result<()> {
+        retry::until(&format!("a listener on port {port} in {}", self.name), || {
+            // Of the thread: /proc/net would be that of the process.
+            let read = |file: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+            let tables = self.enter(|| Ok(read("tcp")? + &read("tcp6")?));
+            tables.is_ok_and(|tables| listens(&tables, port)).then_some(())
+        })
+    }
+
     /// A command that will run inside the namespace, with the host's mounts.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
@@ -138,5 +151,29 @@ fn remove_stale() {
             // Somebody else may be doing the same: nothing to report.
             let _ = run(Command::new("ip").args(["netns", "delete", &name]), "");
         }
+    }
+}
+
+/// Looks for a listening socket: `sl local_address rem_address st ...`, where the state is 0A.
+fn listens(tables: &str, port: u16) -> bool {
+    let end = format!(":{port:04X}");
+    tables.lines().any(|line| {
+        let mut fields = line.split_whitespace();
+        fields.nth(1).is_some_and(|local| local.ends_with(&end)) && fields.nth(1) == Some("0A")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::listens;
+
+    #[test]
+    fn only_listening_sockets_count() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue\n\
+             0: 00000000:3A99 00000000:0000 0A 00000000:00000000 00:00000000\n\
+             1: 0100007F:1F90 0100007F:3A9E 01 00000000:00000000 00:00000000\n";
+        assert!(listens(table, 15001));
+        assert!(!listens(table, 8080));
+        assert!(!listens(table, 15006));
     }
 }

@@ -89,22 +89,22 @@ pub struct Question {
     pub name: i32,
     /// Length of the buffer.
     pub length: u32,
-    /// Do not report the bytes, because they differ from run to run.
+    /// How many bytes of the buffer are reported; `None`: all.
     #[serde(default)]
-    pub blind: bool,
+    pub shown: Option<u32>,
 }
 
 impl Question {
     /// A question to the connection itself.
     #[must_use]
     pub fn new(level: i32, name: i32, length: u32) -> Self {
-        Self { listener: false, level, name, length, blind: false }
+        Self { listener: false, level, name, length, shown: None }
     }
 
-    /// A question of whose answer only result and length matter.
+    /// Reports only the first bytes of the answer.
     #[must_use]
-    pub fn blind(mut self) -> Self {
-        self.blind = true;
+    pub fn shown(mut self, bytes: u32) -> Self {
+        self.shown = Some(bytes);
         self
     }
 
@@ -125,7 +125,7 @@ pub struct Answer {
     pub outcome: Outcome,
     /// The length the kernel left.
     pub length: u32,
-    /// The first bytes of the buffer, which was filled with `aa` before: shows also what was *not* written.
+    /// The buffer, which was filled with `aa` before: shows also what was *not* written.
     pub bytes: String,
 }
 

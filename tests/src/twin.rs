@@ -5,7 +5,7 @@ use std::slice::from_ref;
 
 use anyhow::{anyhow, ensure};
 
-use crate::compare::{Difference, compare, table};
+use crate::compare::{Difference, compare, forgive_replaced_ports, table};
 use crate::istio::Options;
 use crate::matrix::Part;
 use crate::observation::Observation;
@@ -45,11 +45,10 @@ impl Twin {
 
     /// Runs everything in both worlds and gives what the oracle saw, and what differs.
     ///
-    /// Where the two differ the oracle is asked again, and agreeing then is enough: netfilter itself is not quite
-    /// deterministic. When a NAT tuple is taken (by a connection that merely ended seconds ago, too) it gives the
-    /// connection another source port; and `SO_ORIGINAL_DST` at the wrong level looks up 127.0.0.6 for an IPv6 socket,
-    /// which finds something if a connection of that address happens to have the same ports. The subject is not asked
-    /// again: it has no such excuse.
+    /// netfilter replaces source ports; see [`forgive_replaced_ports`]. Where something else differs it is asked again,
+    /// and agreeing then is enough: `SO_ORIGINAL_DST` at the wrong level looks up 127.0.0.6 for an IPv6 socket, which
+    /// finds something if a connection of that address happens to have the same ports. The subject is not asked again:
+    /// it has no such excuse.
     ///
     /// # Errors
     /// When a probe fails.
@@ -89,6 +88,7 @@ impl Twin {
 
 /// Repeats on an iptables side what differs, and keeps the answer that agrees.
 fn ask_again(side: &Side, parts: &[Part], ours: &mut [Observation], theirs: &[Observation]) -> anyhow::Result<()> {
+    ours.iter_mut().for_each(forgive_replaced_ports);
     let same = |one: &Observation, other: &Observation| compare(from_ref(one), from_ref(other)).is_empty();
     let scenarios = parts.iter().flat_map(|part| part.scenarios.iter().map(|scenario| (part.caller, scenario)));
     let mut doubtful: Vec<_> =
@@ -99,6 +99,10 @@ fn ask_again(side: &Side, parts: &[Part], ours: &mut [Observation], theirs: &[Ob
     for ((ours, theirs), (caller, scenario)) in &mut doubtful {
         for _ in 0..SECOND_OPINIONS {
             let again = side.observe(*caller, from_ref(*scenario))?.pop();
+            let again = again.map(|mut again| {
+                forgive_replaced_ports(&mut again);
+                again
+            });
             if let Some(again) = again.filter(|again| same(again, theirs)) {
                 eprintln!("note: iptables itself varies in: {}", scenario.name);
                 **ours = again;

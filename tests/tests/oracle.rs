@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use redirector_tests::istio::Options;
-use redirector_tests::matrix::{self, FAMILIES};
+use redirector_tests::matrix;
 use redirector_tests::observation::Observation;
 use redirector_tests::privileged::require_root;
 use redirector_tests::side::{By, Setup, Side};
@@ -141,7 +141,6 @@ fn every_end_sees_the_same_connection() -> anyhow::Result<()> {
         assert_eq!(local.ip().to_canonical(), seen.ip().to_canonical(), "{name}");
     }
     assert!(redirected > 500, "{redirected}");
-    assert_eq!(FAMILIES.len(), 3);
     Ok(())
 }
 

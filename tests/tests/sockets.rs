@@ -171,7 +171,14 @@ fn again(pod: &Pod) -> Vec<Part> {
     ];
     let mut port = 20000;
     let mut part = |caller: &str, owner| {
+        // A socket that meant IPv6 and then IPv4, as a program does that has only one.
         let mut scenarios = Vec::new();
+        for to in [at(VIP6, SERVED), at(VIP6, UNSERVED), at(pod.v6(), SERVED)] {
+            for disconnect in [false, true] {
+                let name = format!("{caller} to {to} then (disconnect: {disconnect}) to mapped vip");
+                scenarios.push(Scenario::new(name, Family::Mapped, at(VIP4, SERVED)).after(to, disconnect));
+            }
+        }
         for family in [Family::V4, Family::Mapped] {
             for (first, before) in destinations {
                 for (second, after) in destinations {

@@ -136,7 +136,12 @@ impl Drop for Staging<'_> {
 
 fn create(root: &Root, name: &str, target: &Target, policy: &Policy, _lock: &WriteLock) -> Result<Vec<String>> {
     let kernel = Kernel::probe()?;
-    let facts = read_mirror(target)?;
+    let mut facts = read_mirror(target)?;
+    let add_lo6 = policy.ipv6 && needs_lo6(&facts);
+    if add_lo6 {
+        let itself = mirror::Outcome::Local { source: None };
+        facts.routes.push(mirror::Route { prefix: IpAddr::from(PASSTHROUGH_V6).into(), outcome: itself });
+    }
     let compiled = Compiled::new(policy, &facts);
     let loaded = Loaded::new(&kernel, target.netns.cookie, policy.max_connections)?;
 
@@ -151,7 +156,7 @@ fn create(root: &Root, name: &str, target: &Target, policy: &Policy, _lock: &Wri
     pin_programs(&loaded, target, &dir)?;
 
     let mut meta = instance.meta()?;
-    if policy.ipv6 && needs_lo6(&facts) {
+    if add_lo6 {
         // Noted before it is done, so that whoever cleans up after us knows.
         meta.flags |= meta_flag::ADDED_LO6;
         instance.set_meta(&meta)?;
@@ -234,7 +239,7 @@ pub(super) fn mirror_failed(e: mirror::MirrorError) -> Error {
 }
 
 /// Whether `::6` has to be put on lo: not if it is there, nor if IPv6 is off on lo.
-fn needs_lo6(facts: &Mirror) -> bool {
+pub(super) fn needs_lo6(facts: &Mirror) -> bool {
     let lo = facts.interfaces.iter().find(|i| i.loopback);
     let has = |ip: IpAddr| lo.is_some_and(|lo| lo.addresses.iter().any(|net| net.addr() == ip));
     has(Ipv6Addr::LOCALHOST.into()) && !has(PASSTHROUGH_V6.into())

@@ -3,7 +3,7 @@
 //! Both are written into the policy slot that is not in force. One write to META then swaps,
 //! so each connection is decided under the old state or under the new one.
 
-use super::attach::{Outcome, PASSTHROUGH_V6, mirror_failed, read_mirror, record_of};
+use super::attach::{Outcome, PASSTHROUGH_V6, mirror_failed, needs_lo6, read_mirror, record_of};
 use super::lock::WriteLock;
 use super::root::Root;
 use super::state::{Instance, Phase};
@@ -73,7 +73,15 @@ fn swap(
     _lock: &WriteLock,
 ) -> Result<Vec<String>> {
     let new = 1 - old;
-    let facts = read_mirror(target)?;
+    let mut meta = instance.meta()?;
+    let mut facts = read_mirror(target)?;
+    if policy.ipv6 && needs_lo6(&facts) {
+        // Noted before it is done, so that whoever cleans up after us knows.
+        meta.flags |= meta_flag::ADDED_LO6;
+        instance.set_meta(&meta)?;
+        mirror::add_loopback_address(target.netns.as_fd(), PASSTHROUGH_V6).map_err(mirror_failed)?;
+        facts = read_mirror(target)?;
+    }
     let compiled = Compiled::new(policy, &facts);
     let mut tables = instance.tables()?;
     // A command that was killed half-way may have left something in the slot.
@@ -84,14 +92,6 @@ fn swap(
     listeners::clear(&instance, new)?;
     listeners::register(&instance, target, policy, new)?;
 
-    let mut meta = instance.meta()?;
-    if policy.ipv6 {
-        let added =
-            mirror::add_loopback_address(target.netns.as_fd(), PASSTHROUGH_V6).map_err(mirror_failed)?;
-        if added {
-            meta.flags |= meta_flag::ADDED_LO6;
-        }
-    }
     meta.active = new + 1;
     instance.set_meta(&meta)?;
 

@@ -11,18 +11,20 @@ use std::net::{IpAddr, Ipv6Addr};
 pub enum MirrorError {
     /// The thread that enters the namespace could not be started.
     #[error(
-        "cannot start the thread that enters the network namespace: {0}; raise the limit of tasks (ulimit -u, pids.max)"
+        "cannot start the thread that enters the network namespace: {0}; raise the limit \
+         of tasks (ulimit -u, pids.max)"
     )]
     Thread(#[source] io::Error),
     /// `setns(2)` refused the descriptor.
     #[error(
-        "cannot enter the network namespace: {0}; it takes CAP_SYS_ADMIN in this user namespace and in the one that owns \
-         the network namespace, and a descriptor of a network namespace (EINVAL: it is another file)"
+        "cannot enter the network namespace: {0}; it takes CAP_SYS_ADMIN in this user namespace and in the \
+         one that owns the network namespace, and a descriptor of a network namespace (EINVAL: it is another file)"
     )]
     Enter(#[source] io::Error),
     /// A socket could not be made or set up inside the namespace.
     #[error(
-        "cannot open {what} in the namespace: {source}; raise the limit of open files or allow this socket family (seccomp)"
+        "cannot open {what} in the namespace: {source}; raise the limit of open files or \
+         allow this socket family (seccomp)"
     )]
     Socket {
         /// Which socket.
@@ -41,8 +43,8 @@ pub enum MirrorError {
     /// An answer did not arrive. EAGAIN: none within the time limit; ENOBUFS: it did not fit into the
     /// socket's buffer.
     #[error(
-        "no answer from the kernel for {what} (netlink receive): {source}; try again, and if it repeats raise \
-         net.core.rmem_max or look for a process that holds the rtnl lock"
+        "no answer from the kernel for {what} (netlink receive): {source}; try again, and if it \
+         repeats raise net.core.rmem_max or look for a process that holds the rtnl lock"
     )]
     Receive {
         /// What was asked for.
@@ -60,7 +62,8 @@ pub enum MirrorError {
     },
     /// The list changed under every attempt to read it (`NLM_F_DUMP_INTR`).
     #[error(
-        "{what} of the namespace changed during each of {attempts} attempts to list them; try again when they are at rest"
+        "{what} of the namespace changed during each of {attempts} attempts to list them; try again \
+         when they are at rest"
     )]
     Restless {
         /// What was listed.
@@ -84,8 +87,8 @@ pub enum MirrorError {
     },
     /// An address could not be added to lo or removed from it.
     #[error(
-        "cannot {verb} {address}/128 on lo: {source}; it takes CAP_NET_ADMIN over the namespace, and IPv6 enabled on lo to add \
-         (net.ipv6.conf.lo.disable_ipv6=0)"
+        "cannot {verb} {address}/128 on lo: {source}; it takes CAP_NET_ADMIN over the namespace, and IPv6 \
+         enabled on lo to add (net.ipv6.conf.lo.disable_ipv6=0)"
     )]
     LoopbackAddress {
         /// "add" or "remove".

@@ -19,7 +19,7 @@ pub(super) const ROUTE_HEADER: usize = 12;
 
 const IFLA_EXT_MASK: u16 = 29;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
-const IFA_FLAGS: u16 = 8;
+pub(super) const IFA_FLAGS: u16 = 8;
 const FRA_DST: u16 = 1;
 const IFAL_ADDRESS: u16 = 1;
 

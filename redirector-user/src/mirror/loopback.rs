@@ -5,11 +5,9 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
 
-use super::lists::interfaces;
+use super::lists::{IFA_FLAGS, interfaces};
 use super::netlink::{Message, Netlink};
 use super::{Interface, MirrorError};
-
-const IFA_FLAGS: u16 = 8;
 
 /// Adds `address`/128 to lo (RTM_NEWADDR with IFA_F_NODAD, inet6_rtm_newaddr); `false` if it is there.
 pub(super) fn add(netlink: &mut Netlink, address: Ipv6Addr) -> Result<bool, MirrorError> {

@@ -28,12 +28,13 @@
 mod ask;
 mod error;
 mod lists;
+mod loopback;
 mod netlink;
 mod prefix;
 #[cfg(test)]
 mod tests;
-
-mod loopback;
+#[cfg(test)]
+mod wire_tests;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -196,6 +197,6 @@ fn has_ipv6() -> Result<bool, MirrorError> {
     match rustix::net::socket_with(AddressFamily::INET6, SocketType::DGRAM, SocketFlags::CLOEXEC, None) {
         Ok(_) => Ok(true),
         Err(Errno::AFNOSUPPORT) => Ok(false),
-        Err(errno) => Err(MirrorError::Socket { what: "a UDP socket", source: errno.into() }),
+        Err(errno) => Err(MirrorError::Socket { what: "an IPv6 socket", source: errno.into() }),
     }
 }

@@ -16,13 +16,12 @@ use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, Socket
 use super::MirrorError;
 
 /// Questions under way at once. An answer takes up to NLMSG_GOODSIZE plus overhead of the receive buffer
-/// (about 4.5 KiB, 9 KiB with large pages), and one that does not fit is dropped; the smallest usual buffer
-/// is 208 KiB.
-const WINDOW: usize = 16;
+/// (about 4.5 KiB, 9 KiB with large pages), and one that does not fit is dropped.
+pub(super) const WINDOW: usize = 16;
 /// The kernel answers within microseconds unless somebody holds the rtnl lock.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A list is tried this often while it changes.
-const ATTEMPTS: u32 = 8;
+pub(super) const ATTEMPTS: u32 = 8;
 /// `netlink_recvmsg` fills at most 32 KiB.
 const BUFFER: usize = 64 * 1024;
 
@@ -154,8 +153,15 @@ impl Netlink {
         // A connected netlink socket takes messages of its peer only, here the kernel
         // (netlink_getsockbyportid).
         net::connect(&fd, &netlink::SocketAddrNetlink::new(0, 0)).map_err(fail)?;
+        // Room for a window also where net.core.rmem_default is small; the kernel caps it at rmem_max.
+        sockopt::set_socket_recv_buffer_size(&fd, 2 * WINDOW * 9 * 1024).map_err(fail)?;
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE)).map_err(fail)?;
-        Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER] })
+        Ok(Self::over(fd))
+    }
+
+    /// Speaks netlink over a socket that keeps messages apart.
+    pub(super) fn over(fd: OwnedFd) -> Self {
+        Self { fd, sequence: 0, buffer: vec![0; BUFFER] }
     }
 
     /// Lists what `request` asks for, each message as `decode` sees its payload (`None` leaves it out).
@@ -270,6 +276,9 @@ impl Netlink {
         let (received, _) =
             rustix::io::retry_on_intr(|| net::recv(&self.fd, &mut self.buffer[..], RecvFlags::empty()))
                 .map_err(|source| MirrorError::Receive { what, source: source.into() })?;
+        if received == 0 {
+            return Err(MirrorError::Malformed { what });
+        }
         let mut rest = &self.buffer[..received];
         while !rest.is_empty() {
             let header = NetlinkBuffer::new_checked(rest).map_err(|_| MirrorError::Malformed { what })?;

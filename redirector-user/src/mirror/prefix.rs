@@ -143,12 +143,12 @@ pub(super) fn merge(answers: impl IntoIterator<Item = (Block, Outcome)>) -> Vec<
 /// `c` bits and have prefixes of `p` and `q` bits compare differently only for destinations that share more
 /// than `c`, `p` or `q` bits with one of them.
 pub(super) fn source_splits(addresses: &[(Ipv6Addr, u8)]) -> Vec<Block> {
+    if addresses.len() < 2 {
+        return Vec::new();
+    }
     let mut bits: Vec<u128> = addresses.iter().map(|(address, _)| address.to_bits()).collect();
     bits.sort_unstable();
     bits.dedup();
-    if bits.len() < 2 {
-        return Vec::new();
-    }
     let mut lengths: Vec<u8> = addresses.iter().map(|(_, len)| *len).collect();
     lengths.extend(bits.windows(2).map(|pair| (pair[0] ^ pair[1]).leading_zeros() as u8));
     lengths.sort_unstable();

@@ -170,7 +170,8 @@ fn ask_server(
     reader: &mut BufReader<TcpStream>,
     question: &Question,
 ) -> anyhow::Result<crate::observation::Answer> {
-    writeln!(writer, "{}", serde_json::to_string(question)?)?;
+    // In one piece: small writes one after the other wait for each other's acknowledgement.
+    writer.write_all(format!("{}\n", serde_json::to_string(question)?).as_bytes())?;
     loop {
         let mut line = String::new();
         anyhow::ensure!(reader.read_line(&mut line)? > 0, "the server closed");

@@ -10,8 +10,8 @@ use crate::observation::{Answer, OK, Question, Seen, errno_name};
 /// `SO_ORIGINAL_DST`, and equal to it `IP6T_SO_ORIGINAL_DST`.
 pub const SO_ORIGINAL_DST: i32 = 80;
 
-/// Bytes of an answer that are reported.
-const SHOWN: usize = 160;
+/// Fills buffers before they are given to the kernel, to show what was not written.
+const FILL: u8 = 0xaa;
 
 /// `getsockopt` with exactly the given buffer. Returns the length the kernel left, also on failure.
 fn getsockopt(fd: impl AsFd, level: i32, name: i32, buffer: &mut [u8]) -> (io::Result<()>, u32) {
@@ -25,14 +25,25 @@ fn getsockopt(fd: impl AsFd, level: i32, name: i32, buffer: &mut [u8]) -> (io::R
 
 /// Asks a question, showing everything that can be seen of the answer.
 pub fn ask(fd: impl AsFd, question: Question) -> Answer {
-    let mut buffer = vec![0xaa_u8; question.length as usize];
+    let mut buffer = vec![FILL; question.length as usize];
     let (result, length) = getsockopt(fd, question.level, question.name, &mut buffer);
     Answer {
         question,
         outcome: result.map_or_else(|error| errno_name(&error), |()| OK.to_owned()),
         length,
-        bytes: buffer.iter().take(if question.blind { 0 } else { SHOWN }).map(|byte| format!("{byte:02x}")).collect(),
+        bytes: hex(buffer.get(..question.shown.unwrap_or(u32::MAX) as usize).unwrap_or(&buffer)),
     }
+}
+
+/// Hexadecimal digits, with the zeroes or fill bytes at the end counted: `02001f90 +12*aa`.
+fn hex(bytes: &[u8]) -> String {
+    let Some(last) = bytes.last().filter(|last| [FILL, 0].contains(last)) else { return digits(bytes) };
+    let start = bytes.iter().rposition(|byte| byte != last).map_or(0, |position| position + 1);
+    format!("{} +{}*{last:02x}", digits(&bytes[..start]), bytes.len() - start)
+}
+
+fn digits(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// `SO_ORIGINAL_DST` at a level (`SOL_IP` or `SOL_IPV6`), with the size of buffer that Envoy uses.
@@ -129,4 +140,29 @@ fn encode(address: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
         }
     };
     (storage, length as libc::socklen_t)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_tails_are_counted() {
+        assert_eq!(hex(&[1, 2, FILL, FILL]), "0102 +2*aa");
+        assert_eq!(hex(&[0, 0, 0]), " +3*00");
+        assert_eq!(hex(&[1, 2]), "0102");
+        assert_eq!(hex(&[]), "");
+    }
+
+    #[test]
+    fn socket_addresses_survive_their_raw_form() -> Result<(), std::net::AddrParseError> {
+        for text in ["10.96.0.10:8080", "[fd00:96::10]:8080", "[fe80::1%7]:80"] {
+            let address: SocketAddr = text.parse()?;
+            let (storage, _) = encode(address);
+            // SAFETY: a `sockaddr_storage` is 128 initialised bytes.
+            let bytes: [u8; 128] = unsafe { std::mem::transmute(storage) };
+            assert_eq!(decode(&bytes), Some(address));
+        }
+        Ok(())
+    }
 }

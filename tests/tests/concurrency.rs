@@ -1,0 +1,73 @@
+//! Many connections at once: no original destination is lost or mistaken for another's.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use redirector_tests::pod::{APP, at};
+use redirector_tests::privileged::require_root;
+use redirector_tests::probe::many::{Load, Report};
+use redirector_tests::side::{By, Side};
+
+/// This many different services exist outside; all lead to different original destinations.
+fn services4(count: u16) -> impl Iterator<Item = SocketAddr> {
+    (0..count).map(|number| {
+        let [high, low] = number.to_be_bytes();
+        at(Ipv4Addr::new(10, 96, high, low), 1000 + number)
+    })
+}
+
+fn services6(count: u16) -> impl Iterator<Item = SocketAddr> {
+    (0..count).map(|number| at(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 1, number), 1000 + number))
+}
+
+fn run(by: By, destinations: Vec<SocketAddr>, hold: bool, ports: Option<&str>) -> anyhow::Result<Report> {
+    let same_port = !matches!(by, By::Iptables(_));
+    let side = Side::new(by)?;
+    if let Some(range) = ports {
+        side.pod().netns.sysctl(&[("ipv4/ip_local_port_range", range)])?;
+    }
+    let report = side.pod().load(APP, &Load { destinations, threads: 16, hold, same_port })?;
+    if let Some(proxy) = &side.proxy {
+        assert_eq!(proxy.accepted().len(), report.right + report.wrong, "{report:#?}");
+    }
+    Ok(report)
+}
+
+fn assert_all_right(by: &By, report: &Report, expected: usize) {
+    assert!(report.wrong == 0 && report.failed.is_empty(), "{}: {report:#?}", by.label());
+    assert_eq!(report.right, expected, "{}", by.label());
+    assert_eq!(report.reached.get("proxy:15001"), Some(&expected), "{}: {report:#?}", by.label());
+}
+
+fn both(destinations: &[SocketAddr], hold: bool, ports: Option<&str>) -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    for by in [By::iptables(), By::Redirector] {
+        let report = run(by.clone(), destinations.to_vec(), hold, ports)?;
+        assert_all_right(&by, &report, destinations.len());
+    }
+    Ok(())
+}
+
+/// Ten thousand connections of both families from many threads.
+#[test]
+fn ten_thousand_connections() -> anyhow::Result<()> {
+    let destinations: Vec<SocketAddr> =
+        services4(5000).zip(services6(5000)).flat_map(|(v4, v6)| [v4, v6]).collect();
+    both(&destinations, false, None)
+}
+
+/// Two thousand at the same time.
+#[test]
+fn two_thousand_open_connections() -> anyhow::Result<()> {
+    let destinations: Vec<SocketAddr> =
+        services4(1000).zip(services6(1000)).flat_map(|(v4, v6)| [v4, v6]).collect();
+    both(&destinations, true, None)
+}
+
+/// Ports are a client's per destination: with ten of them thirty services can be connected to at the same time, though
+/// all connections end at the same proxy.
+#[test]
+fn more_destinations_than_source_ports() -> anyhow::Result<()> {
+    both(&services4(30).collect::<Vec<_>>(), true, Some("40000 40009"))
+}

@@ -1,0 +1,168 @@
+//! Real Envoy, unmodified: it takes the original destination from `SO_ORIGINAL_DST`, as in a sidecar.
+//!
+//! Beside the same Envoy with real iptables: what the clients, the servers and Envoy's own access log say.
+
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use redirector_tests::matrix::{Caller, Part, SERVED, SIDECAR_PORTS};
+use redirector_tests::observation::Observation;
+use redirector_tests::pod::{APP, PROXY, SECOND4, VIP4, VIP6, at};
+use redirector_tests::privileged::{require_envoy, require_root};
+use redirector_tests::process::Daemon;
+use redirector_tests::retry;
+use redirector_tests::scenario::{Family, Scenario};
+use redirector_tests::side::{Setup, Side};
+use redirector_tests::twin::Twin;
+
+/// An Envoy with the two listeners of a sidecar, both passing everything on to its original destination.
+struct Envoy {
+    daemon: Daemon,
+    _config: tempfile::NamedTempFile,
+}
+
+impl Envoy {
+    fn start(envoy: &Path, side: &Side, dual_stack: bool) -> anyhow::Result<Self> {
+        let mut config = tempfile::Builder::new().prefix("redirtest-envoy").suffix(".yaml").tempfile()?;
+        config.write_all(configuration(dual_stack).as_bytes())?;
+        // Envoy runs as another user.
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(config.path(), readable)?;
+        let mut command = side.pod().place(PROXY)?.program(envoy);
+        command.arg("-c").arg(config.path());
+        // Hot restart would share memory with every other Envoy on the machine.
+        command.args(["--concurrency", "2", "--disable-hot-restart", "--file-flush-interval-msec", "50"]);
+        command.args(["--log-level", "warning"]);
+        let daemon = Daemon::start("envoy", &mut command)?;
+        for port in [15001, 15006] {
+            if let Err(error) = side.pod().netns.wait_for_listener(port) {
+                return Err(error.context(daemon.lines().join("\n")));
+            }
+        }
+        Ok(Self { daemon, _config: config })
+    }
+
+    /// The access log, sorted and without the ports that the kernel picked, once it has as many lines as expected.
+    fn log(&self, expected: usize) -> anyhow::Result<Vec<String>> {
+        let lines = || -> Vec<String> {
+            let log = self.daemon.lines().into_iter().filter(|line| line.starts_with("OUT ") || line.starts_with("IN "));
+            log.map(|line| line.split(' ').map(without_picked_port).collect::<Vec<_>>().join(" ")).collect()
+        };
+        let mut log = retry::until("Envoy's access log", || Some(lines()).filter(|log| log.len() >= expected))
+            .map_err(|error| error.context(self.daemon.lines().join("\n")))?;
+        log.sort();
+        Ok(log)
+    }
+}
+
+fn without_picked_port(word: &str) -> String {
+    match word.rsplit_once(':') {
+        Some((start, port)) if port.parse::<u16>().is_ok_and(|port| port >= 32768) => format!("{start}:*"),
+        _ => word.to_owned(),
+    }
+}
+
+fn configuration(dual_stack: bool) -> String {
+    let address = if dual_stack { "\"::\", ipv4_compat: true" } else { "0.0.0.0" };
+    let listener = |name: &str, port: u16, how: &str, cluster: &str, word: &str| {
+        format!(
+            r#"
+  - name: {name}
+    address: {{ socket_address: {{ address: {address}, port_value: {port} }} }}
+    {how}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.tcp_proxy
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: {name}
+          cluster: {cluster}
+          access_log:
+          - name: envoy.access_loggers.stdout
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
+              log_format: {{ text_format_source: {{ inline_string: "{word} from %DOWNSTREAM_REMOTE_ADDRESS% to %DOWNSTREAM_LOCAL_ADDRESS% upstream %UPSTREAM_HOST%\n" }} }}"#
+        )
+    };
+    let original_dst = r#"listener_filters:
+    - name: envoy.filters.listener.original_dst
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst"#;
+    let outbound = listener("virtualOutbound", 15001, "use_original_dst: true", "passthrough", "OUT");
+    let inbound = listener("virtualInbound", 15006, original_dst, "inbound_passthrough", "IN");
+    format!(
+        r#"
+static_resources:
+  listeners:{outbound}{inbound}
+  clusters:
+  - name: passthrough
+    type: ORIGINAL_DST
+    connect_timeout: 2s
+    lb_policy: CLUSTER_PROVIDED
+  - name: inbound_passthrough
+    type: ORIGINAL_DST
+    connect_timeout: 2s
+    lb_policy: CLUSTER_PROVIDED
+    upstream_bind_config:
+      source_address: {{ address: 127.0.0.6, port_value: 0 }}
+      extra_source_addresses:
+      - address: {{ address: "::6", port_value: 0 }}
+"#
+    )
+}
+
+/// Connections by both families, or by IPv4 only, out of the pod, within it, and into it.
+fn parts(side: &Side, dual_stack: bool) -> Vec<Part> {
+    let pod = side.pod();
+    let mut out = vec![
+        Scenario::to(at(VIP4, SERVED)),
+        Scenario::to(at(VIP4, 15020)),
+        Scenario::to(at(SECOND4, SERVED)),
+        Scenario::to(at(VIP4, SERVED)).bound(at(pod.v4(), 0)).named("from the pod's address"),
+        Scenario::to(at(VIP4, SERVED)).bound(at(Ipv4Addr::UNSPECIFIED, 20000)).named("from a port"),
+        Scenario::new("mapped", Family::Mapped, at(VIP4, SERVED)),
+        Scenario::to(at(pod.v4(), SERVED)),
+        Scenario::to(at(Ipv4Addr::LOCALHOST, SERVED)),
+    ];
+    let mut into: Vec<Scenario> =
+        [SERVED].into_iter().chain(SIDECAR_PORTS).map(|port| Scenario::to(at(pod.v4(), port))).collect();
+    if dual_stack {
+        out.extend([Scenario::to(at(VIP6, SERVED)), Scenario::to(at(pod.v6(), SERVED))]);
+        into.extend([Scenario::to(at(pod.v6(), SERVED)), Scenario::to(at(pod.v6(), 15021))]);
+    }
+    let as_proxy = vec![Scenario::to(at(VIP4, SERVED)).named("proxy's own")];
+    vec![Part::of(APP, out), Part::of(PROXY, as_proxy), Part { caller: Caller::Outside, scenarios: into }]
+}
+
+fn check(dual_stack: bool) -> anyhow::Result<()> {
+    let (true, Some(envoy)) = (require_root(), require_envoy()) else { return Ok(()) };
+    let twin = Twin::of_redirector(&Setup { proxy: Vec::new(), ..Setup::default() })?;
+    let oracles = Envoy::start(&envoy, &twin.oracle, dual_stack)?;
+    let subjects = Envoy::start(&envoy, &twin.subject, dual_stack)?;
+    let seen = twin.check(&parts(&twin.oracle, dual_stack))?;
+    let find = |name: &str| seen.iter().find(|seen| seen.scenario == name).map(Observation::summary);
+    assert_eq!(find("to 10.96.0.10:8080").as_deref(), Some("remote:8080"));
+    let expected = if dual_stack { 9 } else { 7 };
+    let (left, right) = (oracles.log(expected)?, subjects.log(expected)?);
+    assert_eq!(left, right, "the access logs differ");
+    for line in [
+        "OUT from 10.77.0.2:* to 10.96.0.10:8080 upstream 10.96.0.10:8080",
+        "IN from 10.77.0.1:* to 10.77.0.2:8080 upstream 10.77.0.2:8080",
+    ] {
+        assert!(left.iter().any(|logged| logged == line), "{line} is not in {left:#?}");
+    }
+    Ok(())
+}
+
+/// Listeners on 0.0.0.0.
+#[test]
+fn ipv4() -> anyhow::Result<()> {
+    check(false)
+}
+
+/// Listeners on [::] that accept IPv4, too.
+#[test]
+fn dual_stack() -> anyhow::Result<()> {
+    check(true)
+}

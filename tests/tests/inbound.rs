@@ -1,0 +1,175 @@
+//! Inbound capture while the proxy's listeners come and go. Each property is shown to hold with real iptables, too.
+
+use redirector_tests::matrix::SERVED;
+use redirector_tests::observation::Observation;
+use redirector_tests::pod::at;
+use redirector_tests::privileged::require_root;
+use redirector_tests::probe::serve::Listen;
+use redirector_tests::proxy::{INBOUND, any4, any6, proxy_listeners};
+use redirector_tests::retry;
+use redirector_tests::scenario::Scenario;
+use redirector_tests::side::{By, Setup, Side};
+
+/// Connections made to see where inbound connections go: enough to meet every socket of a small group.
+const TRIES: usize = 32;
+
+/// Connects from outside to the application's port by both families; gives what became of it.
+fn knock(side: &Side) -> anyhow::Result<Vec<String>> {
+    let pod = side.pod();
+    let scenarios = [Scenario::to(at(pod.v4(), SERVED)), Scenario::to(at(pod.v6(), SERVED))];
+    let tries: Vec<Scenario> = (0..TRIES).flat_map(|_| scenarios.clone()).collect();
+    let seen = side.world.observe_from_outside(&tries)?;
+    let mut outcomes: Vec<String> = seen.iter().map(Observation::summary).collect();
+    outcomes.sort();
+    outcomes.dedup();
+    Ok(outcomes)
+}
+
+const CAPTURED: [&str; 2] = ["proxy:15006 original 10.77.0.2:8080", "proxy:15006 original [fd00:77::2]:8080"];
+
+/// Runs the property with each way of redirecting. The oracle first: it must not be the property that is wrong.
+fn each(setup: &Setup, property: impl Fn(&mut Side) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    for by in [By::iptables(), By::Redirector] {
+        let label = by.label();
+        property(&mut Side::with(by, setup)?).map_err(|error| error.context(format!("redirected by {label}")))?;
+    }
+    Ok(())
+}
+
+/// The proxy's workers share the port; whichever ends, connections go to the others.
+#[test]
+fn any_member_of_a_group_may_close() -> anyhow::Result<()> {
+    const MEMBERS: usize = 4;
+    // In the order of opening: 15001 v4 and v6, then 15006 v4 and v6.
+    let (first_v4, first_v6) = (2 * MEMBERS, 3 * MEMBERS);
+    for order in [[0, 1, 2], [3, 2, 1], [1, 3, 0], [2, 0, 3]] {
+        let setup = Setup { proxy: proxy_listeners(MEMBERS), ..Setup::default() };
+        each(&setup, |side| {
+            assert_eq!(knock(side)?, CAPTURED);
+            for member in order {
+                let Some(proxy) = &mut side.proxy else { unreachable!("the setup has a proxy") };
+                proxy.close(first_v4 + member)?;
+                proxy.close(first_v6 + member)?;
+                assert_eq!(knock(side)?, CAPTURED, "after closing {member} in the order {order:?}");
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// A group is replaced member by member, as when the proxy restarts hot: there is always one, never the same.
+#[test]
+fn a_group_may_be_replaced() -> anyhow::Result<()> {
+    let group = |address, sockets| Listen { sockets, ..Listen::on(address) };
+    let setup = Setup { proxy: vec![group(any4(INBOUND), 2), group(any6(INBOUND), 2)], ..Setup::default() };
+    each(&setup, |side| {
+        for round in 0..20 {
+            let Some(proxy) = &mut side.proxy else { unreachable!("the setup has a proxy") };
+            proxy.open(group(any4(INBOUND), 2))?;
+            proxy.open(group(any6(INBOUND), 2))?;
+            for index in 4 * round..4 * round + 4 {
+                proxy.close(index)?;
+            }
+            assert_eq!(knock(side)?, CAPTURED, "in round {round}");
+        }
+        Ok(())
+    })
+}
+
+/// A proxy that listened before redirection began is used.
+#[test]
+fn listeners_older_than_the_redirection() -> anyhow::Result<()> {
+    each(&Setup { proxy_first: true, ..Setup::default() }, |side| {
+        assert_eq!(knock(side)?, CAPTURED);
+        Ok(())
+    })
+}
+
+/// The same for a group: also those of its members are known that were not the first.
+#[test]
+fn a_group_older_than_the_redirection() -> anyhow::Result<()> {
+    let setup = Setup { proxy_first: true, proxy: proxy_listeners(3), ..Setup::default() };
+    each(&setup, |side| {
+        assert_eq!(knock(side)?, CAPTURED);
+        for index in [6, 7, 9, 10] {
+            let Some(proxy) = &mut side.proxy else { unreachable!("the setup has a proxy") };
+            proxy.close(index)?;
+            assert_eq!(knock(side)?, CAPTURED, "after closing {index}");
+        }
+        Ok(())
+    })
+}
+
+/// Without a listener connections are refused and never reach the application, which is the whole point of a mesh.
+#[test]
+fn refused_while_the_proxy_does_not_listen() -> anyhow::Result<()> {
+    each(&Setup { proxy: Vec::new(), ..Setup::default() }, |side| {
+        assert_eq!(knock(side)?, ["ECONNREFUSED"]);
+        assert_eq!(side.app.accepted().len(), 0);
+        Ok(())
+    })?;
+    each(&Setup::default(), |side| {
+        assert_eq!(knock(side)?, CAPTURED);
+        // The proxy is killed, not asked.
+        side.proxy = None;
+        // The kernel closes the sockets of a process that is gone in its own time.
+        retry::until("connections refused", || match knock(side) {
+            Ok(outcomes) if outcomes == ["ECONNREFUSED"] => Some(Ok(())),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
+        })??;
+        assert_eq!(side.app.accepted().len(), 0, "the application was reached");
+        side.proxy = Some(side.pod().serve(redirector_tests::pod::PROXY, "proxy", proxy_listeners(1))?);
+        assert_eq!(knock(side)?, CAPTURED);
+        Ok(())
+    })
+}
+
+/// Each family has its own listener: one without is refused, whatever the other does.
+#[test]
+fn a_family_without_a_listener_is_refused() -> anyhow::Result<()> {
+    each(&Setup { proxy: vec![Listen::on(any4(INBOUND))], ..Setup::default() }, |side| {
+        assert_eq!(knock(side)?, ["ECONNREFUSED", CAPTURED[0]]);
+        Ok(())
+    })?;
+    each(&Setup { proxy: vec![Listen::on(any6(INBOUND))], ..Setup::default() }, |side| {
+        assert_eq!(knock(side)?, ["ECONNREFUSED", CAPTURED[1]]);
+        Ok(())
+    })
+}
+
+/// One listener on `[::]` serves both families, as many proxies do.
+#[test]
+fn a_dual_stack_listener_serves_both_families() -> anyhow::Result<()> {
+    let listener = Listen { dual_stack: true, ..Listen::on(any6(INBOUND)) };
+    each(&Setup { proxy: vec![listener], ..Setup::default() }, |side| {
+        assert_eq!(knock(side)?, CAPTURED);
+        Ok(())
+    })
+}
+
+/// A proxy that listens on the pod's own address only.
+#[test]
+fn a_listener_on_the_pods_address() -> anyhow::Result<()> {
+    let v4 = at(std::net::Ipv4Addr::new(10, 77, 0, 2), INBOUND);
+    let v6 = at(std::net::Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 2), INBOUND);
+    each(&Setup { proxy: vec![Listen::on(v4), Listen::on(v6)], ..Setup::default() }, |side| {
+        assert_eq!(knock(side)?, CAPTURED);
+        Ok(())
+    })
+}
+
+/// A proxy that listens on loopback only: what comes from the network cannot reach it, and must not reach the app.
+#[test]
+fn a_listener_on_loopback_is_out_of_reach() -> anyhow::Result<()> {
+    let v4 = at(std::net::Ipv4Addr::LOCALHOST, INBOUND);
+    let v6 = at(std::net::Ipv6Addr::LOCALHOST, INBOUND);
+    each(&Setup { proxy: vec![Listen::on(v4), Listen::on(v6)], ..Setup::default() }, |side| {
+        assert_eq!(knock(side)?, ["ECONNREFUSED"]);
+        Ok(())
+    })
+}
