@@ -138,6 +138,18 @@ pub struct Route {
     pub local: u16,
 }
 
+impl Route {
+    /// What holds for a destination that no entry covers: nothing is known of it.
+    pub const UNKNOWN: Self = Self { source: Addr::UNSPECIFIED, oif: 0, errno: 0, local: 0 };
+
+    /// The source address to `dst`: to an address of its own the namespace sends from that
+    /// address, unless the route says otherwise.
+    #[inline(always)]
+    pub const fn source_for(&self, dst: &Addr) -> Addr {
+        if self.local != 0 && self.source.is_unspecified() { *dst } else { self.source }
+    }
+}
+
 /// Key of `ORIGINAL_DST`: the connection between a client and the proxy, as both see it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]

@@ -1,8 +1,8 @@
 //! connect(): the outbound decision, taken once for each connection.
 
-use crate::ctx::{IPPROTO_TCP, Sock, SockAddr, set_errno};
+use crate::ctx::{IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr, set_errno};
 use crate::maps::{self, Active, count};
-use crate::{inbound, owner, storage};
+use crate::{dns, inbound, owner, storage};
 use redirector_common::Addr;
 use redirector_common::abi::{Route, SockState, sock_kind};
 use redirector_common::counter::Counter;
@@ -13,7 +13,7 @@ const EINVAL: u16 = 22;
 const ENOBUFS: u16 = 105;
 
 /// The system call goes on.
-const ALLOW: i32 = 1;
+pub const ALLOW: i32 = 1;
 /// The system call fails, with EPERM unless [`set_errno`] said better.
 const REFUSE: i32 = 0;
 
@@ -32,7 +32,7 @@ pub fn connect6(ctx: &SockAddr) -> i32 {
 }
 
 #[inline(always)]
-fn refuse(errno: u16) -> i32 {
+pub fn refuse(errno: u16) -> i32 {
     if maps::has_set_retval() {
         set_errno(errno);
     }
@@ -44,8 +44,13 @@ fn refuse(errno: u16) -> i32 {
 fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
     let Some(active) = maps::active() else { return Ok(()) };
     // An MPTCP socket connects through a subflow, which is a TCP socket of its own.
-    if ctx.protocol() != IPPROTO_TCP || ctx.netns_cookie() != maps::netns_cookie() {
+    let tcp = ctx.protocol() == IPPROTO_TCP;
+    let dns = ctx.protocol() == IPPROTO_UDP && active.policy.has(flag::DNS);
+    if !(tcp || dns) || ctx.netns_cookie() != maps::netns_cookie() {
         return Ok(());
+    }
+    if dns {
+        return dns::connect(ctx, &active, socket6);
     }
     let Some(sk) = ctx.sock() else { return Ok(()) };
 
@@ -57,11 +62,8 @@ fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
         return Ok(());
     }
 
-    const UNKNOWN: Route = Route { source: Addr::UNSPECIFIED, oif: 0, errno: 0, local: 0 };
-    let route = active.route(dst).unwrap_or(&UNKNOWN);
-    // To an address of its own the namespace sends from that address, unless the route says otherwise.
-    let itself = route.local != 0 && route.source.is_unspecified();
-    let source = if itself { dst } else { route.source };
+    let route = maps::route_or_unknown(&active, dst);
+    let source = route.source_for(&dst);
     let (uid, gid) = owner::of(sk);
     let outgoing = Outgoing {
         dst,
@@ -110,18 +112,18 @@ fn unroutable(dst: &Addr, bound: &Addr, route: &Route, lo: bool) -> Option<u16> 
 
 /// What the app has bound before connect().
 #[derive(Clone, Copy)]
-struct Bound {
+pub struct Bound {
     /// Unspecified if the app has bound no address.
-    addr: Addr,
+    pub addr: Addr,
     /// 0 if none.
-    port: u16,
+    pub port: u16,
     /// An earlier connect() of this socket was redirected, and our bind of its source is still there.
-    ours: bool,
+    pub ours: bool,
 }
 
 impl Bound {
     #[inline(always)]
-    fn of(sk: Sock, socket6: bool, bound_by_us: bool) -> Self {
+    pub fn of(sk: Sock, socket6: bool, bound_by_us: bool) -> Self {
         let port = sk.local_port();
         // We bind only addresses: with a port, the address is the app's too.
         let ours = bound_by_us && port == 0;
@@ -138,7 +140,7 @@ impl Bound {
 
 /// Where the kernel will go for `asked`: connect() to an unspecified address means loopback.
 #[inline(always)]
-fn effective(asked: Addr, bound: &Bound) -> Addr {
+pub fn effective(asked: Addr, bound: &Bound) -> Addr {
     if !asked.is_unspecified() {
         return asked;
     }

@@ -14,6 +14,7 @@ use redirector_common::Addr;
 pub const AF_INET: u32 = 2;
 pub const AF_INET6: u32 = 10;
 pub const IPPROTO_TCP: u32 = 6;
+pub const IPPROTO_UDP: u32 = 17;
 pub const IPPROTO_MPTCP: u32 = 262;
 pub const TCP_CLOSE: u32 = 7;
 pub const TCP_LISTEN: u32 = 10;
@@ -172,6 +173,21 @@ impl SockAddr {
     pub fn netns_cookie(&self) -> u64 {
         // SAFETY: helper of sock_addr programs (5.7).
         unsafe { bpf_get_netns_cookie(self.0.cast()) }
+    }
+
+    /// sendmsg only: the source address of this datagram.
+    #[inline(always)]
+    pub fn set_source4(&self, addr: &Addr) {
+        put!(self.0, addr.v4_be(), msg_src_ip4);
+    }
+
+    /// sendmsg only: the same on a socket of family AF_INET6.
+    #[inline(always)]
+    pub fn set_source6(&self, addr: &Addr) {
+        put!(self.0, addr.words[0], msg_src_ip6[0]);
+        put!(self.0, addr.words[1], msg_src_ip6[1]);
+        put!(self.0, addr.words[2], msg_src_ip6[2]);
+        put!(self.0, addr.words[3], msg_src_ip6[3]);
     }
 
     /// Binds the socket's source address and leaves the port to connect().

@@ -7,6 +7,7 @@
 
 mod connect;
 mod ctx;
+mod dns;
 mod events;
 mod inbound;
 mod maps;
@@ -29,6 +30,32 @@ pub fn rd_connect4(c: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 pub fn rd_connect6(c: SockAddrContext) -> i32 {
     connect::connect6(&SockAddr::new(c.sock_addr))
+}
+
+/// sendto() and sendmsg() on an IPv4 UDP socket (4.18).
+#[cgroup_sock_addr(sendmsg4)]
+pub fn rd_sendmsg4(c: SockAddrContext) -> i32 {
+    dns::sendmsg4(&SockAddr::new(c.sock_addr))
+}
+
+/// sendto() and sendmsg() on an IPv6 UDP socket (4.18).
+#[cgroup_sock_addr(sendmsg6)]
+pub fn rd_sendmsg6(c: SockAddrContext) -> i32 {
+    dns::sendmsg6(&SockAddr::new(c.sock_addr))
+}
+
+/// recvfrom() and recvmsg() on an IPv4 UDP socket (5.2).
+#[cgroup_sock_addr(recvmsg4)]
+pub fn rd_recvmsg4(c: SockAddrContext) -> i32 {
+    dns::recvmsg4(&SockAddr::new(c.sock_addr));
+    1
+}
+
+/// recvfrom() and recvmsg() on an IPv6 UDP socket (5.2).
+#[cgroup_sock_addr(recvmsg6)]
+pub fn rd_recvmsg6(c: SockAddrContext) -> i32 {
+    dns::recvmsg6(&SockAddr::new(c.sock_addr));
+    1
 }
 
 /// getpeername() of an IPv4 socket (5.8).

@@ -160,6 +160,12 @@ impl Active {
     }
 }
 
+/// How the namespace routes `dst`.
+#[inline(always)]
+pub fn route_or_unknown(active: &Active, dst: Addr) -> &'static Route {
+    active.route(dst).unwrap_or(&Route::UNKNOWN)
+}
+
 impl Facts for Active {
     #[inline(always)]
     fn listed(&self, table: Table, value: u32) -> bool {

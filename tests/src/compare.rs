@@ -109,7 +109,8 @@ fn nameless(text: &str, own: Option<u16>) -> String {
 /// destination then. So when a client's port was used a few seconds ago towards another destination, netfilter picks
 /// another one, that only the proxy sees. A redirect in the socket layer has no need to, and the proxy sees the truth.
 pub fn forgive_replaced_ports(observation: &mut Observation) {
-    let earlier = observation.earlier.iter_mut().map(|earlier| (earlier.reached.as_mut(), Some(&earlier.local)));
+    let earlier =
+        observation.earlier.iter_mut().map(|earlier| (earlier.reached.as_mut(), Some(&earlier.local)));
     let last = std::iter::once((observation.reached.as_mut(), observation.local.as_ref()));
     for (reached, local) in earlier.chain(last) {
         let (Some(reached), Some(local)) = (reached, local.and_then(Seen::address)) else { continue };
@@ -166,7 +167,9 @@ mod tests {
     #[test]
     fn picked_ports_do_not_count_but_their_meaning_does() {
         let left = observed("10.0.0.1:40000", "10.0.0.2:80");
-        assert!(compare(std::slice::from_ref(&left), &[observed("10.0.0.1:50000", "10.0.0.2:80")]).is_empty());
+        assert!(
+            compare(std::slice::from_ref(&left), &[observed("10.0.0.1:50000", "10.0.0.2:80")]).is_empty()
+        );
         let differences = compare(&[left], &[observed("10.0.0.9:40000", "10.0.0.2:81")]);
         let fields: Vec<&str> = differences.iter().map(|row| row.field.as_str()).collect();
         assert_eq!(fields, ["local", "peer"]);

@@ -31,7 +31,8 @@ impl Family {
 pub fn install(netns: &Netns, options: &Options) -> anyhow::Result<()> {
     run(&mut netns.command("iptables-restore"), &rules(options, Family::V4)).context("the IPv4 rules")?;
     if options.ipv6 {
-        run(&mut netns.command("ip6tables-restore"), &rules(options, Family::V6)).context("the IPv6 rules")?;
+        run(&mut netns.command("ip6tables-restore"), &rules(options, Family::V6))
+            .context("the IPv6 rules")?;
         // istio-iptables adds the address from which Envoy connects to the application.
         netns.ip("address add ::6/128 dev lo nodad\n")?;
     }
@@ -57,7 +58,10 @@ fn rules(options: &Options, family: Family) -> String {
     }
     table.add("ISTIO_INBOUND", format_args!("-p tcp --dport {} -j {pass}", options.inbound_tunnel_port));
     table.add("ISTIO_REDIRECT", format_args!("-p tcp -j REDIRECT --to-ports {}", options.envoy_port));
-    table.add("ISTIO_IN_REDIRECT", format_args!("-p tcp -j REDIRECT --to-ports {}", options.inbound_capture_port));
+    table.add(
+        "ISTIO_IN_REDIRECT",
+        format_args!("-p tcp -j REDIRECT --to-ports {}", options.inbound_capture_port),
+    );
     inbound(&mut table, options);
     outbound(&mut table, options, family);
     table.render()
@@ -118,7 +122,9 @@ fn outbound(table: &mut Table, options: &Options, family: Family) {
     }
     let destinations: Vec<String> = match &options.outbound_cidrs {
         Cidrs::All => vec![String::new()],
-        Cidrs::List(list) => list.iter().filter(|cidr| family.has(cidr)).map(|cidr| format!("-d {cidr} ")).collect(),
+        Cidrs::List(list) => {
+            list.iter().filter(|cidr| family.has(cidr)).map(|cidr| format!("-d {cidr} ")).collect()
+        }
     };
     for destination in &destinations {
         for interface in &options.virtual_interfaces {
@@ -138,7 +144,8 @@ fn owner(table: &mut Table, options: &Options, owner: &str, loopback: &str, exce
     let chain = "ISTIO_OUTPUT";
     let matching = format!("-m owner {owner}");
     let other = format!("-m owner ! {owner}");
-    table.add(chain, format_args!("-o lo ! -d {loopback} -p tcp {exception} {matching} -j ISTIO_IN_REDIRECT"));
+    table
+        .add(chain, format_args!("-o lo ! -d {loopback} -p tcp {exception} {matching} -j ISTIO_IN_REDIRECT"));
     if !options.includes_loopback() {
         let protocol = if options.redirect_dns { "-p tcp ! --dport 53 " } else { "" };
         table.add(chain, format_args!("-o lo {protocol}{other} -j RETURN"));
@@ -155,7 +162,8 @@ fn owner_groups(table: &mut Table, options: &Options) {
             }
         }
         Some(groups) => {
-            let none_of_them: String = groups.iter().map(|gid| format!("-m owner ! --gid-owner {gid} ")).collect();
+            let none_of_them: String =
+                groups.iter().map(|gid| format!("-m owner ! --gid-owner {gid} ")).collect();
             table.add(chain, format_args!("{none_of_them}-j RETURN"));
         }
     }
@@ -255,8 +263,14 @@ COMMIT
         options.outbound_cidrs = Cidrs::List(vec!["10.0.0.0/8".into(), "fd00::/16".into()]);
         options.outbound_cidrs_exclude = vec!["fd00:1::/32".into()];
         let (v4, v6) = (rules(&options, Family::V4), rules(&options, Family::V6));
-        assert!(v4.contains("-A ISTIO_OUTPUT -d 10.0.0.0/8 -j ISTIO_REDIRECT") && !v4.contains("fd00"), "{v4}");
-        assert!(v6.contains("-A ISTIO_OUTPUT -d fd00::/16 -j ISTIO_REDIRECT") && !v6.contains("10.0.0.0"), "{v6}");
+        assert!(
+            v4.contains("-A ISTIO_OUTPUT -d 10.0.0.0/8 -j ISTIO_REDIRECT") && !v4.contains("fd00"),
+            "{v4}"
+        );
+        assert!(
+            v6.contains("-A ISTIO_OUTPUT -d fd00::/16 -j ISTIO_REDIRECT") && !v6.contains("10.0.0.0"),
+            "{v6}"
+        );
         assert!(v6.contains("-A ISTIO_OUTPUT -d fd00:1::/32 -j RETURN"), "{v6}");
     }
 

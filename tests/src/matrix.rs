@@ -28,7 +28,8 @@ pub const CALLERS: [(&str, Owner); 5] = [
 ];
 
 /// The families, by name.
-pub const FAMILIES: [(&str, Family); 3] = [("v4", Family::V4), ("v6", Family::V6), ("mapped", Family::Mapped)];
+pub const FAMILIES: [(&str, Family); 3] =
+    [("v4", Family::V4), ("v6", Family::V6), ("mapped", Family::Mapped)];
 
 /// Who connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

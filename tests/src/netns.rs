@@ -59,7 +59,8 @@ impl Netns {
     /// # Errors
     /// When one of them fails; the error names its line.
     pub fn ip(&self, lines: &str) -> anyhow::Result<()> {
-        run(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), lines).with_context(|| lines.to_owned())?;
+        run(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), lines)
+            .with_context(|| lines.to_owned())?;
         Ok(())
     }
 

@@ -301,7 +301,8 @@ mod tests {
 
     #[test]
     fn a_failure_is_named_by_its_step() {
-        let mut observation = Observation { socket: Some(OK.into()), bind: Some("EADDRINUSE".into()), ..Default::default() };
+        let mut observation =
+            Observation { socket: Some(OK.into()), bind: Some("EADDRINUSE".into()), ..Default::default() };
         assert_eq!(observation.failure().unwrap(), "bind: EADDRINUSE");
         observation.bind = None;
         observation.connect = Some("EINPROGRESS".into());

@@ -60,9 +60,13 @@ pub fn require_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Daemons live in sbin, which is not in everybody's PATH.
     let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    let found = std::env::split_paths(&path).chain(extra).map(|dir| dir.join(name)).find(|file| file.is_file());
+    let found =
+        std::env::split_paths(&path).chain(extra).map(|dir| dir.join(name)).find(|file| file.is_file());
     if found.is_none() {
-        missing(&format!("program `{name}` not found"), "Install it with the distribution's package manager.");
+        missing(
+            &format!("program `{name}` not found"),
+            "Install it with the distribution's package manager.",
+        );
     }
     found
 }

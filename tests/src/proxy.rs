@@ -37,7 +37,7 @@ impl Server {
             .lines()
             .iter()
             .filter_map(|line| match serde_json::from_str(line) {
-                Ok(Event::Accepted(accepted)) => Some(accepted),
+                Ok(Event::Accepted(accepted)) => Some(*accepted),
                 _ => None,
             })
             .collect()

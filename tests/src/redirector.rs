@@ -60,7 +60,8 @@ impl Run {
     /// # Errors
     /// When it is none.
     pub fn json(&self) -> anyhow::Result<Value> {
-        serde_json::from_str(&self.stdout).with_context(|| format!("`{}` printed no JSON: {}", self.command, self.stdout))
+        serde_json::from_str(&self.stdout)
+            .with_context(|| format!("`{}` printed no JSON: {}", self.command, self.stdout))
     }
 }
 
@@ -71,7 +72,8 @@ pub fn binary() -> PathBuf {
         return path.into();
     }
     let me = std::env::current_exe().unwrap_or_default();
-    let directory = me.parent().map(|dir| if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir });
+    let directory =
+        me.parent().map(|dir| if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir });
     directory.unwrap_or(&me).join("redirector")
 }
 
@@ -178,7 +180,12 @@ impl Drop for Instance {
 ///
 /// # Errors
 /// When it cannot be started.
-pub fn attach_run(pod: &Pod, name: &str, flags: &[String], environment: &[(&str, String)]) -> anyhow::Result<Run> {
+pub fn attach_run(
+    pod: &Pod,
+    name: &str,
+    flags: &[String],
+    environment: &[(&str, String)],
+) -> anyhow::Result<Run> {
     let netns = pod.netns.file().display().to_string();
     let cgroup = pod.cgroup.directory().display().to_string();
     let mut arguments = vec!["attach", "--netns", &netns, "--cgroup", &cgroup, "--name", name];

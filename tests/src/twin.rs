@@ -87,12 +87,22 @@ impl Twin {
 }
 
 /// Repeats on an iptables side what differs, and keeps the answer that agrees.
-fn ask_again(side: &Side, parts: &[Part], ours: &mut [Observation], theirs: &[Observation]) -> anyhow::Result<()> {
+fn ask_again(
+    side: &Side,
+    parts: &[Part],
+    ours: &mut [Observation],
+    theirs: &[Observation],
+) -> anyhow::Result<()> {
     ours.iter_mut().for_each(forgive_replaced_ports);
     let same = |one: &Observation, other: &Observation| compare(from_ref(one), from_ref(other)).is_empty();
-    let scenarios = parts.iter().flat_map(|part| part.scenarios.iter().map(|scenario| (part.caller, scenario)));
-    let mut doubtful: Vec<_> =
-        ours.iter_mut().zip(theirs).zip(scenarios).filter(|((ours, theirs), _)| !same(ours, theirs)).collect();
+    let scenarios =
+        parts.iter().flat_map(|part| part.scenarios.iter().map(|scenario| (part.caller, scenario)));
+    let mut doubtful: Vec<_> = ours
+        .iter_mut()
+        .zip(theirs)
+        .zip(scenarios)
+        .filter(|((ours, theirs), _)| !same(ours, theirs))
+        .collect();
     if doubtful.len() > DOUBTFUL {
         return Ok(());
     }

@@ -46,11 +46,16 @@ impl Envoy {
     /// The access log, sorted and without the ports that the kernel picked, once it has as many lines as expected.
     fn log(&self, expected: usize) -> anyhow::Result<Vec<String>> {
         let lines = || -> Vec<String> {
-            let log = self.daemon.lines().into_iter().filter(|line| line.starts_with("OUT ") || line.starts_with("IN "));
+            let log = self
+                .daemon
+                .lines()
+                .into_iter()
+                .filter(|line| line.starts_with("OUT ") || line.starts_with("IN "));
             log.map(|line| line.split(' ').map(without_picked_port).collect::<Vec<_>>().join(" ")).collect()
         };
-        let mut log = retry::until("Envoy's access log", || Some(lines()).filter(|log| log.len() >= expected))
-            .map_err(|error| error.context(self.daemon.lines().join("\n")))?;
+        let mut log =
+            retry::until("Envoy's access log", || Some(lines()).filter(|log| log.len() >= expected))
+                .map_err(|error| error.context(self.daemon.lines().join("\n")))?;
         log.sort();
         Ok(log)
     }

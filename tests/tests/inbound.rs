@@ -34,7 +34,8 @@ fn each(setup: &Setup, property: impl Fn(&mut Side) -> anyhow::Result<()>) -> an
     }
     for by in [By::iptables(), By::Redirector] {
         let label = by.label();
-        property(&mut Side::with(by, setup)?).map_err(|error| error.context(format!("redirected by {label}")))?;
+        property(&mut Side::with(by, setup)?)
+            .map_err(|error| error.context(format!("redirected by {label}")))?;
     }
     Ok(())
 }

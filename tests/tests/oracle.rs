@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 
+use redirector_tests::iptables;
 use redirector_tests::istio::Options;
 use redirector_tests::matrix;
 use redirector_tests::observation::Observation;
 use redirector_tests::privileged::require_root;
 use redirector_tests::side::{By, Setup, Side};
 use redirector_tests::twin::Twin;
-use redirector_tests::iptables;
 
 /// What must have become of the scenarios named `"<family> <caller> to <destination> from <binding>"`.
 struct Expect<'a> {
@@ -73,7 +73,13 @@ fn the_well_known_outcomes() -> anyhow::Result<()> {
     // Within the pod the app is left alone; the proxy (by user, not by group) is sent to its inbound port, except from
     // or to the addresses by which it reaches the application itself, and for the tunnel's port.
     expect.all(ALL, OTHERS, "self", "anywhere self localhost passthrough any:port", "app:8080");
-    expect.all(V4, "proxy proxy-uid", "self", "anywhere self localhost", "proxy:15006 original 10.77.0.2:8080");
+    expect.all(
+        V4,
+        "proxy proxy-uid",
+        "self",
+        "anywhere self localhost",
+        "proxy:15006 original 10.77.0.2:8080",
+    );
     expect.all("v6", "proxy proxy-uid", "self", "anywhere self", "proxy:15006 original [fd00:77::2]:8080");
     expect.all(ALL, PROXIES, "self", "passthrough", "app:8080");
     expect.all(ALL, "proxy-gid", "self", "anywhere", "app:8080");
@@ -110,7 +116,13 @@ fn the_well_known_outcomes() -> anyhow::Result<()> {
     }
     // A loopback source and a destination elsewhere: refused by IPv4 routing, redirected in IPv6.
     expect.all(V4, OTHERS, "vip", "localhost localhost:port passthrough", "EINVAL");
-    expect.all("v6", OTHERS, "vip", "localhost localhost:port passthrough", "proxy:15001 original [fd00:96::10]:8080");
+    expect.all(
+        "v6",
+        OTHERS,
+        "vip",
+        "localhost localhost:port passthrough",
+        "proxy:15001 original [fd00:96::10]:8080",
+    );
     Ok(())
 }
 
@@ -123,7 +135,9 @@ fn every_end_sees_the_same_connection() -> anyhow::Result<()> {
     let observations = side.observe_all(&matrix::outbound(side.pod()))?;
     let mut redirected = 0;
     for observation in &observations {
-        let Some(reached) = observation.reached.as_ref().filter(|reached| reached.role == "proxy") else { continue };
+        let Some(reached) = observation.reached.as_ref().filter(|reached| reached.role == "proxy") else {
+            continue;
+        };
         // Towards port 0 getpeername() says that there is no peer.
         if observation.peer.as_ref().is_some_and(|peer| peer.address().is_none()) {
             assert!(observation.scenario.contains("port-0"), "{observation:#?}");
@@ -195,6 +209,9 @@ fn a_planted_mistake_is_found() -> anyhow::Result<()> {
         assert!(difference.scenario.contains("to vip-ssh"), "{difference:?}");
         assert!(!difference.scenario.contains(" proxy"), "{difference:?}");
     }
-    assert!(differences.iter().any(|row| row.field == "connect" && row.right == "ECONNREFUSED"), "{differences:?}");
+    assert!(
+        differences.iter().any(|row| row.field == "connect" && row.right == "ECONNREFUSED"),
+        "{differences:?}"
+    );
     Ok(())
 }

@@ -52,7 +52,9 @@ fn unrelated() -> Vec<Question> {
     ];
     let mut questions: Vec<Question> = options
         .into_iter()
-        .flat_map(|(level, name)| [0, 1, 4, 16, 4096, 4097, 5000, 65536].map(|length| Question::new(level, name, length)))
+        .flat_map(|(level, name)| {
+            [0, 1, 4, 16, 4096, 4097, 5000, 65536].map(|length| Question::new(level, name, length))
+        })
         .collect();
     let info = [4, 104, 5000].map(|length| Question::new(libc::SOL_TCP, libc::TCP_INFO, length).shown(0));
     questions.extend(info);
@@ -104,9 +106,12 @@ fn levels_and_lengths() -> anyhow::Result<()> {
     let twin = Twin::of_redirector(&Setup::default())?;
     let seen = twin.check(&parts(&twin, &original_dst(&LENGTHS)))?;
     // The worlds might agree in having no answer at all.
-    let first = &seen[seen.iter().position(|seen| seen.scenario == "app to 10.96.0.10:8080").unwrap_or_default()];
+    let first =
+        &seen[seen.iter().position(|seen| seen.scenario == "app to 10.96.0.10:8080").unwrap_or_default()];
     let envoys = Question::new(libc::SOL_IP, SO_ORIGINAL_DST, 128).shown(16);
-    let Some(answer) = first.server.iter().find(|answer| answer.question == envoys) else { panic!("{first:?}") };
+    let Some(answer) = first.server.iter().find(|answer| answer.question == envoys) else {
+        panic!("{first:?}")
+    };
     assert_eq!((answer.outcome.as_str(), answer.length), (OK, 128));
     assert_eq!(answer.bytes, "02001f900a60000a +8*00");
     Ok(())
@@ -124,7 +129,8 @@ fn larger_than_a_page() -> anyhow::Result<()> {
     let (_, differences) = twin.run(&parts)?;
     let mut others = Vec::new();
     for difference in differences {
-        let shortened = difference.field.ends_with(".length") && ["16", "28"].contains(&difference.right.as_str());
+        let shortened =
+            difference.field.ends_with(".length") && ["16", "28"].contains(&difference.right.as_str());
         if !shortened {
             others.push(difference);
         }
@@ -147,7 +153,8 @@ fn listening_sockets() -> anyhow::Result<()> {
         scenario.ask_server.clone_from(&questions);
         scenarios.push(scenario);
     }
-    let outside = Part { caller: Caller::Outside, scenarios: vec![scenarios[2].clone().named("from outside")] };
+    let outside =
+        Part { caller: Caller::Outside, scenarios: vec![scenarios[2].clone().named("from outside")] };
     twin.check(&[Part::of(APP, scenarios), outside])?;
     Ok(())
 }

@@ -49,7 +49,9 @@ fn parts(pod: &Pod, change: impl Fn(Scenario) -> Scenario) -> Vec<Part> {
 
 /// Nothing is proven by two worlds in which a way to connect does not exist.
 fn assert_captured(seen: &[Observation], scenario: &str) {
-    let Some(observation) = seen.iter().find(|seen| seen.scenario == scenario) else { panic!("no {scenario}") };
+    let Some(observation) = seen.iter().find(|seen| seen.scenario == scenario) else {
+        panic!("no {scenario}")
+    };
     assert!(observation.summary().starts_with("proxy:15001"), "{observation:#?}");
 }
 

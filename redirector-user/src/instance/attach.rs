@@ -153,7 +153,8 @@ fn create(root: &Root, name: &str, target: &Target, policy: &Policy, _lock: &Wri
     compiled.write(&mut instance.tables()?, 0)?;
     instance.policies()?.set(0, compiled.policy, 0).context(|| "write POLICIES".into())?;
     record::write(&dir, 0, &record_of(target, policy))?;
-    pin_programs(&loaded, target, &dir)?;
+    pin_programs(&loaded, &dir)?;
+    link_hooks(&dir, target, policy)?;
 
     let mut meta = instance.meta()?;
     if add_lo6 {
@@ -202,20 +203,32 @@ fn open_staged(dir: &Path, name: &str, target: &Target) -> Result<Instance> {
     Ok(instance)
 }
 
-fn pin_programs(loaded: &Loaded, target: &Target, dir: &Path) -> Result<()> {
+fn pin_programs(loaded: &Loaded, dir: &Path) -> Result<()> {
     for hook in hooks::ALL {
-        let program = loaded.program(hook.program)?;
         let path = dir.join(hook.program_pin());
-        bpf::obj_pin(program, &path).context(|| format!("pin the program {}", path.display()))?;
+        bpf::obj_pin(loaded.program(hook.program)?, &path)
+            .context(|| format!("pin the program {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Attaches the pinned programs of the hooks that the policy needs and that are not attached yet.
+pub(super) fn link_hooks(dir: &Path, target: &Target, policy: &Policy) -> Result<()> {
+    for hook in hooks::ALL.iter().filter(|hook| hook.wanted(policy)) {
+        let pin = dir.join(hook.link_pin());
+        if pin.exists() {
+            continue;
+        }
+        let path = dir.join(hook.program_pin());
+        let program = bpf::obj_get(&path).context(|| format!("open the program {}", path.display()))?;
         let (to, what) = if hook.netns {
             (target.netns.as_fd(), format!("the network namespace {}", target.netns_path.display()))
         } else {
             (target.cgroup.as_fd(), format!("the cgroup {}", target.cgroup.path.display()))
         };
-        let link = Link::create(program, to, hook.at)
+        let link = Link::create(program.as_fd(), to, hook.at)
             .context(|| format!("attach {} ({:?}) to {what}", hook.program, hook.at))?;
-        let path = dir.join(hook.link_pin());
-        link.pin(&path).context(|| format!("pin the link {}", path.display()))?;
+        link.pin(&pin).context(|| format!("pin the link {}", pin.display()))?;
     }
     Ok(())
 }

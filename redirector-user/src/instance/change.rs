@@ -3,12 +3,12 @@
 //! Both are written into the policy slot that is not in force. One write to META then swaps,
 //! so each connection is decided under the old state or under the new one.
 
-use super::attach::{Outcome, PASSTHROUGH_V6, mirror_failed, needs_lo6, read_mirror, record_of};
+use super::attach::{Outcome, PASSTHROUGH_V6, mirror_failed, link_hooks, needs_lo6, read_mirror, record_of};
 use super::lock::WriteLock;
 use super::root::Root;
 use super::state::{Instance, Phase};
 use super::tables::{self, Compiled};
-use super::{listeners, record};
+use super::{hooks, listeners, record};
 use crate::config::Policy;
 use crate::error::{Context, Error, Result};
 use crate::mirror;
@@ -92,6 +92,8 @@ fn swap(
     listeners::clear(&instance, new)?;
     listeners::register(&instance, target, policy, new)?;
 
+    // A hook that only the new policy needs does nothing under the old one.
+    link_hooks(&instance.dir, target, policy)?;
     meta.active = new + 1;
     instance.set_meta(&meta)?;
 
@@ -101,5 +103,20 @@ fn swap(
     listeners::clear(&instance, old)?;
     tables::clear(&mut tables, old)?;
     record::remove(&instance.dir, old)?;
+    unlink_hooks(&instance, policy)?;
     Ok(notes)
+}
+
+/// Detaches the hooks that the policy does not need.
+fn unlink_hooks(instance: &Instance, policy: &Policy) -> Result<()> {
+    for hook in hooks::ALL.iter().filter(|hook| !hook.wanted(policy)) {
+        let path = instance.dir.join(hook.link_pin());
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context(|| format!("remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! The hooks of an instance: program, where it is attached, names of its pins.
 
+use crate::config::{Dns, Policy};
 use crate::sys::bpf::AttachType;
 
 /// One hook.
@@ -11,9 +12,16 @@ pub struct Hook {
     pub at: AttachType,
     /// Attached to the network namespace; else to the cgroup.
     pub netns: bool,
+    /// Attached only while the policy captures DNS: it runs for every datagram.
+    pub dns: bool,
 }
 
 impl Hook {
+    /// Whether a policy needs this hook.
+    pub fn wanted(&self, policy: &Policy) -> bool {
+        !self.dns || policy.dns != Dns::Off
+    }
+
     /// Name of the pinned program.
     pub fn program_pin(&self) -> String {
         format!("prog_{}", self.short())
@@ -31,17 +39,25 @@ impl Hook {
 }
 
 const fn cgroup(program: &'static str, at: AttachType) -> Hook {
-    Hook { program, at, netns: false }
+    Hook { program, at, netns: false, dns: false }
+}
+
+const fn dns(program: &'static str, at: AttachType) -> Hook {
+    Hook { program, at, netns: false, dns: true }
 }
 
 /// All hooks. Those that read a socket's state come before connect, which writes it.
-pub const ALL: [Hook; 9] = [
+pub const ALL: [Hook; 13] = [
     cgroup("rd_getsockopt", AttachType::Getsockopt),
     cgroup("rd_peername4", AttachType::Getpeername4),
     cgroup("rd_peername6", AttachType::Getpeername6),
     cgroup("rd_sockname4", AttachType::Getsockname4),
     cgroup("rd_sockname6", AttachType::Getsockname6),
-    Hook { program: "rd_sk_lookup", at: AttachType::SkLookup, netns: true },
+    Hook { program: "rd_sk_lookup", at: AttachType::SkLookup, netns: true, dns: false },
+    dns("rd_recvmsg4", AttachType::Recvmsg4),
+    dns("rd_recvmsg6", AttachType::Recvmsg6),
+    dns("rd_sendmsg4", AttachType::Sendmsg4),
+    dns("rd_sendmsg6", AttachType::Sendmsg6),
     cgroup("rd_sockops", AttachType::SockOps),
     cgroup("rd_connect4", AttachType::Connect4),
     cgroup("rd_connect6", AttachType::Connect6),

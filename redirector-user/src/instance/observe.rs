@@ -157,7 +157,8 @@ pub fn status(root: &Root, name: &str) -> Result<Status> {
     let meta = instance.meta()?;
     let phase = Phase::of(&meta);
     let record = any_record(&instance, phase)?;
-    let hooks: Vec<HookStatus> = hooks::ALL.iter().map(|hook| hook_status(&instance, hook, &record)).collect();
+    let wanted = hooks::ALL.iter().filter(|hook| hook.wanted(&record.policy));
+    let hooks: Vec<HookStatus> = wanted.map(|hook| hook_status(&instance, hook, &record)).collect();
     let slot = if let Phase::Active(slot) = phase { slot } else { 0 };
     let policy = &record.policy;
     let mut roles = vec![

@@ -2,17 +2,17 @@
 //!
 //! Run by `cargo xtask demo` as root. Everything happens in namespaces and a cgroup made for it, and removed again.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use redirector_tests::command::show;
 use redirector_tests::observation::{Observation, Seen};
 use redirector_tests::pod::{APP, PROXY, VIP4, World, at};
 use redirector_tests::privileged::require_root;
 use redirector_tests::probe::run_if_asked;
+use redirector_tests::probe::serve::Listen;
 use redirector_tests::process::Place;
 use redirector_tests::proxy::{any4, proxy_listeners};
-use redirector_tests::probe::serve::Listen;
 use redirector_tests::redirector::{Instance, is_listed};
 use redirector_tests::scenario::Scenario;
 
@@ -35,17 +35,19 @@ fn main() -> ExitCode {
 
 fn demo() -> anyhow::Result<()> {
     let started = std::time::Instant::now();
-    println!("redirector demo: a throw-away pod, with a network around it\n");
+    println!("A throw-away pod, and a network around it:\n");
     let world = World::new()?;
     let pod = world.pod();
     let service = at(VIP4, PORT);
     let app = at(pod.v4(), PORT);
-    let _service = world.serve_outside(vec![Listen::on(any4(PORT))])?;
-    let _app = pod.serve(APP, "app", vec![Listen::on(any4(PORT))])?;
-    let _proxy = pod.serve(PROXY, "proxy", proxy_listeners(1))?;
-    println!("  the network   a client, and a service at {service}");
-    println!("  in the pod    an application (uid 1000) that serves {app}");
-    println!("                a proxy (uid 1337) that listens on 15001 and 15006 and has no idea of redirector\n");
+    let service_outside = world.serve_outside(vec![Listen::on(any4(PORT))])?;
+    let app_server = pod.serve(APP, "app", vec![Listen::on(any4(PORT))])?;
+    let proxy = pod.serve(PROXY, "proxy", proxy_listeners(1))?;
+    println!("   network       a client, and a service at {service}");
+    println!("   application   in the pod, uid 1000, serves {app}");
+    println!(
+        "   proxy         in the pod, uid 1337, listens on 15001 and 15006, knows nothing of redirector\n"
+    );
 
     let look = || -> anyhow::Result<[Observation; 3]> {
         let outbound = one(&pod.place(APP)?, Scenario::to(service))?;
@@ -53,34 +55,32 @@ fn demo() -> anyhow::Result<()> {
         Ok([outbound, proxys, one(&world.outside(), Scenario::to(app))?])
     };
 
-    println!("1. As it is");
+    println!("1. As it is:");
     let before = look()?;
-    print(&before);
+    tell(&before, service, app);
 
-    println!("2. After `redirector attach` to the pod: eBPF in the kernel, no iptables rule, no change to any program");
+    println!(
+        "2. After `redirector attach` to the pod (eBPF in the kernel: no iptables, no change to any program):"
+    );
     let instance = Instance::attach_default(pod)?;
     let attached = look()?;
-    print(&attached);
+    tell(&attached, service, app);
     let [outbound, proxys, inbound] = &attached;
     ensure!(outbound.summary() == format!("proxy:15001 original {service}"), "not redirected: {outbound:#?}");
     ensure!(proxys.summary() == format!("remote:{PORT}"), "the proxy was redirected: {proxys:#?}");
     ensure!(inbound.summary() == format!("proxy:15006 original {app}"), "not redirected: {inbound:#?}");
 
-    println!("3. After `redirector detach`");
+    println!("3. After `redirector detach`:");
     let name = instance.name().to_owned();
     instance.detach()?;
     ensure!(!is_listed(&name)?, "{name} is still listed");
-    let after = look()?;
-    for (before, after) in before.iter().zip(&after) {
+    for (before, after) in before.iter().zip(&look()?) {
         ensure!(before.summary() == after.summary(), "it is not as before: {after:#?}");
     }
-    println!("   everything is as in 1., and `redirector list` no longer knows the pod\n");
-
-    let rules = show(pod.netns.command("iptables-save").arg("-c"));
-    let rules = rules.rsplit("-- ").next().unwrap_or(&rules).to_owned();
-    let found = redirector_tests::command::run(&mut pod.netns.command("iptables-save"), "").unwrap_or_default();
-    ensure!(found.trim().is_empty(), "`{rules}` shows rules: {found}");
-    println!("The pod is removed. This took {:.1} s.", started.elapsed().as_secs_f32());
+    println!("   everything is as in 1., and `redirector list` no longer knows the pod.\n");
+    drop((service_outside, app_server, proxy));
+    drop(world);
+    println!("Pod and network are removed. This took {:.1} s.", started.elapsed().as_secs_f32());
     Ok(())
 }
 
@@ -88,34 +88,31 @@ fn one(place: &Place, scenario: Scenario) -> anyhow::Result<Observation> {
     redirector_tests::pod::observe(place, &[scenario])?.pop().context("nothing was observed")
 }
 
-fn print([outbound, proxys, inbound]: &[Observation; 3]) {
-    println!("   the application connects to the service");
-    tell(outbound, "the application", "the service");
-    println!("   the proxy connects to the service");
-    tell(proxys, "the proxy", "the service");
-    println!("   a client in the network connects to the application");
-    tell(inbound, "the client", "the application");
+fn tell([outbound, proxys, inbound]: &[Observation; 3], service: SocketAddr, app: SocketAddr) {
+    connection("application", service, "the service itself", outbound);
+    connection("proxy", service, "the service itself", proxys);
+    connection("network", app, "the application itself", inbound);
     println!();
 }
 
-fn tell(seen: &Observation, client: &str, server: &str) {
-    let Some(reached) = &seen.reached else {
-        println!("     it failed: {}", seen.summary());
+/// One connection in one line; if it landed at the proxy, with what both ends are told about it.
+fn connection(client: &str, to: SocketAddr, server: &str, seen: &Observation) {
+    let arrow = format!("   {client:<11} -> {:<15}  ", to.to_string());
+    let Some(reached) = seen.reached.as_ref().filter(|_| seen.failure().is_none()) else {
+        println!("{arrow}fails: {}", seen.summary());
         return;
     };
-    let peer = seen.peer.as_ref().map_or_else(String::new, Seen::to_string);
-    if reached.role == "proxy" {
-        println!("     reaches    the proxy, on port {}", reached.listener.port());
-        println!("     {client:<15} believes to be connected to {peer} (getpeername)");
-        println!("     {:<15} is told that it was meant for {} (SO_ORIGINAL_DST)", "the proxy", reached.original_dst);
-        println!("     {:<15} sees that it comes from {} (accept)", "", address(&reached.accept_peer));
-    } else {
-        println!("     reaches    {server}");
-        println!("     {client:<15} is connected to {peer}");
+    if reached.role != "proxy" {
+        println!("{arrow}reaches {server}");
+        return;
     }
-}
-
-/// Without the port, which says nothing.
-fn address(seen: &Seen) -> String {
-    seen.address().map_or_else(|| seen.to_string(), |address| address.ip().to_string())
+    println!("{arrow}lands at the proxy, port {}", reached.listener.port());
+    let told =
+        |who: &str, what: &str, by: &str| println!("                     {who:<11} sees {what:<34} ({by})");
+    let peer = seen.peer.as_ref().map_or_else(String::new, Seen::to_string);
+    told(client, &format!("its peer:    {peer}"), "getpeername");
+    told("proxy", &format!("destination: {}", reached.original_dst), "SO_ORIGINAL_DST");
+    // The client's port says nothing to a reader.
+    let from = reached.accept_peer.address().map_or_else(String::new, |address| address.ip().to_string());
+    told("proxy", &format!("client:      {from}"), "accept");
 }

@@ -6,7 +6,9 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt::{Timeout, set_socket_linger, set_socket_reuseaddr, set_socket_timeout, socket_error};
+use rustix::net::sockopt::{
+    Timeout, set_socket_linger, set_socket_reuseaddr, set_socket_timeout, socket_error,
+};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, socket_with};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{set_thread_res_gid, set_thread_res_uid};

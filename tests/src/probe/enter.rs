@@ -17,7 +17,12 @@ use rustix::thread::{
 ///
 /// # Errors
 /// When one of them refuses.
-pub fn enter(cgroup: Option<&Path>, netns: Option<&Path>, uid: Option<u32>, gid: Option<u32>) -> anyhow::Result<()> {
+pub fn enter(
+    cgroup: Option<&Path>,
+    netns: Option<&Path>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+) -> anyhow::Result<()> {
     if let Some(cgroup) = cgroup {
         let procs = cgroup.join("cgroup.procs");
         std::fs::write(&procs, "0").with_context(|| format!("joining {}", cgroup.display()))?;
@@ -48,5 +53,6 @@ pub fn enter(cgroup: Option<&Path>, netns: Option<&Path>, uid: Option<u32>, gid:
 /// When the kernel refuses what it allows.
 pub fn raise_limits() -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).context("open files")
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+        .context("open files")
 }

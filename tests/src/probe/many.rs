@@ -83,7 +83,12 @@ fn one(destination: SocketAddr) -> io::Result<Done> {
     Ok(Done { stream, local, peer, accepted })
 }
 
-fn note(report: &mut Report, load: &Load, destination: SocketAddr, result: io::Result<Done>) -> Option<TcpStream> {
+fn note(
+    report: &mut Report,
+    load: &Load,
+    destination: SocketAddr,
+    result: io::Result<Done>,
+) -> Option<TcpStream> {
     let done = match result {
         Ok(done) => done,
         Err(error) => {
@@ -111,10 +116,9 @@ fn note(report: &mut Report, load: &Load, destination: SocketAddr, result: io::R
     } else {
         report.wrong += 1;
         if report.examples.len() < SHOWN {
-            report.examples.push(format!(
-                "{destination}: client {} -> {}, server {accepted:?}",
-                done.local, done.peer
-            ));
+            report
+                .examples
+                .push(format!("{destination}: client {} -> {}, server {accepted:?}", done.local, done.peer));
         }
     }
     Some(done.stream)

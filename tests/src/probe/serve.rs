@@ -64,7 +64,7 @@ pub enum Event {
     /// All listeners listen.
     Ready,
     /// A connection was accepted.
-    Accepted(Accepted),
+    Accepted(Box<Accepted>),
     /// The listening socket of this index was closed on command.
     Closed(usize),
     /// This many sockets were opened on command.
@@ -99,7 +99,8 @@ pub fn serve(service: &Service) -> anyhow::Result<()> {
     let mut stdin = BufReader::new(io::stdin());
     loop {
         let open: Vec<&Listener> = listeners.iter().flatten().collect();
-        let mut polled: Vec<PollFd<'_>> = open.iter().map(|entry| PollFd::new(&entry.fd, PollFlags::IN)).collect();
+        let mut polled: Vec<PollFd<'_>> =
+            open.iter().map(|entry| PollFd::new(&entry.fd, PollFlags::IN)).collect();
         let input = io::stdin();
         polled.push(PollFd::new(&input, PollFlags::IN));
         poll(&mut polled, None)?;
@@ -161,7 +162,9 @@ fn open_one(listen: &Listen) -> io::Result<OwnedFd> {
 
 fn accept(listener: &Listener, role: &str) -> anyhow::Result<()> {
     // An error concerns the one connection that vanished; the listener goes on.
-    let Ok((fd, peer)) = rustix::net::acceptfrom_with(&listener.fd, SocketFlags::CLOEXEC) else { return Ok(()) };
+    let Ok((fd, peer)) = rustix::net::acceptfrom_with(&listener.fd, SocketFlags::CLOEXEC) else {
+        return Ok(());
+    };
     let accept_peer = peer.map(SocketAddr::try_from);
     let accepted = Accepted {
         role: role.to_owned(),
@@ -175,7 +178,7 @@ fn accept(listener: &Listener, role: &str) -> anyhow::Result<()> {
         original_dst: sys::original_dst(&fd, libc::SOL_IP),
         original_dst6: sys::original_dst(&fd, libc::SOL_IPV6),
     };
-    print_line(&Event::Accepted(accepted.clone()))?;
+    print_line(&Event::Accepted(Box::new(accepted.clone())))?;
     let listener = Arc::downgrade(&listener.fd);
     std::thread::Builder::new().stack_size(128 * 1024).spawn(move || {
         // The client may leave at any time; that is its business.

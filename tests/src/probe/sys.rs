@@ -51,7 +51,9 @@ pub fn original_dst(fd: impl AsFd, level: i32) -> Seen {
     let mut buffer = [0_u8; 128];
     let (result, length) = getsockopt(fd, level, SO_ORIGINAL_DST, &mut buffer);
     match result {
-        Ok(()) => decode(&buffer).map_or_else(|| Seen::Error(format!("{length} undecodable bytes")), Seen::Address),
+        Ok(()) => {
+            decode(&buffer).map_or_else(|| Seen::Error(format!("{length} undecodable bytes")), Seen::Address)
+        }
         Err(error) => Seen::Error(errno_name(&error)),
     }
 }
