@@ -53,6 +53,11 @@ pub struct Target {
     pub cred_fsgid: u32,
     /// 1 if the kernel has `bpf_set_retval` (5.18); else a refusal reads EPERM.
     pub has_set_retval: u32,
+    /// [`Policy::flags`] that may be set while these programs run. What a policy does not use
+    /// the verifier removes; a policy that uses more gets programs of its own.
+    pub flags: u32,
+    /// Always 0.
+    pub _pad: u32,
 }
 
 /// What an instance is: written once at attach, except for `active`.
@@ -72,8 +77,8 @@ pub struct Meta {
     pub cgroup_id: u64,
     /// Bits of [`meta_flag`].
     pub flags: u32,
-    /// Always 0.
-    pub _pad: u32,
+    /// [`Target::flags`] of the attached programs.
+    pub program_flags: u32,
     /// While draining: when it ends, in seconds of CLOCK_BOOTTIME.
     pub drain_until: u64,
 }
@@ -87,6 +92,10 @@ pub const DRAINING: u32 = 3;
 pub mod meta_flag {
     /// attach put `::6` on lo, detach takes it away.
     pub const ADDED_LO6: u32 = 1;
+    /// attach added the rule and the route of TPROXY mode.
+    pub const TPROXY_ROUTES: u32 = 1 << 1;
+    /// attach changed `net.ipv4.tcp_fwmark_accept` from 0 to 1.
+    pub const FWMARK_ACCEPT: u32 = 1 << 2;
 }
 
 /// Key of `TABLES`: which list (and of which policy slot), then an address or a number.
@@ -172,7 +181,8 @@ pub struct OriginalDst {
     pub addr: Addr,
     /// Its port, host byte order.
     pub port: u16,
-    /// [`crate::decide::Verdict`] as a number: 1 outbound, 2 inbound, 3 DNS.
+    /// [`crate::decide::Verdict`] as a number: 1 outbound, 2 inbound, 3 DNS; 0 for a connection
+    /// of the proxy to the app in TPROXY mode, which was not redirected.
     pub verdict: u16,
     /// [`crate::counter::Counter`] of the rule that decided.
     pub rule: u32,
@@ -186,6 +196,8 @@ pub mod sock_kind {
     pub const PASSED: u32 = 1;
     /// A client that was redirected.
     pub const REDIRECTED: u32 = 2;
+    /// The proxy, connecting to the app from the address of another host (TPROXY mode).
+    pub const TRANSPARENT: u32 = 5;
     /// A listener of the proxy, and (cloned) a connection accepted from it.
     pub const LISTENER: u32 = 3;
     /// A connection the proxy accepted, whose original destination is recorded here.
@@ -215,8 +227,9 @@ pub struct SockState {
     pub rule: u32,
 }
 
-/// Slots for each kind of listener and family: Envoy has one listener for each worker.
-pub const LISTENER_SLOTS: u32 = 64;
+/// Slots for each kind of listener and family. Envoy has one listener for each worker, all in one
+/// SO_REUSEPORT group; any of them leads to the group, so not all need a slot.
+pub const LISTENER_SLOTS: u32 = 16;
 /// Kinds: outbound, inbound, DNS (verdict - 1).
 pub const LISTENER_KINDS: u32 = 3;
 /// Slots of one policy.
@@ -232,8 +245,8 @@ pub const fn listener_slot(policy: u32, verdict: u32, v6: bool) -> u32 {
 }
 
 const _: () = {
-    assert!(size_of::<Policy>() == 32);
-    assert!(size_of::<Target>() == 32);
+    assert!(size_of::<Policy>() == 36);
+    assert!(size_of::<Target>() == 40);
     assert!(size_of::<Meta>() == 48);
     assert!(size_of::<TableKey>() == 20);
     assert!(size_of::<Route>() == 24);

@@ -14,6 +14,23 @@ pub trait Facts {
     fn listed(&self, table: Table, value: u32) -> bool;
     /// Whether a list of prefixes covers `addr`.
     fn covered(&self, table: Table, addr: &Addr) -> bool;
+    /// Whether every bit of `bits` is set in the policy's flags.
+    #[inline(always)]
+    fn has(&self, policy: &Policy, bits: u32) -> bool {
+        policy.has(bits)
+    }
+    /// Reads a value. The kernel side reads memory anew each time: of a value in a register the
+    /// verifier remembers what was tested, and follows each combination of outcomes on its own.
+    #[inline(always)]
+    fn fresh<T: Copy>(&self, value: &T) -> T {
+        *value
+    }
+    /// The same decision. The kernel side makes the verifier forget how it came about, so that
+    /// it follows what comes next once and not once for each rule.
+    #[inline(always)]
+    fn join(&self, decision: Decision) -> Decision {
+        decision
+    }
 }
 
 /// Where a connection goes.
@@ -31,6 +48,7 @@ pub enum Verdict {
 }
 
 /// A verdict and the rule that decided; the rule is the counter's index.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// Where it goes.
@@ -62,6 +80,8 @@ pub struct Outgoing {
     pub uid: u32,
     /// fsgid of the socket's file.
     pub gid: u32,
+    /// SO_MARK of the socket.
+    pub mark: u32,
 }
 
 #[inline(always)]
@@ -69,92 +89,129 @@ const fn pass(rule: Counter) -> Decision {
     Decision { verdict: Verdict::Pass, rule }
 }
 
-/// nat OUTPUT → ISTIO_OUTPUT. First match wins.
+/// nat OUTPUT → ISTIO_OUTPUT, first match wins; in TPROXY mode also mangle OUTPUT, and mangle
+/// PREROUTING for what it has marked.
 #[inline(always)]
 pub fn outgoing<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
-    let dns_port = c.dport == 53;
-    let dns = p.has(flag::DNS);
+    let decision = facts.join(nat_output(p, facts, c));
+    if !facts.has(p, flag::TPROXY) || decision.verdict as u16 != Verdict::Pass as u16 {
+        return decision;
+    }
+    if is_marked(p, facts, c) && is_inbound_port(p, facts, facts.fresh(&c.dport)) {
+        return Decision { verdict: Verdict::Inbound, rule: Counter::OutTproxyLoopback };
+    }
+    decision
+}
 
-    if p.has(flag::HAS_EXCLUDE_INTERFACES) && facts.listed(Table::ExcludeInterfaces, c.oif) {
+/// mangle OUTPUT marks the proxy's own traffic on lo to a non-loopback destination (1338), so
+/// that mangle PREROUTING takes it inbound; but not what carries the client's source (1337),
+/// nor what comes from 127.0.0.6.
+#[inline(always)]
+fn is_marked<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> bool {
+    let passthrough = facts.fresh(&c.src).same(&Addr::PASSTHROUGH_V4) || facts.fresh(&c.src).same(&Addr::PASSTHROUGH_V6);
+    facts.fresh(&c.lo) && facts.fresh(&c.tcp)
+        && facts.fresh(&c.mark) != p.tproxy_mark
+        && !passthrough
+        && !p.is_loopback_exempt(&facts.fresh(&c.dst))
+        && (facts.fresh(&c.uid) == p.first_uid
+            || facts.fresh(&c.gid) == p.first_gid
+            || (facts.has(p, flag::HAS_MORE_UIDS) && facts.listed(Table::ProxyUids, facts.fresh(&c.uid)))
+            || (facts.has(p, flag::HAS_MORE_GIDS) && facts.listed(Table::ProxyGids, facts.fresh(&c.gid))))
+}
+
+/// The ports of mangle ISTIO_INBOUND.
+#[inline(always)]
+fn is_inbound_port<F: Facts>(p: &Policy, facts: &F, port: u16) -> bool {
+    if facts.has(p, flag::INBOUND_ALL) {
+        return !(facts.has(p, flag::HAS_EXCLUDE_IN_PORTS) && facts.listed(Table::ExcludeInPorts, port as u32));
+    }
+    facts.has(p, flag::INBOUND_LIST) && facts.listed(Table::IncludeInPorts, port as u32)
+}
+
+#[inline(always)]
+fn nat_output<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
+    if facts.has(p, flag::HAS_EXCLUDE_INTERFACES) && facts.listed(Table::ExcludeInterfaces, facts.fresh(&c.oif)) {
         return pass(Counter::OutExcludedInterface);
     }
-    if p.has(flag::HAS_EXCLUDE_OUT_PORTS) && facts.listed(Table::ExcludeOutPorts, c.dport as u32) {
+    if facts.has(p, flag::HAS_EXCLUDE_OUT_PORTS) && facts.listed(Table::ExcludeOutPorts, facts.fresh(&c.dport) as u32) {
         return pass(Counter::OutExcludedPort);
     }
-    if c.lo && (c.src.same(&Addr::PASSTHROUGH_V4) || c.src.same(&Addr::PASSTHROUGH_V6)) {
+    if facts.fresh(&c.lo) && (facts.fresh(&c.src).same(&Addr::PASSTHROUGH_V4) || facts.fresh(&c.src).same(&Addr::PASSTHROUGH_V6)) {
         return pass(Counter::OutPassthroughSource);
     }
 
-    let exempt = p.is_loopback_exempt(&c.dst);
-    let loopback_included = p.has(flag::LOOPBACK_INCLUDED);
     // The rules of one user, in turn: own traffic on lo → inbound, others' traffic on lo passes,
     // own traffic passes. The second rule of the first user ends it for every other user on lo,
-    // so that only the first is ever asked there (unless -i holds a loopback prefix).
-    let self_call = c.lo && !exempt && c.tcp && c.dport != p.tunnel_port;
-    let others_pass = c.lo && !loopback_included && (!dns || (c.tcp && !dns_port));
-
-    let is_first_uid = c.uid == p.first_uid;
-    if self_call && !(dns && dns_port) && is_first_uid {
-        return Decision { verdict: Verdict::Inbound, rule: Counter::OutProxyUidLoopback };
+    // so that only the first is ever asked there (unless -i holds a loopback prefix), and for the
+    // groups it never matches.
+    if facts.fresh(&c.uid) == p.first_uid {
+        return of_proxy_uid(p, facts, c);
     }
-    if others_pass && !is_first_uid {
+    if others_pass(p, facts, c) {
         return pass(Counter::OutNotProxyUidLoopback);
     }
-    if is_first_uid {
-        return pass(Counter::OutProxyUid);
+    if facts.has(p, flag::HAS_MORE_UIDS) && facts.listed(Table::ProxyUids, facts.fresh(&c.uid)) {
+        return of_proxy_uid(p, facts, c);
     }
-    if p.has(flag::HAS_MORE_UIDS) && facts.listed(Table::ProxyUids, c.uid) {
-        if self_call && !(dns && dns_port) {
-            return Decision { verdict: Verdict::Inbound, rule: Counter::OutProxyUidLoopback };
-        }
-        return pass(Counter::OutProxyUid);
-    }
-
-    let is_first_gid = c.gid == p.first_gid;
-    if self_call && is_first_gid {
-        return Decision { verdict: Verdict::Inbound, rule: Counter::OutProxyGidLoopback };
-    }
-    if others_pass && !is_first_gid {
-        return pass(Counter::OutNotProxyGidLoopback);
-    }
-    if is_first_gid {
-        return pass(Counter::OutProxyGid);
-    }
-    if p.has(flag::HAS_MORE_GIDS) && facts.listed(Table::ProxyGids, c.gid) {
-        if self_call {
-            return Decision { verdict: Verdict::Inbound, rule: Counter::OutProxyGidLoopback };
-        }
-        return pass(Counter::OutProxyGid);
+    if facts.fresh(&c.gid) == p.first_gid || (facts.has(p, flag::HAS_MORE_GIDS) && facts.listed(Table::ProxyGids, facts.fresh(&c.gid))) {
+        return if is_self_call(p, facts, c) {
+            Decision { verdict: Verdict::Inbound, rule: Counter::OutProxyGidLoopback }
+        } else {
+            pass(Counter::OutProxyGid)
+        };
     }
 
-    if p.has(flag::HAS_OWNER_GROUPS_EXCLUDE) && facts.listed(Table::OwnerGroupsExclude, c.gid) {
+    if facts.has(p, flag::HAS_OWNER_GROUPS_EXCLUDE) && facts.listed(Table::OwnerGroupsExclude, facts.fresh(&c.gid)) {
         return pass(Counter::OutOwnerGroupExcluded);
     }
-    if p.has(flag::OWNER_GROUPS_LIST) && !facts.listed(Table::OwnerGroups, c.gid) {
+    if facts.has(p, flag::OWNER_GROUPS_LIST) && !facts.listed(Table::OwnerGroups, facts.fresh(&c.gid)) {
         return pass(Counter::OutOwnerGroupNotIncluded);
     }
-    if dns && dns_port && (p.has(flag::DNS_ALL) || facts.covered(Table::DnsServers, &c.dst)) {
+    let dns = facts.fresh(&c.dport) == 53 && facts.has(p, flag::DNS);
+    if dns && (facts.has(p, flag::DNS_ALL) || facts.covered(Table::DnsServers, &facts.fresh(&c.dst))) {
         return Decision { verdict: Verdict::Dns, rule: Counter::OutDns };
     }
-    if exempt {
+    if p.is_loopback_exempt(&facts.fresh(&c.dst)) {
         return pass(Counter::OutLoopback);
     }
-    if p.has(flag::HAS_EXCLUDE_CIDRS) && facts.covered(Table::ExcludeCidrs, &c.dst) {
+    if facts.has(p, flag::HAS_EXCLUDE_CIDRS) && facts.covered(Table::ExcludeCidrs, &facts.fresh(&c.dst)) {
         return pass(Counter::OutExcludedCidr);
     }
-    if !c.tcp {
+    if !facts.fresh(&c.tcp) {
         return pass(Counter::OutDefault);
     }
-    if p.has(flag::HAS_INCLUDE_OUT_PORTS) && facts.listed(Table::IncludeOutPorts, c.dport as u32) {
+    if facts.has(p, flag::HAS_INCLUDE_OUT_PORTS) && facts.listed(Table::IncludeOutPorts, facts.fresh(&c.dport) as u32) {
         return Decision { verdict: Verdict::Outbound, rule: Counter::OutIncludedPort };
     }
-    if p.has(flag::OUTBOUND_ALL) {
+    if facts.has(p, flag::OUTBOUND_ALL) {
         return Decision { verdict: Verdict::Outbound, rule: Counter::OutAll };
     }
-    if p.has(flag::HAS_INCLUDE_CIDRS) && facts.covered(Table::IncludeCidrs, &c.dst) {
+    if facts.has(p, flag::HAS_INCLUDE_CIDRS) && facts.covered(Table::IncludeCidrs, &facts.fresh(&c.dst)) {
         return Decision { verdict: Verdict::Outbound, rule: Counter::OutIncludedCidr };
     }
     pass(Counter::OutDefault)
+}
+
+/// The proxy calls its own pod: redirected to the inbound listener. With DNS capture the rule of
+/// a user, but not that of a group, leaves out port 53.
+#[inline(always)]
+fn of_proxy_uid<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
+    if is_self_call(p, facts, c) && !(facts.fresh(&c.dport) == 53 && facts.has(p, flag::DNS)) {
+        Decision { verdict: Verdict::Inbound, rule: Counter::OutProxyUidLoopback }
+    } else {
+        pass(Counter::OutProxyUid)
+    }
+}
+
+#[inline(always)]
+fn is_self_call<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> bool {
+    facts.fresh(&c.lo) && facts.fresh(&c.tcp) && facts.fresh(&c.dport) != p.tunnel_port && !p.is_loopback_exempt(&facts.fresh(&c.dst))
+}
+
+/// The app's own traffic on lo passes; with DNS capture only TCP, and not to port 53.
+#[inline(always)]
+fn others_pass<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> bool {
+    facts.fresh(&c.lo) && !facts.has(p, flag::LOOPBACK_INCLUDED) && ((facts.fresh(&c.tcp) && facts.fresh(&c.dport) != 53) || !facts.has(p, flag::DNS))
 }
 
 /// A TCP connection that arrives from the network (never one that arrives on `lo`: its
@@ -172,30 +229,30 @@ pub struct Incoming {
 /// nat PREROUTING → ISTIO_INBOUND, or mangle PREROUTING in TPROXY mode. First match wins.
 #[inline(always)]
 pub fn incoming<F: Facts>(p: &Policy, facts: &F, c: &Incoming) -> Decision {
-    if p.has(flag::HAS_VIRTUAL_INTERFACES) && facts.listed(Table::VirtualInterfaces, c.iif) {
-        let captured = p.has(flag::OUTBOUND_ALL)
-            || (p.has(flag::HAS_INCLUDE_CIDRS) && facts.covered(Table::IncludeCidrs, &c.dst));
+    if facts.has(p, flag::HAS_VIRTUAL_INTERFACES) && facts.listed(Table::VirtualInterfaces, facts.fresh(&c.iif)) {
+        let captured = facts.has(p, flag::OUTBOUND_ALL)
+            || (facts.has(p, flag::HAS_INCLUDE_CIDRS) && facts.covered(Table::IncludeCidrs, &facts.fresh(&c.dst)));
         return if captured {
             Decision { verdict: Verdict::Outbound, rule: Counter::InVirtualCaptured }
         } else {
             pass(Counter::InVirtualPassed)
         };
     }
-    if p.has(flag::HAS_EXCLUDE_INTERFACES) && facts.listed(Table::ExcludeInterfaces, c.iif) {
+    if facts.has(p, flag::HAS_EXCLUDE_INTERFACES) && facts.listed(Table::ExcludeInterfaces, facts.fresh(&c.iif)) {
         return pass(Counter::InExcludedInterface);
     }
     // TPROXY's chain has no rule for the tunnel port.
-    let inbound = p.flags & (flag::INBOUND_ALL | flag::INBOUND_LIST) != 0;
-    if inbound && !p.has(flag::TPROXY) && c.dport == p.tunnel_port {
+    let inbound = facts.has(p, flag::INBOUND_ALL) || facts.has(p, flag::INBOUND_LIST);
+    if inbound && !facts.has(p, flag::TPROXY) && facts.fresh(&c.dport) == p.tunnel_port {
         return pass(Counter::InTunnel);
     }
-    if p.has(flag::INBOUND_ALL) {
-        if p.has(flag::HAS_EXCLUDE_IN_PORTS) && facts.listed(Table::ExcludeInPorts, c.dport as u32) {
+    if facts.has(p, flag::INBOUND_ALL) {
+        if facts.has(p, flag::HAS_EXCLUDE_IN_PORTS) && facts.listed(Table::ExcludeInPorts, facts.fresh(&c.dport) as u32) {
             return pass(Counter::InExcludedPort);
         }
         return Decision { verdict: Verdict::Inbound, rule: Counter::InAll };
     }
-    if p.has(flag::INBOUND_LIST) && facts.listed(Table::IncludeInPorts, c.dport as u32) {
+    if facts.has(p, flag::INBOUND_LIST) && facts.listed(Table::IncludeInPorts, facts.fresh(&c.dport) as u32) {
         return Decision { verdict: Verdict::Inbound, rule: Counter::InListed };
     }
     pass(Counter::InDefault)

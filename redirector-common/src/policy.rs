@@ -28,6 +28,8 @@ pub struct Policy {
     pub loopback_mask: u32,
     /// How many redirected connections may be alive at once; more are refused.
     pub capacity: u32,
+    /// `-t`: mark of the proxy's connections that carry the client's source address.
+    pub tproxy_mark: u32,
 }
 
 /// Bits of [`Policy::flags`].

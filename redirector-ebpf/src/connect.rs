@@ -1,6 +1,6 @@
 //! connect(): the outbound decision, taken once for each connection.
 
-use crate::ctx::{IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr, set_errno};
+use crate::ctx::{IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr, opaque, set_errno};
 use crate::maps::{self, Active, count};
 use crate::{dns, inbound, owner, storage};
 use redirector_common::Addr;
@@ -45,7 +45,7 @@ fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
     let Some(active) = maps::active() else { return Ok(()) };
     // An MPTCP socket connects through a subflow, which is a TCP socket of its own.
     let tcp = ctx.protocol() == IPPROTO_TCP;
-    let dns = ctx.protocol() == IPPROTO_UDP && active.policy.has(flag::DNS);
+    let dns = ctx.protocol() == IPPROTO_UDP && active.has(flag::DNS);
     if !(tcp || dns) || ctx.netns_cookie() != maps::netns_cookie() {
         return Ok(());
     }
@@ -57,15 +57,15 @@ fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
     let state = storage::get(sk);
     let bound = Bound::of(sk, socket6, state.as_ref().is_some_and(|s| s.bound_by_us != 0));
     let asked = if socket6 { ctx.ip6() } else { ctx.ip4() };
-    let dst = effective(asked, &bound);
-    if !dst.is_v4() && !active.policy.has(flag::IPV6) {
+    let (bound, dst) = opaque((bound, effective(asked, &bound)));
+    if !dst.is_v4() && !active.has(flag::IPV6) {
         return Ok(());
     }
 
-    let route = maps::route_or_unknown(&active, dst);
+    let route = &opaque(*maps::route_or_unknown(&active, dst));
     let source = route.source_for(&dst);
     let (uid, gid) = owner::of(sk);
-    let outgoing = Outgoing {
+    let outgoing = opaque(Outgoing {
         dst,
         dport: ctx.port(),
         src: if bound.addr.is_unspecified() { source } else { bound.addr },
@@ -74,12 +74,17 @@ fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
         oif: route.oif,
         uid,
         gid,
-    };
-    let decision = decide::outgoing(active.policy, &active, &outgoing);
+        mark: sk.mark(),
+    });
+    let decision = opaque(decide::outgoing(active.policy, &active, &outgoing));
 
     if decision.verdict as u16 == Verdict::Pass as u16 {
         count(decision.rule);
-        return pass(ctx, sk, socket6, &bound);
+        let transparent = active.has(flag::TPROXY)
+            && outgoing.lo
+            && !bound.addr.is_unspecified()
+            && !is_local(&active, &bound.addr);
+        return pass(ctx, sk, socket6, &bound, transparent);
     }
     // netfilter sees a packet only after routing has accepted it, so routing's errors come first.
     if let Some(errno) = unroutable(&dst, &bound.addr, route, outgoing.lo) {
@@ -152,16 +157,21 @@ pub fn effective(asked: Addr, bound: &Bound) -> Addr {
     if bound.addr.is_v4() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 }
 }
 
+#[inline(always)]
+fn is_local(active: &Active, addr: &Addr) -> bool {
+    addr.is_loopback() || active.route(*addr).is_some_and(|r| r.local != 0)
+}
+
 /// The connection goes its own way. What an earlier redirect left on the socket is undone.
 #[inline(always)]
-fn pass(ctx: &SockAddr, sk: Sock, socket6: bool, bound: &Bound) -> Result<(), u16> {
+fn pass(ctx: &SockAddr, sk: Sock, socket6: bool, bound: &Bound, transparent: bool) -> Result<(), u16> {
     if bound.ours {
         unbind(ctx, socket6);
     }
     // Remembered so that SO_ORIGINAL_DST can tell a client from an accepted socket. Without
     // memory for it nothing but that answer is lost.
     if let Some(state) = storage::get_or_create(sk) {
-        state.kind = sock_kind::PASSED;
+        state.kind = if transparent { sock_kind::TRANSPARENT } else { sock_kind::PASSED };
         // `bound_by_us` stays: SOCK_BINDADDR_LOCK does too, and with it the kernel keeps the
         // source address of this connection over a failed connect.
     }
@@ -200,7 +210,24 @@ fn redirect(ctx: &SockAddr, sk: Sock, socket6: bool, r: &Redirect) -> Result<(),
         return Err(ENOBUFS);
     };
 
-    let mut proxy = if r.outgoing.dst.is_v4() { spread(r) } else { Addr::LOOPBACK_V6 };
+    if r.decision.rule as u32 == Counter::OutTproxyLoopback as u32 {
+        // TPROXY changes no address: sk_lookup gives the connection to the listener.
+        *state = SockState {
+            kind: sock_kind::REDIRECTED,
+            bound_by_us: 0,
+            verdict: r.decision.verdict as u16,
+            orig: r.outgoing.dst,
+            proxy: r.outgoing.dst,
+            orig_port: r.outgoing.dport,
+            proxy_port: r.outgoing.dport,
+            rule: r.decision.rule as u32,
+        };
+        if r.bound.ours {
+            unbind(ctx, socket6);
+        }
+        return Ok(());
+    }
+    let mut proxy = opaque(if r.outgoing.dst.is_v4() { spread(r) } else { Addr::LOOPBACK_V6 });
     if r.bound.addr.is_unspecified() && !r.source.is_unspecified() {
         if r.bound.port != 0 {
             // bpf_bind takes no socket that has a port. To its own address the kernel chooses
@@ -219,6 +246,7 @@ fn redirect(ctx: &SockAddr, sk: Sock, socket6: bool, r: &Redirect) -> Result<(),
         }
     }
 
+    let proxy = opaque(proxy);
     *state = SockState {
         kind: sock_kind::REDIRECTED,
         bound_by_us: state.bound_by_us,
@@ -244,8 +272,7 @@ fn redirect(ctx: &SockAddr, sk: Sock, socket6: bool, r: &Redirect) -> Result<(),
 /// needs a registered one; getsockname shows 127.0.0.1 to the proxy.
 #[inline(always)]
 fn spread(r: &Redirect) -> Addr {
-    let policy = r.active.policy;
-    if !policy.has(flag::SPREAD) || !inbound::is_registered(r.active.slot, r.decision.verdict as u32) {
+    if !r.active.has(flag::SPREAD) || !inbound::is_registered(r.active.slot, r.decision.verdict as u32) {
         return Addr::LOOPBACK_V4;
     }
     let hash = (r.outgoing.dst.v4_be() ^ (r.outgoing.dport as u32).rotate_left(16)).wrapping_mul(0x9e37_79b1);

@@ -6,7 +6,7 @@
 
 use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sockopt};
 use aya_ebpf::helpers::generated::{
-    bpf_bind, bpf_get_netns_cookie, bpf_set_retval, bpf_sock_ops_cb_flags_set,
+    bpf_bind, bpf_get_netns_cookie, bpf_probe_read_kernel, bpf_set_retval, bpf_sock_ops_cb_flags_set,
 };
 use core::ffi::c_void;
 use redirector_common::Addr;
@@ -40,6 +40,22 @@ fn keep_apart<T>(value: T) -> T {
     value
 }
 
+/// The same value, of which the verifier knows nothing any more.
+///
+/// It follows every path on its own as long as any register or stack slot differs: constants that
+/// an earlier branch chose multiply the paths of all that follows. After a helper has written
+/// the bytes, the paths that led here are one.
+#[inline(always)]
+pub fn opaque<T: Copy>(value: T) -> T {
+    let mut copy = core::mem::MaybeUninit::<T>::uninit();
+    // SAFETY: both are on the stack and of the size given; reading the stack cannot fail, and
+    // the helper fills `copy` whatever happens.
+    unsafe {
+        bpf_probe_read_kernel(copy.as_mut_ptr().cast(), size_of::<T>() as u32, (&raw const value).cast());
+        copy.assume_init()
+    }
+}
+
 /// A socket the verifier knows to be valid.
 #[derive(Clone, Copy)]
 pub struct Sock(pub *mut bpf_sock);
@@ -53,6 +69,12 @@ impl Sock {
     #[inline(always)]
     pub fn protocol(self) -> u32 {
         get!(self.0, protocol)
+    }
+
+    /// SO_MARK.
+    #[inline(always)]
+    pub fn mark(self) -> u32 {
+        get!(self.0, mark)
     }
 
     #[inline(always)]

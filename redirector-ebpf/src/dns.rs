@@ -2,7 +2,7 @@
 //! that was asked. (DNS over TCP is a connection like any other.)
 
 use crate::connect::{ALLOW, Bound, effective, refuse};
-use crate::ctx::{IPPROTO_UDP, Sock, SockAddr};
+use crate::ctx::{IPPROTO_UDP, Sock, SockAddr, opaque};
 use crate::maps::{self, Active, count};
 use crate::{owner, storage};
 use redirector_common::Addr;
@@ -100,7 +100,7 @@ fn answered(ctx: &SockAddr, from: Addr) -> Option<&'static SockState> {
 #[inline(always)]
 fn dns_policy(ctx: &SockAddr) -> Option<Active> {
     let active = maps::active()?;
-    let ours = active.policy.has(flag::DNS)
+    let ours = active.has(flag::DNS)
         && ctx.protocol() == IPPROTO_UDP
         && ctx.netns_cookie() == maps::netns_cookie();
     ours.then_some(active)
@@ -128,14 +128,14 @@ fn captured(
     if dport != 53 {
         return Ok(None);
     }
-    let dst = effective(if socket6 { ctx.ip6() } else { ctx.ip4() }, bound);
-    if !dst.is_v4() && !active.policy.has(flag::IPV6) {
+    let dst = opaque(effective(if socket6 { ctx.ip6() } else { ctx.ip4() }, bound));
+    if !dst.is_v4() && !active.has(flag::IPV6) {
         return Ok(None);
     }
-    let route = maps::route_or_unknown(active, dst);
+    let route = &opaque(*maps::route_or_unknown(active, dst));
     let source = route.source_for(&dst);
     let (uid, gid) = owner::of(sk);
-    let decision = decide::outgoing(active.policy, active, &Outgoing {
+    let outgoing = opaque(Outgoing {
         dst,
         dport,
         src: if bound.addr.is_unspecified() { source } else { bound.addr },
@@ -144,7 +144,9 @@ fn captured(
         oif: route.oif,
         uid,
         gid,
+        mark: sk.mark(),
     });
+    let decision = opaque(decide::outgoing(active.policy, active, &outgoing));
     if decision.verdict as u16 != Verdict::Dns as u16 {
         count(decision.rule);
         return Ok(None);

@@ -9,6 +9,7 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
 };
 use aya_ebpf::helpers::generated::bpf_sock_map_update;
+use core::hint::black_box;
 use redirector_common::abi::{FlowKey, LISTENER_SLOTS, OriginalDst, SockState, listener_slot, sock_kind};
 use redirector_common::counter::Counter;
 use redirector_common::decide::Verdict;
@@ -42,12 +43,17 @@ fn key_of_client(ops: &Ops) -> FlowKey {
 fn connecting(ops: &Ops) {
     let Some(sk) = ops.sock() else { return };
     let Some(state) = storage::get(sk) else { return };
-    if state.kind != sock_kind::REDIRECTED {
-        return;
-    }
     let key = key_of_client(ops);
-    let value =
-        OriginalDst { addr: state.orig, port: state.orig_port, verdict: state.verdict, rule: state.rule };
+    let value = match state.kind {
+        sock_kind::REDIRECTED => {
+            OriginalDst { addr: state.orig, port: state.orig_port, verdict: state.verdict, rule: state.rule }
+        }
+        // Its SYN looks as if it came from the network; this tells sk_lookup that it did not.
+        sock_kind::TRANSPARENT => {
+            OriginalDst { addr: key.proxy, port: key.proxy_port, verdict: Verdict::Pass as u16, rule: 0 }
+        }
+        _ => return,
+    };
     if ORIGINAL_DST.insert(&key, &value, BPF_NOEXIST as u64).is_ok() {
         maps::add_live(1);
     } else if ORIGINAL_DST.insert(&key, &value, 0).is_err() {
@@ -81,6 +87,9 @@ fn accepted(ops: &Ops) {
     };
     // SAFETY: values are written once, by insert.
     let Some(original) = (unsafe { ORIGINAL_DST.get(&key) }) else { return };
+    if original.verdict == Verdict::Pass as u16 {
+        return;
+    }
     let state = match known {
         Some(state) => state,
         None => match storage::get_or_create(sk) {
@@ -131,14 +140,16 @@ fn listening(ops: &Ops) {
         state.proxy_port = port;
     }
     let first = listener_slot(active.slot, verdict as u32, ops.family() == AF_INET6);
-    let mut slot = first;
-    while slot < first + LISTENER_SLOTS {
+    let mut n = 0;
+    while n < LISTENER_SLOTS {
+        // Or LLVM would count the slot instead, whose bounds the verifier does not know.
+        let mut slot = first + black_box(n);
+        n += 1;
         let key = &raw mut slot;
         // SAFETY: the context of this run, a map, a key. A slot empties by itself when its socket closes.
         if unsafe { bpf_sock_map_update(ops.raw(), LISTENERS.raw(), key.cast(), BPF_NOEXIST as u64) } == 0 {
             return;
         }
-        slot += 1;
     }
     count(Counter::ListenerNotRegistered);
 }
@@ -148,7 +159,7 @@ fn listening(ops: &Ops) {
 fn closed(ops: &Ops) {
     let Some(sk) = ops.sock() else { return };
     let Some(state) = storage::get(sk) else { return };
-    if state.kind != sock_kind::REDIRECTED {
+    if state.kind != sock_kind::REDIRECTED && state.kind != sock_kind::TRANSPARENT {
         return;
     }
     state.kind = sock_kind::NONE;

@@ -1,11 +1,12 @@
 //! sk_lookup: which listener gets a SYN. It runs once for each connection, never for packets
 //! of established ones.
 
-use crate::ctx::{AF_INET6, IPPROTO_TCP, Lookup, Sock};
+use crate::ctx::{AF_INET6, IPPROTO_TCP, Lookup, Sock, opaque};
 use crate::maps::{self, Active, LISTENERS, ORIGINAL_DST, REFUSED, count};
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release};
-use redirector_common::abi::{FlowKey, LISTENER_SLOTS, listener_slot};
+use core::hint::black_box;
+use redirector_common::abi::{FlowKey, LISTENER_KINDS, LISTENER_SLOTS, listener_slot};
 use redirector_common::counter::Counter;
 use redirector_common::decide::{self, Incoming, Verdict};
 use redirector_common::policy::flag;
@@ -18,27 +19,55 @@ pub fn select(ctx: &Lookup) -> u32 {
         return SK_PASS;
     }
     let Some(active) = maps::active() else { return SK_PASS };
-    if is_from_lo(ctx, &active) {
-        return from_lo(ctx, active.slot);
-    }
-    let dst = ctx.local();
-    if !dst.is_v4() && !active.policy.has(flag::IPV6) {
+    let answer = if is_from_lo(ctx, &active) { from_lo(ctx) } else { from_network(ctx, &active) };
+    let wanted = match answer {
+        Ok(wanted) => opaque(wanted),
+        Err(Other::Pass) => return SK_PASS,
+        Err(Other::Drop) => return SK_DROP,
+    };
+    if assign(ctx, active.slot, &wanted) || wanted.else_pass {
         return SK_PASS;
     }
-    let incoming = Incoming { dst, dport: ctx.local_port(), iif: ctx.ingress_ifindex() };
-    let decision = decide::incoming(active.policy, &active, &incoming);
-    count(decision.rule);
-    match decision.verdict {
-        Verdict::Pass => SK_PASS,
-        verdict => {
-            if assign(ctx, active.slot, verdict as u32, false) {
-                return SK_PASS;
-            }
-            // Never to the app: REDIRECT to a port where nobody listens is refused too.
-            count(Counter::RefusedNoListener);
-            SK_DROP
-        }
+    // Never to the app: REDIRECT to a port where nobody listens is refused too.
+    count(Counter::RefusedNoListener);
+    SK_DROP
+}
+
+/// A SYN that is not for a listener of the proxy.
+enum Other {
+    Pass,
+    Drop,
+}
+
+/// Which listener a SYN is for.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// Kind of the listener.
+    verdict: u32,
+    /// REDIRECT would send it to a loopback address, not to one of the pod.
+    to_loopback: bool,
+    /// If none is registered the usual lookup may look: the connection was sent to the proxy's port.
+    else_pass: bool,
+}
+
+#[inline(always)]
+fn from_network(ctx: &Lookup, active: &Active) -> Result<Wanted, Other> {
+    // SAFETY: values are written once, by insert.
+    if active.has(flag::TPROXY) && unsafe { ORIGINAL_DST.get(key(ctx)) }.is_some() {
+        // The proxy's own connection to the app, with the client's source address.
+        return Err(Other::Pass);
     }
+    let dst = ctx.local();
+    if !dst.is_v4() && !active.has(flag::IPV6) {
+        return Err(Other::Pass);
+    }
+    let incoming = opaque(Incoming { dst, dport: ctx.local_port(), iif: ctx.ingress_ifindex() });
+    let decision = opaque(decide::incoming(active.policy, active, &incoming));
+    count(decision.rule);
+    if decision.verdict as u16 == Verdict::Pass as u16 {
+        return Err(Other::Pass);
+    }
+    Ok(Wanted { verdict: decision.verdict as u32, to_loopback: false, else_pass: false })
 }
 
 /// Whether the SYN came over lo. For 127.0.0.1 the interface tells; for an address of another
@@ -53,47 +82,51 @@ fn is_from_lo(ctx: &Lookup, active: &Active) -> bool {
 /// On lo the decision was taken in connect(); what is left is to find the listener whatever
 /// loopback address the connection was sent to.
 #[inline(always)]
-fn from_lo(ctx: &Lookup, policy: u32) -> u32 {
-    let key = FlowKey {
+fn from_lo(ctx: &Lookup) -> Result<Wanted, Other> {
+    let key = key(ctx);
+    // SAFETY: values are written once, by insert.
+    let Some(original) = (unsafe { ORIGINAL_DST.get(&key) }) else {
+        // SAFETY: as above.
+        if unsafe { REFUSED.get(&key) }.is_some() {
+            let _ = REFUSED.remove(&key);
+            return Err(Other::Drop);
+        }
+        return Err(Other::Pass);
+    };
+    if original.verdict == Verdict::Pass as u16 {
+        return Err(Other::Pass);
+    }
+    // TPROXY leaves the address; to the usual lookup the connection would be the app's.
+    let unchanged = original.addr.same(&key.proxy) && original.port == key.proxy_port;
+    // Otherwise, if none is registered (another cgroup, MPTCP), it is found at the proxy's port.
+    Ok(Wanted { verdict: u32::from(original.verdict), to_loopback: !unchanged, else_pass: !unchanged })
+}
+
+#[inline(always)]
+fn key(ctx: &Lookup) -> FlowKey {
+    FlowKey {
         client: ctx.remote(),
         proxy: ctx.local(),
         client_port: ctx.remote_port(),
         proxy_port: ctx.local_port(),
-    };
-    // SAFETY: values are written once, by insert.
-    let verdict = match unsafe { ORIGINAL_DST.get(&key) } {
-        Some(original) => u32::from(original.verdict),
-        // SAFETY: as above.
-        None if unsafe { REFUSED.get(&key) }.is_some() => {
-            let _ = REFUSED.remove(&key);
-            return SK_DROP;
-        }
-        None => return SK_PASS,
-    };
-    // Not registered (another cgroup, MPTCP): the usual lookup finds it at the proxy's port.
-    let _ = assign(ctx, policy, verdict, true);
-    SK_PASS
+    }
 }
 
-/// Gives the connection to a registered listener: IPv4 ones first for IPv4, then dual-stack ones.
+/// Gives the connection to a registered listener: IPv4 ones first for IPv4, then dual-stack ones
+/// (their slots follow).
 #[inline(always)]
-fn assign(ctx: &Lookup, policy: u32, verdict: u32, lo: bool) -> bool {
-    if verdict == 0 || verdict > 3 {
+fn assign(ctx: &Lookup, policy: u32, wanted: &Wanted) -> bool {
+    if wanted.verdict == 0 || wanted.verdict > LISTENER_KINDS {
         return false;
     }
-    let v6 = ctx.family() == AF_INET6;
-    (!v6 && assign_from(ctx, listener_slot(policy, verdict, false), lo)) || assign_from(ctx, listener_slot(policy, verdict, true), lo)
-}
-
-#[inline(always)]
-fn assign_from(ctx: &Lookup, first: u32, lo: bool) -> bool {
-    let mut n = 0;
-    while n < LISTENER_SLOTS {
-        let slot = first + n;
+    let first = opaque(listener_slot(policy, wanted.verdict, false));
+    let mut n = if ctx.family() == AF_INET6 { LISTENER_SLOTS } else { 0 };
+    while n < 2 * LISTENER_SLOTS {
+        // Or LLVM would count the slot instead, whose bounds the verifier does not know.
+        let slot = first + black_box(n);
         n += 1;
         let Some(sk) = listener(slot) else { continue };
-        let reachable = is_reachable(sk, lo);
-        let assigned = reachable
+        let assigned = opaque(is_reachable(sk, wanted.to_loopback))
             // SAFETY: helper of sk_lookup programs; EAFNOSUPPORT for a v6only socket and IPv4.
             && unsafe { bpf_sk_assign(ctx.raw(), sk.0.cast(), 0) } == 0;
         // SAFETY: the reference that the lookup took.
@@ -108,9 +141,9 @@ fn assign_from(ctx: &Lookup, first: u32, lo: bool) -> bool {
 /// Whether REDIRECT would reach this listener: it goes to the loopback address on lo, and to
 /// the pod's address from the network, where a listener on 127.0.0.1 hears nothing.
 #[inline(always)]
-fn is_reachable(sk: Sock, lo: bool) -> bool {
+fn is_reachable(sk: Sock, to_loopback: bool) -> bool {
     let bound = sk.local();
-    bound.is_unspecified() || bound.is_loopback() == lo
+    bound.is_unspecified() || bound.is_loopback() == to_loopback
 }
 
 /// The listener in a slot, with a reference that must be released.
@@ -124,7 +157,7 @@ fn listener(slot: u32) -> Option<Sock> {
 /// Whether a listener that takes IPv4 is registered (cheap: the first slot of each family).
 #[inline(always)]
 pub fn is_registered(policy: u32, verdict: u32) -> bool {
-    if verdict == 0 || verdict > 3 {
+    if verdict == 0 || verdict > LISTENER_KINDS {
         return false;
     }
     let found = listener(listener_slot(policy, verdict, false)).or_else(|| listener(listener_slot(policy, verdict, true)));

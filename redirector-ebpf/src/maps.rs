@@ -1,5 +1,6 @@
 //! Every map of an instance, and the lookups all hooks share.
 
+use crate::ctx::opaque;
 use aya_ebpf::bindings::{
     BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::{BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_SOCKMAP},
 };
@@ -11,7 +12,7 @@ use redirector_common::abi::{
     FlowKey, INERT, LISTENERS_LEN, Meta, OriginalDst, Route, SockState, TableKey, Target,
 };
 use redirector_common::counter::Counter;
-use redirector_common::decide::Facts;
+use redirector_common::decide::{Decision, Facts};
 use redirector_common::policy::{Policy, Table};
 use redirector_common::Addr;
 
@@ -87,6 +88,8 @@ pub static TARGET: Target = Target {
     cred_fsuid: 0,
     cred_fsgid: 0,
     has_set_retval: 0,
+    flags: 0,
+    _pad: 0,
 };
 
 /// Reads one field of [`TARGET`]; volatile, or LLVM would take the zeros above for good.
@@ -148,6 +151,15 @@ fn policy(slot: u32) -> Option<Active> {
 }
 
 impl Active {
+    /// Whether every bit of `bits` is set in the policy's flags. What no policy of these programs
+    /// can set is known to the verifier, and costs nothing.
+    #[inline(always)]
+    pub fn has(&self, bits: u32) -> bool {
+        // SAFETY: a reference; volatile for the reason `Facts::fresh` gives.
+        target!(flags) & bits == bits
+            && unsafe { core::ptr::read_volatile(&raw const self.policy.flags) } & bits == bits
+    }
+
     #[inline(always)]
     fn find(&self, key: TableKey) -> Option<&'static Route> {
         // SAFETY: values of an LPM trie are freed after an RCU grace period, and not written in place.
@@ -175,6 +187,22 @@ impl Facts for Active {
     #[inline(always)]
     fn covered(&self, table: Table, addr: &Addr) -> bool {
         self.find(TableKey::address(self.slot, table, *addr)).is_some()
+    }
+
+    #[inline(always)]
+    fn join(&self, decision: Decision) -> Decision {
+        opaque(decision)
+    }
+
+    #[inline(always)]
+    fn has(&self, _policy: &Policy, bits: u32) -> bool {
+        Active::has(self, bits)
+    }
+
+    #[inline(always)]
+    fn fresh<T: Copy>(&self, value: &T) -> T {
+        // SAFETY: a reference.
+        unsafe { core::ptr::read_volatile(value) }
     }
 }
 

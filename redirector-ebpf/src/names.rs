@@ -59,6 +59,8 @@ fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
     let sk = ctx.sock()?;
     let state = storage::get(sk)?;
     match state.kind {
+        // TPROXY has changed nothing.
+        sock_kind::ACCEPTED if shown.same(&state.orig) && ctx.port() == state.orig_port => None,
         // REDIRECT in OUTPUT has sent it to the loopback address and the proxy's port.
         sock_kind::ACCEPTED => {
             let addr = if shown.is_v4() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 };
@@ -66,7 +68,7 @@ fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
         }
         // REDIRECT in PREROUTING has changed the port; TPROXY has not.
         sock_kind::LISTENER if sk.state() != TCP_LISTEN => {
-            let tproxy = maps::active()?.policy.has(flag::TPROXY);
+            let tproxy = maps::active()?.has(flag::TPROXY);
             (state.verdict == Verdict::Inbound as u16 && !tproxy).then_some((shown, state.proxy_port))
         }
         _ if state.bound_by_us != 0 && sk.state() == TCP_CLOSE => not_connected(sk, ctx.port()),

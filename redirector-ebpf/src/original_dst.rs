@@ -99,5 +99,5 @@ fn original(sk: Sock, known: bool) -> Option<(Addr, u16)> {
     // conntrack tracks every connection: one that was not redirected has its own destination.
     // Both are read whatever is chosen, or LLVM would choose between two pointers into the socket.
     let (peer, local) = ((sk.peer(), sk.peer_port()), (sk.local(), sk.local_port()));
-    Some(if kind == sock_kind::PASSED { peer } else { local })
+    Some(if kind == sock_kind::PASSED || kind == sock_kind::TRANSPARENT { peer } else { local })
 }

@@ -20,7 +20,7 @@ pub enum Error {
     /// The request was right and did not work: exit code 1.
     #[error("{0}")]
     Failed(String),
-    /// The same, with what the kernel said.
+    /// The same, with what the kernel said. EPERM and EACCES are a lack of privileges: exit code 4.
     #[error("{what}: {source}")]
     Os {
         /// What failed, on which object.
@@ -37,6 +37,7 @@ impl Error {
             Self::Input(_) => 2,
             Self::NothingMatched(_) => 3,
             Self::Unsupported(_) => 4,
+            Self::Os { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 4,
             Self::Failed(_) | Self::Os { .. } => 1,
         }
     }

@@ -62,13 +62,20 @@ pub fn compare(left: &[Observation], right: &[Observation]) -> Vec<Difference> {
 }
 
 /// All fields as text, with the ports that the kernel picked replaced by their meaning: `<own>` is the client's port as
-/// its own `getsockname` gives it, any other picked port is `<other>`.
+/// its own `getsockname` gives it after the attempt in question, any other picked port is `<other>`.
 fn fields(observation: &Observation) -> BTreeMap<String, String> {
-    let own = observation.local.as_ref().and_then(Seen::address).map(|address| address.port());
     let mut flat = BTreeMap::new();
-    if let Ok(value) = serde_json::to_value(observation) {
-        flatten("", &value, own.filter(|port| *port >= BOUND), &mut flat);
+    let mut add = |path: &str, value: serde_json::Result<Value>, local: Option<&Seen>| {
+        let own = local.and_then(Seen::address).map(|address| address.port()).filter(|port| *port >= BOUND);
+        if let Ok(value) = value {
+            flatten(path, &value, own, &mut flat);
+        }
+    };
+    for (index, earlier) in observation.earlier.iter().enumerate() {
+        add(&format!("earlier.{index}"), serde_json::to_value(earlier), Some(&earlier.local));
     }
+    let last = Observation { earlier: Vec::new(), ..observation.clone() };
+    add("", serde_json::to_value(&last), last.local.as_ref());
     flat
 }
 

@@ -9,14 +9,18 @@
 //! * [`iptables`] writes and loads the oracle's rules, [`redirector`] drives the product's binary.
 //! * [`twin`] puts the same [`matrix`] of connections through two worlds and [`compare`]s.
 
+pub mod bench;
+pub mod bpftool;
 pub mod cgroup;
 pub mod command;
 pub mod compare;
+pub mod documented;
 pub mod iptables;
 pub mod istio;
 pub mod matrix;
 pub mod names;
 pub mod netns;
+pub mod node;
 pub mod observation;
 pub mod pod;
 pub mod privileged;

@@ -39,6 +39,26 @@ pub struct Run {
 }
 
 impl Run {
+    /// Runs a command made by [`command`].
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn of(command: &mut Command) -> anyhow::Result<Self> {
+        let binary = binary();
+        ensure!(
+            binary.is_file(),
+            "{} does not exist: build it (`cargo build -p redirector-user`) or name one in REDIRECTOR_BIN",
+            binary.display()
+        );
+        let output = output(command, "")?;
+        Ok(Self {
+            command: show(command),
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
     /// Requires an exit code.
     ///
     /// # Errors
@@ -53,6 +73,34 @@ impl Run {
             self.stderr.trim()
         );
         Ok(self)
+    }
+
+    /// Requires an exit code, and that the error (in JSON on standard error) contains all of these.
+    ///
+    /// # Errors
+    /// When it does not; with everything that was printed.
+    pub fn refused(self, code: i32, words: &[&str]) -> anyhow::Result<Self> {
+        let run = self.expect(code)?;
+        let error = run.error()?;
+        ensure!(error["exit_code"] == code, "`{}`: another exit code in the error: {error}", run.command);
+        let text = error["error"].as_str().context("an error is a text")?;
+        for word in words {
+            ensure!(text.contains(word), "`{}` does not say {word:?}: {text}", run.command);
+        }
+        Ok(run)
+    }
+
+    /// The error: the last line of standard error, in JSON as all the others.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn error(&self) -> anyhow::Result<Value> {
+        let mut last = Value::Null;
+        for line in self.stderr.lines() {
+            last = serde_json::from_str(line)
+                .with_context(|| format!("`{}` printed no JSON: {}", self.command, self.stderr))?;
+        }
+        Ok(last)
     }
 
     /// Its output as JSON.
@@ -82,24 +130,27 @@ pub fn binary() -> PathBuf {
 /// # Errors
 /// When it cannot be started.
 pub fn redirector(arguments: &[&str], environment: &[(&str, String)]) -> anyhow::Result<Run> {
-    let binary = binary();
-    ensure!(
-        binary.is_file(),
-        "{} does not exist: build it (`cargo build -p redirector-user`) or name one in REDIRECTOR_BIN",
-        binary.display()
-    );
-    let mut command = Command::new(binary);
-    // Options may come from the environment, and must not come from the developer's.
-    command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    let mut command = command(&[]);
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.args(arguments).args(["--output", "json"]);
-    let output = output(&mut command, "")?;
-    Ok(Run {
-        command: show(&command),
-        code: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    })
+    Run::of(&mut command)
+}
+
+/// The binary with a clean environment, to be run by another program (with its arguments) if one is given.
+#[must_use]
+pub fn command(by: &[&str]) -> Command {
+    let binary = binary();
+    let mut command = match by.split_first() {
+        None => Command::new(binary),
+        Some((program, arguments)) => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(binary);
+            command
+        }
+    };
+    // Options may come from the environment, and must not come from the developer's.
+    command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command
 }
 
 /// An attached instance; detached on drop.

@@ -1,7 +1,7 @@
 //! `redirector attach`.
 
 use super::Env;
-use super::output::{Format, json, note, print};
+use super::output::{Format, json, print};
 use crate::config::{self, CaptureFlags, Policy, Resolved, TargetFacts};
 use crate::error::{Error, Result};
 use crate::instance::attach::{self, Outcome, default_name};
@@ -54,14 +54,14 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
         _ => return Err(Error::Input("give --pid, or --netns and --cgroup".into())),
     };
     let resolved = config::resolve(&args.capture, &facts(&target)?)
-        .map_err(|e| Error::Input(format!("{e}; {}", e.remedy())))?;
+        .map_err(|e| Error::Input(e.to_string()))?;
     for remark in &resolved.notes {
-        note(&format!("{}: {}", remark.about, remark.text));
+        env.note(&format!("{}: {}", remark.about, remark.text));
     }
     buildable(&resolved)?;
     let name = args.name.clone().unwrap_or_else(|| default_name(&target));
     crate::instance::root::check_name(&name)?;
-    strays(&target, args.allow_partial)?;
+    strays(env, &target, args.allow_partial)?;
     target::chains::refuse_istio(&target.netns)?;
     if resolved.requests.dry_run || resolved.requests.skip_apply {
         return dry_run(env, &name, &target, &resolved.policy);
@@ -69,7 +69,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
 
     let report = attach::attach(&env.root, &name, &target, &resolved.policy)?;
     for remark in &report.notes {
-        note(remark);
+        env.note(remark);
     }
     let outcome = match report.outcome {
         Outcome::Attached => "attached",
@@ -127,7 +127,7 @@ fn buildable(resolved: &Resolved) -> Result<()> {
 }
 
 /// Processes of the namespace outside the cgroup would go around the proxy.
-fn strays(target: &Target, allow: bool) -> Result<()> {
+fn strays(env: &Env, target: &Target, allow: bool) -> Result<()> {
     let strays = target.strays()?;
     if strays.is_empty() {
         return Ok(());
@@ -141,7 +141,7 @@ fn strays(target: &Target, allow: bool) -> Result<()> {
         shown.join(", ")
     );
     if allow {
-        note(&text);
+        env.note(&text);
         return Ok(());
     }
     Err(Error::Input(format!("{text}; give a cgroup that holds them all, or --allow-partial")))

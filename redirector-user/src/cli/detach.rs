@@ -1,9 +1,9 @@
 //! `redirector detach`.
 
 use super::Env;
-use super::output::{Format, json, note, print};
+use super::output::{Format, json, print};
 use crate::error::{Error, Result};
-use crate::instance::{detach, observe, state::Instance};
+use crate::instance::{detach, find};
 use crate::kernel;
 use crate::target::open_netns;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ pub struct Args {
     /// Capture nothing new, and keep getpeername and SO_ORIGINAL_DST of live connections right
     /// until they have ended, for at most this many seconds.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "60")]
-    drain: Option<u64>,
+    drain: Option<u32>,
     /// Exit 0 if there is nothing to detach.
     #[arg(long)]
     ignore_missing: bool,
@@ -44,28 +44,31 @@ pub struct Args {
 
 pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
-    let drain = args.drain.map(Duration::from_secs);
-    // What a killed attach has left goes with every detach.
-    detach::sweep_if_idle(&env.root)?;
-    let names = match which(env, &args) {
-        Ok(names) => names,
-        Err(e) => return missing(env, &args, e),
+    let (reports, failure) = match which(env, &args) {
+        Ok(names) => detach_all(env, &args, &names),
+        Err(e) => (Vec::new(), Some(e)),
     };
-    let mut reports = Vec::new();
-    for name in names {
-        match detach::detach(&env.root, &name, drain) {
-            Ok(report) => reports.push(report),
-            // With --all another command may have been quicker.
-            Err(Error::NothingMatched(_)) if args.all => {}
-            Err(e) => return missing(env, &args, e),
+    // What a killed command has left goes with every detach. It is not what was asked for.
+    for swept in detach::sweep_if_idle(&env.root).unwrap_or_default() {
+        env.note(&swept);
+    }
+    match failure {
+        Some(Error::NothingMatched(text)) if args.ignore_missing => env.note(&text),
+        Some(e) if reports.is_empty() => return Err(e),
+        Some(e) => {
+            show(env, &reports)?;
+            return Err(e);
         }
+        None => {}
     }
-    if reports.is_empty() {
-        return missing(env, &args, Error::NothingMatched("there is no instance".into()));
-    }
-    for report in &reports {
+    show(env, &reports)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(env: &Env, reports: &[detach::Report]) -> Result<()> {
+    for report in reports {
         for remark in &report.notes {
-            note(&format!("{}: {remark}", report.name));
+            env.note(&format!("{}: {remark}", report.name));
         }
     }
     match env.format {
@@ -77,12 +80,36 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
             json(&serde_json::json!({ "detached": list }))?;
         }
         Format::Table => {
-            for report in &reports {
+            for report in reports {
                 print(&text(report))?;
             }
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
+}
+
+/// Detaches each, and goes on to the next if one fails; they drain at the same time.
+fn detach_all<'a>(env: &Env, args: &Args, names: &'a [String]) -> (Vec<detach::Report>, Option<Error>) {
+    let drain = args.drain.map(|seconds| Duration::from_secs(seconds.into()));
+    let results: Vec<Result<detach::Report>> = std::thread::scope(|scope| {
+        let one = |name: &'a String| scope.spawn(move || detach::detach(&env.root, name, drain));
+        let running: Vec<_> = names.iter().map(one).collect();
+        let threads = running.into_iter();
+        threads.map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    let (mut reports, mut failure) = (Vec::new(), None);
+    for result in results {
+        match result {
+            Ok(report) => reports.push(report),
+            // With --all another command may have been quicker.
+            Err(Error::NothingMatched(_)) if args.all => {}
+            Err(e) => failure = failure.or(Some(e)),
+        }
+    }
+    if reports.is_empty() && failure.is_none() {
+        failure = Some(Error::NothingMatched("there is no instance".into()));
+    }
+    (reports, failure)
 }
 
 fn text(report: &detach::Report) -> String {
@@ -93,19 +120,6 @@ fn text(report: &detach::Report) -> String {
             report.name
         ),
         _ => format!("detached {}", report.name),
-    }
-}
-
-fn missing(env: &Env, args: &Args, error: Error) -> Result<ExitCode> {
-    match error {
-        Error::NothingMatched(text) if args.ignore_missing => {
-            match env.format {
-                Format::Json => json(&serde_json::json!({ "detached": [] }))?,
-                Format::Table => note(&text),
-            }
-            Ok(ExitCode::SUCCESS)
-        }
-        other => Err(other),
     }
 }
 
@@ -123,24 +137,17 @@ fn which(env: &Env, args: &Args) -> Result<Vec<String>> {
         (None, Some(path)) => path.clone(),
         (None, None) => return Err(Error::Input("give --name, --pid, --netns or --all".into())),
     };
-    of_netns(env, &path).map(|name| vec![name])
+    of_netns(env, &path, args.ignore_missing).map(|name| vec![name])
 }
 
 /// The instance of a network namespace; it may be gone, then the file it was given still tells.
-fn of_netns(env: &Env, path: &Path) -> Result<String> {
-    let nothing = || Error::NothingMatched(format!("no instance is attached to {}", path.display()));
-    let netns = match open_netns(path, || format!("{} does not exist", path.display())) {
-        Ok(netns) => netns,
-        Err(e) => {
-            let recorded = observe::list(&env.root)?;
-            let same = recorded.into_iter().find(|s| s.netns.as_deref() == path.to_str());
-            return same.map(|s| s.name).ok_or(e);
-        }
+fn of_netns(env: &Env, path: &Path, may_be_gone: bool) -> Result<String> {
+    let found = match open_netns(path, || format!("{} does not exist", path.display())) {
+        Ok(netns) => find::by_netns(&env.root, &netns, path)?,
+        Err(e) => match find::by_file(&env.root, path)? {
+            None if !may_be_gone || path.exists() => return Err(e),
+            found => found,
+        },
     };
-    for name in env.root.names()? {
-        if Instance::open(&env.root, &name).and_then(|i| i.meta()).is_ok_and(|m| m.netns_cookie == netns.cookie) {
-            return Ok(name);
-        }
-    }
-    Err(nothing())
+    found.ok_or_else(|| Error::NothingMatched(format!("no instance is attached to {}", path.display())))
 }

@@ -1,7 +1,7 @@
 //! `redirector list`.
 
 use super::Env;
-use super::output::{Format, json, note, table};
+use super::output::{Format, json, table};
 use crate::error::Result;
 use crate::instance::{detach, observe};
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ pub struct Args {}
 
 pub fn run(env: &Env, _args: &Args) -> Result<ExitCode> {
     for swept in detach::sweep_if_idle(&env.root)? {
-        note(&format!("swept {swept}, left by a command that was killed"));
+        env.note(&swept);
     }
     let list = observe::list(&env.root)?;
     match env.format {

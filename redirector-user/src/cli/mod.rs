@@ -63,9 +63,19 @@ struct Env {
     format: Format,
 }
 
+impl Env {
+    /// A remark for the user.
+    fn note(&self, text: &str) {
+        output::note(self.format, text);
+    }
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
     let env = Env { root: Root::at(&cli.bpffs), format: cli.output };
     let result = match cli.verb {
         Verb::Attach(args) => attach::run(&env, *args),
@@ -80,6 +90,27 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(e) => fail(&e, env.format),
     }
+}
+
+/// What clap has to say: help and version, or that it did not understand.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // A reader that has closed the pipe is no error.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if !asks_for_json(std::env::args()) {
+        let _ = error.print();
+        return ExitCode::from(2);
+    }
+    let text = error.to_string();
+    fail(&Error::Input(text.trim().trim_start_matches("error: ").to_owned()), Format::Json)
+}
+
+/// Whether a command line that was not understood has `--output json` in it.
+fn asks_for_json(args: impl Iterator<Item = String>) -> bool {
+    let args: Vec<String> = args.collect();
+    args.iter().any(|arg| arg == "--output=json") || args.windows(2).any(|pair| pair == ["--output", "json"])
 }
 
 fn fail(error: &Error, format: Format) -> ExitCode {

@@ -43,7 +43,10 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
-/// A remark for the user, on standard error.
-pub fn note(text: &str) {
-    eprintln!("redirector: note: {text}");
+/// A remark for the user, on standard error; for programs an object a line.
+pub fn note(format: Format, text: &str) {
+    match format {
+        Format::Json => eprintln!("{}", serde_json::json!({ "note": text })),
+        Format::Table => eprintln!("redirector: note: {text}"),
+    }
 }

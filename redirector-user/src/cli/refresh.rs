@@ -1,7 +1,7 @@
 //! `redirector refresh`.
 
 use super::Env;
-use super::output::{Format, json, note, print};
+use super::output::{Format, json, print};
 use crate::error::Result;
 use crate::instance::change;
 use crate::kernel;
@@ -23,7 +23,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     crate::instance::root::check_name(&args.name)?;
     let notes = change::refresh(&env.root, &args.name)?;
     for remark in &notes {
-        note(remark);
+        env.note(remark);
     }
     match env.format {
         Format::Json => json(&serde_json::json!({ "name": args.name, "outcome": "refreshed", "notes": notes }))?,

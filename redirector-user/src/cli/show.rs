@@ -1,7 +1,7 @@
 //! `redirector show`.
 
 use super::Env;
-use super::output::{Format, json, note, print, table};
+use super::output::{Format, json, print, table};
 use crate::error::Result;
 use crate::instance::observe::{self, Status};
 use crate::instance::detach;
@@ -20,7 +20,7 @@ pub struct Args {
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     for swept in detach::sweep_if_idle(&env.root)? {
-        note(&format!("swept {swept}, left by a command that was killed"));
+        env.note(&swept);
     }
     crate::instance::root::check_name(&args.name)?;
     let status = observe::status(&env.root, &args.name)?;

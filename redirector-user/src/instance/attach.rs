@@ -5,12 +5,12 @@
 //! leaves is swept by the next one.
 
 use super::lock::WriteLock;
-use super::object::Loaded;
+use super::object::{Loaded, Maps};
 use super::record::Record;
 use super::root::{Root, check_name};
 use super::state::{Instance, Phase};
 use super::tables::Compiled;
-use super::{change, detach, hooks, listeners, record};
+use super::{change, detach, find, hooks, listeners, record};
 use crate::config::Policy;
 use crate::error::{Context, Error, Result};
 use crate::kernel::Kernel;
@@ -62,27 +62,52 @@ pub fn attach(root: &Root, name: &str, target: &Target, policy: &Policy) -> Resu
     check_name(name)?;
     let mut notes: Vec<String> = root.create()?.into_iter().collect();
     let lock = WriteLock::take(root)?;
-    detach::sweep(root, &lock)?;
-    if let Some(there) = existing(root, name, target)? {
-        let (outcome, more) = change::change(there, target, policy, &lock)?;
-        notes.extend(more);
-        return Ok(Report { name: name.to_owned(), outcome, notes });
-    }
-    let result = create(root, name, target, policy, &lock);
+    let result = locked(root, name, target, policy, &lock);
     if result.is_err() {
         root.remove_if_empty();
     }
-    notes.extend(result?);
-    Ok(Report { name: name.to_owned(), outcome: Outcome::Attached, notes })
+    let (outcome, more) = result?;
+    notes.extend(more);
+    Ok(Report { name: name.to_owned(), outcome, notes })
+}
+
+fn locked(
+    root: &Root,
+    name: &str,
+    target: &Target,
+    policy: &Policy,
+    lock: &WriteLock,
+) -> Result<(Outcome, Vec<String>)> {
+    let mut notes = detach::sweep(root, lock)?;
+    let (outcome, more) = match existing(root, name, target, &mut notes)? {
+        Some(there) => change::change(there, target, policy, lock)?,
+        None => (Outcome::Attached, create(root, name, target, policy, lock)?),
+    };
+    notes.extend(more);
+    Ok((outcome, notes))
 }
 
 /// The instance of this name, or of this namespace: they must be the same one.
-fn existing(root: &Root, name: &str, target: &Target) -> Result<Option<Instance>> {
+fn existing(root: &Root, name: &str, target: &Target, notes: &mut Vec<String>) -> Result<Option<Instance>> {
     let mut same = None;
     for other in root.names()? {
-        let instance = Instance::open(root, &other)?;
-        let meta = instance.meta()?;
+        let dir = root.instance(&other);
+        let (instance, meta) = match Instance::open(root, &other).and_then(|i| i.meta().map(|meta| (i, meta))) {
+            Ok(found) => found,
+            // Somebody else's misfortune is no reason to refuse a pod its sidecar.
+            Err(_) if other != name && find::linked_to(&dir) != Some(target.netns.inode) => continue,
+            Err(e) => {
+                return Err(Error::Failed(format!(
+                    "the instance {other} is damaged; run `redirector detach --name {other}` and attach again: {e}"
+                )));
+            }
+        };
         if other == name && meta.netns_cookie != target.netns.cookie {
+            if find::linked_to(&dir) == Some(0) {
+                detach::remove_dir(&dir)?;
+                notes.push(format!("removed the older {name}, whose network namespace is gone"));
+                continue;
+            }
             return Err(Error::Input(format!(
                 "the name {name} belongs to another network namespace (inode {}); choose another --name, or detach it",
                 meta.netns_inode
@@ -143,17 +168,19 @@ fn create(root: &Root, name: &str, target: &Target, policy: &Policy, _lock: &Wri
         facts.routes.push(mirror::Route { prefix: IpAddr::from(PASSTHROUGH_V6).into(), outcome: itself });
     }
     let compiled = Compiled::new(policy, &facts);
-    let loaded = Loaded::new(&kernel, target.netns.cookie, policy.max_connections)?;
+    let flags = compiled.policy.flags;
+    let maps = Maps::New { capacity: policy.max_connections };
+    let loaded = Loaded::new(&kernel.target(target.netns.cookie, flags), maps, hooks::wanted(policy))?;
 
     let mut staging = Staging { dir: root.staging(name), lo6: None, done: false };
     let dir = staging.dir.clone();
     std::fs::create_dir(&dir).context(|| format!("create {}", dir.display()))?;
     pin_maps(&loaded, &dir)?;
-    let mut instance = open_staged(&dir, name, target)?;
+    let mut instance = open_staged(&dir, name, target, flags)?;
     compiled.write(&mut instance.tables()?, 0)?;
     instance.policies()?.set(0, compiled.policy, 0).context(|| "write POLICIES".into())?;
     record::write(&dir, 0, &record_of(target, policy))?;
-    pin_programs(&loaded, &dir)?;
+    pin_programs(&loaded, policy, &dir)?;
     link_hooks(&dir, target, policy)?;
 
     let mut meta = instance.meta()?;
@@ -188,7 +215,7 @@ fn pin_maps(loaded: &Loaded, dir: &Path) -> Result<()> {
 }
 
 /// Opens the new maps and writes the head, inert.
-fn open_staged(dir: &Path, name: &str, target: &Target) -> Result<Instance> {
+fn open_staged(dir: &Path, name: &str, target: &Target, program_flags: u32) -> Result<Instance> {
     let mut instance = Instance::open_unchecked(dir, name)?;
     instance.set_meta(&Meta {
         abi: ABI_VERSION,
@@ -197,14 +224,14 @@ fn open_staged(dir: &Path, name: &str, target: &Target) -> Result<Instance> {
         netns_inode: target.netns.inode,
         cgroup_id: target.cgroup.id,
         flags: 0,
-        _pad: 0,
+        program_flags,
         drain_until: 0,
     })?;
     Ok(instance)
 }
 
-fn pin_programs(loaded: &Loaded, dir: &Path) -> Result<()> {
-    for hook in hooks::ALL {
+fn pin_programs(loaded: &Loaded, policy: &Policy, dir: &Path) -> Result<()> {
+    for hook in hooks::wanted(policy) {
         let path = dir.join(hook.program_pin());
         bpf::obj_pin(loaded.program(hook.program)?, &path)
             .context(|| format!("pin the program {}", path.display()))?;
@@ -214,7 +241,7 @@ fn pin_programs(loaded: &Loaded, dir: &Path) -> Result<()> {
 
 /// Attaches the pinned programs of the hooks that the policy needs and that are not attached yet.
 pub(super) fn link_hooks(dir: &Path, target: &Target, policy: &Policy) -> Result<()> {
-    for hook in hooks::ALL.iter().filter(|hook| hook.wanted(policy)) {
+    for hook in hooks::wanted(policy) {
         let pin = dir.join(hook.link_pin());
         if pin.exists() {
             continue;

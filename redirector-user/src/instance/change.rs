@@ -4,19 +4,24 @@
 //! so each connection is decided under the old state or under the new one.
 
 use super::attach::{Outcome, PASSTHROUGH_V6, mirror_failed, link_hooks, needs_lo6, read_mirror, record_of};
+use super::find::netns_of;
 use super::lock::WriteLock;
+use super::object::{Loaded, Maps};
 use super::root::Root;
-use super::state::{Instance, Phase};
+use super::state::{Instance, Phase, no_instance};
 use super::tables::{self, Compiled};
 use super::{hooks, listeners, record};
 use crate::config::Policy;
 use crate::error::{Context, Error, Result};
+use crate::kernel::Kernel;
 use crate::mirror;
-use crate::sys::bpf;
+use crate::sys::bpf::{self, Link};
 use crate::target::Target;
+use crate::target::cgroup::Cgroup;
 use aya::maps::MapInfo;
 use redirector_common::abi::{meta_flag, name};
 use std::os::fd::AsFd;
+use std::path::Path;
 
 /// Gives an instance a policy; nothing happens if it has an equal one.
 pub(super) fn change(
@@ -26,8 +31,11 @@ pub(super) fn change(
     lock: &WriteLock,
 ) -> Result<(Outcome, Vec<String>)> {
     let slot = active_slot(&instance)?;
-    if record::read(&instance.dir, slot)?.policy == *policy {
-        return Ok((Outcome::Unchanged, Vec::new()));
+    let repairs = repair(&instance, slot, target, policy)?;
+    // Without its record nobody knows the policy in force: it is written anew.
+    if record::read(&instance.dir, slot).is_ok_and(|record| record.policy == *policy) {
+        let outcome = if repairs.is_empty() { Outcome::Unchanged } else { Outcome::Changed };
+        return Ok((outcome, repairs));
     }
     let room = MapInfo::from_pin(instance.dir.join(name::ORIGINAL_DST))
         .context(|| "read the size of ORIGINAL_DST".into())?
@@ -38,23 +46,40 @@ pub(super) fn change(
             policy.max_connections
         )));
     }
-    let notes = swap(instance, slot, target, policy, lock)?;
+    let mut notes = repairs;
+    notes.extend(swap(instance, slot, target, policy, lock)?);
     Ok((Outcome::Changed, notes))
+}
+
+/// Attaches anew what somebody has detached behind our back; says what.
+fn repair(instance: &Instance, slot: u32, target: &Target, policy: &Policy) -> Result<Vec<String>> {
+    let in_force = record::read(&instance.dir, slot).map_or_else(|_| policy.clone(), |record| record.policy);
+    let wanted = hooks::ALL.iter().filter(|hook| hook.wanted(&in_force));
+    let missing: Vec<&str> =
+        wanted.filter(|hook| !instance.dir.join(hook.link_pin()).exists()).map(hooks::Hook::short).collect();
+    if missing.is_empty() {
+        return Ok(Vec::new());
+    }
+    link_hooks(&instance.dir, target, &in_force).map_err(|e| {
+        Error::Failed(format!("the instance {} is damaged; detach it and attach again: {e}", instance.name))
+    })?;
+    Ok(vec![format!("attached again what had been detached: {}", missing.join(", "))])
 }
 
 /// Reads addresses, routes, interfaces and listeners anew under the same policy.
 pub fn refresh(root: &Root, name: &str) -> Result<Vec<String>> {
+    let lock = WriteLock::take_if_any(root)?.ok_or_else(|| no_instance(name))?;
     let instance = Instance::open(root, name)?;
-    let lock = WriteLock::take(root)?;
     let slot = active_slot(&instance)?;
     let record = record::read(&instance.dir, slot)?;
-    let target = Target::of_paths(&record.netns, &record.cgroup)?;
-    if target.netns.cookie != instance.meta()?.netns_cookie {
-        return Err(Error::Failed(format!(
-            "{} is another network namespace now; detach the instance {name}",
-            record.netns.display()
-        )));
-    }
+    let meta = instance.meta()?;
+    let gone = |what: &str, path: &Path| {
+        Error::Failed(format!("{what} of the instance {name} is gone ({}); detach the instance", path.display()))
+    };
+    let netns = netns_of(&record, &meta).ok_or_else(|| gone("the network namespace", &record.netns))?;
+    let cgroup = Cgroup::open(&record.cgroup).ok().filter(|cgroup| cgroup.id == meta.cgroup_id);
+    let cgroup = cgroup.ok_or_else(|| gone("the cgroup", &record.cgroup))?;
+    let target = Target { netns, netns_path: record.netns.clone(), cgroup, pid: record.pid };
     swap(instance, slot, &target, &record.policy, &lock)
 }
 
@@ -92,19 +117,57 @@ fn swap(
     listeners::clear(&instance, new)?;
     listeners::register(&instance, target, policy, new)?;
 
+    if compiled.policy.flags & !meta.program_flags != 0 {
+        // Other programs for the same policy; only then the other policy.
+        meta.program_flags |= compiled.policy.flags;
+        replace_programs(&instance, target, policy, meta.program_flags)?;
+        instance.set_meta(&meta)?;
+    }
     // A hook that only the new policy needs does nothing under the old one.
     link_hooks(&instance.dir, target, policy)?;
     meta.active = new + 1;
     instance.set_meta(&meta)?;
 
+    // It is done: what goes wrong from here on is no failure of the change.
+    let mut notes = Vec::new();
     // Listeners that appeared meanwhile were registered under the old policy.
-    let notes = listeners::register(&instance, target, policy, new)?;
+    match listeners::register(&instance, target, policy, new) {
+        Ok(more) => notes.extend(more),
+        Err(e) => notes.push(format!("the proxy's newest listeners may not be registered: {e}; run `refresh`")),
+    }
     bpf::wait_for_programs();
-    listeners::clear(&instance, old)?;
-    tables::clear(&mut tables, old)?;
-    record::remove(&instance.dir, old)?;
-    unlink_hooks(&instance, policy)?;
+    let cleared = listeners::clear(&instance, old)
+        .and_then(|()| tables::clear(&mut tables, old))
+        .and_then(|()| record::remove(&instance.dir, old))
+        .and_then(|()| unlink_hooks(&instance, policy));
+    if let Err(e) = cleared {
+        notes.push(format!("what the old policy had is not wholly cleared: {e}; the next change does it"));
+    }
     Ok(notes)
+}
+
+/// Swaps in programs that were loaded for more flags, link by link: each does what the one it
+/// replaces does, so it does not matter where this is interrupted.
+fn replace_programs(instance: &Instance, target: &Target, policy: &Policy, flags: u32) -> Result<()> {
+    let constants = Kernel::probe()?.target(target.netns.cookie, flags);
+    let loaded = Loaded::new(&constants, Maps::Of(&instance.dir), hooks::ALL.into_iter())?;
+    for hook in hooks::ALL {
+        let link = instance.dir.join(hook.link_pin());
+        if !link.exists() && !hook.wanted(policy) {
+            continue;
+        }
+        let program = loaded.program(hook.program)?;
+        let (pin, next) = (instance.dir.join(hook.program_pin()), instance.dir.join(format!("{}_new", hook.program_pin())));
+        let _ = std::fs::remove_file(&next);
+        bpf::obj_pin(program, &next).context(|| format!("pin the program {}", next.display()))?;
+        if link.exists() {
+            Link::open(&link)
+                .and_then(|link| link.update(program))
+                .context(|| format!("replace the program of {}", link.display()))?;
+        }
+        std::fs::rename(&next, &pin).context(|| format!("rename {} to {}", next.display(), pin.display()))?;
+    }
+    Ok(())
 }
 
 /// Detaches the hooks that the policy does not need.

@@ -3,13 +3,12 @@
 
 use super::attach::PASSTHROUGH_V6;
 use super::lock::WriteLock;
-use super::record;
 use super::root::Root;
-use super::state::{Instance, Phase};
-use crate::error::{Context, Result};
+use super::state::{Instance, Phase, no_instance};
+use super::{find, hooks};
+use crate::error::{Context, Error, Result};
 use crate::mirror;
-use crate::sys::netns::NetNs;
-use redirector_common::abi::{DRAINING, INERT, Meta, meta_flag};
+use redirector_common::abi::{self, DRAINING, INERT, Meta, meta_flag};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -28,48 +27,66 @@ pub struct Report {
 
 /// Detaches an instance. With `drain`, connections that are alive keep their names until they
 /// have ended, for at most that long.
+///
+/// # Errors
+///
+/// [`Error::NothingMatched`] if there is none.
 pub fn detach(root: &Root, name: &str, drain: Option<Duration>) -> Result<Report> {
-    let mut lock = Some(WriteLock::take(root)?);
+    let ended = match drain {
+        Some(limit) => drained(root, name, limit)?,
+        None => None,
+    };
+    let locked = WriteLock::take_if_any(root)?;
+    if let Some(until) = ended {
+        // Whoever was quicker has ended the drain; a new instance of this name is none of ours.
+        let ours = |meta: &Meta| meta.active == DRAINING && meta.drain_until == until;
+        if !Instance::open(root, name).and_then(|i| i.meta()).is_ok_and(|meta| ours(&meta)) {
+            let notes = vec!["another command has ended the drain and removed the instance".to_owned()];
+            return Ok(Report { name: name.to_owned(), alive: None, notes });
+        }
+    }
+    let lock = locked.ok_or_else(|| no_instance(name))?;
+    let result = remove(root, name);
+    root.remove_if_empty();
+    drop(lock);
+    result
+}
+
+fn remove(root: &Root, name: &str) -> Result<Report> {
     let dir = root.instance(name);
-    let mut notes = Vec::new();
-    let mut alive = None;
+    let mut report = Report { name: name.to_owned(), alive: None, notes: Vec::new() };
     match Instance::open(root, name) {
         Ok(mut instance) => {
             let meta = instance.meta()?;
-            if let Some(limit) = drain {
-                set_active(&mut instance, DRAINING, boot_seconds() + limit.as_secs() + 1)?;
-                // Others may work on other instances meanwhile.
-                drop(lock.take());
-                wait_until_idle(&instance, limit)?;
-                lock = Some(WriteLock::take(root)?);
-            } else {
-                set_active(&mut instance, INERT, 0)?;
-            }
-            alive = instance.live().ok();
-            notes.extend(remove_lo6(&dir, &meta));
+            instance.set_meta(&Meta { active: INERT, ..meta })?;
+            report.alive = instance.live().ok();
+            report.notes.extend(remove_lo6(&dir, &meta));
         }
-        Err(e) if dir.is_dir() => notes.push(format!("the instance is damaged and was removed as it is: {e}")),
-        Err(e) => return Err(e),
+        Err(e @ Error::NothingMatched(_)) => return Err(e),
+        Err(e) => {
+            report.notes.push(format!("the instance was damaged and has been removed as it was: {e}"));
+            report.notes.extend(lo6_left(&dir));
+        }
     }
     remove_dir(&dir)?;
-    root.remove_if_empty();
+    Ok(report)
+}
+
+/// Captures nothing new and waits until what was captured has ended; the mark that this drain
+/// left, or None if there is nothing that could be drained.
+fn drained(root: &Root, name: &str, limit: Duration) -> Result<Option<u64>> {
+    let Some(lock) = WriteLock::take_if_any(root)? else { return Ok(None) };
+    let Ok(mut instance) = Instance::open(root, name) else { return Ok(None) };
+    let drain_until = boot_seconds() + limit.as_secs() + 1;
+    let meta = instance.meta()?;
+    instance.set_meta(&Meta { active: DRAINING, drain_until, ..meta })?;
+    // Others may work on other instances meanwhile, or end this one: then its maps are gone.
     drop(lock);
-    Ok(Report { name: name.to_owned(), alive, notes })
-}
-
-fn set_active(instance: &mut Instance, active: u32, drain_until: u64) -> Result<()> {
-    let mut meta = instance.meta()?;
-    meta.active = active;
-    meta.drain_until = drain_until;
-    instance.set_meta(&meta)
-}
-
-fn wait_until_idle(instance: &Instance, limit: Duration) -> Result<()> {
     let end = Instant::now() + limit;
-    while instance.live()? > 0 && Instant::now() < end {
+    while instance.live().is_ok_and(|live| live > 0) && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(50));
     }
-    Ok(())
+    Ok(Some(drain_until))
 }
 
 /// Seconds since boot, suspended time included.
@@ -82,18 +99,20 @@ fn remove_lo6(dir: &Path, meta: &Meta) -> Option<String> {
     if meta.flags & meta_flag::ADDED_LO6 == 0 {
         return None;
     }
-    let record = [0, 1].into_iter().find_map(|slot| record::read(dir, slot).ok())?;
-    let netns = open_same(&record, meta)?;
+    let record = find::any_record(dir)?;
+    let netns = find::netns_of(&record, meta)?;
     let e = mirror::remove_loopback_address(netns.as_fd(), PASSTHROUGH_V6).err()?;
     Some(format!("::6 could not be removed from lo: {}", crate::error::chain(&e)))
 }
 
-/// The instance's namespace, by the file it was given, or by any process that is in it.
-fn open_same(record: &record::Record, meta: &Meta) -> Option<NetNs> {
-    let same = |path: &Path| NetNs::open(path).ok().filter(|netns| netns.cookie == meta.netns_cookie);
-    same(&record.netns).or_else(|| {
-        let pids = crate::target::process::in_netns(meta.netns_inode).ok()?;
-        pids.iter().find_map(|pid| same(Path::new(&format!("/proc/{pid}/ns/net"))))
+/// Without META nobody knows whether attach has put `::6` on lo.
+fn lo6_left(dir: &Path) -> Option<String> {
+    let record = find::any_record(dir)?;
+    record.policy.ipv6.then(|| {
+        format!(
+            "whether attach has put ::6 on lo is not known; look with `ip -6 address show dev lo` in {}",
+            record.netns.display()
+        )
     })
 }
 
@@ -103,59 +122,60 @@ pub(super) fn remove_dir(dir: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         other => other.context(|| format!("read {}", dir.display()))?,
     };
-    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    // Links first: what they run must not outlive its maps' names, should we be killed here.
-    paths.sort_by_key(|path| !path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("link_")));
-    for path in paths {
-        std::fs::remove_file(&path).context(|| format!("remove {}", path.display()))?;
+    let mut entries: Vec<_> = entries.flatten().collect();
+    // Links first, and of those the ones that capture: without META they may be at work.
+    let links: Vec<String> = hooks::ALL.iter().rev().map(hooks::Hook::link_pin).collect();
+    entries.sort_by_key(|entry| links.iter().position(|link| entry.file_name() == link.as_str()).unwrap_or(links.len()));
+    for entry in entries {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_dir(&path)?;
+        } else {
+            std::fs::remove_file(&path).context(|| format!("remove {}", path.display()))?;
+        }
     }
     std::fs::remove_dir(dir).context(|| format!("remove {}", dir.display()))
 }
 
 /// Removes what commands that were killed have left: staging directories, instances that were
-/// never activated or not wholly removed, drains whose command is gone.
+/// never activated or not wholly removed, drains whose command is gone. Says what it did; what
+/// cannot be removed does not keep others from their work.
 pub fn sweep(root: &Root, _lock: &WriteLock) -> Result<Vec<String>> {
-    let mut swept = Vec::new();
-    for dir in root.staged()? {
-        sweep_dir(&dir)?;
-        swept.push(dir.display().to_string());
-    }
-    for name in root.names()? {
-        let dir = root.instance(&name);
-        let dead = match Instance::open(root, &name).and_then(|i| i.meta()) {
-            Ok(meta) => match Phase::of(&meta) {
-                Phase::Inert => true,
-                Phase::Draining => meta.drain_until < boot_seconds(),
-                Phase::Active(_) => false,
-            },
-            // Without its head nothing can be activated. An instance of another version has one.
-            Err(_) => !dir.join(redirector_common::abi::name::META).exists(),
-        };
-        if dead {
-            sweep_dir(&dir)?;
-            swept.push(dir.display().to_string());
+    let mut dirs = root.staged()?;
+    dirs.extend(root.names()?.iter().filter(|name| is_dead(root, name)).map(|name| root.instance(name)));
+    let mut remarks = Vec::new();
+    for dir in dirs {
+        if let Ok(meta) = Instance::open_unchecked(&dir, "").and_then(|i| i.meta()) {
+            remarks.extend(remove_lo6(&dir, &meta));
         }
+        remarks.push(match remove_dir(&dir) {
+            Ok(()) => format!("swept {}, left by a command that was killed", dir.display()),
+            Err(e) => format!("could not sweep {}: {e}", dir.display()),
+        });
     }
-    Ok(swept)
+    Ok(remarks)
 }
 
-fn sweep_dir(dir: &Path) -> Result<()> {
-    if let Ok(meta) = Instance::open_unchecked(dir, "").and_then(|i| i.meta()) {
-        let _ = remove_lo6(dir, &meta);
+fn is_dead(root: &Root, name: &str) -> bool {
+    match Instance::open(root, name).and_then(|i| i.meta()) {
+        Ok(meta) => match Phase::of(&meta) {
+            Phase::Inert => true,
+            Phase::Draining => meta.drain_until < boot_seconds(),
+            Phase::Active(_) => false,
+        },
+        // Links are removed first. With one, the programs may be at work: whoever has removed the
+        // pin of META was none of us, and has to say `detach`.
+        Err(_) => {
+            let dir = root.instance(name);
+            !dir.join(abi::name::META).exists() && !hooks::ALL.iter().any(|h| dir.join(h.link_pin()).exists())
+        }
     }
-    remove_dir(dir)
 }
 
 /// Sweeps if nobody is at work; for commands that only read.
 pub fn sweep_if_idle(root: &Root) -> Result<Vec<String>> {
-    match WriteLock::try_take(root)? {
-        Some(lock) => {
-            let swept = sweep(root, &lock)?;
-            if !swept.is_empty() {
-                root.remove_if_empty();
-            }
-            Ok(swept)
-        }
-        None => Ok(Vec::new()),
-    }
+    let Some(lock) = WriteLock::try_take(root)? else { return Ok(Vec::new()) };
+    let remarks = sweep(root, &lock)?;
+    root.remove_if_empty();
+    Ok(remarks)
 }

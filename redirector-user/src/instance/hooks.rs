@@ -62,3 +62,8 @@ pub const ALL: [Hook; 13] = [
     cgroup("rd_connect4", AttachType::Connect4),
     cgroup("rd_connect6", AttachType::Connect6),
 ];
+
+/// The hooks that a policy needs.
+pub fn wanted(policy: &Policy) -> impl Iterator<Item = Hook> {
+    ALL.into_iter().filter(|hook| hook.wanted(policy))
+}

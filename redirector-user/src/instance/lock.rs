@@ -15,10 +15,10 @@ pub struct WriteLock {
 }
 
 impl WriteLock {
-    /// Waits for other writers.
+    /// Waits for other writers. Makes the directory if there is none.
     pub fn take(root: &Root) -> Result<Self> {
         loop {
-            if let Some(lock) = Self::once(root, FlockOperation::LockExclusive)? {
+            if let Some(lock) = Self::take_if_any(root)? {
                 return Ok(lock);
             }
             // Another process has removed the empty directory: make it again.
@@ -26,16 +26,25 @@ impl WriteLock {
         }
     }
 
-    /// None if another process holds it, or if there is nothing to lock.
-    pub fn try_take(root: &Root) -> Result<Option<Self>> {
-        Self::once(root, FlockOperation::NonBlockingLockExclusive)
+    /// Waits for other writers; None if there is nothing to lock, and so no instance.
+    pub fn take_if_any(root: &Root) -> Result<Option<Self>> {
+        while let Some(dir) = root.open()? {
+            if let Some(lock) = Self::lock(root, dir, FlockOperation::LockExclusive)? {
+                return Ok(Some(lock));
+            }
+        }
+        Ok(None)
     }
 
-    fn once(root: &Root, operation: FlockOperation) -> Result<Option<Self>> {
-        let dir = match File::open(root.dir()) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            other => other.context(|| format!("open {}", root.dir().display()))?,
-        };
+    /// None if another process holds it, or if there is nothing to lock.
+    pub fn try_take(root: &Root) -> Result<Option<Self>> {
+        match root.open()? {
+            Some(dir) => Self::lock(root, dir, FlockOperation::NonBlockingLockExclusive),
+            None => Ok(None),
+        }
+    }
+
+    fn lock(root: &Root, dir: File, operation: FlockOperation) -> Result<Option<Self>> {
         match flock(&dir, operation) {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             other => other.context(|| format!("lock {}", root.dir().display()))?,

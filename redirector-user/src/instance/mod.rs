@@ -4,6 +4,7 @@
 pub mod attach;
 pub mod change;
 pub mod detach;
+pub mod find;
 pub mod hooks;
 pub mod listeners;
 pub mod lock;

@@ -1,12 +1,12 @@
 //! Loading the eBPF object.
 
-use super::hooks;
+use super::hooks::Hook;
 use crate::error::{Error, Result, chain};
-use crate::kernel::Kernel;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use redirector_common::abi::name;
+use redirector_common::abi::{Target, name};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 /// The object that this binary carries: committed, made by `cargo xtask ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/redirector.bpf.o"));
@@ -19,21 +19,42 @@ pub struct Loaded {
     ebpf: Ebpf,
 }
 
+/// Where the maps of a load come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Maps<'a> {
+    /// New ones, for at most so many redirected connections.
+    New {
+        /// Size of `ORIGINAL_DST`.
+        capacity: u32,
+    },
+    /// Those pinned in an instance's directory.
+    Of(&'a Path),
+}
+
 impl Loaded {
-    /// Loads maps and programs for an instance.
+    /// Loads the programs of these hooks with their maps, for a namespace and for policies that
+    /// set no other flags than `flags`.
     ///
     /// # Errors
     ///
     /// [`Error::Unsupported`] if the kernel refuses a map or a program, with its reason.
-    pub fn new(kernel: &Kernel, netns_cookie: u64, capacity: u32) -> Result<Self> {
-        let target = kernel.target(netns_cookie);
-        let mut ebpf = EbpfLoader::new()
-            .verifier_log_level(VerifierLogLevel::STATS)
-            .override_global(name::TARGET, &target, true)
-            .map_max_entries(name::ORIGINAL_DST, capacity.saturating_add(SLACK))
+    pub fn new(target: &Target, maps: Maps<'_>, hooks: impl Iterator<Item = Hook>) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        loader.verifier_log_level(VerifierLogLevel::STATS).override_global(name::TARGET, target, true);
+        match maps {
+            Maps::New { capacity } => {
+                loader.map_max_entries(name::ORIGINAL_DST, capacity.saturating_add(SLACK));
+            }
+            Maps::Of(dir) => {
+                for map in name::MAPS {
+                    loader.map_pin_path(map, dir.join(map));
+                }
+            }
+        }
+        let mut ebpf = loader
             .load(OBJECT)
             .map_err(|e| Error::Unsupported(format!("the kernel does not take our maps: {}", chain(&e))))?;
-        for hook in hooks::ALL {
+        for hook in hooks {
             let program = ebpf
                 .program_mut(hook.program)
                 .ok_or_else(|| Error::Failed(format!("the eBPF object has no program {}", hook.program)))?;

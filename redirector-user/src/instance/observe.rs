@@ -1,5 +1,6 @@
 //! What an instance is, as asked for (record) and as the kernel shows it (status).
 
+use super::find;
 use super::hooks::{self, Hook};
 use super::record::{self, Record};
 use super::root::Root;
@@ -30,16 +31,17 @@ pub struct Summary {
     pub cgroup: Option<String>,
     /// Redirected connections that are alive.
     pub connections: Option<u64>,
-    /// What is wrong, if the instance is damaged.
+    /// What is wrong: it is damaged, or what it was attached to is gone.
     pub problem: Option<String>,
 }
 
 /// All instances. A damaged one is listed, not an error.
 pub fn list(root: &Root) -> Result<Vec<Summary>> {
-    Ok(root.names()?.into_iter().map(|name| summary(root, &name)).collect())
+    Ok(root.names()?.into_iter().filter_map(|name| summary(root, &name)).collect())
 }
 
-fn summary(root: &Root, name: &str) -> Summary {
+/// None if it has been detached while we looked.
+fn summary(root: &Root, name: &str) -> Option<Summary> {
     let mut line = Summary {
         name: name.to_owned(),
         state: "damaged",
@@ -49,22 +51,40 @@ fn summary(root: &Root, name: &str) -> Summary {
         connections: None,
         problem: None,
     };
-    let fill = |line: &mut Summary| -> Result<()> {
-        let instance = Instance::open(root, name)?;
-        let meta = instance.meta()?;
-        line.netns_inode = Some(meta.netns_inode);
-        line.connections = Some(instance.live()?);
-        let phase = Phase::of(&meta);
-        let record = any_record(&instance, phase)?;
-        line.netns = Some(record.netns.display().to_string());
-        line.cgroup = Some(record.cgroup.display().to_string());
-        line.state = phase_name(phase);
-        Ok(())
-    };
-    if let Err(e) = fill(&mut line) {
+    if let Err(e) = fill(&mut line, root) {
         line.problem = Some(e.to_string());
     }
-    line
+    root.instance(name).exists().then_some(line)
+}
+
+fn fill(line: &mut Summary, root: &Root) -> Result<()> {
+    let instance = match Instance::open(root, &line.name) {
+        Ok(instance) => instance,
+        Err(e) => {
+            // Its records may be left, and tell whose it was.
+            if let Some(record) = find::any_record(&root.instance(&line.name)) {
+                line.whose(&record);
+            }
+            return Err(e);
+        }
+    };
+    let meta = instance.meta()?;
+    let phase = Phase::of(&meta);
+    line.netns_inode = Some(meta.netns_inode);
+    if phase != Phase::Inert && find::linked_to(&instance.dir) == Some(0) {
+        line.problem = Some("its network namespace is gone; detach it".into());
+    }
+    line.whose(&any_record(&instance, phase)?);
+    line.connections = Some(instance.live()?);
+    line.state = phase_name(phase);
+    Ok(())
+}
+
+impl Summary {
+    fn whose(&mut self, record: &Record) {
+        self.netns = Some(record.netns.display().to_string());
+        self.cgroup = Some(record.cgroup.display().to_string());
+    }
 }
 
 fn phase_name(phase: Phase) -> &'static str {
@@ -157,8 +177,8 @@ pub fn status(root: &Root, name: &str) -> Result<Status> {
     let meta = instance.meta()?;
     let phase = Phase::of(&meta);
     let record = any_record(&instance, phase)?;
-    let wanted = hooks::ALL.iter().filter(|hook| hook.wanted(&record.policy));
-    let hooks: Vec<HookStatus> = wanted.map(|hook| hook_status(&instance, hook, &record)).collect();
+    let hooks: Vec<HookStatus> =
+        hooks::wanted(&record.policy).map(|hook| hook_status(&instance, &hook, &record)).collect();
     let slot = if let Phase::Active(slot) = phase { slot } else { 0 };
     let policy = &record.policy;
     let mut roles = vec![
@@ -250,6 +270,8 @@ pub fn original_dst(root: &Root, name: &str) -> Result<Vec<Flow>> {
     let mut flows = Vec::new();
     for entry in map.iter() {
         match entry {
+            // The proxy's own connections in TPROXY mode were not redirected.
+            Ok((_, value)) if value.verdict == Verdict::Pass as u16 => {}
             Ok((key, value)) => flows.push(flow(&key, &value)),
             // An entry that went away during the walk.
             Err(aya::maps::MapError::KeyNotFound) => {}

@@ -1,7 +1,11 @@
 //! Where instances live: `redirector` in a bpffs.
 
 use crate::error::{Context, Error, Result};
+use rustix::fs::{FlockOperation, flock, fstatfs};
 use rustix::mount::{MountFlags, mount};
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
@@ -38,31 +42,78 @@ impl Root {
     }
 
     /// Makes the directory; mounts the bpffs first if there is none, and says so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if the mount point is not there, or holds something else.
     pub fn create(&self) -> Result<Option<String>> {
-        let mut note = None;
-        if !self.is_bpffs()? {
-            mount("bpf", &self.bpffs, "bpf", MountFlags::empty(), None).context(|| {
-                format!("mount a bpffs on {} (mount -t bpf bpf {0})", self.bpffs.display())
-            })?;
-            note = Some(format!("mounted a bpffs on {}", self.bpffs.display()));
-        }
-        match std::fs::create_dir(&self.dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+        let note = self.mount()?;
+        // Whoever can open it can lock it.
+        match std::fs::DirBuilder::new().mode(0o700).create(&self.dir) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => {
                 Err(e).context(|| format!("create {}", self.dir.display()))
             }
             _ => Ok(note),
         }
     }
 
-    fn is_bpffs(&self) -> Result<bool> {
-        let stat = rustix::fs::statfs(&self.bpffs)
-            .context(|| format!("statfs {}, where the bpffs is or should be mounted", self.bpffs.display()))?;
-        Ok(stat.f_type as i64 == BPF_FS_MAGIC)
+    fn mount(&self) -> Result<Option<String>> {
+        let point = self.bpffs.display();
+        let open = || match File::open(&self.bpffs) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::Input(format!(
+                "{point} does not exist; create it, or give the mount point of a bpffs with --bpffs"
+            ))),
+            other => other.context(|| format!("open {point}, where the bpffs is or should be mounted")),
+        };
+        let below = open()?;
+        if is_bpffs(&below)? {
+            return Ok(None);
+        }
+        // One at a time: a second mount would hide the instances on the first.
+        flock(&below, FlockOperation::LockExclusive).context(|| format!("lock {point}"))?;
+        if is_bpffs(&open()?)? {
+            return Ok(None);
+        }
+        let mut entries = std::fs::read_dir(&self.bpffs).context(|| format!("read {point}"))?;
+        if entries.next().is_some() {
+            return Err(Error::Input(format!(
+                "{point} is not a bpffs, and not empty either; give the mount point of one with --bpffs"
+            )));
+        }
+        mount("bpf", &self.bpffs, "bpf", MountFlags::empty(), None)
+            .context(|| format!("mount a bpffs (mount -t bpf bpf {point})"))?;
+        Ok(Some(format!("mounted a bpffs on {point}")))
+    }
+
+    /// Opens the directory; None if it is not there, which means that nothing is attached.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if it is no directory of ours: what is in it gets swept.
+    pub(super) fn open(&self) -> Result<Option<File>> {
+        let shown = self.dir.display();
+        let dir = match File::open(&self.dir) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            other => other.context(|| format!("open {shown} (run as root)"))?,
+        };
+        if !is_bpffs(&dir)? {
+            return Err(Error::Input(format!(
+                "{shown} is not in a bpffs; give the mount point of one with --bpffs"
+            )));
+        }
+        // Anybody may make directories in a bpffs.
+        let owner = dir.metadata().context(|| format!("stat {shown}"))?.uid();
+        if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+            return Err(Error::Failed(format!(
+                "{shown} was made by user {owner}, who is not trusted; remove it"
+            )));
+        }
+        Ok(Some(dir))
     }
 
     /// Names of the instances, sorted. None at all if nothing was ever attached.
     pub fn names(&self) -> Result<Vec<String>> {
-        Ok(self.entries()?.into_iter().filter(|name| !name.starts_with(STAGING)).collect())
+        Ok(self.entries()?.into_iter().filter(|name| check_name(name).is_ok()).collect())
     }
 
     /// Directories that a command which was killed has left behind.
@@ -71,16 +122,18 @@ impl Root {
         Ok(staged.map(|name| self.dir.join(name)).collect())
     }
 
+    /// Names of the directories; whatever else somebody has put there is not ours.
     fn entries(&self) -> Result<Vec<String>> {
+        if self.open()?.is_none() {
+            return Ok(Vec::new());
+        }
         let entries = match std::fs::read_dir(&self.dir) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
-                return Err(Error::Unsupported(format!("cannot read {}: run as root", self.dir.display())));
-            }
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.context(|| format!("read {}", self.dir.display()))?,
         };
+        let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()));
         let mut names: Vec<String> =
-            entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+            directories.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         names.sort();
         Ok(names)
     }
@@ -90,6 +143,11 @@ impl Root {
         // Not empty or gone: both fine.
         let _ = std::fs::remove_dir(&self.dir);
     }
+}
+
+fn is_bpffs(file: &File) -> Result<bool> {
+    let stat = fstatfs(file).context(|| "statfs of the bpffs".into())?;
+    Ok(stat.f_type as i64 == BPF_FS_MAGIC)
 }
 
 /// A name that may be given to an instance.

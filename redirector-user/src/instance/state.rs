@@ -49,13 +49,13 @@ impl Instance {
     /// [`Error::NothingMatched`] if there is none, [`Error::Failed`] if it is of another ABI or damaged.
     pub fn open(root: &Root, name: &str) -> Result<Self> {
         let dir = root.instance(name);
-        if !dir.is_dir() {
-            return Err(Error::NothingMatched(format!(
-                "there is no instance {name} (no directory {}); see `redirector list`",
-                dir.display()
-            )));
+        match std::fs::metadata(&dir) {
+            Ok(found) if found.is_dir() => Self::open_dir(&dir, name),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).context(|| format!("open {}", dir.display()))
+            }
+            _ => Err(no_instance(name)),
         }
-        Self::open_dir(&dir, name)
     }
 
     /// Opens a directory whose head may not be written yet.
@@ -137,6 +137,11 @@ impl Instance {
     fn map(&self, name: &str, key: usize, value: usize) -> Result<MapData> {
         open_map(&self.dir.join(name), key, value)
     }
+}
+
+/// There is no instance of this name.
+pub(super) fn no_instance(name: &str) -> Error {
+    Error::NothingMatched(format!("there is no instance {name}; see `redirector list`"))
 }
 
 /// Opens a pinned map after comparing its sizes with ours: the kernel would hand out any map,

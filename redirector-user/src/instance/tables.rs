@@ -148,5 +148,6 @@ fn scalars(wanted: &Policy) -> policy::Policy {
         loopback_net: u32::from_ne_bytes(wanted.loopback_cidr.network().octets()),
         loopback_mask: u32::from_ne_bytes(wanted.loopback_cidr.netmask().octets()),
         capacity: wanted.max_connections,
+        tproxy_mark: wanted.tproxy_mark,
     }
 }

@@ -1,7 +1,8 @@
 //! `redirector check`: what is there and what is not.
 
 use super::{Kernel, privileges};
-use crate::instance::object::Loaded;
+use crate::instance::hooks;
+use crate::instance::object::{Loaded, Maps};
 use crate::target::cgroup;
 use aya::maps::MapType;
 use aya::programs::ProgramType;
@@ -94,7 +95,7 @@ pub fn all() -> Vec<Finding> {
                 "honest errno of refused connections",
                 "use Linux 5.18 or newer; until then a refusal reads EPERM",
             ));
-            let loaded = Loaded::new(&kernel, 0, 1);
+            let loaded = Loaded::new(&kernel.target(0, u32::MAX), Maps::New { capacity: 1 }, hooks::ALL.into_iter());
             let why = loaded.as_ref().err().map(ToString::to_string).unwrap_or_default();
             list.push(finding("our programs load", loaded.is_ok(), true, "everything", &why));
         }

@@ -31,8 +31,9 @@ impl Kernel {
         Ok(Self { offsets, has_set_retval })
     }
 
-    /// Load-time constants for an instance in a network namespace.
-    pub fn target(&self, netns_cookie: u64) -> Target {
+    /// Load-time constants for an instance in a network namespace, whose policies set no other
+    /// flags than these.
+    pub fn target(&self, netns_cookie: u64, flags: u32) -> Target {
         let o = self.offsets;
         Target {
             netns_cookie,
@@ -42,6 +43,8 @@ impl Kernel {
             cred_fsuid: o.cred_fsuid,
             cred_fsgid: o.cred_fsgid,
             has_set_retval: u32::from(self.has_set_retval),
+            flags,
+            _pad: 0,
         }
     }
 }

@@ -90,7 +90,8 @@ pub enum Outcome {
     /// connect(2) fails.
     Refused {
         /// The positive errno: ENETUNREACH (no route, throw, multicast, broadcast), EHOSTUNREACH
-        /// (unreachable), EACCES (prohibit), EINVAL (blackhole), EADDRNOTAVAIL (no IPv6 source address)...
+        /// (unreachable), EACCES (prohibit), EINVAL (blackhole), EADDRNOTAVAIL (no IPv6 source address),
+        /// EAFNOSUPPORT (socket(2) says so in a kernel without IPv6)...
         errno: i32,
     },
 }
@@ -112,7 +113,7 @@ pub struct Interface {
 
 /// Mirrors a network namespace.
 ///
-/// Blocks for about a millisecond in a typical pod. A thread of its own enters the namespace with setns(2),
+/// Blocks for about half a millisecond in a typical pod. A thread of its own enters the namespace with setns(2),
 /// unless the caller is in it, which takes CAP_SYS_ADMIN over it; reading takes no privilege. Nothing is sent
 /// to the network.
 ///

@@ -17,6 +17,7 @@ const BPF_OBJ_GET: i32 = 7;
 const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
 const BPF_PROG_QUERY: i32 = 16;
 const BPF_LINK_CREATE: i32 = 28;
+const BPF_LINK_UPDATE: i32 = 29;
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 
 /// Where a program is attached (`enum bpf_attach_type`).
@@ -100,6 +101,25 @@ impl Link {
     /// Pins it, so that it outlives this process.
     pub fn pin(&self, path: &Path) -> io::Result<()> {
         obj_pin(self.0.as_fd(), path)
+    }
+
+    /// Makes it run another program from now on, without a moment in which none runs. The kernel
+    /// compares the kinds of the programs, not their attach types: that is up to the caller.
+    pub fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        #[repr(C)]
+        struct Attr {
+            link_fd: u32,
+            new_prog_fd: u32,
+            flags: u32,
+            old_prog_fd: u32,
+        }
+        let mut attr = Attr {
+            link_fd: self.0.as_raw_fd() as u32,
+            new_prog_fd: program.as_raw_fd() as u32,
+            flags: 0,
+            old_prog_fd: 0,
+        };
+        bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
     }
 
     /// What it is attached to and what it runs.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// An open network namespace.
@@ -24,7 +24,8 @@ impl NetNs {
     /// The kernel's, or `InvalidInput` if the file is no network namespace. Needs Linux 5.14
     /// (SO_NETNS_COOKIE).
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
+        // Not to wait for a writer, should it be a pipe.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
         let inode = file.metadata()?.ino();
         const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
         // SAFETY: NS_GET_NSTYPE (linux/nsfs.h) takes no argument.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 const CGROUP_SUPER_MAGIC: i64 = 0x0027_e0eb;
@@ -141,6 +141,13 @@ pub fn innermost_of(pids: &[u32]) -> Result<Cgroup> {
             "the processes of this network namespace ({}) have only the root cgroup in common, which holds the whole \
              machine; put them into a cgroup of their own, or give --netns and --cgroup",
             pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
+        )));
+    }
+    if common.components().any(|part| part == Component::ParentDir) {
+        return Err(Error::Unsupported(format!(
+            "the cgroup of the processes ({}) is above the root of our cgroup namespace; run in the host's \
+             (a container needs hostPID and the host's cgroup namespace), or give --netns and --cgroup",
+            common.display()
         )));
     }
     let relative = common.strip_prefix("/").unwrap_or(&common);

@@ -2,8 +2,8 @@
 
 use crate::error::{Context, Error, Result};
 use crate::sys::netns::NetNs;
+use crate::sys::xtables;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
-use std::process::Command;
 
 /// Refuses a namespace whose netfilter has `ISTIO_*` chains.
 ///
@@ -26,24 +26,38 @@ pub fn refuse_istio(netns: &NetNs) -> Result<()> {
 /// Names of the `ISTIO_*` chains of the calling thread's namespace, by both iptables flavours.
 fn istio_chains() -> Result<Vec<String>> {
     let mut chains = nft_chains()?;
-    for (names, save) in [
-        ("/proc/thread-self/net/ip_tables_names", "iptables-legacy-save"),
-        ("/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy-save"),
-    ] {
-        // Only with legacy tables in use is it worth a process.
-        if !std::fs::read_to_string(names).is_ok_and(|text| text.contains("nat") || text.contains("mangle")) {
-            continue;
+    for (v6, file) in
+        [(false, "/proc/thread-self/net/ip_tables_names"), (true, "/proc/thread-self/net/ip6_tables_names")]
+    {
+        // Not there: a kernel without legacy iptables.
+        for table in std::fs::read_to_string(file).unwrap_or_default().lines() {
+            let entries = xtables::entries(v6, table)
+                .context(|| format!("read the legacy iptables table {table} ({})", if v6 { "IPv6" } else { "IPv4" }))?;
+            chains.extend(legacy_chains(&entries));
         }
-        let output = Command::new(save).output().map_err(|e| {
-            Error::Failed(format!("the namespace has legacy iptables rules, and {save} cannot be run to see them: {e}"))
-        })?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let names = text.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
-        chains.extend(names.filter(|name| name.starts_with("ISTIO_")).map(str::to_owned));
     }
     chains.sort();
     chains.dedup();
     Ok(chains)
+}
+
+const PREFIX: &[u8] = b"ISTIO_";
+
+/// Names of the `ISTIO_*` chains in a table of legacy iptables. A chain begins with a rule whose
+/// target is called `ERROR` (`struct xt_error_target`): 2 bytes of size, 29 of the target's name,
+/// 1 of revision, then the name of the chain.
+fn legacy_chains(entries: &[u8]) -> Vec<String> {
+    const TARGET: &[u8] = b"ERROR\0";
+    const TO_NAME: usize = 30;
+    let begins = |at: &usize| {
+        let chain = entries.get(at + TO_NAME..).unwrap_or_default();
+        entries[*at..].starts_with(TARGET) && chain.starts_with(PREFIX)
+    };
+    let name = |at: usize| {
+        let name = entries[at + TO_NAME..].split(|byte| *byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(name).into_owned()
+    };
+    (0..entries.len()).filter(begins).map(name).collect()
 }
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
@@ -76,8 +90,13 @@ fn nft_chains() -> Result<Vec<String>> {
         let mut rest = datagram.as_slice();
         while let Some((kind, message, next)) = split(rest) {
             match kind {
-                NLMSG_DONE | NLMSG_ERROR => return Ok(names),
-                _ => names.extend(chain_name(message).filter(|name| name.starts_with("ISTIO_"))),
+                NLMSG_DONE => return Ok(names),
+                NLMSG_ERROR => match errno(message) {
+                    // nfnetlink knows no nf_tables.
+                    0 | libc::EINVAL | libc::EOPNOTSUPP => return Ok(names),
+                    errno => return Err(std::io::Error::from_raw_os_error(errno)).context(what),
+                },
+                _ => names.extend(chain_name(message).filter(|name| name.as_bytes().starts_with(PREFIX))),
             }
             rest = next;
         }
@@ -90,6 +109,12 @@ fn split(data: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let kind = u16::from_ne_bytes(data.get(4..6)?.try_into().ok()?);
     let message = data.get(..len)?;
     Some((kind, message, data.get(len.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+/// The error of a `struct nlmsgerr`, positive.
+fn errno(message: &[u8]) -> i32 {
+    let bytes = message.get(16..20).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(libc::EBADMSG, |bytes| i32::from_ne_bytes(bytes).saturating_neg())
 }
 
 /// The NFTA_CHAIN_NAME attribute.
@@ -111,10 +136,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn chains_of_legacy_iptables() {
+        let chain = |name: &str| {
+            let mut entry = vec![64, 0];
+            for (text, len) in [("ERROR", 30), (name, 32)] {
+                entry.extend(text.bytes());
+                entry.resize(entry.len() + len - text.len(), 0);
+            }
+            entry
+        };
+        let table = [chain("PREROUTING"), chain("ISTIO_OUTPUT"), vec![1; 40], chain("ISTIO_IN")].concat();
+        assert_eq!(legacy_chains(&table), ["ISTIO_OUTPUT", "ISTIO_IN"]);
+        assert_eq!(legacy_chains(&table[..40]), Vec::<String>::new());
+        assert_eq!(legacy_chains(b"ERROR\0ISTIO_"), Vec::<String>::new());
+    }
+
+    #[test]
     fn malformed_messages_end_without_a_panic() {
         assert_eq!(chain_name(&[0; 21]), None);
         assert_eq!(chain_name(&[0; 40]), None);
         assert!(split(&[1, 0, 0]).is_none());
+        assert_eq!(errno(&[0; 4]), libc::EBADMSG);
         assert!(split(&[255, 255, 255, 255, 0, 0, 0, 0]).is_none());
     }
 }

@@ -58,14 +58,20 @@ impl Target {
             )
         })?;
         refuse_own(&netns, netns_path)?;
-        Ok(Self { netns, netns_path: netns_path.to_owned(), cgroup: Cgroup::open(cgroup)?, pid: None })
+        // Later commands run elsewhere.
+        let path = std::path::absolute(netns_path).context(|| format!("resolve {}", netns_path.display()))?;
+        Ok(Self { netns, netns_path: path, cgroup: Cgroup::open(cgroup)?, pid: None })
     }
 
     /// Processes of the namespace that are not in the cgroup, and so are not captured.
     pub fn strays(&self) -> Result<Vec<u32>> {
-        let inside = self.cgroup.processes()?;
         let mut strays = process::in_netns(self.netns.inode)?;
-        strays.retain(|pid| !inside.contains(pid));
+        // Processes come and go while we look: a stray is one twice, and there after that.
+        for _ in 0..2 {
+            let inside = self.cgroup.processes()?;
+            strays.retain(|pid| !inside.contains(pid));
+        }
+        strays.retain(|pid| process::netns_inode(*pid) == Some(self.netns.inode));
         Ok(strays)
     }
 }

@@ -9,11 +9,16 @@ pub fn in_netns(inode: u64) -> Result<Vec<u32>> {
     let mut pids = Vec::new();
     for entry in std::fs::read_dir("/proc").context(|| "read /proc".into())?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if std::fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|m| m.ino() == inode) {
+        if netns_inode(pid) == Some(inode) {
             pids.push(pid);
         }
     }
     Ok(pids)
+}
+
+/// Inode number of a process's network namespace; None if it has ended.
+pub fn netns_inode(pid: u32) -> Option<u64> {
+    std::fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|m| m.ino())
 }
 
 /// Name of a process as `ps` shows it, for messages.

@@ -1,0 +1,57 @@
+//! Which instance belongs to a network namespace, and which namespace to an instance; also when
+//! half of its pins are gone.
+
+use super::hooks;
+use super::record::{self, Record};
+use super::root::Root;
+use super::state::Instance;
+use crate::error::Result;
+use crate::sys::bpf::Link;
+use crate::sys::netns::NetNs;
+use crate::target::process;
+use redirector_common::abi::Meta;
+use std::path::Path;
+
+/// Name of the instance of an open namespace.
+pub fn by_netns(root: &Root, netns: &NetNs, path: &Path) -> Result<Option<String>> {
+    let of_it = |name: &String| match Instance::open(root, name).and_then(|i| i.meta()) {
+        Ok(meta) => meta.netns_cookie == netns.cookie,
+        // Inode numbers are used again, but the kernel's link is of now.
+        Err(_) => match linked_to(&root.instance(name)) {
+            Some(inode) => inode == netns.inode,
+            None => was_given(root, name, path),
+        },
+    };
+    Ok(root.names()?.into_iter().find(of_it))
+}
+
+/// Name of the instance that was attached by this file, which is gone meanwhile.
+pub fn by_file(root: &Root, path: &Path) -> Result<Option<String>> {
+    Ok(root.names()?.into_iter().find(|name| was_given(root, name, path)))
+}
+
+fn was_given(root: &Root, name: &str, path: &Path) -> bool {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    any_record(&root.instance(name)).is_some_and(|record| record.netns == path)
+}
+
+/// Inode number of the namespace that an instance's programs are attached to; 0 if it is gone.
+pub(super) fn linked_to(dir: &Path) -> Option<u64> {
+    let hook = hooks::ALL.iter().find(|hook| hook.netns)?;
+    let link = Link::open(&dir.join(hook.link_pin())).ok()?;
+    link.info().ok().map(|info| info.target)
+}
+
+/// A record of an instance, whatever its policy slot.
+pub(super) fn any_record(dir: &Path) -> Option<Record> {
+    [0, 1].into_iter().find_map(|slot| record::read(dir, slot).ok())
+}
+
+/// The instance's namespace, by the file it was given, or by any process that is in it.
+pub(super) fn netns_of(record: &Record, meta: &Meta) -> Option<NetNs> {
+    let same = |path: &Path| NetNs::open(path).ok().filter(|netns| netns.cookie == meta.netns_cookie);
+    same(&record.netns).or_else(|| {
+        let pids = process::in_netns(meta.netns_inode).ok()?;
+        pids.iter().find_map(|pid| same(Path::new(&format!("/proc/{pid}/ns/net"))))
+    })
+}

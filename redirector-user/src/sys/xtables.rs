@@ -1,0 +1,52 @@
+//! Tables of legacy iptables, as the kernel keeps them.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+const NAME: usize = 32;
+/// `struct ipt_getinfo`, and where its `size` is.
+const INFO: usize = 84;
+const INFO_SIZE: usize = 80;
+/// `struct ipt_get_entries` without its entries, and where its `size` is.
+const ENTRIES: usize = 40;
+const ENTRIES_SIZE: usize = 32;
+/// IPT_SO_GET_INFO and IP6T_SO_GET_INFO, IPT_SO_GET_ENTRIES and IP6T_SO_GET_ENTRIES.
+const GET_INFO: i32 = 64;
+const GET_ENTRIES: i32 = 65;
+
+/// The entries of a table of the calling thread's network namespace. Asking for a table that is
+/// not there makes it: see `/proc/net/ip_tables_names` first.
+pub fn entries(v6: bool, table: &str) -> io::Result<Vec<u8>> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
+    let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
+    let socket = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::RAW))?;
+    let level = if v6 { libc::SOL_IPV6 } else { libc::SOL_IP };
+    loop {
+        let mut info = request(table, INFO);
+        get(&socket, level, GET_INFO, &mut info)?;
+        let size = &info[INFO_SIZE..INFO_SIZE + 4];
+        let len = u32::from_ne_bytes([size[0], size[1], size[2], size[3]]) as usize;
+        let mut answer = request(table, ENTRIES + len);
+        answer[ENTRIES_SIZE..ENTRIES_SIZE + 4].copy_from_slice(size);
+        match get(&socket, level, GET_ENTRIES, &mut answer) {
+            // The table has changed in between.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            other => return other.map(|()| answer.split_off(ENTRIES)),
+        }
+    }
+}
+
+fn request(table: &str, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    let name = &table.as_bytes()[..table.len().min(NAME - 1)];
+    bytes[..name.len()].copy_from_slice(name);
+    bytes
+}
+
+fn get(socket: &impl AsFd, level: i32, option: i32, buffer: &mut [u8]) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    let mut len = buffer.len() as libc::socklen_t;
+    // SAFETY: the pointers are to a buffer of `len` bytes, and to `len`.
+    let ret = unsafe { libc::getsockopt(fd, level, option, buffer.as_mut_ptr().cast(), &raw mut len) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,188 @@
+//! The results, as a table or as JSON.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::Settings;
+use super::attach::Attach;
+use super::expected::Expectation;
+use super::hooks::Hook;
+use super::machine::Machine;
+use super::rounds::Rate;
+use super::stats::Estimate;
+
+/// Everything that was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Where and when.
+    pub machine: Machine,
+    /// How.
+    pub settings: Shown,
+    /// Rates.
+    pub rates: Vec<Rate>,
+    /// eBPF programs.
+    pub hooks: Vec<Hook>,
+    /// The command.
+    pub attach: Attach,
+    /// What was expected.
+    pub expectations: Vec<Expectation>,
+}
+
+/// [`Settings`] in plain numbers.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Shown {
+    rounds: u32,
+    slice_ms: u128,
+    attaches: u32,
+    on_cpu: usize,
+}
+
+impl From<Settings> for Shown {
+    fn from(settings: Settings) -> Self {
+        Self {
+            rounds: settings.rounds,
+            slice_ms: settings.slice.as_millis(),
+            attaches: settings.attaches,
+            on_cpu: settings.cpu,
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (machine, settings) = (&self.machine, &self.settings);
+        writeln!(f, "{}, {}", machine.redirector, machine.date)?;
+        writeln!(
+            f,
+            "Linux {}, {}, {} CPUs, load {}",
+            machine.kernel, machine.cpu, machine.cpus, machine.load
+        )?;
+        writeln!(
+            f,
+            "{}; everything on CPU {}; {} rounds of {} ms; medians [95% interval]\n",
+            machine.iptables, settings.on_cpu, settings.rounds, settings.slice_ms
+        )?;
+
+        let mut rates = Table::new(&["", "direct", "iptables", "redirector", "of direct", "of iptables"]);
+        for rate in &self.rates {
+            rates.row([
+                rate.unit.to_owned(),
+                thousands(rate.direct.median),
+                thousands(rate.iptables.median),
+                thousands(rate.redirector.median),
+                ratio(rate.of_direct),
+                ratio(rate.of_iptables),
+            ]);
+        }
+        writeln!(f, "{rates}")?;
+
+        let mut hooks = Table::new(&["hook", "load", "runs/connection", "mean ns"]);
+        for hook in &self.hooks {
+            hooks.row([
+                hook.hook.clone(),
+                hook.load.to_owned(),
+                format!("{:.2}", hook.runs_per_connection),
+                format!("{:.0}", hook.mean_ns),
+            ]);
+        }
+        writeln!(f, "{hooks}")?;
+
+        let mut attach = Table::new(&["command", "ms"]);
+        attach.row(["attach".to_owned(), milliseconds(self.attach.attach_ms)]);
+        attach.row(["detach".to_owned(), milliseconds(self.attach.detach_ms)]);
+        writeln!(f, "{attach}")?;
+
+        let mut expectations = Table::new(&["expectation", "bound", "found", "verdict"]);
+        for expectation in &self.expectations {
+            expectations.row([
+                expectation.figure.clone(),
+                expectation.bound.to_string(),
+                short(expectation.found.median),
+                expectation.verdict.to_string(),
+            ]);
+        }
+        write!(f, "{expectations}")
+    }
+}
+
+fn ratio(estimate: Estimate) -> String {
+    format!("{:.3} [{:.3}, {:.3}]", estimate.median, estimate.low, estimate.high)
+}
+
+fn milliseconds(estimate: Estimate) -> String {
+    format!("{:.1} [{:.1}, {:.1}]", estimate.median, estimate.low, estimate.high)
+}
+
+fn short(number: f64) -> String {
+    if number < 10.0 { format!("{number:.3}") } else { format!("{number:.0}") }
+}
+
+fn thousands(number: f64) -> String {
+    let digits = format!("{number:.0}");
+    let mut grouped = String::new();
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            grouped.push(' ');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// Columns that line up: the first one to the left, numbers to the right.
+struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn new(head: &[&str]) -> Self {
+        Self { rows: vec![head.iter().map(|cell| (*cell).to_owned()).collect()] }
+    }
+
+    fn row(&mut self, cells: impl Into<Vec<String>>) {
+        self.rows.push(cells.into());
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = |column: usize| {
+            self.rows
+                .iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
+        };
+        for row in &self.rows {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                let width = width(column);
+                let number =
+                    self.rows.iter().skip(1).all(|row| row[column].starts_with(|c: char| c.is_ascii_digit()));
+                if number {
+                    line.push_str(&format!("{cell:>width$}   "));
+                } else {
+                    line.push_str(&format!("{cell:<width$}   "));
+                }
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_and_line_up() {
+        assert_eq!([7.0, 999.6, 1_234_567.0].map(thousands), ["7", "1 000", "1 234 567"]);
+        let mut table = Table::new(&["what", "n"]);
+        table.row(["a".to_owned(), "1 000".to_owned()]);
+        table.row(["long name".to_owned(), "7".to_owned()]);
+        assert_eq!(table.to_string(), "what            n\na           1 000\nlong name       7\n");
+    }
+}

@@ -1,0 +1,133 @@
+//! What the kernel has of us, as `bpftool` tells it.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use crate::command::{output, run};
+use crate::netns::Netns;
+use crate::pod::Pod;
+use crate::retry;
+
+/// Programs, maps and links of one instance, by their ids, which are never used again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// Programs.
+    pub programs: BTreeSet<u64>,
+    /// Maps.
+    pub maps: BTreeSet<u64>,
+    /// Links.
+    pub links: BTreeSet<u64>,
+}
+
+impl Objects {
+    /// Of an instance, from what `show` says.
+    ///
+    /// # Errors
+    /// When `bpftool` cannot be asked.
+    pub fn of(show: &Value) -> anyhow::Result<Self> {
+        let hooks = show["hooks"].as_array().context("`show` tells the hooks")?;
+        let programs: BTreeSet<u64> = hooks.iter().filter_map(|hook| hook["program"].as_u64()).collect();
+        ensure!(programs.len() == hooks.len(), "a hook without a program: {show:#}");
+        let mut objects = Self { programs, ..Self::default() };
+        for program in &objects.programs {
+            let program = ask(&["prog", "show", "id", &program.to_string()])?;
+            let maps = program["map_ids"].as_array().cloned().unwrap_or_default();
+            objects.maps.extend(maps.iter().filter_map(Value::as_u64));
+        }
+        let of_ours = |link: &&Value| link["prog_id"].as_u64().is_some_and(|id| objects.programs.contains(&id));
+        objects.links = list("link")?.iter().filter(of_ours).filter_map(|link| link["id"].as_u64()).collect();
+        ensure!(objects.links.len() == hooks.len(), "not a link for each hook: {objects:?}");
+        Ok(objects)
+    }
+
+    /// Those that the kernel still has.
+    ///
+    /// # Errors
+    /// When `bpftool` cannot be asked.
+    pub fn left(&self) -> anyhow::Result<Vec<String>> {
+        let mut left = Vec::new();
+        for (kind, ids) in [("prog", &self.programs), ("map", &self.maps), ("link", &self.links)] {
+            let there: BTreeSet<u64> = list(kind)?.iter().filter_map(|object| object["id"].as_u64()).collect();
+            left.extend(ids.intersection(&there).map(|id| format!("{kind} {id}")));
+        }
+        Ok(left)
+    }
+
+    /// Waits until the kernel has none of them: it frees them in the background.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn expect_gone(&self) -> anyhow::Result<()> {
+        let mut left = self.left()?;
+        retry::until("objects of a detached instance to be freed", || {
+            left = self.left().ok()?;
+            left.is_empty().then_some(())
+        })
+        .with_context(|| format!("the kernel still has {left:?}"))
+    }
+}
+
+/// The links at a pod: those to its cgroups, and those to its namespace.
+///
+/// # Errors
+/// When `bpftool` cannot be asked.
+pub fn links_of(pod: &Pod) -> anyhow::Result<[usize; 2]> {
+    // Without programs anywhere below, it prints nothing.
+    let cgroups = list_of(&["cgroup", "tree", &pod.cgroup.directory().display().to_string()])?;
+    let programs = cgroups.iter().filter_map(|cgroup| cgroup["programs"].as_array()).map(Vec::len).sum();
+    let inode = std::fs::metadata(pod.netns.file())?.ino();
+    Ok([programs, list("link")?.iter().filter(|link| link["netns_ino"] == inode).count()])
+}
+
+/// Maps of any kind in which the cookie of a network namespace is found: those of META and of the constants of the
+/// programs.
+///
+/// # Errors
+/// When `bpftool` cannot be asked.
+pub fn maps_with_cookie(cookie: u64) -> anyhow::Result<Vec<Value>> {
+    let mut found = Vec::new();
+    for map in list("map")? {
+        let ours = map["name"].as_str().is_some_and(|name| name == "META" || name.ends_with(".rodata"));
+        let (Some(id), true) = (map["id"].as_u64(), ours) else { continue };
+        // It may have gone meanwhile: another test's.
+        let dump = output(Command::new("bpftool").args(["-j", "map", "dump", "id", &id.to_string()]), "")?;
+        let text = String::from_utf8_lossy(&dump.stdout);
+        let bytes: Vec<String> = cookie.to_le_bytes().iter().map(|byte| format!("\"0x{byte:02x}\"")).collect();
+        if text.contains(&bytes.join(",")) || text.contains(&format!("\"netns_cookie\":{cookie}")) {
+            found.push(map);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether `::6` is on the namespace's lo.
+///
+/// # Errors
+/// When `ip` cannot be asked.
+pub fn has_lo6(netns: &Netns) -> anyhow::Result<bool> {
+    let addresses = run(Command::new("ip").args(["-n", netns.name(), "-6", "-o", "address", "show", "dev", "lo"]), "")?;
+    Ok(addresses.contains(" ::6/128 "))
+}
+
+fn list(kind: &str) -> anyhow::Result<Vec<Value>> {
+    list_of(&[kind, "show"])
+}
+
+fn list_of(arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
+    match ask(arguments)? {
+        Value::Array(list) => Ok(list),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn ask(arguments: &[&str]) -> anyhow::Result<Value> {
+    // An object that goes away while it walks makes it stop with an error; what is asked for here does not come and go.
+    retry::until(&format!("bpftool {}", arguments.join(" ")), || {
+        let text = run(Command::new("bpftool").arg("-j").args(arguments), "").ok()?;
+        if text.trim().is_empty() { Some(Value::Null) } else { serde_json::from_str(&text).ok() }
+    })
+}
