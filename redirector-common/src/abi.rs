@@ -92,10 +92,16 @@ pub const DRAINING: u32 = 3;
 pub mod meta_flag {
     /// attach put `::6` on lo, detach takes it away.
     pub const ADDED_LO6: u32 = 1;
-    /// attach added the rule and the route of TPROXY mode.
-    pub const TPROXY_ROUTES: u32 = 1 << 1;
     /// attach changed `net.ipv4.tcp_fwmark_accept` from 0 to 1.
     pub const FWMARK_ACCEPT: u32 = 1 << 2;
+    /// attach added the IPv4 rule of TPROXY mode.
+    pub const TPROXY_RULE4: u32 = 1 << 3;
+    /// attach added the IPv4 route of TPROXY mode.
+    pub const TPROXY_ROUTE4: u32 = 1 << 4;
+    /// The same for IPv6.
+    pub const TPROXY_RULE6: u32 = 1 << 5;
+    /// The same for IPv6.
+    pub const TPROXY_ROUTE6: u32 = 1 << 6;
 }
 
 /// Key of `TABLES`: which list (and of which policy slot), then an address or a number.

@@ -68,6 +68,12 @@ impl Addr {
         }
     }
 
+    /// In `fe80::/10`.
+    #[inline(always)]
+    pub const fn is_link_local(&self) -> bool {
+        self.words[0] & 0xffc0_0000_u32.to_be() == 0xfe80_0000_u32.to_be()
+    }
+
     /// Equality that LLVM keeps as four word comparisons (no `memcmp` call in BPF).
     #[inline(always)]
     pub const fn same(&self, other: &Self) -> bool {

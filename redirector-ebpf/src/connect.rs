@@ -105,7 +105,7 @@ fn unroutable(dst: &Addr, bound: &Addr, route: &Route, lo: bool) -> Option<u16> 
     // tcp_v6_connect refuses a link-local address without a scope. The hook does not see the
     // scope, and with one the connection would come to nothing under iptables either: the packet
     // stays bound to its interface and never reaches ::1.
-    if !lo && dst.words[0] & 0xffc0_0000_u32.to_be() == 0xfe80_0000_u32.to_be() {
+    if !lo && dst.is_link_local() {
         return Some(EINVAL);
     }
     // __mkroute_output: a loopback source may not leave on another interface (a broadcast has one).

@@ -71,6 +71,12 @@ impl Sock {
         get!(self.0, protocol)
     }
 
+    /// SO_BINDTODEVICE, or the scope of a link-local peer: an interface's index, 0 if none.
+    #[inline(always)]
+    pub fn bound_interface(self) -> u32 {
+        get!(self.0, bound_dev_if)
+    }
+
     /// SO_MARK.
     #[inline(always)]
     pub fn mark(self) -> u32 {

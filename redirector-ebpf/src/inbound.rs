@@ -97,7 +97,7 @@ fn from_lo(ctx: &Lookup) -> Result<Wanted, Other> {
         return Err(Other::Pass);
     }
     // TPROXY leaves the address; to the usual lookup the connection would be the app's.
-    let unchanged = original.addr.same(&key.proxy) && original.port == key.proxy_port;
+    let unchanged = original.rule == Counter::OutTproxyLoopback as u32;
     // Otherwise, if none is registered (another cgroup, MPTCP), it is found at the proxy's port.
     Ok(Wanted { verdict: u32::from(original.verdict), to_loopback: !unchanged, else_pass: !unchanged })
 }

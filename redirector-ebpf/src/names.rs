@@ -5,6 +5,7 @@ use crate::maps::{self, ORIGINAL_DST};
 use crate::storage;
 use redirector_common::Addr;
 use redirector_common::abi::{FlowKey, sock_kind};
+use redirector_common::counter::Counter;
 use redirector_common::decide::Verdict;
 use redirector_common::policy::flag;
 
@@ -60,7 +61,7 @@ fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
     let state = storage::get(sk)?;
     match state.kind {
         // TPROXY has changed nothing.
-        sock_kind::ACCEPTED if shown.same(&state.orig) && ctx.port() == state.orig_port => None,
+        sock_kind::ACCEPTED if state.rule == Counter::OutTproxyLoopback as u32 => None,
         // REDIRECT in OUTPUT has sent it to the loopback address and the proxy's port.
         sock_kind::ACCEPTED => {
             let addr = if shown.is_v4() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 };

@@ -1,15 +1,15 @@
 //! getsockopt(SO_ORIGINAL_DST): the answer conntrack gives under iptables.
 
-use crate::ctx::{AF_INET, AF_INET6, IPPROTO_TCP, Sock, Sockopt, TCP_CLOSE, TCP_LISTEN, set_errno};
-use crate::maps;
+use crate::ctx::{AF_INET, AF_INET6, IPPROTO_MPTCP, IPPROTO_TCP, Sock, Sockopt, TCP_CLOSE, TCP_LISTEN, set_errno};
+use crate::maps::{self, ORIGINAL_DST};
 use crate::storage;
 use redirector_common::Addr;
-use redirector_common::abi::sock_kind;
+use redirector_common::abi::{FlowKey, sock_kind};
 
 const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
 /// SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST.
-const ORIGINAL_DST: i32 = 80;
+const SO_ORIGINAL_DST: i32 = 80;
 const ENOENT: i32 = 2;
 const EINVAL: i32 = 22;
 const ENOPROTOOPT: i32 = 92;
@@ -18,7 +18,7 @@ const SOCKADDR_IN6: i32 = 28;
 
 pub fn getsockopt(ctx: &Sockopt) {
     let level = ctx.level();
-    let asked = (level == SOL_IP || level == SOL_IPV6) && ctx.optname() == ORIGINAL_DST;
+    let asked = (level == SOL_IP || level == SOL_IPV6) && ctx.optname() == SO_ORIGINAL_DST;
     if !asked || !answer(ctx, level) {
         untouched(ctx);
     }
@@ -38,7 +38,8 @@ fn untouched(ctx: &Sockopt) {
 #[inline(always)]
 fn answer(ctx: &Sockopt, level: i32) -> bool {
     let Some(sk) = ctx.sock() else { return false };
-    if sk.protocol() != IPPROTO_TCP || (level == SOL_IPV6 && sk.family() != AF_INET6) {
+    let protocol = sk.protocol();
+    if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP || level == SOL_IPV6 && sk.family() != AF_INET6 {
         return false;
     }
     let retval = ctx.retval();
@@ -70,7 +71,9 @@ fn answer(ctx: &Sockopt, level: i32) -> bool {
         ctx.write([AF_INET | port, addr.v4_be(), 0, 0])
     } else {
         let [a, b, c, d] = addr.words;
-        ctx.write([AF_INET6 | port, 0, a, b, c, d, 0])
+        // ipv6_iface_scope_id: a link-local address has the scope the socket is bound to.
+        let scope = if addr.is_link_local() { sk.bound_interface() } else { 0 };
+        ctx.write([AF_INET6 | port, 0, a, b, c, d, scope])
     };
     if written {
         ctx.set_success();
@@ -85,6 +88,18 @@ fn original(sk: Sock, known: bool) -> Option<(Addr, u16)> {
     let tcp_state = sk.state();
     if tcp_state == TCP_LISTEN || tcp_state == TCP_CLOSE {
         return None;
+    }
+    if sk.protocol() == IPPROTO_MPTCP {
+        // Only a client gets here (accepted ones: EOPNOTSUPP). Its state is on the subflow.
+        let key = FlowKey {
+            client: sk.local(),
+            proxy: sk.peer(),
+            client_port: sk.local_port(),
+            proxy_port: sk.peer_port(),
+        };
+        // SAFETY: values are written once, by insert.
+        let original = unsafe { ORIGINAL_DST.get(&key) }.map(|o| (o.addr, o.port));
+        return Some(original.unwrap_or((key.proxy, key.proxy_port)));
     }
     let state = storage::get(sk);
     let kind = state.as_ref().map_or(sock_kind::NONE, |s| s.kind);

@@ -11,5 +11,6 @@ pub mod kernel;
 pub mod mirror;
 pub mod sys;
 pub mod target;
+pub mod tproxy;
 
 pub use error::{Error, Result};

@@ -137,6 +137,7 @@ impl Namespace {
         let (ours, said) = match outcome {
             Outcome::Local { source } => (true, Ok(source.unwrap_or(destination))),
             Outcome::Via { source, .. } => (false, Ok(source.unwrap_or([0, 0, 0, 0].into()))),
+            Outcome::Broadcast { .. } => (false, Err(Errno::NETUNREACH)),
             Outcome::Refused { errno } => (false, Err(Errno::from_raw_os_error(*errno))),
         };
         let (real, bound) = self.inside(|| {
@@ -214,6 +215,7 @@ fn describe(outcome: &Outcome, mirror: &Mirror) -> String {
             let name = mirror.interfaces.iter().find(|it| it.index == *oif).map_or("?", |it| &it.name);
             format!("{name} {}", address.map_or("none".into(), |address| address.to_string()))
         }
+        Outcome::Broadcast { .. } => "broadcast".to_owned(),
         Outcome::Refused { errno } => match *errno {
             libc::ENETUNREACH => "ENETUNREACH".into(),
             libc::EHOSTUNREACH => "EHOSTUNREACH".into(),

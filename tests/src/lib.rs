@@ -31,4 +31,5 @@ pub mod redirector;
 pub mod retry;
 pub mod scenario;
 pub mod side;
+pub mod strace;
 pub mod twin;

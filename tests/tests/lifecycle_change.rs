@@ -76,8 +76,8 @@ fn another_policy_is_shown_and_counters_survive() -> anyhow::Result<()> {
     assert_eq!(connect(side.pod(), to)?, captured(to));
     let first = node.show(NAME)?;
     let objects = Objects::of(&first)?;
-    let rules: Vec<&Value> = first["counters"].as_array().context("counters")?.iter().collect();
-    let rule = rules.iter().find(|c| c["connections"] == 1 && c["rule"] != "out_other").context("a rule counted it")?;
+    let rules = first["counters"].as_array().context("counters")?;
+    let rule = rules.iter().find(|counter| counter["connections"] == 1).context("a rule counted it")?;
     let rule = rule["rule"].as_str().context("a name")?.to_owned();
 
     let changed = attach(&node, &side, &["-o", "81", "-p", "16001", "-i", "10.96.0.0/16,fd00:96::/64"])?;
@@ -97,7 +97,7 @@ fn another_policy_is_shown_and_counters_survive() -> anyhow::Result<()> {
     let third = node.show(NAME)?;
     assert_eq!(third["record"], first["record"]);
     assert_eq!(counter(&third, &rule)?, 2);
-    assert_eq!(Objects::of(&third)?, objects, "programs, maps and links stay, or connections would be lost");
+    assert_eq!(Objects::of(&third)?.links, objects.links, "links stay, or there would be a window");
     Ok(())
 }
 

@@ -17,6 +17,7 @@ const ALL: &[Package] = &[
     Package { name: "iptables", programs: &["iptables", "ip6tables", "iptables-save", "iptables-restore"] },
     Package { name: "bpftool", programs: &["bpftool"] },
     Package { name: "redsocks", programs: &["redsocks"] },
+    Package { name: "strace", programs: &["strace"] },
     Package { name: "curl", programs: &["curl"] },
     Package { name: "util-linux", programs: &["nsenter", "unshare"] },
 ];

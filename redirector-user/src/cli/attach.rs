@@ -117,7 +117,6 @@ fn buildable(resolved: &Resolved) -> Result<()> {
     }
     let missing = [
         (requests.run_validation, "--run-validation"),
-        (policy.mode == config::Mode::Tproxy, "-m TPROXY"),
         (!policy.virtual_interfaces.is_empty(), "-k (virtual interfaces)"),
     ];
     match missing.iter().find(|(asked, _)| *asked) {

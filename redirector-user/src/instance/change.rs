@@ -37,9 +37,9 @@ pub(super) fn change(
         let outcome = if repairs.is_empty() { Outcome::Unchanged } else { Outcome::Changed };
         return Ok((outcome, repairs));
     }
-    let room = MapInfo::from_pin(instance.dir.join(name::ORIGINAL_DST))
-        .context(|| "read the size of ORIGINAL_DST".into())?
-        .max_entries();
+    let exposed = instance.dir.join(name::ORIGINAL_DST);
+    let room =
+        MapInfo::from_pin(&exposed).context(|| format!("read the size of {}", exposed.display()))?.max_entries();
     if policy.max_connections >= room {
         return Err(Error::Input(format!(
             "--max-connections {} is more than the instance was made for; detach it and attach again",
@@ -120,7 +120,7 @@ fn swap(
     if compiled.policy.flags & !meta.program_flags != 0 {
         // Other programs for the same policy; only then the other policy.
         meta.program_flags |= compiled.policy.flags;
-        replace_programs(&instance, target, policy, meta.program_flags)?;
+        replace_programs(&instance, target, meta.program_flags)?;
         instance.set_meta(&meta)?;
     }
     // A hook that only the new policy needs does nothing under the old one.
@@ -148,14 +148,20 @@ fn swap(
 
 /// Swaps in programs that were loaded for more flags, link by link: each does what the one it
 /// replaces does, so it does not matter where this is interrupted.
-fn replace_programs(instance: &Instance, target: &Target, policy: &Policy, flags: u32) -> Result<()> {
+fn replace_programs(instance: &Instance, target: &Target, flags: u32) -> Result<()> {
+    // The loader would make what is missing anew, and programs with other maps would be mixed.
+    if let Some(map) = name::MAPS.iter().find(|map| !instance.dir.join(map).exists()) {
+        return Err(Error::Failed(format!(
+            "the instance {} is damaged: {} is missing; detach it and attach again",
+            instance.name,
+            instance.dir.join(map).display()
+        )));
+    }
     let constants = Kernel::probe()?.target(target.netns.cookie, flags);
     let loaded = Loaded::new(&constants, Maps::Of(&instance.dir), hooks::ALL.into_iter())?;
     for hook in hooks::ALL {
+        // Those that are not attached too: a later policy may need them, under the same flags.
         let link = instance.dir.join(hook.link_pin());
-        if !link.exists() && !hook.wanted(policy) {
-            continue;
-        }
         let program = loaded.program(hook.program)?;
         let (pin, next) = (instance.dir.join(hook.program_pin()), instance.dir.join(format!("{}_new", hook.program_pin())));
         let _ = std::fs::remove_file(&next);

@@ -8,6 +8,7 @@ use super::state::{Instance, Phase, no_instance};
 use super::{find, hooks};
 use crate::error::{Context, Error, Result};
 use crate::mirror;
+use crate::sys::bpf::Link;
 use redirector_common::abi::{self, DRAINING, INERT, Meta, meta_flag};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -128,6 +129,10 @@ pub(super) fn remove_dir(dir: &Path) -> Result<()> {
     entries.sort_by_key(|entry| links.iter().position(|link| entry.file_name() == link.as_str()).unwrap_or(links.len()));
     for entry in entries {
         let path = entry.path();
+        if links.iter().any(|link| entry.file_name() == link.as_str()) {
+            // If that fails (what it was attached to may be gone), the pin was the last reference.
+            let _ = Link::open(&path).and_then(|link| link.detach());
+        }
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
             remove_dir(&path)?;
         } else {

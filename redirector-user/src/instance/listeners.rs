@@ -8,7 +8,7 @@ use crate::target::{Target, listeners};
 use redirector_common::Addr;
 use redirector_common::abi::{LISTENER_SLOTS, LISTENERS_OF_POLICY, SockState, listener_slot, sock_kind};
 use redirector_common::decide::Verdict;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// Which traffic a port of the proxy takes.
 fn roles(policy: &Policy) -> [(u16, Verdict); 3] {
@@ -39,35 +39,41 @@ pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: u32
             proxy_port: *port,
             rule: 0,
         };
-        sockets.insert(&listener.socket, state, 0).context(|| {
-            format!("attach state to the listener on port {port} of process {}", listener.pid)
-        })?;
+        sockets
+            .insert(&listener.socket, state, 0)
+            .context(|| format!("attach state to the listener on port {port} of process {}", listener.pid))?;
         let first = listener_slot(slot, *verdict as u32, listener.v6);
-        if let Err(e) = put(map.as_fd(), first, listener.socket.as_fd()) {
-            notes.push(format!(
-                "the listener on port {port} of process {} could not be registered: {e}; connections from the \
-                 network will be refused (MPTCP listeners cannot be registered)",
+        match put(map.as_fd(), first, listener.socket.as_fd()) {
+            Ok(true) => {}
+            Ok(false) => notes.push(format!(
+                "the listener on port {port} of process {} could not be registered: it is an MPTCP listener, or there \
+                 are more than {LISTENER_SLOTS}; connections from the network will be refused if there is no other",
                 listener.pid
-            ));
+            )),
+            Err(e) => return Err(e).context(|| {
+                format!("register the listener on port {port} of process {} in LISTENERS", listener.pid)
+            }),
         }
     }
     Ok(notes)
 }
 
-/// Puts a socket into the first free slot, unless it is in one.
-fn put(map: std::os::fd::BorrowedFd<'_>, first: u32, socket: std::os::fd::BorrowedFd<'_>) -> std::io::Result<()> {
+/// Puts a socket into the first free slot, unless it is in one; false if it cannot be in any.
+fn put(map: BorrowedFd<'_>, first: u32, socket: BorrowedFd<'_>) -> std::io::Result<bool> {
     let cookie = socket_cookie(socket)?;
     let mut free = None;
     for slot in first..first + LISTENER_SLOTS {
         match bpf::sockmap_cookie(map, slot)? {
-            Some(other) if other == cookie => return Ok(()),
+            Some(other) if other == cookie => return Ok(true),
             Some(_) => {}
             None => free = free.or(Some(slot)),
         }
     }
-    match free {
-        Some(slot) => bpf::sockmap_set(map, slot, socket),
-        None => Err(std::io::Error::other(format!("all {LISTENER_SLOTS} slots are taken"))),
+    let Some(slot) = free else { return Ok(false) };
+    match bpf::sockmap_set(map, slot, socket) {
+        // No TCP socket (MPTCP), or one that listens no more.
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        other => other.map(|()| true),
     }
 }
 

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use redirector_common::abi::{Route, TableKey};
 use redirector_common::policy::{self, Table, flag};
 use redirector_common::Addr;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A policy and the namespace's facts, ready to be written.
 pub struct Compiled {
@@ -52,7 +52,7 @@ impl Compiled {
         this.cidrs(Table::IncludeCidrs, flag::HAS_INCLUDE_CIDRS, wanted.outbound_cidrs.items());
         this.cidrs(Table::ExcludeCidrs, flag::HAS_EXCLUDE_CIDRS, &wanted.outbound_exclude_cidrs);
         if let Dns::Servers(servers) = &wanted.dns {
-            let nets: Vec<IpNet> = servers.iter().map(|ip| IpNet::from(*ip)).collect();
+            let nets: Vec<IpNet> = servers.iter().map(|ip| IpNet::from(ip.to_canonical())).collect();
             this.cidrs(Table::DnsServers, 0, &nets);
         }
         this
@@ -65,6 +65,14 @@ impl Compiled {
             tables.insert(&key, value, 0).context(|| format!("write {addr}/{bits} to the map TABLES"))?;
         }
         Ok(())
+    }
+
+    /// What a list says about an address: the value of its longest prefix, as the kernel finds it.
+    pub fn find(&self, table: Table, addr: Addr) -> Option<&Route> {
+        let covers = |prefix: &Addr, bits: u32| (key_bits(prefix) ^ key_bits(&addr)).leading_zeros() >= bits;
+        let of_table = self.entries.iter().filter(|(of, ..)| *of == table);
+        let found = of_table.filter(|(_, prefix, bits, _)| covers(prefix, *bits)).max_by_key(|(.., bits, _)| *bits);
+        found.map(|(.., value)| value)
     }
 
     fn numbers(&mut self, table: Table, present: u32, values: Vec<u32>) {
@@ -81,8 +89,8 @@ impl Compiled {
         if !nets.is_empty() {
             self.policy.flags |= present;
         }
-        for net in nets {
-            self.prefix(table, net, PRESENT);
+        for net in nets.iter().flat_map(of_one_family) {
+            self.prefix(table, &net, PRESENT);
         }
     }
 
@@ -91,6 +99,29 @@ impl Compiled {
         let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
         self.entries.push((table, net.addr().into(), mapped + u32::from(net.prefix_len()), value));
     }
+}
+
+/// An address as it stands in a key.
+fn key_bits(addr: &Addr) -> u128 {
+    addr.words.iter().fold(0, |all, word| all << 32 | u128::from(u32::from_be(*word)))
+}
+
+/// The part of a network that no address of the other family is in. In keys IPv4 is ::ffff:0:0/96, which to ip6tables
+/// is an IPv6 network like any other, without packets: `-i ::/0` captures no IPv4.
+fn of_one_family(net: &IpNet) -> Vec<IpNet> {
+    const MAPPED: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0);
+    const BITS: u8 = 96;
+    let IpNet::V6(v6) = net else { return vec![*net] };
+    if !v6.contains(&MAPPED) {
+        let mapped = v6.prefix_len() > BITS && v6.addr().to_ipv4_mapped().is_some();
+        return if mapped { Vec::new() } else { vec![*net] };
+    }
+    // All of it but MAPPED: at each bit on the way there, the half on the other side.
+    let beside = |bits: u8| {
+        let other = Ipv6Addr::from_bits(MAPPED.to_bits() ^ 1 << (127 - bits));
+        IpNet::new_assert(other.into(), bits + 1).trunc()
+    };
+    (v6.prefix_len()..BITS).map(beside).collect()
 }
 
 /// Removes the lists of a slot.
@@ -110,6 +141,10 @@ fn kernel_route(outcome: &Outcome) -> Route {
     match outcome {
         Outcome::Local { source: s } => Route { source: source(s), oif: LOOPBACK_IFINDEX, errno: 0, local: 1 },
         Outcome::Via { oif, source: s } => Route { source: source(s), oif: *oif, errno: 0, local: 0 },
+        Outcome::Broadcast { oif } => {
+            let errno = libc::ENETUNREACH as u16;
+            Route { source: Addr::UNSPECIFIED, oif: *oif, errno, local: 0 }
+        }
         Outcome::Refused { errno } => {
             Route { source: Addr::UNSPECIFIED, oif: 0, errno: *errno as u16, local: 0 }
         }
@@ -149,5 +184,37 @@ fn scalars(wanted: &Policy) -> policy::Policy {
         loopback_mask: u32::from_ne_bytes(wanted.loopback_cidr.netmask().octets()),
         capacity: wanted.max_connections,
         tproxy_mark: wanted.tproxy_mark,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compiled(include: &str) -> Compiled {
+        let nets = vec![include.parse().expect("network")];
+        let policy = Policy { outbound_cidrs: Selection::of(nets), ..Policy::default() };
+        Compiled::new(&policy, &Mirror { routes: Vec::new(), interfaces: Vec::new() })
+    }
+
+    #[test]
+    fn an_ipv6_network_holds_no_ipv4() {
+        for (net, inside, outside) in [
+            ("::/0", "2001:db8::1 ::1 :: ::fffe:1.2.3.4 ::1:0:0 ffff::", "1.2.3.4 0.0.0.0"),
+            ("::/64", "::1 ::fffe:ffff:ffff", "1.2.3.4 0:0:0:1::"),
+            ("::fffe:0:0/95", "::fffe:1.2.3.4", "1.2.3.4"),
+            ("::ffff:0:0/96", "", "1.2.3.4 ::1"),
+            ("::ffff:1.2.3.0/120", "", "1.2.3.4 ::1"),
+            ("0.0.0.0/0", "1.2.3.4", "::1 2001:db8::1"),
+            ("fd00::/8", "fd00::1", "1.2.3.4 fe00::1"),
+        ] {
+            let compiled = compiled(net);
+            let covers = |ip: &str| {
+                let ip: IpAddr = ip.parse().expect("address");
+                compiled.find(Table::IncludeCidrs, ip.into()).is_some()
+            };
+            inside.split_whitespace().for_each(|ip| assert!(covers(ip), "{ip} in {net}"));
+            outside.split_whitespace().for_each(|ip| assert!(!covers(ip), "{ip} not in {net}"));
+        }
     }
 }

@@ -92,6 +92,8 @@ impl<'a> Asker<'a> {
             // tcp_v4_connect: rt_flags & (RTCF_MULTICAST | RTCF_BROADCAST). __mkroute_output sets them by the
             // address, but a route that shares its next hop with a unicast one may answer from that one's
             // cache.
+            _ if asked == IpAddr::V4(Ipv4Addr::BROADCAST) => Outcome::Refused { errno: libc::ENETUNREACH },
+            libc::RTN_BROADCAST if !self.loopbacks.contains(&found.oif) => Outcome::Broadcast { oif: found.oif },
             libc::RTN_BROADCAST | libc::RTN_MULTICAST => Outcome::Refused { errno: libc::ENETUNREACH },
             _ if is_group(asked) => Outcome::Refused { errno: libc::ENETUNREACH },
             kind if kind == libc::RTN_LOCAL || self.loopbacks.contains(&found.oif) => {

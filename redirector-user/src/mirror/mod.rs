@@ -29,7 +29,7 @@ mod ask;
 mod error;
 mod lists;
 mod loopback;
-mod netlink;
+pub(crate) mod netlink;
 mod prefix;
 #[cfg(test)]
 mod tests;
@@ -86,6 +86,12 @@ pub enum Outcome {
         /// The source address (RTA_PREFSRC); `None`: the kernel has none, and the source would be 0.0.0.0
         /// (only IPv4).
         source: Option<IpAddr>,
+    },
+    /// The broadcast address of an interface: connect(2) fails with ENETUNREACH, or, from a loopback source,
+    /// with EINVAL (`__mkroute_output` looks at the source first).
+    Broadcast {
+        /// Index of the interface, host byte order.
+        oif: u32,
     },
     /// connect(2) fails.
     Refused {

@@ -17,11 +17,11 @@ use super::MirrorError;
 
 /// Questions under way at once. An answer takes up to NLMSG_GOODSIZE plus overhead of the receive buffer
 /// (about 4.5 KiB, 9 KiB with large pages), and one that does not fit is dropped.
-pub(super) const WINDOW: usize = 16;
+pub(crate) const WINDOW: usize = 16;
 /// The kernel answers within microseconds unless somebody holds the rtnl lock.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A list is tried this often while it changes.
-pub(super) const ATTEMPTS: u32 = 8;
+pub(crate) const ATTEMPTS: u32 = 8;
 /// `netlink_recvmsg` fills at most 32 KiB.
 const BUFFER: usize = 64 * 1024;
 
@@ -31,7 +31,7 @@ const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
 const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
 
 /// A message but for its netlink header.
-pub(super) struct Message {
+pub(crate) struct Message {
     kind: u16,
     flags: u16,
     body: Vec<u8>,
@@ -39,12 +39,12 @@ pub(super) struct Message {
 
 impl Message {
     /// A message of type `kind` whose fixed part is `header`.
-    pub(super) fn new(kind: u16, flags: u16, header: &[u8]) -> Self {
+    pub(crate) fn new(kind: u16, flags: u16, header: &[u8]) -> Self {
         Self { kind, flags, body: header.to_vec() }
     }
 
     /// Appends an attribute.
-    pub(super) fn attribute(mut self, kind: u16, value: &[u8]) -> Self {
+    pub(crate) fn attribute(mut self, kind: u16, value: &[u8]) -> Self {
         // Values are addresses and numbers: their length fits.
         self.body.extend_from_slice(&(value.len() as u16 + 4).to_ne_bytes());
         self.body.extend_from_slice(&kind.to_ne_bytes());
@@ -54,7 +54,7 @@ impl Message {
     }
 
     /// Appends an attribute that holds an address.
-    pub(super) fn address(self, kind: u16, address: IpAddr) -> Self {
+    pub(crate) fn address(self, kind: u16, address: IpAddr) -> Self {
         match address {
             IpAddr::V4(v4) => self.attribute(kind, &v4.octets()),
             IpAddr::V6(v6) => self.attribute(kind, &v6.octets()),
@@ -63,7 +63,7 @@ impl Message {
 
     /// What follows the netlink header.
     #[cfg(test)]
-    pub(super) fn body(&self) -> &[u8] {
+    pub(crate) fn body(&self) -> &[u8] {
         &self.body
     }
 
@@ -80,30 +80,30 @@ impl Message {
 
 /// The payload of a message: a fixed part and attributes.
 #[derive(Clone, Copy)]
-pub(super) struct Payload<'a> {
+pub(crate) struct Payload<'a> {
     fixed: &'a [u8],
     attributes: &'a [u8],
 }
 
 impl<'a> Payload<'a> {
     /// Splits a payload whose fixed part has `length` bytes.
-    pub(super) fn split(payload: &'a [u8], length: usize) -> Option<Self> {
+    pub(crate) fn split(payload: &'a [u8], length: usize) -> Option<Self> {
         let (fixed, attributes) = payload.split_at_checked(length)?;
         Some(Self { fixed, attributes })
     }
 
     /// A byte of the fixed part.
-    pub(super) fn byte(&self, offset: usize) -> u8 {
+    pub(crate) fn byte(&self, offset: usize) -> u8 {
         self.fixed[offset]
     }
 
     /// A number of the fixed part.
-    pub(super) fn number(&self, offset: usize) -> u32 {
+    pub(crate) fn number(&self, offset: usize) -> u32 {
         number(&self.fixed[offset..]).unwrap_or_default()
     }
 
     /// The value of an attribute.
-    pub(super) fn get(&self, kind: u16) -> Option<&'a [u8]> {
+    pub(crate) fn get(&self, kind: u16) -> Option<&'a [u8]> {
         let attributes = NlasIterator::new(self.attributes).map_while(Result::ok);
         for attribute in attributes {
             if attribute.kind() == kind {
@@ -115,12 +115,12 @@ impl<'a> Payload<'a> {
     }
 
     /// An attribute that holds a number.
-    pub(super) fn get_number(&self, kind: u16) -> Option<u32> {
+    pub(crate) fn get_number(&self, kind: u16) -> Option<u32> {
         self.get(kind).and_then(number)
     }
 
     /// An attribute that holds an address; its length is the family's.
-    pub(super) fn get_address(&self, kind: u16) -> Option<IpAddr> {
+    pub(crate) fn get_address(&self, kind: u16) -> Option<IpAddr> {
         let value = self.get(kind)?;
         if let Ok(v4) = <[u8; 4]>::try_from(value) {
             Some(IpAddr::from(v4))
@@ -131,22 +131,22 @@ impl<'a> Payload<'a> {
 }
 
 /// The number at the start of `bytes`.
-pub(super) fn number(bytes: &[u8]) -> Option<u32> {
+pub(crate) fn number(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
 
 /// The answer to a single question: its payload, decoded, or the errno (0 is an acknowledgement).
-pub(super) type Answer<T> = Result<T, i32>;
+pub(crate) type Answer<T> = Result<T, i32>;
 
 /// A socket to the rtnetlink of the namespace the calling thread is in.
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     fd: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
 }
 
 impl Netlink {
-    pub(super) fn open() -> Result<Self, MirrorError> {
+    pub(crate) fn open() -> Result<Self, MirrorError> {
         let fail = |source: Errno| MirrorError::Socket { what: "a netlink socket", source: source.into() };
         let fd = net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
             .map_err(fail)?;
@@ -160,14 +160,14 @@ impl Netlink {
     }
 
     /// Speaks netlink over a socket that keeps messages apart.
-    pub(super) fn over(fd: OwnedFd) -> Self {
+    pub(crate) fn over(fd: OwnedFd) -> Self {
         Self { fd, sequence: 0, buffer: vec![0; BUFFER] }
     }
 
     /// Lists what `request` asks for, each message as `decode` sees its payload (`None` leaves it out).
     ///
     /// A list during which something changed is read again. [`MirrorError::Dump`] if the kernel refuses.
-    pub(super) fn list<T>(
+    pub(crate) fn list<T>(
         &mut self,
         what: &'static str,
         request: &Message,
@@ -220,7 +220,7 @@ impl Netlink {
     }
 
     /// Asks single questions, several at a time; the answers are in the order of the questions.
-    pub(super) fn ask<T>(
+    pub(crate) fn ask<T>(
         &mut self,
         what: &'static str,
         questions: impl ExactSizeIterator<Item = Message>,

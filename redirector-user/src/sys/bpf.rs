@@ -18,6 +18,7 @@ const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
 const BPF_PROG_QUERY: i32 = 16;
 const BPF_LINK_CREATE: i32 = 28;
 const BPF_LINK_UPDATE: i32 = 29;
+const BPF_LINK_DETACH: i32 = 34;
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 
 /// Where a program is attached (`enum bpf_attach_type`).
@@ -120,6 +121,13 @@ impl Link {
             old_prog_fd: 0,
         };
         bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
+    }
+
+    /// Detaches at once and for good; without it the kernel does so some time after the last
+    /// reference has gone.
+    pub fn detach(&self) -> io::Result<()> {
+        let mut link_fd = self.0.as_raw_fd() as u32;
+        bpf(BPF_LINK_DETACH, &mut link_fd).map(drop)
     }
 
     /// What it is attached to and what it runs.

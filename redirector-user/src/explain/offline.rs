@@ -1,0 +1,105 @@
+//! The facts of a policy without maps: what would be written to them, searched as the kernel does.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use redirector_common::Addr;
+use redirector_common::abi::{self, TableKey};
+use redirector_common::decide::Facts;
+use redirector_common::policy::Table;
+
+use crate::config::Policy;
+use crate::instance::tables::Compiled;
+use crate::mirror::{Interface, Mirror, Outcome, Route};
+
+const LO: u32 = 1;
+const NO_ROUTE: abi::Route = abi::Route { source: Addr::UNSPECIFIED, oif: 0, errno: 0, local: 0 };
+
+/// A policy's lists, and what is known of a namespace.
+pub struct Offline {
+    /// In the kernel's form.
+    pub compiled: Compiled,
+    interfaces: Vec<(String, u32)>,
+}
+
+impl Offline {
+    /// Of a live namespace.
+    pub fn of(policy: &Policy, mirror: &Mirror) -> Self {
+        let interfaces = mirror.interfaces.iter().map(|it| (it.name.clone(), it.index)).collect();
+        Self { compiled: Compiled::new(policy, mirror), interfaces }
+    }
+
+    /// Of a namespace of which only these addresses and interfaces are known. Nothing is known of its routes: what
+    /// leaves it leaves on no interface in particular.
+    pub fn new(policy: &Policy, local: &[IpAddr], interfaces: &[&str]) -> Self {
+        Self::of(policy, &imagine(policy, local, interfaces, None))
+    }
+
+    /// The same, and all that leaves it does so on `output`.
+    pub fn leaving_on(policy: &Policy, local: &[IpAddr], output: &str) -> Self {
+        Self::of(policy, &imagine(policy, local, &[output], Some(output)))
+    }
+
+    /// Index of an interface; 0 if there is none of the name.
+    pub fn index(&self, name: &str) -> u32 {
+        self.interfaces.iter().find(|(known, _)| known == name).map_or(0, |(_, index)| *index)
+    }
+
+    /// Name of an interface.
+    pub fn name(&self, index: u32) -> Option<&str> {
+        self.interfaces.iter().find(|(_, known)| *known == index).map(|(name, _)| name.as_str())
+    }
+
+    /// How the namespace routes a destination; all zero where that is not known.
+    pub fn route(&self, destination: IpAddr) -> abi::Route {
+        self.compiled.find(Table::Routes, destination.into()).copied().unwrap_or(NO_ROUTE)
+    }
+}
+
+impl Facts for Offline {
+    fn listed(&self, table: Table, value: u32) -> bool {
+        self.compiled.find(table, TableKey::number(0, table, value).addr).is_some()
+    }
+
+    fn covered(&self, table: Table, addr: &Addr) -> bool {
+        self.compiled.find(table, *addr).is_some()
+    }
+}
+
+/// A namespace with these addresses, and with every interface that somebody speaks of.
+fn imagine(policy: &Policy, local: &[IpAddr], interfaces: &[&str], output: Option<&str>) -> Mirror {
+    let mut names = vec!["lo"];
+    let of_policy = policy.exclude_interfaces.iter().chain(&policy.virtual_interfaces).map(String::as_str);
+    for name in of_policy.chain(interfaces.iter().copied()) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let interfaces: Vec<Interface> = (LO..)
+        .zip(names)
+        .map(|(index, name)| Interface { index, name: name.into(), addresses: Vec::new(), loopback: index == LO })
+        .collect();
+
+    let host = |addr: IpAddr| (IpNet::from(addr), Outcome::Local { source: None });
+    let localhost = Outcome::Local { source: Some(Ipv4Addr::LOCALHOST.into()) };
+    let mut routes = vec![
+        (IpNet::new_assert(Ipv4Addr::new(127, 0, 0, 0).into(), 8), localhost),
+        host(Ipv6Addr::LOCALHOST.into()),
+    ];
+    if policy.ipv6 {
+        // attach puts it on lo.
+        routes.push(host(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6).into()));
+    }
+    routes.extend(local.iter().map(|addr| host(addr.to_canonical())));
+    if let Some(out) = output.and_then(|name| interfaces.iter().find(|it| it.name == name)) {
+        let outcome = if out.loopback {
+            Outcome::Local { source: None }
+        } else {
+            Outcome::Via { oif: out.index, source: None }
+        };
+        let everything = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        routes.extend(everything.map(|addr| (IpNet::new_assert(addr, 0), outcome.clone())));
+    }
+    let routes = routes.into_iter().map(|(prefix, outcome)| Route { prefix, outcome }).collect();
+    Mirror { routes, interfaces }
+}

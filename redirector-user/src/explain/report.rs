@@ -1,0 +1,117 @@
+//! A decision for people and programs.
+
+use std::net::{IpAddr, SocketAddr};
+
+use redirector_common::decide::{Decision, Verdict};
+use serde::Serialize;
+
+use crate::config::Policy;
+use crate::rules::{self, Family, Packet, Protocol, Rules, Table};
+
+/// What becomes of a connection, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    /// `pass`, `outbound`, `inbound` or `dns`.
+    pub verdict: &'static str,
+    /// Port of the proxy that gets it.
+    pub port: Option<u16>,
+    /// Address and port it is sent to; `null` also where it keeps its destination (from the network).
+    pub proxy: Option<SocketAddr>,
+    /// The counter of the rule, as in `redirector show`; `null` if no rule was asked.
+    pub rule: Option<&'static str>,
+    /// The rule in words.
+    pub words: String,
+    /// Table of the equivalent iptables rule.
+    pub table: Option<Table>,
+    /// Its chain.
+    pub chain: Option<&'static str>,
+    /// The rule as iptables-save prints it; of ip6tables if the destination is IPv6.
+    pub iptables: Option<String>,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// The destination after the kernel's own reading of 0.0.0.0 and `::`.
+    pub destination: SocketAddr,
+    /// The source address it has; `null` if routing chooses it and is not known.
+    pub source: Option<IpAddr>,
+    /// Whether it stays in the pod; always false inbound.
+    pub lo: bool,
+    /// What the answer rests on.
+    pub notes: Vec<String>,
+}
+
+impl Explanation {
+    /// Of a decision about a packet.
+    pub(super) fn new(policy: &Policy, decision: Decision, packet: &Packet<'_>) -> Self {
+        let family = if packet.destination.is_ipv4() { Family::V4 } else { Family::V6 };
+        let (verdict, port) = match decision.verdict {
+            Verdict::Pass => ("pass", None),
+            Verdict::Outbound => ("outbound", Some(policy.outbound_port)),
+            Verdict::Inbound => ("inbound", Some(policy.inbound_port)),
+            Verdict::Dns => ("dns", Some(policy.dns_port)),
+        };
+        let rules = Rules::of(policy);
+        let rule = rules.deciding(decision.rule, family, packet);
+        let end = rules::end(decision.rule);
+        Self {
+            verdict,
+            port,
+            rule: Some(decision.rule.name()),
+            words: rules::words(decision.rule).unwrap_or("not a rule").into(),
+            table: rule.map(|rule| rule.chain).or(end).map(|chain| chain.table),
+            chain: rule.map(|rule| rule.chain).or(end).map(|chain| chain.name),
+            iptables: rule
+                .and_then(|rule| rule.line(family))
+                .or_else(|| end.map(|chain| format!("-P {} ACCEPT", chain.name))),
+            lo: packet.output == Some("lo"),
+            ..Self::unruled(packet.protocol, SocketAddr::new(packet.destination, packet.port), "")
+        }
+    }
+
+    /// It passes, and no rule was asked.
+    pub(super) fn unruled(protocol: Protocol, destination: SocketAddr, words: &str) -> Self {
+        Self {
+            verdict: "pass",
+            port: None,
+            proxy: None,
+            rule: None,
+            words: words.into(),
+            table: None,
+            chain: None,
+            iptables: None,
+            protocol: protocol.name(),
+            destination,
+            source: None,
+            lo: false,
+            notes: Vec::new(),
+        }
+    }
+
+    /// It passes because it is IPv6.
+    pub(super) fn without_ipv6(protocol: Protocol, destination: SocketAddr) -> Self {
+        Self::unruled(protocol, destination, "IPv6 is not captured (--ipv6 off)")
+    }
+
+    /// Lines of `name  value`.
+    pub fn lines(&self) -> Vec<(&'static str, String)> {
+        let verdict = match (self.proxy, self.port) {
+            (Some(proxy), _) => format!("{}: to the proxy at {proxy}", self.verdict),
+            (None, Some(port)) => format!("{}: to the proxy's listener on port {port}", self.verdict),
+            (None, None) => "pass: on its own way".into(),
+        };
+        let from = self.source.map(|source| format!(" from {source}")).unwrap_or_default();
+        let lo = if self.lo { ", stays in the pod (lo)" } else { "" };
+        let mut lines = vec![
+            ("connection", format!("{}{from} to {}{lo}", self.protocol, self.destination)),
+            ("verdict", verdict),
+        ];
+        lines.push(match self.rule {
+            Some(rule) => ("rule", format!("{rule}: {}", self.words)),
+            None => ("rule", self.words.clone()),
+        });
+        if let (Some(table), Some(chain), Some(text)) = (self.table, self.chain, &self.iptables) {
+            lines.push(("chain", format!("{} {chain}", table.name())));
+            lines.push((if self.destination.is_ipv4() { "iptables" } else { "ip6tables" }, text.clone()));
+        }
+        lines
+    }
+}

@@ -1,0 +1,165 @@
+//! The rules of a whole policy, in order.
+
+use redirector_common::counter::Counter;
+
+use super::packet::Packet;
+use super::spec::{Spec, Target};
+use super::{inbound, outbound, tproxy};
+use crate::config::{Mode, Policy};
+
+/// An address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// What `iptables` shows.
+    V4,
+    /// What `ip6tables` shows.
+    V6,
+}
+
+/// A table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Table {
+    /// Connection tracking zones.
+    Raw,
+    /// Marks and TPROXY.
+    Mangle,
+    /// REDIRECT.
+    Nat,
+    /// Where nothing of istio's is.
+    Filter,
+}
+
+impl Table {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Mangle => "mangle",
+            Self::Nat => "nat",
+            Self::Filter => "filter",
+        }
+    }
+}
+
+/// A chain of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Chain {
+    /// The table.
+    pub table: Table,
+    /// The chain's name.
+    pub name: &'static str,
+}
+
+/// A chain of nat.
+pub(super) const fn nat(name: &'static str) -> Chain {
+    Chain { table: Table::Nat, name }
+}
+
+/// A chain of mangle.
+pub(super) const fn mangle(name: &'static str) -> Chain {
+    Chain { table: Table::Mangle, name }
+}
+
+/// A rule in its place, in the families that have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Where it is.
+    pub chain: Chain,
+    /// The counter of the connections that it decides, shared with the other rules of its kind.
+    pub counter: Option<Counter>,
+    /// What it says for IPv4.
+    pub v4: Option<Spec>,
+    /// What it says for IPv6.
+    pub v6: Option<Spec>,
+}
+
+impl Rule {
+    /// What it says in a family.
+    pub fn of(&self, family: Family) -> Option<&Spec> {
+        match family {
+            Family::V4 => self.v4.as_ref(),
+            Family::V6 => self.v6.as_ref(),
+        }
+    }
+
+    /// What it says in either family: they differ only in addresses.
+    pub fn any(&self) -> &Spec {
+        static NOTHING: std::sync::LazyLock<Spec> = std::sync::LazyLock::new(Spec::default);
+        self.v4.as_ref().or(self.v6.as_ref()).unwrap_or(&NOTHING)
+    }
+
+    /// Whether it sends packets to another chain.
+    pub fn jumps_to(&self, chain: &str) -> bool {
+        matches!(&self.any().target, Target::Jump(to) if to == chain)
+    }
+}
+
+/// All rules of a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// In the order in which they are asked, chain by chain.
+    pub list: Vec<Rule>,
+}
+
+impl Rules {
+    /// Those of a policy in normal form.
+    pub fn of(policy: &Policy) -> Self {
+        let mut builder = Builder { ipv6: policy.ipv6, list: Vec::new() };
+        outbound::add(&mut builder, policy);
+        inbound::add(&mut builder, policy);
+        if policy.mode == Mode::Tproxy {
+            tproxy::add(&mut builder, policy);
+        }
+        Self { list: builder.list }
+    }
+
+    /// The chains that have rules, in the order of their first one.
+    pub fn chains(&self) -> Vec<Chain> {
+        let mut chains = Vec::new();
+        for rule in &self.list {
+            if !chains.contains(&rule.chain) {
+                chains.push(rule.chain);
+            }
+        }
+        chains
+    }
+
+    /// The first rule counted by `counter` that is about the packet.
+    pub fn deciding(&self, counter: Counter, family: Family, packet: &Packet<'_>) -> Option<&Rule> {
+        let counted = self.list.iter().filter(|rule| rule.counter == Some(counter));
+        counted.into_iter().find(|rule| rule.of(family).is_some_and(|spec| spec.matches(packet)))
+    }
+}
+
+/// Collects rules.
+pub(super) struct Builder {
+    ipv6: bool,
+    list: Vec<Rule>,
+}
+
+impl Builder {
+    /// A rule that says the same in both families.
+    pub fn both(&mut self, chain: Chain, counter: impl Into<Option<Counter>>, spec: Spec) {
+        self.each(chain, counter, spec.clone(), spec);
+    }
+
+    /// A rule that has other addresses in the other family.
+    pub fn each(&mut self, chain: Chain, counter: impl Into<Option<Counter>>, v4: Spec, v6: Spec) {
+        self.push(chain, counter.into(), Some(v4), Some(v6));
+    }
+
+    /// A rule of one family only.
+    pub fn one(&mut self, chain: Chain, counter: impl Into<Option<Counter>>, is_v4: bool, spec: Spec) {
+        let (v4, v6) = if is_v4 { (Some(spec), None) } else { (None, Some(spec)) };
+        self.push(chain, counter.into(), v4, v6);
+    }
+
+    fn push(&mut self, chain: Chain, counter: Option<Counter>, v4: Option<Spec>, v6: Option<Spec>) {
+        let v6 = v6.filter(|_| self.ipv6);
+        if v4.is_some() || v6.is_some() {
+            self.list.push(Rule { chain, counter, v4, v6 });
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The rules of a policy as iptables would have them: what `explain` and `show -v` print and `import` compares with.
+//!
+//! They are made in the order of istio-iptables (`tools/istio-iptables/pkg/capture/run.go`, `Run`), every user, port
+//! and network a rule of its own. A rule that decides about connections names the [`Counter`] that counts it here;
+//! several rules may share one. The other rules (jumps, and what the chains they lead to do) have none.
+//!
+//! [`Counter`]: redirector_common::counter::Counter
+
+mod chains;
+mod inbound;
+mod outbound;
+mod packet;
+mod spec;
+#[cfg(test)]
+mod tests;
+mod text;
+mod tproxy;
+mod words;
+
+pub use chains::{Chain, Family, Rule, Rules, Table};
+pub use packet::Packet;
+pub use spec::{Is, Protocol, Spec, Target};
+pub use words::{end, words};

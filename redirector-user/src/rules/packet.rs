@@ -1,0 +1,56 @@
+//! The first packet of a connection, as rules see it.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::spec::{Is, Protocol, Spec};
+
+/// What rules may ask about the first packet of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet<'a> {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Destination port.
+    pub port: u16,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The interface it arrived on; `None` if it did not, or if that is not known.
+    pub input: Option<&'a str>,
+    /// The interface it leaves on.
+    pub output: Option<&'a str>,
+    /// The user of its socket; `None`: one that no rule names.
+    pub uid: Option<u32>,
+    /// The group of its socket.
+    pub gid: Option<u32>,
+    /// Its mark.
+    pub mark: u32,
+}
+
+fn holds<T>(is: &Option<Is<T>>, test: impl Fn(&T) -> bool) -> bool {
+    is.as_ref().is_none_or(|is| test(&is.value) != is.not)
+}
+
+fn covers(net: &IpNet, addr: IpAddr) -> bool {
+    net.contains(&addr)
+}
+
+impl Spec {
+    /// Whether the rule is about the packet. It belongs to a new connection, whose own mark is 0.
+    pub fn matches(&self, p: &Packet<'_>) -> bool {
+        holds(&self.source, |net| covers(net, p.source))
+            && holds(&self.destination, |net| covers(net, p.destination))
+            && holds(&self.input, |name| p.input == Some(name))
+            && holds(&self.output, |name| p.output == Some(name))
+            && self.protocol.is_none_or(|protocol| protocol == p.protocol)
+            && self.source_port.is_none()
+            && holds(&self.ports, |ports| ports.contains(&p.port))
+            && holds(&self.uid, |uid| p.uid == Some(*uid))
+            && self.gids.iter().all(|is| (p.gid == Some(is.value)) != is.not)
+            && holds(&self.mark, |mark| p.mark == *mark)
+            && holds(&self.connection_mark, |mark| *mark == 0)
+            && (self.states.is_empty() || self.states.iter().any(|state| state == "NEW"))
+    }
+}

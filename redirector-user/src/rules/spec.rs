@@ -1,0 +1,171 @@
+//! One rule: what it asks of a packet, and what becomes of the packet.
+
+use ipnet::IpNet;
+
+/// A value, or anything but the value (`!`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Is<T> {
+    /// Whether it is "not".
+    pub not: bool,
+    /// The value.
+    pub value: T,
+}
+
+impl<T> Is<T> {
+    /// Exactly this.
+    pub fn is(value: T) -> Self {
+        Self { not: false, value }
+    }
+
+    /// Anything else.
+    pub fn not(value: T) -> Self {
+        Self { not: true, value }
+    }
+}
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// Its name in rules.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Target {
+    /// Back to the chain it came from.
+    #[default]
+    Return,
+    /// Through, in this table.
+    Accept,
+    /// Dropped.
+    Drop,
+    /// To another chain.
+    Jump(String),
+    /// To this port of the namespace.
+    Redirect(u16),
+    /// To the listener on this port, with this mark.
+    Tproxy {
+        /// `--on-port`.
+        port: u16,
+        /// `--tproxy-mark`.
+        mark: u32,
+    },
+    /// Gets this mark.
+    Mark(u32),
+    /// Its mark becomes that of the connection.
+    SaveMark,
+    /// The connection's mark becomes its own.
+    RestoreMark,
+    /// Tracked in this zone.
+    Zone(u16),
+}
+
+/// A rule without its place. The default asks nothing, and returns.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Spec {
+    /// `-s`.
+    pub source: Option<Is<IpNet>>,
+    /// `-d`.
+    pub destination: Option<Is<IpNet>>,
+    /// `-i`.
+    pub input: Option<Is<String>>,
+    /// `-o`.
+    pub output: Option<Is<String>>,
+    /// `-p`.
+    pub protocol: Option<Protocol>,
+    /// `--sport`.
+    pub source_port: Option<u16>,
+    /// `--dport`, or `--dports` if there are several.
+    pub ports: Option<Is<Vec<u16>>>,
+    /// `--uid-owner`.
+    pub uid: Option<Is<u32>>,
+    /// `--gid-owner`, all of which must hold.
+    pub gids: Vec<Is<u32>>,
+    /// `-m mark --mark`.
+    pub mark: Option<Is<u32>>,
+    /// `-m connmark --mark`.
+    pub connection_mark: Option<Is<u32>>,
+    /// `--ctstate`, sorted.
+    pub states: Vec<String>,
+    /// `-j`.
+    pub target: Target,
+}
+
+impl Spec {
+    /// A rule that asks nothing.
+    pub fn to(target: Target) -> Self {
+        Self { target, ..Self::default() }
+    }
+
+    /// A rule that asks nothing and jumps to a chain.
+    pub fn jump(chain: &str) -> Self {
+        Self::to(Target::Jump(chain.into()))
+    }
+
+    /// With `-p tcp`.
+    pub fn tcp(self) -> Self {
+        Self { protocol: Some(Protocol::Tcp), ..self }
+    }
+
+    /// With `-p tcp --dport PORT`.
+    pub fn port(self, port: u16) -> Self {
+        Self { ports: Some(Is::is(vec![port])), ..self.tcp() }
+    }
+
+    /// With `-p tcp` and none of these ports.
+    pub fn no_port(self, ports: &[u16]) -> Self {
+        Self { ports: Some(Is::not(ports.to_vec())), ..self.tcp() }
+    }
+
+    /// With `-d NET`; all there are is as good as none.
+    pub fn destined(self, net: IpNet) -> Self {
+        Self { destination: Some(Is::is(net)), ..self }.tidied()
+    }
+
+    /// With `! -d NET`.
+    pub fn not_destined(self, net: IpNet) -> Self {
+        Self { destination: Some(Is::not(net)), ..self }
+    }
+
+    /// With `-o lo`.
+    pub fn on_lo(self) -> Self {
+        Self { output: Some(Is::is("lo".into())), ..self }
+    }
+
+    /// With an owner that is (or is not) this user.
+    pub fn uid(self, uid: Is<u32>) -> Self {
+        Self { uid: Some(uid), ..self }
+    }
+
+    /// With an owner that is (or is not) of this group.
+    pub fn gid(mut self, gid: Is<u32>) -> Self {
+        self.gids.push(gid);
+        self
+    }
+
+    /// As iptables shows it: networks masked, and no mention of one that holds every address.
+    pub fn tidied(mut self) -> Self {
+        for net in [&mut self.source, &mut self.destination] {
+            if let Some(is) = net {
+                is.value = is.value.trunc();
+            }
+            if net.as_ref().is_some_and(|is| !is.not && is.value.prefix_len() == 0) {
+                *net = None;
+            }
+        }
+        self
+    }
+}

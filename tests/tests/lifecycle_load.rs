@@ -1,0 +1,101 @@
+//! A policy is changed while connections are made: each is decided under the old one or under the new one.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::Command;
+
+use anyhow::{Context, anyhow};
+
+use redirector_tests::command::run;
+use redirector_tests::node::Node;
+use redirector_tests::pod::{APP, PROXY, Pod, World, at};
+use redirector_tests::privileged::require_root;
+use redirector_tests::probe::many::{Load, Report};
+use redirector_tests::proxy::everywhere;
+use redirector_tests::redirector::exit;
+
+const NAME: &str = "pod";
+const THREADS: usize = 4;
+/// So many connections in each direction, and so many changes at least while they are made.
+const CONNECTIONS: u16 = 6000;
+const CHANGES: usize = 12;
+
+/// The policies send to different ports of the proxy, and need different programs.
+const POLICIES: [&[&str]; 2] =
+    [&["-p", "15001", "-z", "15006"], &["-p", "16001", "-z", "16006", "-o", "9", "-x", "192.0.2.0/24"]];
+
+/// Runs a load in a place.
+fn load(mut probe: Command, destinations: Vec<SocketAddr>) -> anyhow::Result<Report> {
+    let load = Load { destinations, threads: THREADS, hold: false, same_port: true };
+    serde_json::from_str(&run(&mut probe, &serde_json::to_string(&load)?)?).context("a report")
+}
+
+/// Services outside, all different, of both families.
+fn outbound() -> Vec<SocketAddr> {
+    let one = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        match number % 2 {
+            0 => at(Ipv4Addr::new(10, 96, high, low), 1000 + number),
+            _ => at(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 1, number), 1000 + number),
+        }
+    };
+    (0..CONNECTIONS).map(one).collect()
+}
+
+/// Ports of the pod, on which nobody listens.
+fn inbound(pod: &Pod) -> Vec<SocketAddr> {
+    let one = |number: u16| at(if number % 2 == 0 { pod.v4().into() } else { std::net::IpAddr::from(pod.v6()) }, 1000 + number);
+    (0..CONNECTIONS).map(one).collect()
+}
+
+fn assert_no_connection_lost(report: &Report, ports: [u16; 2]) {
+    assert!(report.wrong == 0 && report.failed.is_empty(), "{report:#?}");
+    assert_eq!(report.right, usize::from(CONNECTIONS));
+    let at = |port| report.reached.get(&format!("proxy:{port}")).copied().unwrap_or_default();
+    let [first, second] = ports.map(at);
+    assert_eq!(first + second, usize::from(CONNECTIONS), "{report:#?}");
+    assert!(first > 0 && second > 0, "only one policy was seen: {report:#?}");
+}
+
+#[test]
+fn no_connection_is_lost_while_policies_alternate() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, world) = (Node::new()?, World::new()?);
+    let pod = world.pod();
+    let _proxy = pod.serve(PROXY, "proxy", everywhere(&[15001, 15006, 16001, 16006]))?;
+    node.attach(pod, NAME, POLICIES[0])?.expect(exit::OK)?;
+    let change = |number: usize| -> anyhow::Result<()> {
+        let run = node.attach(pod, NAME, POLICIES[number % 2])?.expect(exit::OK)?.json()?;
+        assert_eq!(run["outcome"], "changed", "{run:#}");
+        Ok(())
+    };
+
+    let app = pod.place(APP)?;
+    let (changes, out, into) = std::thread::scope(|scope| {
+        let out = scope.spawn(|| load(app.probe(&["many"]), outbound()));
+        let into = scope.spawn(|| load(world.outside().probe(&["many"]), inbound(pod)));
+        let mut changes = 0;
+        while !(out.is_finished() && into.is_finished()) {
+            changes += 1;
+            change(changes)?;
+        }
+        let join = |report: std::thread::ScopedJoinHandle<'_, _>| report.join().map_err(|_| anyhow!("a thread panicked"));
+        anyhow::Ok((changes, join(out)??, join(into)??))
+    })?;
+    println!("{changes} changes while {} connections were made", 2 * CONNECTIONS);
+    assert!(changes >= CHANGES, "only {changes} changes: nothing is proven");
+    assert_no_connection_lost(&out, [15001, 16001]);
+    assert_no_connection_lost(&into, [15006, 16006]);
+
+    // The registry of listeners and the exposed map have not kept anything of it.
+    change(changes + 1)?;
+    change(changes + 2)?;
+    let show = node.show(NAME)?;
+    for listener in show["listeners"].as_array().context("listeners")? {
+        assert_eq!((&listener["ipv4"], &listener["ipv6"]), (&1.into(), &1.into()), "{show:#}");
+    }
+    assert_eq!(show["connections"], 0, "{show:#}");
+    assert_eq!(node.run(&["original-dst", NAME])?.expect(exit::OK)?.json()?, serde_json::json!([]));
+    Ok(())
+}
