@@ -6,9 +6,11 @@
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod explain;
 pub mod instance;
 pub mod kernel;
 pub mod mirror;
+pub mod rules;
 pub mod sys;
 pub mod target;
 pub mod tproxy;

@@ -23,24 +23,25 @@ pub struct At {
 }
 
 /// `strace` with its arguments, to run a program in which this happens.
-#[must_use]
-pub fn injecting(fault: Fault, at: At) -> [String; 9] {
-    let fault = match fault {
-        Fault::Fail => "error=EPERM",
-        Fault::Kill => "signal=KILL",
+fn injecting(fault: Fault, at: At) -> Vec<String> {
+    let (fault, fast) = match fault {
+        Fault::Fail => ("error=EPERM", Some("--seccomp-bpf")),
+        // A signal cannot be injected where seccomp stops the process.
+        Fault::Kill => ("signal=KILL", None),
     };
     let At { call, number } = at;
-    [
-        "strace".to_owned(),
-        "-f".to_owned(),
-        "--seccomp-bpf".to_owned(),
-        "-o".to_owned(),
-        "/dev/null".to_owned(),
-        "-e".to_owned(),
-        format!("trace={call}"),
-        "-e".to_owned(),
-        format!("inject={call}:{fault}:when={number}"),
-    ]
+    let (trace, inject) = (format!("trace={call}"), format!("inject={call}:{fault}:when={number}"));
+    let words = ["strace", "-f", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+    words.into_iter().chain(fast).map(str::to_owned).collect()
+}
+
+/// Runs something by `strace`, in which this happens.
+///
+/// # Errors
+/// What `run` gives.
+pub fn with(fault: Fault, at: At, run: impl FnOnce(&[&str]) -> anyhow::Result<Run>) -> anyhow::Result<Run> {
+    let words = injecting(fault, at);
+    run(&words.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// The numbers of a system call that the first thread of a command makes: of many with the same first argument one after

@@ -12,11 +12,11 @@ use redirector_tests::redirector::{Run, exit};
 use redirector_tests::retry;
 use redirector_tests::scenario::Scenario;
 use redirector_tests::side::{By, Side};
-use redirector_tests::strace::{At, Fault, chosen, injecting, steps};
+use redirector_tests::strace::{At, Fault, chosen, steps, with};
 
 const NAME: &str = "pod";
 /// Steps of each test at most, beside the last ten.
-const FEW: usize = 50;
+const FEW: usize = 30;
 
 struct Bench {
     node: Node,
@@ -36,8 +36,7 @@ impl Bench {
     }
 
     fn attach_failing(&self, at: At, flags: &[&str]) -> anyhow::Result<Run> {
-        let strace = injecting(Fault::Fail, at);
-        self.node.attach_by(&strace.each_ref().map(String::as_str), self.side.pod(), NAME, flags)
+        with(Fault::Fail, at, |by| self.node.attach_by(by, self.side.pod(), NAME, flags))
     }
 
     /// The steps of an attach that succeeds.
@@ -72,7 +71,7 @@ impl Bench {
         let error = run.error()?;
         let text = error["error"].as_str().with_context(|| format!("no message: {run:?}"))?;
         // An object: a path, a program, a map, a helper; and the reason.
-        let objects = ["/", "rd_", "map", "bpf_", "META", "POLICIES", "LISTENERS", "interfaces"];
+        let objects = ["/", "rd_", "map", "bpf_", "META", "POLICIES", "LISTENERS", "interfaces", "addresses"];
         ensure!(objects.iter().any(|object| text.contains(object)), "names no object: {text}");
         // Not always EPERM: the loader takes a failure for an answer and then does something else that fails.
         ensure!(text.contains("os error"), "gives no reason: {text}");

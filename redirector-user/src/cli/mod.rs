@@ -3,6 +3,7 @@
 mod attach;
 mod check;
 mod detach;
+mod explain;
 mod list;
 mod original_dst;
 mod output;
@@ -55,6 +56,8 @@ enum Verb {
     Show(show::Args),
     OriginalDst(original_dst::Args),
     Check(check::Args),
+    #[command(after_long_help = explain::long_help())]
+    Explain(Box<explain::Args>),
 }
 
 /// What every verb gets.
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
         Verb::Show(args) => show::run(&env, &args),
         Verb::OriginalDst(args) => original_dst::run(&env, &args),
         Verb::Check(args) => check::run(&env, &args),
+        Verb::Explain(args) => explain::run(&env, &args),
     };
     match result {
         Ok(code) => code,

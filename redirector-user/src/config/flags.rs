@@ -30,7 +30,7 @@ pub enum Ipv6 {
 }
 
 /// What to capture, as given: absent, given empty and given differ.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(after_long_help = VARIABLES_HELP)]
 pub struct CaptureFlags {
     /// Port the proxy accepts outbound connections on (15001)

@@ -96,15 +96,19 @@ pub fn outgoing(policy: &Policy, offline: &Offline, query: &Outgoing) -> Explana
     let mut explanation = Explanation::new(policy, decision, &packet);
     explanation.source = source;
     if explanation.verdict != "pass" {
-        let loopback = if destination.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        let loopback =
+            if destination.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
         explanation.proxy = explanation.port.map(|port| SocketAddr::new(loopback, port));
     }
     if route.errno != 0 {
         let error = std::io::Error::from_raw_os_error(route.errno.into());
-        explanation.notes.push(format!("the namespace does not route {destination}: connect() fails with {error}"));
+        explanation
+            .notes
+            .push(format!("the namespace does not route {destination}: connect() fails with {error}"));
     }
     if !policy.exclude_interfaces.is_empty() && packet.output.is_none() {
-        let text = "the interface it leaves on is not known (--oif), and -c excludes some: taken as none of them";
+        let text =
+            "the interface it leaves on is not known (--oif), and -c excludes some: taken as none of them";
         explanation.notes.push(text.into());
     }
     explanation
@@ -141,7 +145,8 @@ pub fn incoming(policy: &Policy, offline: &Offline, query: &Arriving) -> Explana
     let mut explanation = Explanation::new(policy, decision, &packet);
     let named = !(policy.exclude_interfaces.is_empty() && policy.virtual_interfaces.is_empty());
     if named && query.interface.is_none() {
-        let text = "the interface it arrives on is not given (--iif), and -c or -k name some: taken as none of them";
+        let text =
+            "the interface it arrives on is not given (--iif), and -c or -k name some: taken as none of them";
         explanation.notes.push(text.into());
     }
     explanation

@@ -77,7 +77,12 @@ fn imagine(policy: &Policy, local: &[IpAddr], interfaces: &[&str], output: Optio
     }
     let interfaces: Vec<Interface> = (LO..)
         .zip(names)
-        .map(|(index, name)| Interface { index, name: name.into(), addresses: Vec::new(), loopback: index == LO })
+        .map(|(index, name)| Interface {
+            index,
+            name: name.into(),
+            addresses: Vec::new(),
+            loopback: index == LO,
+        })
         .collect();
 
     let host = |addr: IpAddr| (IpNet::from(addr), Outcome::Local { source: None });

@@ -33,6 +33,10 @@ pub struct Explanation {
     pub destination: SocketAddr,
     /// The source address it has; `null` if routing chooses it and is not known.
     pub source: Option<IpAddr>,
+    /// User of the socket; `null`: one that no rule names.
+    pub uid: Option<u32>,
+    /// Group of the socket.
+    pub gid: Option<u32>,
     /// Whether it stays in the pod; always false inbound.
     pub lo: bool,
     /// What the answer rests on.
@@ -62,6 +66,8 @@ impl Explanation {
             iptables: rule
                 .and_then(|rule| rule.line(family))
                 .or_else(|| end.map(|chain| format!("-P {} ACCEPT", chain.name))),
+            uid: packet.uid,
+            gid: packet.gid,
             lo: packet.output == Some("lo"),
             ..Self::unruled(packet.protocol, SocketAddr::new(packet.destination, packet.port), "")
         }
@@ -81,6 +87,8 @@ impl Explanation {
             protocol: protocol.name(),
             destination,
             source: None,
+            uid: None,
+            gid: None,
             lo: false,
             notes: Vec::new(),
         }
@@ -99,9 +107,11 @@ impl Explanation {
             (None, None) => "pass: on its own way".into(),
         };
         let from = self.source.map(|source| format!(" from {source}")).unwrap_or_default();
+        let owner = |kind, id: Option<u32>| id.map(|id| format!(", {kind} {id}")).unwrap_or_default();
+        let owner = owner("uid", self.uid) + &owner("gid", self.gid);
         let lo = if self.lo { ", stays in the pod (lo)" } else { "" };
         let mut lines = vec![
-            ("connection", format!("{}{from} to {}{lo}", self.protocol, self.destination)),
+            ("connection", format!("{}{from} to {}{owner}{lo}", self.protocol, self.destination)),
             ("verdict", verdict),
         ];
         lines.push(match self.rule {

@@ -10,20 +10,16 @@ use super::record::Record;
 use super::root::{Root, check_name};
 use super::state::{Instance, Phase};
 use super::tables::Compiled;
-use super::{change, detach, find, hooks, listeners, record};
+use super::{change, detach, find, hooks, listeners, record, surroundings};
 use crate::config::Policy;
 use crate::error::{Context, Error, Result};
 use crate::kernel::Kernel;
 use crate::mirror::{self, Mirror};
 use crate::sys::bpf::{self, Link};
 use crate::target::Target;
-use redirector_common::abi::{ABI_VERSION, INERT, Meta, meta_flag, name};
-use std::net::{IpAddr, Ipv6Addr};
-use std::os::fd::{AsFd, BorrowedFd};
+use redirector_common::abi::{ABI_VERSION, INERT, Meta, name};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-
-/// `::6`, which Envoy binds for what it hands to the app over IPv6.
-pub(super) const PASSTHROUGH_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 
 /// What attach did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,20 +136,18 @@ fn existing(root: &Root, name: &str, target: &Target, notes: &mut Vec<String>) -
 }
 
 /// Takes a half-made instance away again, unless it was finished.
-struct Staging<'a> {
+struct Staging {
     dir: PathBuf,
-    /// Set once `::6` may be on lo because of us.
-    lo6: Option<BorrowedFd<'a>>,
     done: bool,
 }
 
-impl Drop for Staging<'_> {
+impl Drop for Staging {
     fn drop(&mut self) {
         if self.done {
             return;
         }
-        if let Some(netns) = self.lo6 {
-            let _ = mirror::remove_loopback_address(netns, PASSTHROUGH_V6);
+        if let Ok(meta) = Instance::open_unchecked(&self.dir, "").and_then(|i| i.meta()) {
+            surroundings::restore(&self.dir, &meta);
         }
         let _ = detach::remove_dir(&self.dir);
     }
@@ -162,17 +156,13 @@ impl Drop for Staging<'_> {
 fn create(root: &Root, name: &str, target: &Target, policy: &Policy, _lock: &WriteLock) -> Result<Vec<String>> {
     let kernel = Kernel::probe()?;
     let mut facts = read_mirror(target)?;
-    let add_lo6 = policy.ipv6 && needs_lo6(&facts);
-    if add_lo6 {
-        let itself = mirror::Outcome::Local { source: None };
-        facts.routes.push(mirror::Route { prefix: IpAddr::from(PASSTHROUGH_V6).into(), outcome: itself });
-    }
+    let add_lo6 = surroundings::foresee_lo6(policy, &mut facts);
     let compiled = Compiled::new(policy, &facts);
     let flags = compiled.policy.flags;
     let maps = Maps::New { capacity: policy.max_connections };
     let loaded = Loaded::new(&kernel.target(target.netns.cookie, flags), maps, hooks::wanted(policy))?;
 
-    let mut staging = Staging { dir: root.staging(name), lo6: None, done: false };
+    let mut staging = Staging { dir: root.staging(name), done: false };
     let dir = staging.dir.clone();
     std::fs::create_dir(&dir).context(|| format!("create {}", dir.display()))?;
     pin_maps(&loaded, &dir)?;
@@ -184,13 +174,7 @@ fn create(root: &Root, name: &str, target: &Target, policy: &Policy, _lock: &Wri
     link_hooks(&dir, target, policy)?;
 
     let mut meta = instance.meta()?;
-    if add_lo6 {
-        // Noted before it is done, so that whoever cleans up after us knows.
-        meta.flags |= meta_flag::ADDED_LO6;
-        instance.set_meta(&meta)?;
-        staging.lo6 = Some(target.netns.as_fd());
-        mirror::add_loopback_address(target.netns.as_fd(), PASSTHROUGH_V6).map_err(mirror_failed)?;
-    }
+    surroundings::apply(&mut instance, &mut meta, target, policy, add_lo6)?;
     // After the links: from then on sockops registers what listens anew.
     let notes = listeners::register(&instance, target, policy, 0)?;
 
@@ -276,12 +260,5 @@ pub(super) fn read_mirror(target: &Target) -> Result<Mirror> {
 
 pub(super) fn mirror_failed(e: mirror::MirrorError) -> Error {
     Error::Failed(crate::error::chain(&e))
-}
-
-/// Whether `::6` has to be put on lo: not if it is there, nor if IPv6 is off on lo.
-pub(super) fn needs_lo6(facts: &Mirror) -> bool {
-    let lo = facts.interfaces.iter().find(|i| i.loopback);
-    let has = |ip: IpAddr| lo.is_some_and(|lo| lo.addresses.iter().any(|net| net.addr() == ip));
-    has(Ipv6Addr::LOCALHOST.into()) && !has(PASSTHROUGH_V6.into())
 }
 

@@ -3,24 +3,22 @@
 //! Both are written into the policy slot that is not in force. One write to META then swaps,
 //! so each connection is decided under the old state or under the new one.
 
-use super::attach::{Outcome, PASSTHROUGH_V6, mirror_failed, link_hooks, needs_lo6, read_mirror, record_of};
+use super::attach::{Outcome, link_hooks, read_mirror, record_of};
 use super::find::netns_of;
 use super::lock::WriteLock;
 use super::object::{Loaded, Maps};
 use super::root::Root;
 use super::state::{Instance, Phase, no_instance};
 use super::tables::{self, Compiled};
-use super::{hooks, listeners, record};
+use super::{hooks, listeners, record, surroundings};
 use crate::config::Policy;
 use crate::error::{Context, Error, Result};
 use crate::kernel::Kernel;
-use crate::mirror;
 use crate::sys::bpf::{self, Link};
 use crate::target::Target;
 use crate::target::cgroup::Cgroup;
 use aya::maps::MapInfo;
-use redirector_common::abi::{meta_flag, name};
-use std::os::fd::AsFd;
+use redirector_common::abi::name;
 use std::path::Path;
 
 /// Gives an instance a policy; nothing happens if it has an equal one.
@@ -31,6 +29,9 @@ pub(super) fn change(
     lock: &WriteLock,
 ) -> Result<(Outcome, Vec<String>)> {
     let slot = active_slot(&instance)?;
+    if let Ok(record) = record::read(&instance.dir, slot) {
+        surroundings::check_change(&record.policy, policy)?;
+    }
     let repairs = repair(&instance, slot, target, policy)?;
     // Without its record nobody knows the policy in force: it is written anew.
     if record::read(&instance.dir, slot).is_ok_and(|record| record.policy == *policy) {
@@ -100,13 +101,8 @@ fn swap(
     let new = 1 - old;
     let mut meta = instance.meta()?;
     let mut facts = read_mirror(target)?;
-    if policy.ipv6 && needs_lo6(&facts) {
-        // Noted before it is done, so that whoever cleans up after us knows.
-        meta.flags |= meta_flag::ADDED_LO6;
-        instance.set_meta(&meta)?;
-        mirror::add_loopback_address(target.netns.as_fd(), PASSTHROUGH_V6).map_err(mirror_failed)?;
-        facts = read_mirror(target)?;
-    }
+    let add_lo6 = surroundings::foresee_lo6(policy, &mut facts);
+    surroundings::apply(&mut instance, &mut meta, target, policy, add_lo6)?;
     let compiled = Compiled::new(policy, &facts);
     let mut tables = instance.tables()?;
     // A command that was killed half-way may have left something in the slot.
@@ -125,6 +121,7 @@ fn swap(
     }
     // A hook that only the new policy needs does nothing under the old one.
     link_hooks(&instance.dir, target, policy)?;
+    let before = record::read(&instance.dir, old).map(|record| record.policy);
     meta.active = new + 1;
     instance.set_meta(&meta)?;
 
@@ -136,6 +133,11 @@ fn swap(
         Err(e) => notes.push(format!("the proxy's newest listeners may not be registered: {e}; run `refresh`")),
     }
     bpf::wait_for_programs();
+    if let Ok(before) = &before
+        && let Err(e) = surroundings::leave(&mut instance, &mut meta, target, before, policy)
+    {
+        notes.push(e.to_string());
+    }
     let cleared = listeners::clear(&instance, old)
         .and_then(|()| tables::clear(&mut tables, old))
         .and_then(|()| record::remove(&instance.dir, old))

@@ -1,16 +1,13 @@
 //! detach: stop capturing at once, then take everything away. It works on whatever is left of
 //! an instance, also when its cgroup, its namespace or half of its pins are gone.
 
-use super::attach::PASSTHROUGH_V6;
 use super::lock::WriteLock;
 use super::root::Root;
 use super::state::{Instance, Phase, no_instance};
-use super::{find, hooks};
+use super::{hooks, surroundings};
 use crate::error::{Context, Error, Result};
-use crate::mirror;
 use crate::sys::bpf::Link;
-use redirector_common::abi::{self, DRAINING, INERT, Meta, meta_flag};
-use std::os::fd::AsFd;
+use redirector_common::abi::{self, DRAINING, INERT, Meta};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -61,12 +58,12 @@ fn remove(root: &Root, name: &str) -> Result<Report> {
             let meta = instance.meta()?;
             instance.set_meta(&Meta { active: INERT, ..meta })?;
             report.alive = instance.live().ok();
-            report.notes.extend(remove_lo6(&dir, &meta));
+            report.notes.extend(surroundings::restore(&dir, &meta));
         }
         Err(e @ Error::NothingMatched(_)) => return Err(e),
         Err(e) => {
             report.notes.push(format!("the instance was damaged and has been removed as it was: {e}"));
-            report.notes.extend(lo6_left(&dir));
+            report.notes.extend(surroundings::unknown(&dir));
         }
     }
     remove_dir(&dir)?;
@@ -93,28 +90,6 @@ fn drained(root: &Root, name: &str, limit: Duration) -> Result<Option<u64>> {
 /// Seconds since boot, suspended time included.
 fn boot_seconds() -> u64 {
     rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec.unsigned_abs()
-}
-
-/// Takes `::6` from lo if attach has put it there. No error: the namespace may be gone.
-fn remove_lo6(dir: &Path, meta: &Meta) -> Option<String> {
-    if meta.flags & meta_flag::ADDED_LO6 == 0 {
-        return None;
-    }
-    let record = find::any_record(dir)?;
-    let netns = find::netns_of(&record, meta)?;
-    let e = mirror::remove_loopback_address(netns.as_fd(), PASSTHROUGH_V6).err()?;
-    Some(format!("::6 could not be removed from lo: {}", crate::error::chain(&e)))
-}
-
-/// Without META nobody knows whether attach has put `::6` on lo.
-fn lo6_left(dir: &Path) -> Option<String> {
-    let record = find::any_record(dir)?;
-    record.policy.ipv6.then(|| {
-        format!(
-            "whether attach has put ::6 on lo is not known; look with `ip -6 address show dev lo` in {}",
-            record.netns.display()
-        )
-    })
 }
 
 /// Removes an instance's directory and with it the pins, which is what detaches.
@@ -151,7 +126,7 @@ pub fn sweep(root: &Root, _lock: &WriteLock) -> Result<Vec<String>> {
     let mut remarks = Vec::new();
     for dir in dirs {
         if let Ok(meta) = Instance::open_unchecked(&dir, "").and_then(|i| i.meta()) {
-            remarks.extend(remove_lo6(&dir, &meta));
+            remarks.extend(surroundings::restore(&dir, &meta));
         }
         remarks.push(match remove_dir(&dir) {
             Ok(()) => format!("swept {}, left by a command that was killed", dir.display()),

@@ -13,4 +13,5 @@ pub mod observe;
 pub mod record;
 pub mod root;
 pub mod state;
+mod surroundings;
 pub mod tables;

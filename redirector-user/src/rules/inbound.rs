@@ -10,7 +10,7 @@ const PREROUTING: Chain = nat("PREROUTING");
 const ISTIO_INBOUND: Chain = nat("ISTIO_INBOUND");
 
 pub(super) fn from(interface: &str, spec: Spec) -> Spec {
-    Spec { input: Some(Is::is(interface.to_owned())), ..spec }
+    Spec { input: Some(Is::exactly(interface.to_owned())), ..spec }
 }
 
 pub(super) fn add(rules: &mut Builder, policy: &Policy) {
@@ -45,7 +45,7 @@ pub(super) fn add(rules: &mut Builder, policy: &Policy) {
 /// The rules for ports: what is captured goes through `captured`, the last of which decides.
 pub(super) fn ports(rules: &mut Builder, policy: &Policy, chain: Chain, captured: &[Spec]) {
     let last = captured.len().saturating_sub(1);
-    let mut capture = |rules: &mut Builder, counter: Counter, port: Option<u16>| {
+    let capture = |rules: &mut Builder, counter: Counter, port: Option<u16>| {
         for (n, spec) in captured.iter().enumerate() {
             let spec = port.map_or_else(|| spec.clone(), |port| spec.clone().port(port));
             rules.both(chain, (n == last).then_some(counter), spec);

@@ -12,7 +12,7 @@ mod outbound;
 mod packet;
 mod spec;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod text;
 mod tproxy;
 mod words;

@@ -15,7 +15,8 @@ const DNS: u16 = 53;
 
 /// 127.0.0.6 and ::6, from which the proxy connects to the application.
 pub(super) fn passthrough() -> [IpNet; 2] {
-    [IpAddr::from(Ipv4Addr::new(127, 0, 0, 6)), IpAddr::from(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6))].map(IpNet::from)
+    [IpAddr::from(Ipv4Addr::new(127, 0, 0, 6)), IpAddr::from(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6))]
+        .map(IpNet::from)
 }
 
 /// The application's own loopback addresses.
@@ -25,7 +26,7 @@ pub(super) fn loopback(policy: &Policy) -> [IpNet; 2] {
 
 pub(super) fn add(rules: &mut Builder, policy: &Policy) {
     for name in &policy.exclude_interfaces {
-        let spec = Spec { output: Some(Is::is(name.clone())), ..Spec::default() };
+        let spec = Spec { output: Some(Is::exactly(name.clone())), ..Spec::default() };
         rules.both(OUTPUT, Counter::OutExcludedInterface, spec);
     }
     rules.both(OUTPUT, None, Spec::jump("ISTIO_OUTPUT"));
@@ -35,7 +36,7 @@ pub(super) fn add(rules: &mut Builder, policy: &Policy) {
         rules.both(ISTIO_OUTPUT, Counter::OutExcludedPort, tcp);
         rules.both(ISTIO_OUTPUT, Counter::OutExcludedPort, udp);
     }
-    let [v4, v6] = passthrough().map(|net| Spec { source: Some(Is::is(net)), ..Spec::default().on_lo() });
+    let [v4, v6] = passthrough().map(|net| Spec { source: Some(Is::exactly(net)), ..Spec::default().on_lo() });
     rules.each(ISTIO_OUTPUT, Counter::OutPassthroughSource, v4, v6);
     for uid in &policy.proxy_uids {
         let counters = [Counter::OutProxyUidLoopback, Counter::OutNotProxyUidLoopback, Counter::OutProxyUid];
@@ -80,7 +81,7 @@ fn owner(
 fn owner_groups(rules: &mut Builder, policy: &Policy) {
     if policy.owner_groups == Selection::All {
         for gid in &policy.owner_groups_exclude {
-            rules.both(ISTIO_OUTPUT, Counter::OutOwnerGroupExcluded, Spec::default().gid(Is::is(*gid)));
+            rules.both(ISTIO_OUTPUT, Counter::OutOwnerGroupExcluded, Spec::default().gid(Is::exactly(*gid)));
         }
         return;
     }
@@ -91,8 +92,7 @@ fn owner_groups(rules: &mut Builder, policy: &Policy) {
 
 fn dns(rules: &mut Builder, policy: &Policy) {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
-        let spec =
-            Spec { protocol: Some(protocol), ..Spec::to(Target::Redirect(policy.dns_port)).port(DNS) };
+        let spec = Spec { protocol: Some(protocol), ..Spec::to(Target::Redirect(policy.dns_port)).port(DNS) };
         match &policy.dns {
             Dns::Off => {}
             Dns::All => rules.both(ISTIO_OUTPUT, Counter::OutDns, spec),

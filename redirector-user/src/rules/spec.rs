@@ -13,7 +13,7 @@ pub struct Is<T> {
 
 impl<T> Is<T> {
     /// Exactly this.
-    pub fn is(value: T) -> Self {
+    pub fn exactly(value: T) -> Self {
         Self { not: false, value }
     }
 
@@ -122,7 +122,7 @@ impl Spec {
 
     /// With `-p tcp --dport PORT`.
     pub fn port(self, port: u16) -> Self {
-        Self { ports: Some(Is::is(vec![port])), ..self.tcp() }
+        Self { ports: Some(Is::exactly(vec![port])), ..self.tcp() }
     }
 
     /// With `-p tcp` and none of these ports.
@@ -132,7 +132,7 @@ impl Spec {
 
     /// With `-d NET`; all there are is as good as none.
     pub fn destined(self, net: IpNet) -> Self {
-        Self { destination: Some(Is::is(net)), ..self }.tidied()
+        Self { destination: Some(Is::exactly(net)), ..self }.tidied()
     }
 
     /// With `! -d NET`.
@@ -142,7 +142,7 @@ impl Spec {
 
     /// With `-o lo`.
     pub fn on_lo(self) -> Self {
-        Self { output: Some(Is::is("lo".into())), ..self }
+        Self { output: Some(Is::exactly("lo".into())), ..self }
     }
 
     /// With an owner that is (or is not) this user.

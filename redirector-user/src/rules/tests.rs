@@ -19,7 +19,9 @@ fn few<T: Clone + std::fmt::Debug>(item: impl Strategy<Value = T>) -> impl Strat
     vec(item, 0..3)
 }
 
-fn selection<T: Clone + std::fmt::Debug>(item: impl Strategy<Value = T>) -> impl Strategy<Value = Selection<T>> {
+fn selection<T: Clone + std::fmt::Debug>(
+    item: impl Strategy<Value = T>,
+) -> impl Strategy<Value = Selection<T>> {
     prop_oneof![Just(Selection::None), Just(Selection::All), vec(item, 1..3).prop_map(Selection::List)]
 }
 
@@ -32,7 +34,17 @@ fn name() -> impl Strategy<Value = String> {
 }
 
 fn net() -> impl Strategy<Value = IpNet> {
-    let nets = ["0.0.0.0/0", "10.0.0.0/8", "10.0.1.0/24", "127.0.0.0/8", "127.0.0.2/32", "::/0", "::/64", "::1/128", "fd00::/8"];
+    let nets = [
+        "0.0.0.0/0",
+        "10.0.0.0/8",
+        "10.0.1.0/24",
+        "127.0.0.0/8",
+        "127.0.0.2/32",
+        "::/0",
+        "::/64",
+        "::1/128",
+        "fd00::/8",
+    ];
     select(nets.map(|net| net.parse().expect("network")).to_vec())
 }
 
@@ -235,9 +247,18 @@ fn the_sidecar_rules_are_the_known_ones() {
 #[test]
 fn columns_are_those_of_a_listing() {
     let rules = Rules::of(&Policy::default());
-    let second = rules.list.iter().find(|rule| rule.counter == Some(Counter::OutProxyUidLoopback)).expect("rule");
+    let second =
+        rules.list.iter().find(|rule| rule.counter == Some(Counter::OutProxyUidLoopback)).expect("rule");
     assert_eq!(
         second.columns(),
-        ["ISTIO_IN_REDIRECT", "tcp", "*", "lo", "anywhere", "!127.0.0.1, !::1", "tcp dpt:!15008 owner UID match 1337"]
+        [
+            "ISTIO_IN_REDIRECT",
+            "tcp",
+            "*",
+            "lo",
+            "anywhere",
+            "!127.0.0.1, !::1",
+            "tcp dpt:!15008 owner UID match 1337"
+        ]
     );
 }

@@ -34,7 +34,9 @@ impl fmt::Display for Spec {
             add(&" -m connmark");
             add(&Option_("--mark", &hex(is)));
         });
-        self.source_port.iter().for_each(|port| add(&format_args!(" -m {} --sport {port}", protocol.unwrap_or("tcp"))));
+        self.source_port
+            .iter()
+            .for_each(|port| add(&format_args!(" -m {} --sport {port}", protocol.unwrap_or("tcp"))));
         self.ports.iter().for_each(|is| {
             let list = join(&is.value);
             let single = is.value.len() == 1;
@@ -70,7 +72,9 @@ impl fmt::Display for Target {
             }
             Self::Mark(mark) => write!(f, "MARK --set-xmark {mark:#x}/0xffffffff"),
             Self::SaveMark => f.write_str("CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff"),
-            Self::RestoreMark => f.write_str("CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff"),
+            Self::RestoreMark => {
+                f.write_str("CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff")
+            }
             Self::Zone(zone) => write!(f, "CT --zone {zone}"),
         }
     }
@@ -103,9 +107,18 @@ impl Rule {
         let interface = |is: &Option<Is<String>>| is.as_ref().map_or_else(|| "*".into(), negatable);
         let addresses = |pick: fn(&Spec) -> &Option<Is<ipnet::IpNet>>| {
             let nets = [&self.v4, &self.v6].into_iter().flatten().filter_map(|spec| pick(spec).as_ref());
-            let mut list: Vec<String> = nets.map(|is| address(is)).collect();
+            let mut list: Vec<String> = nets.map(address).collect();
             if list.is_empty() {
-                list.push(if self.v4.is_none() { "::/0" } else if self.v6.is_none() { "0.0.0.0/0" } else { "anywhere" }.into());
+                list.push(
+                    if self.v4.is_none() {
+                        "::/0"
+                    } else if self.v6.is_none() {
+                        "0.0.0.0/0"
+                    } else {
+                        "anywhere"
+                    }
+                    .into(),
+                );
             }
             list.join(", ")
         };
@@ -152,12 +165,18 @@ fn extra(spec: &Spec) -> String {
     if let Some(is) = &spec.ports {
         let list = negatable(&Is { not: is.not, value: join(&is.value) });
         let single = is.value.len() == 1;
-        parts.push(if single { format!("{protocol} dpt:{list}") } else { format!("multiport dports {list}") });
+        parts.push(if single {
+            format!("{protocol} dpt:{list}")
+        } else {
+            format!("multiport dports {list}")
+        });
     }
     if !spec.states.is_empty() {
         parts.push(format!("ctstate {}", spec.states.join(",")));
     }
-    let owner = |kind: &str, is: &Is<u32>| format!("{}owner {kind} match {}", if is.not { "! " } else { "" }, is.value);
+    let owner = |kind: &str, is: &Is<u32>| {
+        format!("{}owner {kind} match {}", if is.not { "! " } else { "" }, is.value)
+    };
     parts.extend(spec.uid.iter().map(|is| owner("UID", is)));
     parts.extend(spec.gids.iter().map(|is| owner("GID", is)));
     match &spec.target {

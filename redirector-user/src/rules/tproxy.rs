@@ -18,24 +18,25 @@ pub(super) const OWN_POD: u32 = 1338;
 
 pub(super) fn add(rules: &mut Builder, policy: &Policy) {
     let mark = policy.tproxy_mark;
-    let marked = |spec: Spec| Spec { mark: Some(Is::is(mark)), ..spec };
+    let marked = |spec: Spec| Spec { mark: Some(Is::exactly(mark)), ..spec };
     let captures = policy.inbound_ports != Selection::None;
 
     for name in &policy.exclude_interfaces {
-        let spec = Spec { output: Some(Is::is(name.clone())), ..Spec::default() };
+        let spec = Spec { output: Some(Is::exactly(name.clone())), ..Spec::default() };
         rules.both(OUTPUT, None, spec);
     }
     rules.both(OUTPUT, None, marked(Spec::default().tcp().on_lo()));
-    let [v4, v6] = loopback(policy).map(|net| Spec::to(Target::Mark(OWN_POD)).tcp().on_lo().not_destined(net));
+    let [v4, v6] =
+        loopback(policy).map(|net| Spec::to(Target::Mark(OWN_POD)).tcp().on_lo().not_destined(net));
     // Only what the rules for ports then capture is counted.
     let counter = captures.then_some(Counter::OutTproxyLoopback);
-    for uid in policy.proxy_uids.iter().map(|uid| Is::is(*uid)) {
+    for uid in policy.proxy_uids.iter().map(|uid| Is::exactly(*uid)) {
         rules.each(OUTPUT, counter, v4.clone().uid(uid.clone()), v6.clone().uid(uid));
     }
-    for gid in policy.proxy_gids.iter().map(|gid| Is::is(*gid)) {
+    for gid in policy.proxy_gids.iter().map(|gid| Is::exactly(*gid)) {
         rules.each(OUTPUT, counter, v4.clone().gid(gid.clone()), v6.clone().gid(gid));
     }
-    let restore = Spec { connection_mark: Some(Is::is(mark)), ..Spec::to(Target::RestoreMark).tcp() };
+    let restore = Spec { connection_mark: Some(Is::exactly(mark)), ..Spec::to(Target::RestoreMark).tcp() };
     rules.both(OUTPUT, None, restore);
 
     for name in &policy.exclude_interfaces {
@@ -48,7 +49,8 @@ pub(super) fn add(rules: &mut Builder, policy: &Policy) {
     rules.both(PREROUTING, None, marked(Spec::to(Target::SaveMark).tcp()));
 
     rules.both(ISTIO_INBOUND, None, marked(Spec::default().tcp()));
-    let [v4, v6] = passthrough().map(|net| Spec { source: Some(Is::is(net)), ..from("lo", Spec::default().tcp()) });
+    let [v4, v6] =
+        passthrough().map(|net| Spec { source: Some(Is::exactly(net)), ..from("lo", Spec::default().tcp()) });
     rules.each(ISTIO_INBOUND, None, v4, v6);
     let own = Spec { mark: Some(Is::not(OWN_POD)), ..from("lo", Spec::default().tcp()) };
     rules.both(ISTIO_INBOUND, None, own);

@@ -20,7 +20,9 @@ pub fn words(counter: Counter) -> Option<&'static str> {
         OutNotProxyGidLoopback => "what others than the proxy's group send within the pod passes (-g)",
         OutProxyGid => "what the proxy's group sends passes (-g)",
         OutOwnerGroupExcluded => "what an excluded group sends passes (ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE)",
-        OutOwnerGroupNotIncluded => "what is of none of the included groups passes (ISTIO_OUTBOUND_OWNER_GROUPS)",
+        OutOwnerGroupNotIncluded => {
+            "what is of none of the included groups passes (ISTIO_OUTBOUND_OWNER_GROUPS)"
+        }
         OutDns => "DNS goes to the agent (--redirect-dns)",
         OutLoopback => "the application's own loopback address passes (ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR)",
         OutExcludedCidr => "an excluded destination passes (-x)",
@@ -45,8 +47,6 @@ pub fn words(counter: Counter) -> Option<&'static str> {
         | RefusedNoListener
         | SourceNotBound
         | ListenerNotRegistered => return None,
-        #[allow(unreachable_patterns, reason = "a counter this module does not know yet is no rule")]
-        _ => return None,
     };
     Some(words)
 }

@@ -1,0 +1,200 @@
+//! `redirector explain`.
+
+use super::Env;
+use super::output::{Format, json, print};
+use crate::config::{self, CaptureFlags, Policy, TargetFacts, VARIABLES_HELP};
+use crate::error::{Error, Result, chain};
+use crate::explain::{self, Arriving, Explanation, Offline, Outgoing};
+use crate::instance::observe;
+use crate::mirror;
+use crate::rules::Protocol;
+use crate::target::open_netns;
+use clap::Parser;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  redirector explain --to 10.96.0.10:80
+      what becomes of an application's connection under the sidecar default
+  redirector explain --uid 1337 --src 127.0.0.1 --to 127.0.0.6:15002
+      the connection by which istio-validation checks the rules
+  redirector explain -o 5432 -x 10.0.0.0/8 --uid 1000 --to 10.1.2.3:443
+  redirector explain --local-addr 10.1.2.3,fd00::3 --uid 1337 --to 10.1.2.3:8080
+  redirector explain --redirect-dns --resolver 10.96.0.10 --proto udp --to 10.96.0.10:53
+  redirector explain --inbound --iif eth0 --to 10.1.2.3:15020
+  redirector explain --name n4097 --to 10.96.0.10:80
+      under the policy of an instance, with the addresses and routes of its namespace (needs root)";
+
+/// Say what becomes of a connection, and which rule decides. Nothing is attached, asked or sent.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Destination, as the application gives it.
+    #[arg(long, value_name = "ADDR:PORT")]
+    to: SocketAddr,
+    /// Protocol.
+    #[arg(long, value_enum, default_value_t = Proto::Tcp, value_name = "PROTO")]
+    proto: Proto,
+    /// User of the socket [default: one that no rule names].
+    #[arg(long)]
+    uid: Option<u32>,
+    /// Group of the socket [default: one that no rule names].
+    #[arg(long)]
+    gid: Option<u32>,
+    /// Address the socket is bound to [default: none].
+    #[arg(long, value_name = "ADDR")]
+    src: Option<IpAddr>,
+    /// Interface it leaves on [default: lo for loopback and the pod's own addresses, else none that has a rule].
+    #[arg(long, value_name = "IF")]
+    oif: Option<String>,
+    /// The pod's own addresses, a comma list.
+    #[arg(long, value_name = "ADDRS", value_delimiter = ',')]
+    local_addr: Vec<IpAddr>,
+    /// Nameservers of the pod's resolv.conf, a comma list (for --redirect-dns).
+    #[arg(long, value_name = "ADDRS", value_delimiter = ',')]
+    resolver: Option<Vec<IpAddr>>,
+    /// It arrives from the network.
+    #[arg(long, conflicts_with_all = ["uid", "gid", "src", "oif"])]
+    inbound: bool,
+    /// Interface it arrives on.
+    #[arg(long, value_name = "IF", requires = "inbound")]
+    iif: Option<String>,
+    /// Take the policy of this instance instead of capture flags.
+    #[arg(long, value_name = "INSTANCE", conflicts_with = "resolver")]
+    name: Option<String>,
+    #[command(flatten)]
+    capture: CaptureFlags,
+}
+
+/// The capture flags that this process gets from its environment alone.
+#[derive(Debug, clap::Parser)]
+#[command(no_binary_name = true)]
+struct FromEnvironment {
+    #[command(flatten)]
+    capture: CaptureFlags,
+}
+
+/// A protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Proto {
+    Tcp,
+    Udp,
+}
+
+/// What `--output json` prints.
+#[derive(serde::Serialize)]
+struct Answer<'a> {
+    #[serde(flatten)]
+    explanation: &'a Explanation,
+    policy: &'a Policy,
+}
+
+/// The end of `--help`.
+pub fn long_help() -> String {
+    format!("{EXAMPLES}\n\n{VARIABLES_HELP}")
+}
+
+pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
+    let (policy, offline) = match &args.name {
+        Some(name) => live(env, args, name)?,
+        None => imagined(env, args)?,
+    };
+    let protocol = if args.proto == Proto::Tcp { Protocol::Tcp } else { Protocol::Udp };
+    let explanation = if args.inbound {
+        let interface = args.iif.clone();
+        explain::incoming(&policy, &offline, &Arriving { protocol, to: args.to, interface })
+    } else {
+        let query = Outgoing { protocol, uid: args.uid, gid: args.gid, source: args.src, to: args.to };
+        explain::outgoing(&policy, &offline, &query)
+    };
+    refuse_contradictions(args, explanation.lo)?;
+    for remark in &explanation.notes {
+        env.note(remark);
+    }
+    match env.format {
+        Format::Json => {
+            json(&Answer { explanation: &explanation, policy: &policy })?;
+        }
+        Format::Table => {
+            let lines = explanation.lines().into_iter().map(|(name, text)| format!("{name:<11} {text}"));
+            print(&lines.collect::<Vec<_>>().join("\n"))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The policy of the flags, and what they say of the pod.
+fn imagined(env: &Env, args: &Args) -> Result<(Policy, Offline)> {
+    let facts = TargetFacts {
+        root: None,
+        nameservers: args.resolver.clone(),
+        addresses: (!args.local_addr.is_empty()).then(|| args.local_addr.clone()),
+    };
+    let resolved = config::resolve(&args.capture, &facts).map_err(|e| match e {
+        // The general remedy names a target, which there is none of here.
+        config::ConfigError::Unavailable { name, why, .. } => {
+            let flag = if name.contains("ipv6") { "--local-addr" } else { "--resolver" };
+            Error::Input(format!("{name}: {why}; say it by {flag}, or see `redirector explain --help`"))
+        }
+        e => Error::Input(e.to_string()),
+    })?;
+    for remark in &resolved.notes {
+        env.note(&remark.to_string());
+    }
+    let policy = resolved.policy;
+    let offline = match (&args.oif, &args.iif) {
+        (Some(output), _) => Offline::leaving_on(&policy, &args.local_addr, output),
+        (None, input) => {
+            let named: Vec<&str> = input.iter().map(String::as_str).collect();
+            Offline::new(&policy, &args.local_addr, &named)
+        }
+    };
+    Ok((policy, offline))
+}
+
+/// The policy of an instance, and what its namespace is like.
+fn live(env: &Env, args: &Args, name: &str) -> Result<(Policy, Offline)> {
+    crate::instance::root::check_name(name)?;
+    if args.oif.is_some() || !args.local_addr.is_empty() {
+        let text = "--oif and --local-addr are those of the instance's namespace; leave them out with --name";
+        return Err(Error::Input(text.into()));
+    }
+    let bare = FromEnvironment::try_parse_from(None::<&str>).map_err(|e| Error::Input(e.to_string()))?;
+    if args.capture != bare.capture {
+        let text = "--name takes the policy of an instance; leave the capture flags out, or leave out --name";
+        return Err(Error::Input(text.into()));
+    }
+    let record = observe::status(&env.root, name)?.record;
+    let netns = open_netns(&record.netns, || {
+        format!("the namespace of {name} ({}) is gone", record.netns.display())
+    })?;
+    let mirror = mirror::read(netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))?;
+    let offline = Offline::of(&record.policy, &mirror);
+    if let Some(interface) = args.iif.as_deref().filter(|interface| offline.index(interface) == 0) {
+        return Err(Error::Input(format!(
+            "--iif {interface}: the namespace of {name} has no such interface"
+        )));
+    }
+    Ok((record.policy, offline))
+}
+
+/// What the flags say must be possible.
+fn refuse_contradictions(args: &Args, lo: bool) -> Result<()> {
+    if let Some(source) = args.src.filter(|source| !source.is_unspecified()) {
+        let (source, to) = (source.to_canonical(), args.to.ip().to_canonical());
+        if source.is_ipv4() != to.is_ipv4() && !to.is_unspecified() {
+            return Err(Error::Input(format!(
+                "--src {source}: not of the family of {to}; give an address of one family"
+            )));
+        }
+    }
+    match &args.oif {
+        Some(output) if lo && output != "lo" => Err(Error::Input(format!(
+            "--oif {output}: {} is an address of the pod, so it leaves on lo; leave --oif out",
+            args.to.ip()
+        ))),
+        _ => Ok(()),
+    }
+}
