@@ -102,6 +102,8 @@ pub mod meta_flag {
     pub const TPROXY_RULE6: u32 = 1 << 5;
     /// The same for IPv6.
     pub const TPROXY_ROUTE6: u32 = 1 << 6;
+    /// The programs tell their decisions (`attach --trace`).
+    pub const TRACE: u32 = 1 << 7;
 }
 
 /// Key of `TABLES`: which list (and of which policy slot), then an address or a number.

@@ -61,11 +61,7 @@ impl Addr {
     /// In `127.0.0.0/8`, or `::1`.
     #[inline(always)]
     pub const fn is_loopback(&self) -> bool {
-        if self.is_v4() {
-            self.words[3].to_ne_bytes()[0] == 127
-        } else {
-            self.same(&Self::LOOPBACK_V6)
-        }
+        if self.is_v4() { self.words[3].to_ne_bytes()[0] == 127 } else { self.same(&Self::LOOPBACK_V6) }
     }
 
     /// In `fe80::/10`.

@@ -108,8 +108,10 @@ pub fn outgoing<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
 /// nor what comes from 127.0.0.6.
 #[inline(always)]
 fn is_marked<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> bool {
-    let passthrough = facts.fresh(&c.src).same(&Addr::PASSTHROUGH_V4) || facts.fresh(&c.src).same(&Addr::PASSTHROUGH_V6);
-    facts.fresh(&c.lo) && facts.fresh(&c.tcp)
+    let passthrough =
+        facts.fresh(&c.src).same(&Addr::PASSTHROUGH_V4) || facts.fresh(&c.src).same(&Addr::PASSTHROUGH_V6);
+    facts.fresh(&c.lo)
+        && facts.fresh(&c.tcp)
         && facts.fresh(&c.mark) != p.tproxy_mark
         && !passthrough
         && !p.is_loopback_exempt(&facts.fresh(&c.dst))
@@ -123,20 +125,28 @@ fn is_marked<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> bool {
 #[inline(always)]
 fn is_inbound_port<F: Facts>(p: &Policy, facts: &F, port: u16) -> bool {
     if facts.has(p, flag::INBOUND_ALL) {
-        return !(facts.has(p, flag::HAS_EXCLUDE_IN_PORTS) && facts.listed(Table::ExcludeInPorts, port as u32));
+        return !(facts.has(p, flag::HAS_EXCLUDE_IN_PORTS)
+            && facts.listed(Table::ExcludeInPorts, port as u32));
     }
     facts.has(p, flag::INBOUND_LIST) && facts.listed(Table::IncludeInPorts, port as u32)
 }
 
 #[inline(always)]
 fn nat_output<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
-    if facts.has(p, flag::HAS_EXCLUDE_INTERFACES) && facts.listed(Table::ExcludeInterfaces, facts.fresh(&c.oif)) {
+    if facts.has(p, flag::HAS_EXCLUDE_INTERFACES)
+        && facts.listed(Table::ExcludeInterfaces, facts.fresh(&c.oif))
+    {
         return pass(Counter::OutExcludedInterface);
     }
-    if facts.has(p, flag::HAS_EXCLUDE_OUT_PORTS) && facts.listed(Table::ExcludeOutPorts, facts.fresh(&c.dport) as u32) {
+    if facts.has(p, flag::HAS_EXCLUDE_OUT_PORTS)
+        && facts.listed(Table::ExcludeOutPorts, facts.fresh(&c.dport) as u32)
+    {
         return pass(Counter::OutExcludedPort);
     }
-    if facts.fresh(&c.lo) && (facts.fresh(&c.src).same(&Addr::PASSTHROUGH_V4) || facts.fresh(&c.src).same(&Addr::PASSTHROUGH_V6)) {
+    if facts.fresh(&c.lo)
+        && (facts.fresh(&c.src).same(&Addr::PASSTHROUGH_V4)
+            || facts.fresh(&c.src).same(&Addr::PASSTHROUGH_V6))
+    {
         return pass(Counter::OutPassthroughSource);
     }
 
@@ -153,7 +163,9 @@ fn nat_output<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
     if facts.has(p, flag::HAS_MORE_UIDS) && facts.listed(Table::ProxyUids, facts.fresh(&c.uid)) {
         return of_proxy_uid(p, facts, c);
     }
-    if facts.fresh(&c.gid) == p.first_gid || (facts.has(p, flag::HAS_MORE_GIDS) && facts.listed(Table::ProxyGids, facts.fresh(&c.gid))) {
+    if facts.fresh(&c.gid) == p.first_gid
+        || (facts.has(p, flag::HAS_MORE_GIDS) && facts.listed(Table::ProxyGids, facts.fresh(&c.gid)))
+    {
         return if is_self_call(p, facts, c) {
             Decision { verdict: Verdict::Inbound, rule: Counter::OutProxyGidLoopback }
         } else {
@@ -161,7 +173,9 @@ fn nat_output<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
         };
     }
 
-    if facts.has(p, flag::HAS_OWNER_GROUPS_EXCLUDE) && facts.listed(Table::OwnerGroupsExclude, facts.fresh(&c.gid)) {
+    if facts.has(p, flag::HAS_OWNER_GROUPS_EXCLUDE)
+        && facts.listed(Table::OwnerGroupsExclude, facts.fresh(&c.gid))
+    {
         return pass(Counter::OutOwnerGroupExcluded);
     }
     if facts.has(p, flag::OWNER_GROUPS_LIST) && !facts.listed(Table::OwnerGroups, facts.fresh(&c.gid)) {
@@ -180,7 +194,9 @@ fn nat_output<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
     if !facts.fresh(&c.tcp) {
         return pass(Counter::OutDefault);
     }
-    if facts.has(p, flag::HAS_INCLUDE_OUT_PORTS) && facts.listed(Table::IncludeOutPorts, facts.fresh(&c.dport) as u32) {
+    if facts.has(p, flag::HAS_INCLUDE_OUT_PORTS)
+        && facts.listed(Table::IncludeOutPorts, facts.fresh(&c.dport) as u32)
+    {
         return Decision { verdict: Verdict::Outbound, rule: Counter::OutIncludedPort };
     }
     if facts.has(p, flag::OUTBOUND_ALL) {
@@ -205,13 +221,18 @@ fn of_proxy_uid<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
 
 #[inline(always)]
 fn is_self_call<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> bool {
-    facts.fresh(&c.lo) && facts.fresh(&c.tcp) && facts.fresh(&c.dport) != p.tunnel_port && !p.is_loopback_exempt(&facts.fresh(&c.dst))
+    facts.fresh(&c.lo)
+        && facts.fresh(&c.tcp)
+        && facts.fresh(&c.dport) != p.tunnel_port
+        && !p.is_loopback_exempt(&facts.fresh(&c.dst))
 }
 
 /// The app's own traffic on lo passes; with DNS capture only TCP, and not to port 53.
 #[inline(always)]
 fn others_pass<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> bool {
-    facts.fresh(&c.lo) && !facts.has(p, flag::LOOPBACK_INCLUDED) && ((facts.fresh(&c.tcp) && facts.fresh(&c.dport) != 53) || !facts.has(p, flag::DNS))
+    facts.fresh(&c.lo)
+        && !facts.has(p, flag::LOOPBACK_INCLUDED)
+        && ((facts.fresh(&c.tcp) && facts.fresh(&c.dport) != 53) || !facts.has(p, flag::DNS))
 }
 
 /// A TCP connection that arrives from the network (never one that arrives on `lo`: its
@@ -229,16 +250,21 @@ pub struct Incoming {
 /// nat PREROUTING → ISTIO_INBOUND, or mangle PREROUTING in TPROXY mode. First match wins.
 #[inline(always)]
 pub fn incoming<F: Facts>(p: &Policy, facts: &F, c: &Incoming) -> Decision {
-    if facts.has(p, flag::HAS_VIRTUAL_INTERFACES) && facts.listed(Table::VirtualInterfaces, facts.fresh(&c.iif)) {
+    if facts.has(p, flag::HAS_VIRTUAL_INTERFACES)
+        && facts.listed(Table::VirtualInterfaces, facts.fresh(&c.iif))
+    {
         let captured = facts.has(p, flag::OUTBOUND_ALL)
-            || (facts.has(p, flag::HAS_INCLUDE_CIDRS) && facts.covered(Table::IncludeCidrs, &facts.fresh(&c.dst)));
+            || (facts.has(p, flag::HAS_INCLUDE_CIDRS)
+                && facts.covered(Table::IncludeCidrs, &facts.fresh(&c.dst)));
         return if captured {
             Decision { verdict: Verdict::Outbound, rule: Counter::InVirtualCaptured }
         } else {
             pass(Counter::InVirtualPassed)
         };
     }
-    if facts.has(p, flag::HAS_EXCLUDE_INTERFACES) && facts.listed(Table::ExcludeInterfaces, facts.fresh(&c.iif)) {
+    if facts.has(p, flag::HAS_EXCLUDE_INTERFACES)
+        && facts.listed(Table::ExcludeInterfaces, facts.fresh(&c.iif))
+    {
         return pass(Counter::InExcludedInterface);
     }
     // TPROXY's chain has no rule for the tunnel port.
@@ -247,7 +273,9 @@ pub fn incoming<F: Facts>(p: &Policy, facts: &F, c: &Incoming) -> Decision {
         return pass(Counter::InTunnel);
     }
     if facts.has(p, flag::INBOUND_ALL) {
-        if facts.has(p, flag::HAS_EXCLUDE_IN_PORTS) && facts.listed(Table::ExcludeInPorts, facts.fresh(&c.dport) as u32) {
+        if facts.has(p, flag::HAS_EXCLUDE_IN_PORTS)
+            && facts.listed(Table::ExcludeInPorts, facts.fresh(&c.dport) as u32)
+        {
             return pass(Counter::InExcludedPort);
         }
         return Decision { verdict: Verdict::Inbound, rule: Counter::InAll };

@@ -84,7 +84,8 @@ fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
             && outgoing.lo
             && !bound.addr.is_unspecified()
             && !is_local(&active, &bound.addr);
-        return pass(ctx, sk, socket6, &bound, transparent);
+        let kind = if transparent { sock_kind::TRANSPARENT } else { sock_kind::PASSED };
+        return pass(ctx, sk, socket6, &bound, (kind, decision.rule));
     }
     // netfilter sees a packet only after routing has accepted it, so routing's errors come first.
     if let Some(errno) = unroutable(&dst, &bound.addr, route, outgoing.lo) {
@@ -164,14 +165,22 @@ fn is_local(active: &Active, addr: &Addr) -> bool {
 
 /// The connection goes its own way. What an earlier redirect left on the socket is undone.
 #[inline(always)]
-fn pass(ctx: &SockAddr, sk: Sock, socket6: bool, bound: &Bound, transparent: bool) -> Result<(), u16> {
+fn pass(
+    ctx: &SockAddr,
+    sk: Sock,
+    socket6: bool,
+    bound: &Bound,
+    (kind, rule): (u32, Counter),
+) -> Result<(), u16> {
     if bound.ours {
         unbind(ctx, socket6);
     }
     // Remembered so that SO_ORIGINAL_DST can tell a client from an accepted socket. Without
     // memory for it nothing but that answer is lost.
     if let Some(state) = storage::get_or_create(sk) {
-        state.kind = if transparent { sock_kind::TRANSPARENT } else { sock_kind::PASSED };
+        state.kind = kind;
+        state.rule = rule as u32;
+        state.verdict = Verdict::Pass as u16;
         // `bound_by_us` stays: SOCK_BINDADDR_LOCK does too, and with it the kernel keeps the
         // source address of this connection over a failed connect.
     }

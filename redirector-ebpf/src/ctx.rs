@@ -137,6 +137,17 @@ impl Sock {
     }
 }
 
+macro_rules! ebpf_context {
+    ($($context:ty),*) => { $(
+        impl aya_ebpf::EbpfContext for $context {
+            fn as_ptr(&self) -> *mut c_void {
+                self.0.cast()
+            }
+        }
+    )* };
+}
+ebpf_context!(Ops, Lookup);
+
 /// Context of connect, getpeername and getsockname.
 pub struct SockAddr(*mut bpf_sock_addr);
 

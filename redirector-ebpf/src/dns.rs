@@ -23,7 +23,11 @@ pub fn connect(ctx: &SockAddr, active: &Active, socket6: bool) -> Result<(), u16
         if let Some(state) = state {
             state.kind = sock_kind::NONE;
             if bound.ours {
-                if socket6 { ctx.bind6(&Addr::UNSPECIFIED) } else { ctx.bind4(&Addr::v4(0)) };
+                if socket6 {
+                    ctx.bind6(&Addr::UNSPECIFIED)
+                } else {
+                    ctx.bind4(&Addr::v4(0))
+                };
             }
         }
         return Ok(());
@@ -100,9 +104,8 @@ fn answered(ctx: &SockAddr, from: Addr) -> Option<&'static SockState> {
 #[inline(always)]
 fn dns_policy(ctx: &SockAddr) -> Option<Active> {
     let active = maps::active()?;
-    let ours = active.has(flag::DNS)
-        && ctx.protocol() == IPPROTO_UDP
-        && ctx.netns_cookie() == maps::netns_cookie();
+    let ours =
+        active.has(flag::DNS) && ctx.protocol() == IPPROTO_UDP && ctx.netns_cookie() == maps::netns_cookie();
     ours.then_some(active)
 }
 

@@ -3,10 +3,10 @@
 
 use crate::ctx::{AF_INET6, Ops, TCP_CLOSE};
 use crate::maps::{self, LISTENERS, ORIGINAL_DST, REFUSED, count};
-use crate::storage;
+use crate::{storage, trace};
 use aya_ebpf::bindings::{
-    BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
+    BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_SOCK_OPS_TCP_LISTEN_CB,
 };
 use aya_ebpf::helpers::generated::bpf_sock_map_update;
 use core::hint::black_box;
@@ -44,6 +44,7 @@ fn connecting(ops: &Ops) {
     let Some(sk) = ops.sock() else { return };
     let Some(state) = storage::get(sk) else { return };
     let key = key_of_client(ops);
+    trace::connecting(ops, &key, state);
     let value = match state.kind {
         sock_kind::REDIRECTED => {
             OriginalDst { addr: state.orig, port: state.orig_port, verdict: state.verdict, rule: state.rule }

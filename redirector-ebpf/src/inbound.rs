@@ -3,6 +3,7 @@
 
 use crate::ctx::{AF_INET6, IPPROTO_TCP, Lookup, Sock, opaque};
 use crate::maps::{self, Active, LISTENERS, ORIGINAL_DST, REFUSED, count};
+use crate::trace;
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release};
 use core::hint::black_box;
@@ -64,6 +65,7 @@ fn from_network(ctx: &Lookup, active: &Active) -> Result<Wanted, Other> {
     let incoming = opaque(Incoming { dst, dport: ctx.local_port(), iif: ctx.ingress_ifindex() });
     let decision = opaque(decide::incoming(active.policy, active, &incoming));
     count(decision.rule);
+    trace::arriving(ctx, decision, incoming.dport);
     if decision.verdict as u16 == Verdict::Pass as u16 {
         return Err(Other::Pass);
     }
@@ -160,7 +162,8 @@ pub fn is_registered(policy: u32, verdict: u32) -> bool {
     if verdict == 0 || verdict > LISTENER_KINDS {
         return false;
     }
-    let found = listener(listener_slot(policy, verdict, false)).or_else(|| listener(listener_slot(policy, verdict, true)));
+    let found = listener(listener_slot(policy, verdict, false))
+        .or_else(|| listener(listener_slot(policy, verdict, true)));
     match found {
         Some(sk) => {
             // SAFETY: the reference that the lookup took.

@@ -15,6 +15,7 @@ mod names;
 mod original_dst;
 mod owner;
 mod storage;
+mod trace;
 
 use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, sk_lookup, sock_ops};
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext};

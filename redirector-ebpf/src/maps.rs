@@ -2,19 +2,20 @@
 
 use crate::ctx::opaque;
 use aya_ebpf::bindings::{
-    BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::{BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_SOCKMAP},
+    BPF_F_CLONE, BPF_F_NO_PREALLOC,
+    bpf_map_type::{BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_SOCKMAP},
 };
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key};
 use aya_ebpf::macros::btf_map;
 use core::ffi::c_void;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use redirector_common::Addr;
 use redirector_common::abi::{
     FlowKey, INERT, LISTENERS_LEN, Meta, OriginalDst, Route, SockState, TableKey, Target,
 };
 use redirector_common::counter::Counter;
 use redirector_common::decide::{Decision, Facts};
 use redirector_common::policy::{Policy, Table};
-use redirector_common::Addr;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 

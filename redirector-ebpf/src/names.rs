@@ -44,7 +44,8 @@ fn peer(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
     let port = ctx.port();
     if sk.protocol() == IPPROTO_MPTCP {
         // The state is on the subflow that connected; the names are asked of its parent.
-        let key = FlowKey { client: sk.local(), proxy: shown, client_port: sk.local_port(), proxy_port: port };
+        let key =
+            FlowKey { client: sk.local(), proxy: shown, client_port: sk.local_port(), proxy_port: port };
         // SAFETY: values are written once, by insert.
         let original = unsafe { ORIGINAL_DST.get(key) }?;
         return Some((original.addr, original.port));
@@ -87,4 +88,3 @@ fn not_connected(sk: Sock, port: u16) -> Option<(Addr, u16)> {
     let none = if sk.family() == AF_INET6 { Addr::UNSPECIFIED } else { Addr::v4(0) };
     Some((none, port))
 }
-

@@ -1,6 +1,8 @@
 //! getsockopt(SO_ORIGINAL_DST): the answer conntrack gives under iptables.
 
-use crate::ctx::{AF_INET, AF_INET6, IPPROTO_MPTCP, IPPROTO_TCP, Sock, Sockopt, TCP_CLOSE, TCP_LISTEN, set_errno};
+use crate::ctx::{
+    AF_INET, AF_INET6, IPPROTO_MPTCP, IPPROTO_TCP, Sock, Sockopt, TCP_CLOSE, TCP_LISTEN, set_errno,
+};
 use crate::maps::{self, ORIGINAL_DST};
 use crate::storage;
 use redirector_common::Addr;

@@ -27,10 +27,7 @@ pub fn of(sk: Sock) -> (u32, u32) {
     if cred == 0 {
         return (NOBODY, NOBODY);
     }
-    (
-        read(cred.wrapping_add(target!(cred_fsuid) as u64)),
-        read(cred.wrapping_add(target!(cred_fsgid) as u64)),
-    )
+    (read(cred.wrapping_add(target!(cred_fsuid) as u64)), read(cred.wrapping_add(target!(cred_fsgid) as u64)))
 }
 
 trait Zero: Copy {
@@ -48,8 +45,6 @@ impl Zero for u32 {
 fn read<T: Zero>(address: u64) -> T {
     let mut value = T::ZERO;
     // SAFETY: the helper checks the source, the destination is a local of that size.
-    unsafe {
-        bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const _)
-    };
+    unsafe { bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const _) };
     value
 }

@@ -42,15 +42,16 @@ pub fn apply(netns: &NetNs, policy: &Policy) -> Result<u32> {
         return Ok(0);
     }
     let (mark, table, ipv6) = (policy.tproxy_mark, policy.tproxy_table, policy.ipv6);
-    netns.run(move || {
-        let mut done = 0;
-        let result = apply_here(mark, table, ipv6, &mut done);
-        if result.is_err() {
-            let _ = undo_here(mark, table, done);
-        }
-        result.map(|()| done)
-    })
-    .context(|| "enter the network namespace".into())?
+    netns
+        .run(move || {
+            let mut done = 0;
+            let result = apply_here(mark, table, ipv6, &mut done);
+            if result.is_err() {
+                let _ = undo_here(mark, table, done);
+            }
+            result.map(|()| done)
+        })
+        .context(|| "enter the network namespace".into())?
 }
 
 /// Takes back what `flags` say was changed. No error if it is gone already.
@@ -117,8 +118,7 @@ fn message(add: bool, family: u8, piece: Piece, mark: u32, table: u32) -> Messag
         }
         Piece::Route => {
             // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags.
-            let header =
-                [family, 0, 0, 0, 0, RTPROT_BOOT, libc::RT_SCOPE_HOST, libc::RTN_LOCAL, 0, 0, 0, 0];
+            let header = [family, 0, 0, 0, 0, RTPROT_BOOT, libc::RT_SCOPE_HOST, libc::RTN_LOCAL, 0, 0, 0, 0];
             let kind = if add { libc::RTM_NEWROUTE } else { libc::RTM_DELROUTE };
             Message::new(kind, flags, &header)
                 .attribute(libc::RTA_OIF, &LOOPBACK_IFINDEX.to_ne_bytes())
@@ -134,9 +134,8 @@ fn open() -> Result<Netlink> {
 /// The kernel's answer: 0 or a positive errno.
 fn ask(netlink: &mut Netlink, message: Message) -> Result<i32> {
     const WHAT: &str = "a change of the rules and routes of TPROXY mode";
-    let answers = netlink
-        .ask::<()>(WHAT, [message].into_iter(), |_| None)
-        .map_err(|e| Error::Failed(chain(&e)))?;
+    let answers =
+        netlink.ask::<()>(WHAT, [message].into_iter(), |_| None).map_err(|e| Error::Failed(chain(&e)))?;
     match answers.into_iter().next() {
         Some(Err(errno)) => Ok(errno),
         _ => Err(Error::Failed(format!("the kernel's answer to {WHAT} cannot be read"))),

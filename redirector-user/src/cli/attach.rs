@@ -42,6 +42,10 @@ pub struct Args {
     /// Attach although processes of the namespace are outside the cgroup and will not be captured.
     #[arg(long)]
     allow_partial: bool,
+    /// Let `redirector trace` follow the decisions of a new instance; each connection costs a
+    /// little more then.
+    #[arg(long)]
+    trace: bool,
     #[command(flatten)]
     capture: CaptureFlags,
 }
@@ -53,8 +57,8 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
         (None, Some(netns), Some(cgroup)) => Target::of_paths(netns, cgroup)?,
         _ => return Err(Error::Input("give --pid, or --netns and --cgroup".into())),
     };
-    let resolved = config::resolve(&args.capture, &facts(&target)?)
-        .map_err(|e| Error::Input(e.to_string()))?;
+    let resolved =
+        config::resolve(&args.capture, &facts(&target)?).map_err(|e| Error::Input(e.to_string()))?;
     for remark in &resolved.notes {
         env.note(&format!("{}: {}", remark.about, remark.text));
     }
@@ -67,7 +71,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
         return dry_run(env, &name, &target, &resolved.policy);
     }
 
-    let report = attach::attach(&env.root, &name, &target, &resolved.policy)?;
+    let report = attach::attach(&env.root, &name, &target, &resolved.policy, args.trace)?;
     for remark in &report.notes {
         env.note(remark);
     }
@@ -113,14 +117,18 @@ fn buildable(resolved: &Resolved) -> Result<()> {
         return Err(Error::Input("--cleanup-only attaches nothing; use `redirector detach`".into()));
     }
     if requests.network_namespace.is_some() {
-        return Err(Error::Input("--network-namespace is spelt --netns here, and takes --cgroup with it".into()));
+        return Err(Error::Input(
+            "--network-namespace is spelt --netns here, and takes --cgroup with it".into(),
+        ));
     }
     let missing = [
         (requests.run_validation, "--run-validation"),
         (!policy.virtual_interfaces.is_empty(), "-k (virtual interfaces)"),
     ];
     match missing.iter().find(|(asked, _)| *asked) {
-        Some((_, what)) => Err(Error::Unsupported(format!("{what} is not built yet in this version; nothing was changed"))),
+        Some((_, what)) => {
+            Err(Error::Unsupported(format!("{what} is not built yet in this version; nothing was changed")))
+        }
         None => Ok(()),
     }
 }

@@ -143,7 +143,7 @@ fn which(env: &Env, args: &Args) -> Result<Vec<String>> {
 /// The instance of a network namespace; it may be gone, then the file it was given still tells.
 fn of_netns(env: &Env, path: &Path, may_be_gone: bool) -> Result<String> {
     let found = match open_netns(path, || format!("{} does not exist", path.display())) {
-        Ok(netns) => find::by_netns(&env.root, &netns, path)?,
+        Ok(netns) => find::by_netns(&env.root, &netns)?,
         Err(e) => match find::by_file(&env.root, path)? {
             None if !may_be_gone || path.exists() => return Err(e),
             found => found,

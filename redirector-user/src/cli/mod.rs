@@ -8,7 +8,9 @@ mod list;
 mod original_dst;
 mod output;
 mod refresh;
+mod rules;
 mod show;
+mod trace;
 
 use crate::error::Error;
 use crate::instance::root::Root;
@@ -55,6 +57,7 @@ enum Verb {
     List(list::Args),
     Show(show::Args),
     OriginalDst(original_dst::Args),
+    Trace(trace::Args),
     Check(check::Args),
     #[command(after_long_help = explain::long_help())]
     Explain(Box<explain::Args>),
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Verb::List(args) => list::run(&env, &args),
         Verb::Show(args) => show::run(&env, &args),
         Verb::OriginalDst(args) => original_dst::run(&env, &args),
+        Verb::Trace(args) => trace::run(&env, &args),
         Verb::Check(args) => check::run(&env, &args),
         Verb::Explain(args) => explain::run(&env, &args),
     };

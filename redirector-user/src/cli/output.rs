@@ -15,8 +15,8 @@ pub enum Format {
 
 /// Prints a value as one JSON document.
 pub fn json(value: &impl Serialize) -> Result<()> {
-    let text =
-        serde_json::to_string_pretty(value).map_err(|e| Error::Failed(format!("serialise the result: {e}")))?;
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Failed(format!("serialise the result: {e}")))?;
     print(&text)
 }
 

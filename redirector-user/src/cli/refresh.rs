@@ -26,7 +26,9 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         env.note(remark);
     }
     match env.format {
-        Format::Json => json(&serde_json::json!({ "name": args.name, "outcome": "refreshed", "notes": notes }))?,
+        Format::Json => {
+            json(&serde_json::json!({ "name": args.name, "outcome": "refreshed", "notes": notes }))?
+        }
         Format::Table => print(&format!("refreshed {}", args.name))?,
     }
     Ok(ExitCode::SUCCESS)

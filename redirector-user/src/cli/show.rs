@@ -1,21 +1,32 @@
 //! `redirector show`.
 
-use super::Env;
 use super::output::{Format, json, print, table};
+use super::{Env, rules};
 use crate::error::Result;
-use crate::instance::observe::{self, Status};
 use crate::instance::detach;
+use crate::instance::observe::{self, Status};
+use crate::rules::{Entry, Rules};
 use std::process::ExitCode;
 
 /// Show one instance: what was asked for, and what the kernel does.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  redirector show n4097\n  redirector show n4097 -v\n  redirector show n4097 --output json")]
+#[command(
+    after_help = "Examples:\n  redirector show n4097\n  redirector show n4097 -v\n  redirector show n4097 --output json"
+)]
 pub struct Args {
     /// Name of the instance.
     name: String,
     /// Every rule in order with its connections, and every hook.
     #[arg(short, long)]
     verbose: bool,
+}
+
+/// What `--output json` prints.
+#[derive(serde::Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    status: &'a Status,
+    rules: Vec<Entry>,
 }
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
@@ -25,7 +36,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     crate::instance::root::check_name(&args.name)?;
     let status = observe::status(&env.root, &args.name)?;
     match env.format {
-        Format::Json => json(&status)?,
+        Format::Json => json(&Shown { status: &status, rules: Rules::entries(&status.record.policy) })?,
         Format::Table => text(&status, args.verbose)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -35,14 +46,22 @@ fn text(s: &Status, verbose: bool) -> Result<()> {
     let mut lines = vec![
         format!("name         {}", s.name),
         format!("state        {}", s.state),
-        format!("netns        {} (inode {}, cookie {})", s.record.netns.display(), s.netns_inode, s.netns_cookie),
+        format!(
+            "netns        {} (inode {}, cookie {})",
+            s.record.netns.display(),
+            s.netns_inode,
+            s.netns_cookie
+        ),
         format!("cgroup       {} (id {})", s.record.cgroup.display(), s.cgroup_id),
         format!("connections  {} redirected and alive", s.connections),
         format!("effective    {}", effective(s)),
     ];
     for l in &s.listeners {
         let none = if l.ipv4 + l.ipv6 == 0 { "  <- no listener of the proxy is registered" } else { "" };
-        lines.push(format!("{:<12} port {}: {} IPv4, {} IPv6 listeners{none}", l.traffic, l.port, l.ipv4, l.ipv6));
+        lines.push(format!(
+            "{:<12} port {}: {} IPv4, {} IPv6 listeners{none}",
+            l.traffic, l.port, l.ipv4, l.ipv6
+        ));
     }
     print(&lines.join("\n"))?;
     if verbose {
@@ -63,7 +82,10 @@ fn text(s: &Status, verbose: bool) -> Result<()> {
         )?;
     }
     print("")?;
-    let shown = s.counters.iter().filter(|c| verbose || c.connections > 0);
+    if verbose {
+        return rules::print_all(s);
+    }
+    let shown = s.counters.iter().filter(|c| c.connections > 0);
     table(["CONNECTIONS", "RULE"], shown.map(|c| [c.connections.to_string(), c.rule.to_owned()]))
 }
 

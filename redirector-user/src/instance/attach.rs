@@ -17,7 +17,7 @@ use crate::kernel::Kernel;
 use crate::mirror::{self, Mirror};
 use crate::sys::bpf::{self, Link};
 use crate::target::Target;
-use redirector_common::abi::{ABI_VERSION, INERT, Meta, name};
+use redirector_common::abi::{ABI_VERSION, INERT, Meta, meta_flag, name};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -48,17 +48,18 @@ pub fn default_name(target: &Target) -> String {
     format!("n{}", target.netns.cookie)
 }
 
-/// Attaches a policy to a target, or changes the policy of the instance that is there.
+/// Attaches a policy to a target, or changes the policy of the instance that is there. With `trace`
+/// a new instance tells its decisions to `redirector trace`.
 ///
 /// # Errors
 ///
 /// [`Error::Input`] if the target has an instance of another name or another cgroup;
 /// [`Error::Unsupported`] if the kernel lacks something. Nothing is left behind on any error.
-pub fn attach(root: &Root, name: &str, target: &Target, policy: &Policy) -> Result<Report> {
+pub fn attach(root: &Root, name: &str, target: &Target, policy: &Policy, trace: bool) -> Result<Report> {
     check_name(name)?;
     let mut notes: Vec<String> = root.create()?.into_iter().collect();
     let lock = WriteLock::take(root)?;
-    let result = locked(root, name, target, policy, &lock);
+    let result = locked(root, name, target, policy, trace, &lock);
     if result.is_err() {
         root.remove_if_empty();
     }
@@ -72,12 +73,13 @@ fn locked(
     name: &str,
     target: &Target,
     policy: &Policy,
+    trace: bool,
     lock: &WriteLock,
 ) -> Result<(Outcome, Vec<String>)> {
     let mut notes = detach::sweep(root, lock)?;
     let (outcome, more) = match existing(root, name, target, &mut notes)? {
         Some(there) => change::change(there, target, policy, lock)?,
-        None => (Outcome::Attached, create(root, name, target, policy, lock)?),
+        None => (Outcome::Attached, create(root, name, target, policy, trace)?),
     };
     notes.extend(more);
     Ok((outcome, notes))
@@ -88,7 +90,8 @@ fn existing(root: &Root, name: &str, target: &Target, notes: &mut Vec<String>) -
     let mut same = None;
     for other in root.names()? {
         let dir = root.instance(&other);
-        let (instance, meta) = match Instance::open(root, &other).and_then(|i| i.meta().map(|meta| (i, meta))) {
+        let (instance, meta) = match Instance::open(root, &other).and_then(|i| i.meta().map(|meta| (i, meta)))
+        {
             Ok(found) => found,
             // Somebody else's misfortune is no reason to refuse a pod its sidecar.
             Err(_) if other != name && find::linked_to(&dir) != Some(target.netns.inode) => continue,
@@ -153,14 +156,14 @@ impl Drop for Staging {
     }
 }
 
-fn create(root: &Root, name: &str, target: &Target, policy: &Policy, _lock: &WriteLock) -> Result<Vec<String>> {
+fn create(root: &Root, name: &str, target: &Target, policy: &Policy, trace: bool) -> Result<Vec<String>> {
     let kernel = Kernel::probe()?;
     let mut facts = read_mirror(target)?;
     let add_lo6 = surroundings::foresee_lo6(policy, &mut facts);
     let compiled = Compiled::new(policy, &facts);
     let flags = compiled.policy.flags;
     let maps = Maps::New { capacity: policy.max_connections };
-    let loaded = Loaded::new(&kernel.target(target.netns.cookie, flags), maps, hooks::wanted(policy))?;
+    let loaded = Loaded::new(&kernel.target(target.netns.cookie, flags), maps, trace, hooks::wanted(policy))?;
 
     let mut staging = Staging { dir: root.staging(name), done: false };
     let dir = staging.dir.clone();
@@ -174,6 +177,10 @@ fn create(root: &Root, name: &str, target: &Target, policy: &Policy, _lock: &Wri
     link_hooks(&dir, target, policy)?;
 
     let mut meta = instance.meta()?;
+    if trace {
+        meta.flags |= meta_flag::TRACE;
+        instance.set_meta(&meta)?;
+    }
     surroundings::apply(&mut instance, &mut meta, target, policy, add_lo6)?;
     // After the links: from then on sockops registers what listens anew.
     let notes = listeners::register(&instance, target, policy, 0)?;
@@ -261,4 +268,3 @@ pub(super) fn read_mirror(target: &Target) -> Result<Mirror> {
 pub(super) fn mirror_failed(e: mirror::MirrorError) -> Error {
     Error::Failed(crate::error::chain(&e))
 }
-

@@ -18,7 +18,7 @@ use crate::sys::bpf::{self, Link};
 use crate::target::Target;
 use crate::target::cgroup::Cgroup;
 use aya::maps::MapInfo;
-use redirector_common::abi::name;
+use redirector_common::abi::{meta_flag, name};
 use std::path::Path;
 
 /// Gives an instance a policy; nothing happens if it has an equal one.
@@ -39,8 +39,9 @@ pub(super) fn change(
         return Ok((outcome, repairs));
     }
     let exposed = instance.dir.join(name::ORIGINAL_DST);
-    let room =
-        MapInfo::from_pin(&exposed).context(|| format!("read the size of {}", exposed.display()))?.max_entries();
+    let room = MapInfo::from_pin(&exposed)
+        .context(|| format!("read the size of {}", exposed.display()))?
+        .max_entries();
     if policy.max_connections >= room {
         return Err(Error::Input(format!(
             "--max-connections {} is more than the instance was made for; detach it and attach again",
@@ -75,7 +76,10 @@ pub fn refresh(root: &Root, name: &str) -> Result<Vec<String>> {
     let record = record::read(&instance.dir, slot)?;
     let meta = instance.meta()?;
     let gone = |what: &str, path: &Path| {
-        Error::Failed(format!("{what} of the instance {name} is gone ({}); detach the instance", path.display()))
+        Error::Failed(format!(
+            "{what} of the instance {name} is gone ({}); detach the instance",
+            path.display()
+        ))
     };
     let netns = netns_of(&record, &meta).ok_or_else(|| gone("the network namespace", &record.netns))?;
     let cgroup = Cgroup::open(&record.cgroup).ok().filter(|cgroup| cgroup.id == meta.cgroup_id);
@@ -130,7 +134,9 @@ fn swap(
     // Listeners that appeared meanwhile were registered under the old policy.
     match listeners::register(&instance, target, policy, new) {
         Ok(more) => notes.extend(more),
-        Err(e) => notes.push(format!("the proxy's newest listeners may not be registered: {e}; run `refresh`")),
+        Err(e) => {
+            notes.push(format!("the proxy's newest listeners may not be registered: {e}; run `refresh`"))
+        }
     }
     bpf::wait_for_programs();
     if let Ok(before) = &before
@@ -159,13 +165,15 @@ fn replace_programs(instance: &Instance, target: &Target, flags: u32) -> Result<
             instance.dir.join(map).display()
         )));
     }
+    let trace = instance.meta()?.flags & meta_flag::TRACE != 0;
     let constants = Kernel::probe()?.target(target.netns.cookie, flags);
-    let loaded = Loaded::new(&constants, Maps::Of(&instance.dir), hooks::ALL.into_iter())?;
+    let loaded = Loaded::new(&constants, Maps::Of(&instance.dir), trace, hooks::ALL.into_iter())?;
     for hook in hooks::ALL {
         // Those that are not attached too: a later policy may need them, under the same flags.
         let link = instance.dir.join(hook.link_pin());
         let program = loaded.program(hook.program)?;
-        let (pin, next) = (instance.dir.join(hook.program_pin()), instance.dir.join(format!("{}_new", hook.program_pin())));
+        let (pin, next) =
+            (instance.dir.join(hook.program_pin()), instance.dir.join(format!("{}_new", hook.program_pin())));
         let _ = std::fs::remove_file(&next);
         bpf::obj_pin(program, &next).context(|| format!("pin the program {}", next.display()))?;
         if link.exists() {

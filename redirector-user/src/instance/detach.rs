@@ -101,7 +101,9 @@ pub(super) fn remove_dir(dir: &Path) -> Result<()> {
     let mut entries: Vec<_> = entries.flatten().collect();
     // Links first, and of those the ones that capture: without META they may be at work.
     let links: Vec<String> = hooks::ALL.iter().rev().map(hooks::Hook::link_pin).collect();
-    entries.sort_by_key(|entry| links.iter().position(|link| entry.file_name() == link.as_str()).unwrap_or(links.len()));
+    entries.sort_by_key(|entry| {
+        links.iter().position(|link| entry.file_name() == link.as_str()).unwrap_or(links.len())
+    });
     for entry in entries {
         let path = entry.path();
         if links.iter().any(|link| entry.file_name() == link.as_str()) {

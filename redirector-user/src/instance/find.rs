@@ -13,13 +13,15 @@ use redirector_common::abi::Meta;
 use std::path::Path;
 
 /// Name of the instance of an open namespace.
-pub fn by_netns(root: &Root, netns: &NetNs, path: &Path) -> Result<Option<String>> {
+pub fn by_netns(root: &Root, netns: &NetNs) -> Result<Option<String>> {
     let of_it = |name: &String| match Instance::open(root, name).and_then(|i| i.meta()) {
         Ok(meta) => meta.netns_cookie == netns.cookie,
         // Inode numbers are used again, but the kernel's link is of now.
         Err(_) => match linked_to(&root.instance(name)) {
             Some(inode) => inode == netns.inode,
-            None => was_given(root, name, path),
+            None => any_record(&root.instance(name)).is_some_and(|record| {
+                NetNs::open(&record.netns).is_ok_and(|given| given.cookie == netns.cookie)
+            }),
         },
     };
     Ok(root.names()?.into_iter().find(of_it))
@@ -27,12 +29,10 @@ pub fn by_netns(root: &Root, netns: &NetNs, path: &Path) -> Result<Option<String
 
 /// Name of the instance that was attached by this file, which is gone meanwhile.
 pub fn by_file(root: &Root, path: &Path) -> Result<Option<String>> {
-    Ok(root.names()?.into_iter().find(|name| was_given(root, name, path)))
-}
-
-fn was_given(root: &Root, name: &str, path: &Path) -> bool {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    any_record(&root.instance(name)).is_some_and(|record| record.netns == path)
+    let was_given =
+        |name: &String| any_record(&root.instance(name)).is_some_and(|record| record.netns == path);
+    Ok(root.names()?.into_iter().find(was_given))
 }
 
 /// Inode number of the namespace that an instance's programs are attached to; 0 if it is gone.

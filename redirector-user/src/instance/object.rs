@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 /// The object that this binary carries: committed, made by `cargo xtask ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/redirector.bpf.o"));
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/redirector.bpf.o"));
 
 /// More entries than connections: those that are made while the limit is reached.
 const SLACK: u32 = 1024;
@@ -33,14 +34,26 @@ pub enum Maps<'a> {
 
 impl Loaded {
     /// Loads the programs of these hooks with their maps, for a namespace and for policies that
-    /// set no other flags than `flags`.
+    /// set no other flags than those of `target`. With `trace` they tell their decisions.
     ///
     /// # Errors
     ///
     /// [`Error::Unsupported`] if the kernel refuses a map or a program, with its reason.
-    pub fn new(target: &Target, maps: Maps<'_>, hooks: impl Iterator<Item = Hook>) -> Result<Self> {
+    pub fn new(
+        target: &Target,
+        maps: Maps<'_>,
+        trace: bool,
+        hooks: impl Iterator<Item = Hook>,
+    ) -> Result<Self> {
+        // Levels of aya-log: 0 is below all of them, 4 is debug.
+        let level: u8 = if trace { 4 } else { 0 };
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::STATS).override_global(name::TARGET, target, true);
+        loader.override_global("AYA_LOG_LEVEL", &level, true);
+        if !trace {
+            // A ring buffer cannot be smaller.
+            loader.map_max_entries("AYA_LOGS", 4096);
+        }
         match maps {
             Maps::New { capacity } => {
                 loader.map_max_entries(name::ORIGINAL_DST, capacity.saturating_add(SLACK));

@@ -2,10 +2,10 @@
 
 use super::find;
 use super::hooks::{self, Hook};
+use super::listeners;
 use super::record::{self, Record};
 use super::root::Root;
 use super::state::{Instance, Phase};
-use super::listeners;
 use crate::error::{Context, Result};
 use crate::sys::bpf::{self, Link};
 use crate::target::cgroup::Cgroup;
@@ -212,13 +212,8 @@ pub fn status(root: &Root, name: &str) -> Result<Status> {
 }
 
 fn hook_status(instance: &Instance, hook: &Hook, record: &Record) -> HookStatus {
-    let mut status = HookStatus {
-        hook: hook.short(),
-        program: None,
-        effective: false,
-        before: Vec::new(),
-        problem: None,
-    };
+    let mut status =
+        HookStatus { hook: hook.short(), program: None, effective: false, before: Vec::new(), problem: None };
     if let Err(e) = inspect(instance, hook, record, &mut status) {
         status.problem = Some(e.to_string());
     }

@@ -51,7 +51,9 @@ pub fn write(dir: &Path, slot: u32, record: &Record) -> Result<()> {
 pub fn remove(dir: &Path, slot: u32) -> Result<()> {
     let path = dir.join(pin_name(slot));
     match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| format!("remove {}", path.display())),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).context(|| format!("remove {}", path.display()))
+        }
         _ => Ok(()),
     }
 }

@@ -158,4 +158,3 @@ fn open_map(path: &Path, key: usize, value: usize) -> Result<MapData> {
     }
     MapData::from_pin(path).context(|| format!("open {}", path.display()))
 }
-

@@ -73,7 +73,8 @@ pub(super) fn check_change(old: &Policy, new: &Policy) -> Result<()> {
     let both = old.mode == Mode::Tproxy && new.mode == Mode::Tproxy;
     if both && (old.tproxy_mark, old.tproxy_table) != (new.tproxy_mark, new.tproxy_table) {
         return Err(Error::Input(
-            "the mark (-t) and the table (-r) of TPROXY mode cannot be changed while attached; detach first".into(),
+            "the mark (-t) and the table (-r) of TPROXY mode cannot be changed while attached; detach first"
+                .into(),
         ));
     }
     Ok(())

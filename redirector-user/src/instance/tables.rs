@@ -6,9 +6,9 @@ use crate::mirror::{Mirror, Outcome};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{LpmTrie, MapData};
 use ipnet::IpNet;
+use redirector_common::Addr;
 use redirector_common::abi::{Route, TableKey};
 use redirector_common::policy::{self, Table, flag};
-use redirector_common::Addr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A policy and the namespace's facts, ready to be written.
@@ -31,7 +31,11 @@ impl Compiled {
             this.policy.flags |= flag::SPREAD;
         }
         let ports = |list: &[u16]| list.iter().map(|p| u32::from(*p)).collect::<Vec<_>>();
-        this.numbers(Table::ExcludeOutPorts, flag::HAS_EXCLUDE_OUT_PORTS, ports(&wanted.outbound_exclude_ports));
+        this.numbers(
+            Table::ExcludeOutPorts,
+            flag::HAS_EXCLUDE_OUT_PORTS,
+            ports(&wanted.outbound_exclude_ports),
+        );
         this.numbers(Table::IncludeOutPorts, flag::HAS_INCLUDE_OUT_PORTS, ports(&wanted.outbound_ports));
         this.numbers(Table::ExcludeInPorts, flag::HAS_EXCLUDE_IN_PORTS, ports(&wanted.inbound_exclude_ports));
         this.numbers(Table::IncludeInPorts, flag::INBOUND_LIST, ports(wanted.inbound_ports.items()));
@@ -39,8 +43,16 @@ impl Compiled {
             let known = mirror.interfaces.iter().filter(|i| names.contains(&i.name));
             known.map(|i| i.index).collect::<Vec<_>>()
         };
-        this.numbers(Table::ExcludeInterfaces, flag::HAS_EXCLUDE_INTERFACES, indices(&wanted.exclude_interfaces));
-        this.numbers(Table::VirtualInterfaces, flag::HAS_VIRTUAL_INTERFACES, indices(&wanted.virtual_interfaces));
+        this.numbers(
+            Table::ExcludeInterfaces,
+            flag::HAS_EXCLUDE_INTERFACES,
+            indices(&wanted.exclude_interfaces),
+        );
+        this.numbers(
+            Table::VirtualInterfaces,
+            flag::HAS_VIRTUAL_INTERFACES,
+            indices(&wanted.virtual_interfaces),
+        );
         this.numbers(Table::ProxyUids, 0, wanted.proxy_uids.clone());
         this.numbers(Table::ProxyGids, 0, wanted.proxy_gids.clone());
         this.numbers(Table::OwnerGroups, flag::OWNER_GROUPS_LIST, wanted.owner_groups.items().to_vec());
@@ -71,7 +83,8 @@ impl Compiled {
     pub fn find(&self, table: Table, addr: Addr) -> Option<&Route> {
         let covers = |prefix: &Addr, bits: u32| (key_bits(prefix) ^ key_bits(&addr)).leading_zeros() >= bits;
         let of_table = self.entries.iter().filter(|(of, ..)| *of == table);
-        let found = of_table.filter(|(_, prefix, bits, _)| covers(prefix, *bits)).max_by_key(|(.., bits, _)| *bits);
+        let found =
+            of_table.filter(|(_, prefix, bits, _)| covers(prefix, *bits)).max_by_key(|(.., bits, _)| *bits);
         found.map(|(.., value)| value)
     }
 
@@ -139,7 +152,9 @@ fn kernel_route(outcome: &Outcome) -> Route {
     let source = |ip: &Option<IpAddr>| ip.map_or(Addr::UNSPECIFIED, Addr::from);
     const LOOPBACK_IFINDEX: u32 = 1;
     match outcome {
-        Outcome::Local { source: s } => Route { source: source(s), oif: LOOPBACK_IFINDEX, errno: 0, local: 1 },
+        Outcome::Local { source: s } => {
+            Route { source: source(s), oif: LOOPBACK_IFINDEX, errno: 0, local: 1 }
+        }
         Outcome::Via { oif, source: s } => Route { source: source(s), oif: *oif, errno: 0, local: 0 },
         Outcome::Broadcast { oif } => {
             let errno = libc::ENETUNREACH as u16;

@@ -42,8 +42,9 @@ pub fn owner_offsets(path: &Path) -> Result<OwnerOffsets> {
         other => other.context(|| format!("read {}", path.display()))?,
     };
     let mut found = [None; WANTED.len()];
-    scan(&data, &mut found)
-        .ok_or_else(|| Error::Unsupported(format!("{}: not BTF that this version understands", path.display())))?;
+    scan(&data, &mut found).ok_or_else(|| {
+        Error::Unsupported(format!("{}: not BTF that this version understands", path.display()))
+    })?;
     let mut offsets = [0; WANTED.len()];
     for ((offset, found), (of, member)) in offsets.iter_mut().zip(found).zip(WANTED) {
         *offset = found.ok_or_else(|| {
@@ -116,11 +117,11 @@ fn member_offset(
 /// Bytes that follow the 12 bytes every type has.
 fn trailing(kind: u32, vlen: usize) -> Option<usize> {
     Some(match kind {
-        1 | 14 | 17 => 4,                                  // INT, VAR, DECL_TAG
-        3 => 12,                                           // ARRAY
-        4 | 5 | 15 | 19 => 12 * vlen,                      // STRUCT, UNION, DATASEC, ENUM64
-        6 | 13 => 8 * vlen,                                // ENUM, FUNC_PROTO
-        2 | 7 | 8 | 9 | 10 | 11 | 12 | 16 | 18 => 0,       // PTR, FWD, TYPEDEF, modifiers, FUNC, FLOAT, TYPE_TAG
+        1 | 14 | 17 => 4,                            // INT, VAR, DECL_TAG
+        3 => 12,                                     // ARRAY
+        4 | 5 | 15 | 19 => 12 * vlen,                // STRUCT, UNION, DATASEC, ENUM64
+        6 | 13 => 8 * vlen,                          // ENUM, FUNC_PROTO
+        2 | 7 | 8 | 9 | 10 | 11 | 12 | 16 | 18 => 0, // PTR, FWD, TYPEDEF, modifiers, FUNC, FLOAT, TYPE_TAG
         _ => return None,
     })
 }
@@ -143,7 +144,9 @@ mod tests {
 
     #[test]
     fn malformed_data_is_refused_without_a_panic() {
-        for data in [&b""[..], b"\x9f\xeb", &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255]] {
+        for data in
+            [&b""[..], b"\x9f\xeb", &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255]]
+        {
             assert_eq!(scan(data, &mut [None; WANTED.len()]), None);
         }
     }

@@ -46,7 +46,13 @@ pub fn all() -> Vec<Finding> {
         "everything",
         &format!("run as root, or add {}", missing.join(", ")),
     )];
-    list.push(finding("cgroup v2", cgroup::mount().is_ok(), true, "attaching to a pod", "mount cgroup2 (hybrid or unified layout)"));
+    list.push(finding(
+        "cgroup v2",
+        cgroup::mount().is_ok(),
+        true,
+        "attaching to a pod",
+        "mount cgroup2 (hybrid or unified layout)",
+    ));
     list.push(finding(
         "bpffs",
         Path::new("/sys/fs/bpf").is_dir(),
@@ -70,7 +76,12 @@ pub fn all() -> Vec<Finding> {
         "boot with lockdown=integrity or none",
     ));
     for (name, kind, since, what) in [
-        ("cgroup sock_addr programs", ProgramType::CgroupSockAddr, "4.17", "connect, getpeername, getsockname"),
+        (
+            "cgroup sock_addr programs",
+            ProgramType::CgroupSockAddr,
+            "4.17",
+            "connect, getpeername, getsockname",
+        ),
         ("sockops programs", ProgramType::SockOps, "4.13", "handing over the original destination"),
         ("cgroup getsockopt programs", ProgramType::CgroupSockopt, "5.3", "SO_ORIGINAL_DST"),
         ("sk_lookup programs", ProgramType::SkLookup, "5.9", "inbound capture"),
@@ -95,7 +106,12 @@ pub fn all() -> Vec<Finding> {
                 "honest errno of refused connections",
                 "use Linux 5.18 or newer; until then a refusal reads EPERM",
             ));
-            let loaded = Loaded::new(&kernel.target(0, u32::MAX), Maps::New { capacity: 1 }, hooks::ALL.into_iter());
+            let loaded = Loaded::new(
+                &kernel.target(0, u32::MAX),
+                Maps::New { capacity: 1 },
+                true,
+                hooks::ALL.into_iter(),
+            );
             let why = loaded.as_ref().err().map(ToString::to_string).unwrap_or_default();
             list.push(finding("our programs load", loaded.is_ok(), true, "everything", &why));
         }

@@ -26,8 +26,10 @@ impl Kernel {
     pub fn probe() -> Result<Self> {
         let offsets = btf::owner_offsets(std::path::Path::new("/sys/kernel/btf/vmlinux"))?;
         // 5.18; before, a refused connect() reads EPERM.
-        let has_set_retval = is_helper_supported(ProgramType::CgroupSockAddr, bpf_func_id::BPF_FUNC_set_retval)
-            .map_err(|e| Error::Failed(format!("cannot probe the helper bpf_set_retval: {}", chain(&e))))?;
+        let has_set_retval =
+            is_helper_supported(ProgramType::CgroupSockAddr, bpf_func_id::BPF_FUNC_set_retval).map_err(
+                |e| Error::Failed(format!("cannot probe the helper bpf_set_retval: {}", chain(&e))),
+            )?;
         Ok(Self { offsets, has_set_retval })
     }
 

@@ -93,7 +93,9 @@ impl<'a> Asker<'a> {
             // address, but a route that shares its next hop with a unicast one may answer from that one's
             // cache.
             _ if asked == IpAddr::V4(Ipv4Addr::BROADCAST) => Outcome::Refused { errno: libc::ENETUNREACH },
-            libc::RTN_BROADCAST if !self.loopbacks.contains(&found.oif) => Outcome::Broadcast { oif: found.oif },
+            libc::RTN_BROADCAST if !self.loopbacks.contains(&found.oif) => {
+                Outcome::Broadcast { oif: found.oif }
+            }
             libc::RTN_BROADCAST | libc::RTN_MULTICAST => Outcome::Refused { errno: libc::ENETUNREACH },
             _ if is_group(asked) => Outcome::Refused { errno: libc::ENETUNREACH },
             kind if kind == libc::RTN_LOCAL || self.loopbacks.contains(&found.oif) => {

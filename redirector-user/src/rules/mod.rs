@@ -8,6 +8,7 @@
 
 mod chains;
 mod inbound;
+mod listing;
 mod outbound;
 mod packet;
 mod spec;
@@ -18,6 +19,7 @@ mod tproxy;
 mod words;
 
 pub use chains::{Chain, Family, Rule, Rules, Table};
+pub use listing::{Count, Entry, Listed, Row};
 pub use packet::Packet;
 pub use spec::{Is, Protocol, Spec, Target};
 pub use words::{end, words};

@@ -36,7 +36,8 @@ pub(super) fn add(rules: &mut Builder, policy: &Policy) {
         rules.both(ISTIO_OUTPUT, Counter::OutExcludedPort, tcp);
         rules.both(ISTIO_OUTPUT, Counter::OutExcludedPort, udp);
     }
-    let [v4, v6] = passthrough().map(|net| Spec { source: Some(Is::exactly(net)), ..Spec::default().on_lo() });
+    let [v4, v6] =
+        passthrough().map(|net| Spec { source: Some(Is::exactly(net)), ..Spec::default().on_lo() });
     rules.each(ISTIO_OUTPUT, Counter::OutPassthroughSource, v4, v6);
     for uid in &policy.proxy_uids {
         let counters = [Counter::OutProxyUidLoopback, Counter::OutNotProxyUidLoopback, Counter::OutProxyUid];

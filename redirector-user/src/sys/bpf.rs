@@ -161,11 +161,8 @@ fn info_by_fd<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
         len: u32,
         info: u64,
     }
-    let mut attr = Attr {
-        fd: fd.as_raw_fd() as u32,
-        len: size_of::<T>() as u32,
-        info: std::ptr::from_mut(info) as u64,
-    };
+    let mut attr =
+        Attr { fd: fd.as_raw_fd() as u32, len: size_of::<T>() as u32, info: std::ptr::from_mut(info) as u64 };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
 

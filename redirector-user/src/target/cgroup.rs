@@ -38,7 +38,10 @@ impl Cgroup {
         if kind != CGROUP2_SUPER_MAGIC {
             let what = if kind == CGROUP_SUPER_MAGIC { "of cgroup v1" } else { "not a cgroup" };
             let tree = mount().map_or_else(|e| e.to_string(), |m| format!("the v2 tree is {}", m.display()));
-            return Err(Error::Input(format!("{} is {what}; give a cgroup v2 directory: {tree}", path.display())));
+            return Err(Error::Input(format!(
+                "{} is {what}; give a cgroup v2 directory: {tree}",
+                path.display()
+            )));
         }
         // Every cgroup has this file, except the root.
         if !path.join("cgroup.events").exists() {
@@ -169,7 +172,8 @@ mod tests {
         assert_eq!(find_mount(hybrid).unwrap(), Path::new("/sys/fs/cgroup/unified"));
         let unified = "29 22 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
         assert_eq!(find_mount(unified).unwrap(), Path::new("/sys/fs/cgroup"));
-        let bind = "28 22 0:26 /pod1 /mnt rw - cgroup2 cgroup2 rw\n29 22 0:26 / /sys/fs/cgroup rw - cgroup2 c rw\n";
+        let bind =
+            "28 22 0:26 /pod1 /mnt rw - cgroup2 cgroup2 rw\n29 22 0:26 / /sys/fs/cgroup rw - cgroup2 c rw\n";
         assert_eq!(find_mount(bind).unwrap(), Path::new("/sys/fs/cgroup"));
         assert_eq!(find_mount("28 22 0:26 / /proc rw - proc proc rw\n"), None);
     }

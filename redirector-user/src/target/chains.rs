@@ -31,8 +31,9 @@ fn istio_chains() -> Result<Vec<String>> {
     {
         // Not there: a kernel without legacy iptables.
         for table in std::fs::read_to_string(file).unwrap_or_default().lines() {
-            let entries = xtables::entries(v6, table)
-                .context(|| format!("read the legacy iptables table {table} ({})", if v6 { "IPv6" } else { "IPv4" }))?;
+            let entries = xtables::entries(v6, table).context(|| {
+                format!("read the legacy iptables table {table} ({})", if v6 { "IPv6" } else { "IPv4" })
+            })?;
             chains.extend(legacy_chains(&entries));
         }
     }

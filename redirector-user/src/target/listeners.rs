@@ -69,9 +69,11 @@ fn listening(ports: &[u16]) -> Result<HashMap<u64, (u16, bool)>> {
     for (file, v6) in [("/proc/thread-self/net/tcp", false), ("/proc/thread-self/net/tcp6", true)] {
         match std::fs::read_to_string(file) {
             Ok(text) => all.extend(
-                text.lines().skip(1).filter_map(parse).filter(|(_, port)| ports.contains(port)).map(
-                    |(inode, port)| (inode, (port, v6)),
-                ),
+                text.lines()
+                    .skip(1)
+                    .filter_map(parse)
+                    .filter(|(_, port)| ports.contains(port))
+                    .map(|(inode, port)| (inode, (port, v6))),
             ),
             Err(e) if v6 && e.kind() == std::io::ErrorKind::NotFound => {} // no IPv6
             Err(e) => return Err(e).context(|| format!("read {file}")),

@@ -80,9 +80,7 @@ impl Target {
 pub fn open_netns(path: &Path, missing: impl FnOnce() -> String) -> Result<NetNs> {
     match NetNs::open(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::Input(missing())),
-        Err(e)
-            if e.kind() == std::io::ErrorKind::InvalidInput || e.raw_os_error() == Some(libc::ENOTTY) =>
-        {
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidInput || e.raw_os_error() == Some(libc::ENOTTY) => {
             Err(Error::Input(format!(
                 "{} is not a network namespace; give a file such as /proc/PID/ns/net or /run/netns/NAME",
                 path.display()
