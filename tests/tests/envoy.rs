@@ -10,10 +10,10 @@ use redirector_tests::matrix::{Caller, Part, SERVED, SIDECAR_PORTS};
 use redirector_tests::observation::Observation;
 use redirector_tests::pod::{APP, PROXY, SECOND4, VIP4, VIP6, at};
 use redirector_tests::privileged::{require_envoy, require_root};
-use redirector_tests::process::Daemon;
+use redirector_tests::process::{Daemon, Place};
 use redirector_tests::retry;
 use redirector_tests::scenario::{Family, Scenario};
-use redirector_tests::side::{Setup, Side};
+use redirector_tests::side::{By, Setup, Side};
 use redirector_tests::twin::Twin;
 
 /// An Envoy with the two listeners of a sidecar, both passing everything on to its original destination.
@@ -170,4 +170,39 @@ fn ipv4() -> anyhow::Result<()> {
 #[test]
 fn dual_stack() -> anyhow::Result<()> {
     check(true)
+}
+
+/// What a user does first: curl out of the pod and curl into it, with web servers at both ends and no netfilter rule
+/// anywhere.
+#[test]
+fn curl() -> anyhow::Result<()> {
+    let (true, Some(envoy)) = (require_root(), require_envoy()) else { return Ok(()) };
+    let side = Side::with(By::Redirector, &Setup { proxy: Vec::new(), ..Setup::default() })?;
+    let envoy = Envoy::start(&envoy, &side, false)?;
+    let pages = tempfile::Builder::new().prefix("redirtest-web").tempdir()?;
+    std::fs::set_permissions(pages.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    std::fs::write(pages.path().join("index.html"), "hello\n")?;
+    let web = |name: &str, place: &Place| {
+        let mut command = place.program(Path::new("/usr/bin/python3"));
+        command.args(["-m", "http.server", "9090", "--directory"]).arg(pages.path());
+        Daemon::start(name, &mut command)
+    };
+    let (app, outside) = (side.pod().place(APP)?, side.world.outside());
+    let _servers = [web("web", &outside)?, web("app", &app)?];
+    side.world.client.wait_for_listener(9090)?;
+    side.pod().netns.wait_for_listener(9090)?;
+
+    for (from, to) in [(&app, VIP4), (&outside, side.pod().v4())] {
+        let mut command = from.program(Path::new("/usr/bin/curl"));
+        command.args(["--silent", "--show-error", "--fail", "--max-time", "10"]).arg(format!("http://{to}:9090/"));
+        assert_eq!(redirector_tests::command::run(&mut command, "")?, "hello\n", "from {to}");
+    }
+    let log = envoy.log(2)?;
+    assert_eq!(log, [
+        "IN from 10.77.0.1:* to 10.77.0.2:9090 upstream 10.77.0.2:9090",
+        "OUT from 10.77.0.2:* to 10.96.0.10:9090 upstream 10.96.0.10:9090",
+    ]);
+    let rules = redirector_tests::command::run(&mut side.pod().netns.command("iptables-save"), "")?;
+    assert!(!rules.contains("-A "), "{rules}");
+    Ok(())
 }
