@@ -97,6 +97,12 @@ pub fn outgoing<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
     if !facts.has(p, flag::TPROXY) || decision.verdict as u16 != Verdict::Pass as u16 {
         return decision;
     }
+    // Excluded interfaces are excluded in mangle too.
+    if facts.has(p, flag::HAS_EXCLUDE_INTERFACES)
+        && facts.listed(Table::ExcludeInterfaces, facts.fresh(&c.oif))
+    {
+        return decision;
+    }
     if is_marked(p, facts, c) && is_inbound_port(p, facts, facts.fresh(&c.dport)) {
         return Decision { verdict: Verdict::Inbound, rule: Counter::OutTproxyLoopback };
     }
@@ -115,9 +121,20 @@ fn is_marked<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> bool {
         && facts.fresh(&c.mark) != p.tproxy_mark
         && !passthrough
         && !p.is_loopback_exempt(&facts.fresh(&c.dst))
+        && (is_proxy_uid(p, facts, c) || is_proxy_gid(p, facts, c))
+}
+
+#[inline(always)]
+fn is_proxy_uid<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> bool {
+    facts.has(p, flag::HAS_UIDS)
         && (facts.fresh(&c.uid) == p.first_uid
-            || facts.fresh(&c.gid) == p.first_gid
-            || (facts.has(p, flag::HAS_MORE_UIDS) && facts.listed(Table::ProxyUids, facts.fresh(&c.uid)))
+            || (facts.has(p, flag::HAS_MORE_UIDS) && facts.listed(Table::ProxyUids, facts.fresh(&c.uid))))
+}
+
+#[inline(always)]
+fn is_proxy_gid<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> bool {
+    facts.has(p, flag::HAS_GIDS)
+        && (facts.fresh(&c.gid) == p.first_gid
             || (facts.has(p, flag::HAS_MORE_GIDS) && facts.listed(Table::ProxyGids, facts.fresh(&c.gid))))
 }
 
@@ -152,25 +169,29 @@ fn nat_output<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
 
     // The rules of one user, in turn: own traffic on lo → inbound, others' traffic on lo passes,
     // own traffic passes. The second rule of the first user ends it for every other user on lo,
-    // so that only the first is ever asked there (unless -i holds a loopback prefix), and for the
-    // groups it never matches.
-    if facts.fresh(&c.uid) == p.first_uid {
-        return of_proxy_uid(p, facts, c);
+    // so that only the first is ever asked there (unless -i holds a loopback prefix). After any
+    // user, it never matches for a group.
+    if facts.has(p, flag::HAS_UIDS) {
+        if facts.fresh(&c.uid) == p.first_uid {
+            return of_proxy_uid(p, facts, c);
+        }
+        if others_pass(p, facts, c) {
+            return pass(Counter::OutNotProxyUidLoopback);
+        }
+        if facts.has(p, flag::HAS_MORE_UIDS) && facts.listed(Table::ProxyUids, facts.fresh(&c.uid)) {
+            return of_proxy_uid(p, facts, c);
+        }
     }
-    if others_pass(p, facts, c) {
-        return pass(Counter::OutNotProxyUidLoopback);
-    }
-    if facts.has(p, flag::HAS_MORE_UIDS) && facts.listed(Table::ProxyUids, facts.fresh(&c.uid)) {
-        return of_proxy_uid(p, facts, c);
-    }
-    if facts.fresh(&c.gid) == p.first_gid
-        || (facts.has(p, flag::HAS_MORE_GIDS) && facts.listed(Table::ProxyGids, facts.fresh(&c.gid)))
-    {
-        return if is_self_call(p, facts, c) {
-            Decision { verdict: Verdict::Inbound, rule: Counter::OutProxyGidLoopback }
-        } else {
-            pass(Counter::OutProxyGid)
-        };
+    if facts.has(p, flag::HAS_GIDS) {
+        if facts.fresh(&c.gid) == p.first_gid {
+            return of_proxy_gid(p, facts, c);
+        }
+        if others_pass(p, facts, c) {
+            return pass(Counter::OutNotProxyGidLoopback);
+        }
+        if facts.has(p, flag::HAS_MORE_GIDS) && facts.listed(Table::ProxyGids, facts.fresh(&c.gid)) {
+            return of_proxy_gid(p, facts, c);
+        }
     }
 
     if facts.has(p, flag::HAS_OWNER_GROUPS_EXCLUDE)
@@ -216,6 +237,15 @@ fn of_proxy_uid<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
         Decision { verdict: Verdict::Inbound, rule: Counter::OutProxyUidLoopback }
     } else {
         pass(Counter::OutProxyUid)
+    }
+}
+
+#[inline(always)]
+fn of_proxy_gid<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
+    if is_self_call(p, facts, c) {
+        Decision { verdict: Verdict::Inbound, rule: Counter::OutProxyGidLoopback }
+    } else {
+        pass(Counter::OutProxyGid)
     }
 }
 

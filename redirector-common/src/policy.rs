@@ -52,6 +52,10 @@ pub mod flag {
     pub const LOOPBACK_INCLUDED: u32 = 1 << 7;
     /// ISTIO_OUTBOUND_OWNER_GROUPS is a list, not `*`.
     pub const OWNER_GROUPS_LIST: u32 = 1 << 8;
+    /// There are proxy uids at all (`-u ,` names none, and then no rule of a user exists).
+    pub const HAS_UIDS: u32 = 1 << 20;
+    /// There are proxy gids at all.
+    pub const HAS_GIDS: u32 = 1 << 21;
     /// More proxy uids than the first.
     pub const HAS_MORE_UIDS: u32 = 1 << 9;
     /// More proxy gids than the first.

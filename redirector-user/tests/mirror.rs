@@ -267,7 +267,7 @@ fn a_pod_with_a_default_route() {
         ("0.0.0.0", "local 127.0.0.1"),
         ("127.0.0.1", "local itself"),
         ("127.9.9.9", "local 127.0.0.1"),
-        ("10.1.2.255", "ENETUNREACH"),
+        ("10.1.2.255", "broadcast"),
         ("127.255.255.255", "ENETUNREACH"),
         ("255.255.255.255", "ENETUNREACH"),
         ("224.0.0.1", "ENETUNREACH"),

@@ -133,6 +133,8 @@ impl Setup {
             (flag::DNS_ALL, self.dns == Dns::All),
             (flag::LOOPBACK_INCLUDED, self.includes_loopback()),
             (flag::OWNER_GROUPS_LIST, self.owner_groups != Choice::All),
+            (flag::HAS_UIDS, !self.uids.is_empty()),
+            (flag::HAS_GIDS, !self.gids.is_empty()),
             (flag::HAS_MORE_UIDS, self.uids.len() > 1),
             (flag::HAS_MORE_GIDS, self.gids.len() > 1),
             (flag::HAS_OWNER_GROUPS_EXCLUDE, !self.excluded_groups().is_empty()),

@@ -4,6 +4,7 @@ mod attach;
 mod check;
 mod detach;
 mod explain;
+mod import;
 mod list;
 mod original_dst;
 mod output;
@@ -61,6 +62,7 @@ enum Verb {
     Check(check::Args),
     #[command(after_long_help = explain::long_help())]
     Explain(Box<explain::Args>),
+    Import(import::Args),
 }
 
 /// What every verb gets.
@@ -93,6 +95,7 @@ pub fn main() -> ExitCode {
         Verb::Trace(args) => trace::run(&env, &args),
         Verb::Check(args) => check::run(&env, &args),
         Verb::Explain(args) => explain::run(&env, &args),
+        Verb::Import(args) => import::run(&env, &args),
     };
     match result {
         Ok(code) => code,

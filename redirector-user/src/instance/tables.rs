@@ -183,6 +183,8 @@ fn scalars(wanted: &Policy) -> policy::Policy {
         (flag::DNS_ALL, wanted.dns == Dns::All),
         (flag::LOOPBACK_INCLUDED, wanted.captures_loopback()),
         (flag::OWNER_GROUPS_LIST, wanted.owner_groups == Selection::None),
+        (flag::HAS_UIDS, !wanted.proxy_uids.is_empty()),
+        (flag::HAS_GIDS, !wanted.proxy_gids.is_empty()),
         (flag::HAS_MORE_UIDS, wanted.proxy_uids.len() > 1),
         (flag::HAS_MORE_GIDS, wanted.proxy_gids.len() > 1),
     ];

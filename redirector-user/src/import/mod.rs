@@ -1,0 +1,174 @@
+//! From the rules of istio-iptables back to the policy that means the same.
+//!
+//! The text (`iptables-save`, `iptables -S`, `iptables -vnL`, or the commands themselves) becomes rules; what they look
+//! like suggests a policy; and the rules that this policy stands for ([`crate::rules`]) are compared with those that
+//! were there. Whatever differs in meaning is named, so that the suggestion need not be trusted.
+
+mod blocks;
+mod compare;
+mod flags;
+mod flatten;
+mod guess;
+mod listing;
+mod outbound;
+mod save;
+#[cfg(test)]
+mod tests;
+
+use serde::Serialize;
+
+use crate::config::{Dns, Mode, Policy};
+use crate::rules::{Family, Table};
+
+pub use flags::Flags;
+
+/// A rule in the text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Placed {
+    pub family: Family,
+    pub table: Table,
+    pub chain: String,
+    /// Number of its line, from 1.
+    pub line: usize,
+    /// The line.
+    pub text: String,
+    /// What it says, or why that cannot be said here.
+    pub spec: Result<crate::rules::Spec, String>,
+}
+
+/// What the text means.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Import {
+    /// The flags and variables of the policy.
+    #[serde(flatten)]
+    pub flags: Flags,
+    /// The policy.
+    pub policy: Policy,
+    /// Rules that it does not stand for.
+    pub inexpressible: Vec<Inexpressible>,
+    /// Rules that it stands for and that the text does not have.
+    pub missing: Vec<Missing>,
+    /// Remarks.
+    pub notes: Vec<String>,
+}
+
+/// A rule without an equivalent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Inexpressible {
+    /// Whose rule it is.
+    pub family: Family,
+    /// Number of its line.
+    pub line: usize,
+    /// The rule as it was written.
+    pub rule: String,
+    /// Why, or what there is instead.
+    pub why: String,
+}
+
+/// A rule that was not there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Missing {
+    /// Whose rule it would be.
+    pub family: Family,
+    /// Its table.
+    pub table: Table,
+    /// The rule as iptables-save would print it.
+    pub rule: String,
+}
+
+/// Why there is nothing to import.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ImportError {
+    /// No line is of iptables.
+    #[error("no rules in it; give what iptables-save prints (or iptables -t nat -S, or -vnL)")]
+    NoRules,
+    /// A listing that leaves out interfaces.
+    #[error("line {0}: a listing without -v does not show interfaces; give what iptables-save prints")]
+    ListingWithoutInterfaces(usize),
+    /// iptables has rules, none of which are of istio.
+    #[error("it has no chain of istio-iptables that is in use, so nothing is redirected")]
+    NotIstio,
+}
+
+/// Reads rules.
+///
+/// # Errors
+/// [`ImportError`]; that a rule cannot be expressed is no error.
+pub fn import(text: &str) -> Result<Import, ImportError> {
+    let blocks::Read { rules, has_v6, mut notes } = blocks::read(text)?;
+    if !rules.iter().any(|rule| is_istio(&rule.chain)) {
+        return Err(ImportError::NotIstio);
+    }
+    let has_v4 = rules.iter().any(|rule| rule.family == Family::V4);
+    let v6_in_use = rules.iter().any(|rule| rule.family == Family::V6 && is_istio(&rule.chain));
+    let mut policy = guess::policy(&rules, v6_in_use);
+    let mut problems = Vec::new();
+    if let Err(error) = policy.validate() {
+        // Nothing of such a policy can be used.
+        problems.push(error.to_string());
+        policy = Policy { ipv6: policy.ipv6, ..Policy::istio_default() };
+    }
+    policy.normalise();
+
+    let mut compared = compare::Compared::default();
+    for family in [Family::V4, Family::V6] {
+        let used = if family == Family::V4 { has_v4 } else { policy.ipv6 };
+        if used {
+            compared.family(&rules, &policy, family);
+        }
+    }
+    let compare::Compared { mut inexpressible, missing, foreign } = compared;
+    inexpressible.sort_by_key(|rule| rule.line);
+    if !has_v4 {
+        notes.push(
+            "no IPv4 rules are in it, but IPv4 is always captured: give the output of iptables-save, too"
+                .into(),
+        );
+    }
+    if !has_v6 {
+        notes.push("no IPv6 rules are in it, hence --ipv6 off; give the output of ip6tables-save, too, if there is any".into());
+    }
+    notes.extend(problems.into_iter().map(|problem| format!("the rules make no policy: {problem}")));
+    if foreign > 0 {
+        notes.push(format!(
+            "{foreign} rules are not of istio and not in the way: redirector leaves them as they are"
+        ));
+    }
+    notes.extend(remarks(&policy));
+    Ok(Import { flags: Flags::of(&policy), policy, inexpressible, missing, notes })
+}
+
+impl Import {
+    /// Whether the policy means exactly what the rules mean.
+    pub fn is_exact(&self) -> bool {
+        self.inexpressible.is_empty() && self.missing.is_empty()
+    }
+}
+
+fn is_istio(chain: &str) -> bool {
+    chain.starts_with("ISTIO_")
+}
+
+/// What flags and rules do not tell each other.
+fn remarks(policy: &Policy) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if let Dns::Servers(servers) = &policy.dns {
+        let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+        remarks.push(format!(
+            "--redirect-dns takes the servers of the target's resolv.conf; the rules have {}. A policy file says so \
+             exactly (dns = [...], see --output json)",
+            servers.join(", ")
+        ));
+    }
+    if policy.dns != Dns::Off && policy.dns_port != Policy::default().dns_port {
+        remarks
+            .push(format!("the DNS port {} is no flag; it takes a policy file (dns_port)", policy.dns_port));
+    }
+    if policy.mode == Mode::Tproxy {
+        let table = policy.tproxy_table;
+        remarks.push(format!(
+            "the routing table of TPROXY mode is in `ip rule`, not in iptables; taken as {table} (-r)"
+        ));
+    }
+    remarks
+}
