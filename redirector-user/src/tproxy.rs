@@ -35,6 +35,15 @@ pub const ALL_FLAGS: u32 = meta_flag::FWMARK_ACCEPT
     | meta_flag::TPROXY_RULE6
     | meta_flag::TPROXY_ROUTE6;
 
+/// Flags of what a policy needs.
+pub fn flags_of(policy: &Policy) -> u32 {
+    match policy.mode {
+        Mode::Tproxy if policy.ipv6 => ALL_FLAGS,
+        Mode::Tproxy => ALL_FLAGS & !(meta_flag::TPROXY_RULE6 | meta_flag::TPROXY_ROUTE6),
+        Mode::Redirect => 0,
+    }
+}
+
 /// Makes the changes a policy needs (none but for TPROXY); returns the flags of what was really
 /// changed, that is, was not so already.
 pub fn apply(netns: &NetNs, policy: &Policy) -> Result<u32> {

@@ -29,13 +29,28 @@ impl Family {
 /// # Errors
 /// When netfilter refuses them.
 pub fn install(netns: &Netns, options: &Options) -> anyhow::Result<()> {
-    run(&mut netns.command("iptables-restore"), &rules(options, Family::V4)).context("the IPv4 rules")?;
+    load(netns, &rule_texts(options))?;
     if options.ipv6 {
-        run(&mut netns.command("ip6tables-restore"), &rules(options, Family::V6))
-            .context("the IPv6 rules")?;
         // istio-iptables adds the address from which Envoy connects to the application.
         netns.ip("address add ::6/128 dev lo nodad\n")?;
     }
+    Ok(())
+}
+
+/// The rules of both families, IPv4 first. Without IPv6 its table is empty.
+#[must_use]
+pub fn rule_texts(options: &Options) -> [String; 2] {
+    let v6 = if options.ipv6 { rules(options, Family::V6) } else { Table::default().render() };
+    [rules(options, Family::V4), v6]
+}
+
+/// Loads rules of both families instead of those that were there.
+///
+/// # Errors
+/// When netfilter refuses them.
+pub fn load(netns: &Netns, [v4, v6]: &[String; 2]) -> anyhow::Result<()> {
+    run(&mut netns.command("iptables-restore"), v4).context("the IPv4 rules")?;
+    run(&mut netns.command("ip6tables-restore"), v6).context("the IPv6 rules")?;
     Ok(())
 }
 

@@ -22,6 +22,7 @@ pub mod names;
 pub mod netns;
 pub mod node;
 pub mod observation;
+pub mod parity;
 pub mod pod;
 pub mod privileged;
 pub mod probe;

@@ -204,6 +204,9 @@ pub struct Observation {
     pub reached: Option<Accepted>,
     /// What arrived instead of a report.
     pub greeting: Option<String>,
+    /// The sender of a UDP answer, as `recvfrom()` gives it.
+    #[serde(default)]
+    pub answered_by: Option<Seen>,
     /// Answers of the server's socket.
     #[serde(default)]
     pub server: Vec<Answer>,

@@ -35,6 +35,16 @@ pub enum How {
     IoUring,
 }
 
+/// The way a UDP query is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Udp {
+    /// `connect()`, then `send()`.
+    Connect,
+    /// `sendto()` on a socket without a peer.
+    SendTo,
+}
+
 /// A user and group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Owner {
@@ -71,6 +81,9 @@ pub struct Scenario {
     /// Use MPTCP instead of TCP.
     #[serde(default)]
     pub mptcp: bool,
+    /// A UDP query and its answer, instead of a TCP connection.
+    #[serde(default)]
+    pub udp: Option<Udp>,
     /// Effective ids while the socket is created. The probe must run as root.
     #[serde(default)]
     pub created_by: Option<Owner>,
@@ -102,6 +115,7 @@ impl Scenario {
             bind: None,
             how: How::Blocking,
             mptcp: false,
+            udp: None,
             created_by: None,
             connected_by: None,
             earlier: Vec::new(),

@@ -167,7 +167,11 @@ fn refresh_sees_new_routes_addresses_and_interfaces() -> anyhow::Result<()> {
     assert_eq!(connect(pod, second)?, "remote:8080");
 
     let show = node.show(NAME)?;
-    assert_eq!(show["record"]["policy"]["exclude_interfaces"], json!(["eth1", "eth2"]), "the policy is as it was");
+    assert_eq!(
+        show["record"]["policy"]["exclude_interfaces"],
+        json!(["eth1", "eth2"]),
+        "the policy is as it was"
+    );
     assert_eq!(links_of(pod)?, [show["hooks"].as_array().map_or(0, Vec::len) - 1, 1]);
     Ok(())
 }

@@ -106,7 +106,10 @@ fn a_failed_attach_leaves_nothing() -> anyhow::Result<()> {
         let run = bench.attach_failing(at, &[])?;
         if run.code == Some(exit::OK) {
             // The loader asks what the kernel can, and takes a no for an answer; but then all has to work.
-            ensure!(bench.connect(SERVED)?.starts_with("proxy:15001"), "{at:?}: attached, and does not capture");
+            ensure!(
+                bench.connect(SERVED)?.starts_with("proxy:15001"),
+                "{at:?}: attached, and does not capture"
+            );
             tolerated.push(at);
             bench.detach()?;
         } else {
@@ -116,7 +119,9 @@ fn a_failed_attach_leaves_nothing() -> anyhow::Result<()> {
     }
     println!("no failure: {tolerated:?}");
     ensure!(tolerated.len() < FEW / 2, "most failures went unnoticed: {tolerated:?}");
-    retry::until("maps of failed attaches to be freed", || maps_with_cookie(cookie).ok()?.is_empty().then_some(()))?;
+    retry::until("maps of failed attaches to be freed", || {
+        maps_with_cookie(cookie).ok()?.is_empty().then_some(())
+    })?;
     assert_eq!(bench.connect(SERVED)?, "remote:8080");
     Ok(())
 }

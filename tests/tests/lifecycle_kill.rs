@@ -52,7 +52,8 @@ impl Bench {
     ) -> anyhow::Result<Vec<At>> {
         let (run, steps) = steps("bpf", run)?;
         run.expect(exit::OK)?;
-        let others = others.iter().flat_map(|&(call, times)| (1..=times).map(move |number| At { call, number }));
+        let others =
+            others.iter().flat_map(|&(call, times)| (1..=times).map(move |number| At { call, number }));
         Ok(chosen(&steps, FEW).into_iter().chain(others).collect())
     }
 
@@ -179,7 +180,10 @@ fn a_policy_change() -> anyhow::Result<()> {
         new += usize::from(seen == changed);
         let show = bench.node.show(NAME)?;
         let ports = &show["record"]["policy"]["outbound_exclude_ports"];
-        ensure!((*ports == serde_json::json!([81])) == (seen == changed), "{at:?}: shown is another policy: {show:#}");
+        ensure!(
+            (*ports == serde_json::json!([81])) == (seen == changed),
+            "{at:?}: shown is another policy: {show:#}"
+        );
         ensure!(show["effective"] == true, "{at:?}: {show:#}");
         let again = bench.attach(&NEW)?.json()?;
         ensure!(again["outcome"] == if seen == changed { "unchanged" } else { "changed" }, "{at:?}: {again}");

@@ -43,7 +43,9 @@ fn outbound() -> Vec<SocketAddr> {
 
 /// Ports of the pod, on which nobody listens.
 fn inbound(pod: &Pod) -> Vec<SocketAddr> {
-    let one = |number: u16| at(if number % 2 == 0 { pod.v4().into() } else { std::net::IpAddr::from(pod.v6()) }, 1000 + number);
+    let one = |number: u16| {
+        at(if number % 2 == 0 { pod.v4().into() } else { std::net::IpAddr::from(pod.v6()) }, 1000 + number)
+    };
     (0..CONNECTIONS).map(one).collect()
 }
 
@@ -80,7 +82,9 @@ fn no_connection_is_lost_while_policies_alternate() -> anyhow::Result<()> {
             changes += 1;
             change(changes)?;
         }
-        let join = |report: std::thread::ScopedJoinHandle<'_, _>| report.join().map_err(|_| anyhow!("a thread panicked"));
+        let join = |report: std::thread::ScopedJoinHandle<'_, _>| {
+            report.join().map_err(|_| anyhow!("a thread panicked"))
+        };
         anyhow::Ok((changes, join(out)??, join(into)??))
     })?;
     println!("{changes} changes while {} connections were made", 2 * CONNECTIONS);

@@ -83,19 +83,11 @@ impl Reader {
         }
         let known = if let Some(name) = line.strip_prefix('*') {
             self.layout = Layout::Save;
-            self.start(Some(table(name.trim())));
-            true
+            self.table(name.trim())
         } else if let Some(rest) = line.strip_prefix("Chain ") {
             self.header(rest)
         } else if let Some(rest) = line.strip_prefix(':') {
-            let mut words = rest.split_whitespace();
-            let name = words.next().unwrap_or_default();
-            if words.next() == Some("-") {
-                self.block().user_chains = true
-            } else {
-                self.policy(name)
-            }
-            true
+            self.declaration(rest)
         } else if self.layout == Layout::Listing && line.starts_with("target ") {
             return Err(ImportError::ListingWithoutInterfaces(number));
         } else if self.layout == Layout::Listing && !line.contains(" -A ") && !line.starts_with('-') {
@@ -123,6 +115,26 @@ impl Reader {
         // A comment speaks for all tables below it.
         let family = self.family;
         self.blocks.push(Block { table, family, ..Block::default() });
+    }
+
+    /// `*TABLE`.
+    fn table(&mut self, name: &str) -> bool {
+        let known = table(name).is_some() || name == "security";
+        if known {
+            self.start(Some(table(name)));
+        }
+        known
+    }
+
+    /// `:CHAIN POLICY [0:0]`.
+    fn declaration(&mut self, rest: &str) -> bool {
+        let mut words = rest.split_whitespace();
+        match (words.next(), words.next()) {
+            (Some(_), Some("-")) => self.block().user_chains = true,
+            (Some(name), Some("ACCEPT" | "DROP")) => self.policy(name),
+            _ => return false,
+        }
+        true
     }
 
     /// A built-in chain. Where tables have no header, one that cannot be of the same table begins the next.
@@ -157,7 +169,10 @@ impl Reader {
             return text.starts_with("pkts ") || text.starts_with("num ");
         };
         let chain = self.chain.clone();
-        self.block().rules.push(Line { chain, insert: None, line, text: text.into(), spec });
+        // Its words are those of a listing, but a rule is better known by its options.
+        let text =
+            spec.as_ref().map_or_else(|_| format!("{chain}: {text}"), |spec| format!("-A {chain} {spec}"));
+        self.block().rules.push(Line { chain, insert: None, line, text, spec });
         true
     }
 

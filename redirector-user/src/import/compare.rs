@@ -1,5 +1,7 @@
 //! The rules that were there beside those that a policy stands for.
 
+use std::sync::LazyLock;
+
 use super::flatten::{Flat, Item, given, meant};
 use super::{Inexpressible, Missing, Placed, is_istio};
 use crate::config::{Dns, Policy};
@@ -125,6 +127,12 @@ fn stages(flat: &Flat) -> Vec<Meant<'_>> {
         list.push(Meant { item, found: false, stage });
     }
     list
+}
+
+/// What becomes of a packet in the end. The two chains of TPROXY do the same, for old and for new connections.
+fn settled(target: &Target) -> &Target {
+    static TPROXY: LazyLock<Target> = LazyLock::new(|| Target::Jump("ISTIO_TPROXY".into()));
+    if matches!(target, Target::Jump(chain) if chain == "ISTIO_DIVERT") { &TPROXY } else { target }
 }
 
 /// Rules that are no part of a policy's, and in which it is complete all the same.

@@ -1,5 +1,7 @@
 //! Rules in a form in which equal meaning looks equal, whatever chains and spellings a version of istio used.
 
+use std::collections::HashSet;
+
 use crate::rules::{Protocol, Rules, Spec, Table, Target};
 
 use super::Placed;
@@ -124,22 +126,25 @@ fn inlined(items: Vec<Item>) -> Vec<Item> {
 }
 
 impl Flat {
+    /// Finds out which chains packets come to: the built-in ones and those that are jumped to.
     fn reach(&mut self) {
+        let mut chains: HashSet<(Table, String)> = HashSet::new();
         loop {
-            let reached = |item: &Item| {
-                BUILT_IN.contains(&item.chain.as_str())
-                    || self.items.iter().any(|from| {
-                        let here = from.reached && from.table == item.table;
-                        here && matches!(&from.spec.target, Target::Jump(chain) if *chain == item.chain)
-                    })
-            };
-            let now: Vec<bool> = self.items.iter().map(|item| item.reached || reached(item)).collect();
-            if self.items.iter().zip(&now).all(|(item, now)| item.reached == *now) {
-                return;
+            let before = chains.len();
+            for item in &self.items {
+                let here = BUILT_IN.contains(&item.chain.as_str())
+                    || chains.contains(&(item.table, item.chain.clone()));
+                if let (true, Target::Jump(to)) = (here, &item.spec.target) {
+                    chains.insert((item.table, to.clone()));
+                }
             }
-            for (item, now) in self.items.iter_mut().zip(now) {
-                item.reached = now;
+            if chains.len() == before {
+                break;
             }
+        }
+        for item in &mut self.items {
+            item.reached =
+                BUILT_IN.contains(&item.chain.as_str()) || chains.contains(&(item.table, item.chain.clone()));
         }
     }
 

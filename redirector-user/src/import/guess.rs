@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::Placed;
 use super::flatten::{Flat, given};
 use super::outbound::{self, everything};
+use super::{Placed, is_istio};
 use crate::config::{Dns, Mode, Policy, Selection};
 use crate::rules::{Family, Is, Spec, Table, Target};
 
@@ -45,7 +45,7 @@ pub(super) fn counted<T: PartialEq>(list: &[T], item: &T) -> usize {
 /// The policy; `ipv6`: whether there are rules of istio for IPv6.
 pub(super) fn policy(rules: &[Placed], ipv6: bool) -> Policy {
     let mut v4 = Reading::of(&given(rules, Family::V4), Family::V4);
-    let has_v4 = rules.iter().any(|rule| rule.family == Family::V4);
+    let has_v4 = rules.iter().any(|rule| rule.family == Family::V4 && is_istio(&rule.chain));
     let v6 = ipv6.then(|| Reading::of(&given(rules, Family::V6), Family::V6));
     let all = |reading: &Reading, family| reading.include_cidrs.contains(&everything(family));
     let everywhere = all(&v4, Family::V4) && v6.as_ref().is_none_or(|v6| all(v6, Family::V6));

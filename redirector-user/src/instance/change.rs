@@ -18,12 +18,12 @@ use crate::sys::bpf::{self, Link};
 use crate::target::Target;
 use crate::target::cgroup::Cgroup;
 use aya::maps::MapInfo;
-use redirector_common::abi::{meta_flag, name};
+use redirector_common::abi::{Meta, meta_flag, name};
 use std::path::Path;
 
 /// Gives an instance a policy; nothing happens if it has an equal one.
 pub(super) fn change(
-    instance: Instance,
+    mut instance: Instance,
     target: &Target,
     policy: &Policy,
     lock: &WriteLock,
@@ -32,6 +32,7 @@ pub(super) fn change(
     if let Ok(record) = record::read(&instance.dir, slot) {
         surroundings::check_change(&record.policy, policy)?;
     }
+    surroundings::settle(&mut instance, target, slot)?;
     let repairs = repair(&instance, slot, target, policy)?;
     // Without its record nobody knows the policy in force: it is written anew.
     if record::read(&instance.dir, slot).is_ok_and(|record| record.policy == *policy) {
@@ -71,7 +72,7 @@ fn repair(instance: &Instance, slot: u32, target: &Target, policy: &Policy) -> R
 /// Reads addresses, routes, interfaces and listeners anew under the same policy.
 pub fn refresh(root: &Root, name: &str) -> Result<Vec<String>> {
     let lock = WriteLock::take_if_any(root)?.ok_or_else(|| no_instance(name))?;
-    let instance = Instance::open(root, name)?;
+    let mut instance = Instance::open(root, name)?;
     let slot = active_slot(&instance)?;
     let record = record::read(&instance.dir, slot)?;
     let meta = instance.meta()?;
@@ -85,6 +86,7 @@ pub fn refresh(root: &Root, name: &str) -> Result<Vec<String>> {
     let cgroup = Cgroup::open(&record.cgroup).ok().filter(|cgroup| cgroup.id == meta.cgroup_id);
     let cgroup = cgroup.ok_or_else(|| gone("the cgroup", &record.cgroup))?;
     let target = Target { netns, netns_path: record.netns.clone(), cgroup, pid: record.pid };
+    surroundings::settle(&mut instance, &target, slot)?;
     swap(instance, slot, &target, &record.policy, &lock)
 }
 
@@ -104,27 +106,12 @@ fn swap(
 ) -> Result<Vec<String>> {
     let new = 1 - old;
     let mut meta = instance.meta()?;
-    let mut facts = read_mirror(target)?;
-    let add_lo6 = surroundings::foresee_lo6(policy, &mut facts);
-    surroundings::apply(&mut instance, &mut meta, target, policy, add_lo6)?;
-    let compiled = Compiled::new(policy, &facts);
-    let mut tables = instance.tables()?;
-    // A command that was killed half-way may have left something in the slot.
-    tables::clear(&mut tables, new)?;
-    compiled.write(&mut tables, new)?;
-    instance.policies()?.set(new, compiled.policy, 0).context(|| "write POLICIES".into())?;
-    record::write(&instance.dir, new, &record_of(target, policy))?;
-    listeners::clear(&instance, new)?;
-    listeners::register(&instance, target, policy, new)?;
-
-    if compiled.policy.flags & !meta.program_flags != 0 {
-        // Other programs for the same policy; only then the other policy.
-        meta.program_flags |= compiled.policy.flags;
-        replace_programs(&instance, target, meta.program_flags)?;
-        instance.set_meta(&meta)?;
+    let flags = meta.flags;
+    if let Err(e) = prepare(&mut instance, &mut meta, new, target, policy) {
+        surroundings::take_back(&mut instance, &mut meta, target, policy, flags);
+        return Err(e);
     }
-    // A hook that only the new policy needs does nothing under the old one.
-    link_hooks(&instance.dir, target, policy)?;
+    let mut tables = instance.tables()?;
     let before = record::read(&instance.dir, old).map(|record| record.policy);
     meta.active = new + 1;
     instance.set_meta(&meta)?;
@@ -152,6 +139,38 @@ fn swap(
         notes.push(format!("what the old policy had is not wholly cleared: {e}; the next change does it"));
     }
     Ok(notes)
+}
+
+/// Makes everything a policy needs, in the slot that is not in force.
+fn prepare(
+    instance: &mut Instance,
+    meta: &mut Meta,
+    new: u32,
+    target: &Target,
+    policy: &Policy,
+) -> Result<()> {
+    // A command that was killed half-way may have left something in the slot.
+    let mut tables = instance.tables()?;
+    tables::clear(&mut tables, new)?;
+    record::write(&instance.dir, new, &record_of(target, policy))?;
+    let mut facts = read_mirror(target)?;
+    let add_lo6 = surroundings::foresee_lo6(policy, &mut facts);
+    surroundings::apply(instance, meta, target, policy, add_lo6)?;
+    let compiled = Compiled::new(policy, &facts);
+    compiled.write(&mut tables, new)?;
+    instance.policies()?.set(new, compiled.policy, 0).context(|| "write POLICIES".into())?;
+    listeners::clear(instance, new)?;
+    listeners::register(instance, target, policy, new)?;
+
+    if compiled.policy.flags & !meta.program_flags != 0 {
+        // Other programs for the same policy; only then the other policy.
+        let flags = meta.program_flags | compiled.policy.flags;
+        replace_programs(instance, target, flags)?;
+        instance.set_meta(&Meta { program_flags: flags, ..*meta })?;
+        meta.program_flags = flags;
+    }
+    // A hook that only the new policy needs does nothing under the old one.
+    link_hooks(&instance.dir, target, policy)
 }
 
 /// Swaps in programs that were loaded for more flags, link by link: each does what the one it

@@ -3,6 +3,7 @@
 //! command that was killed knows of it.
 
 use super::find;
+use super::record::{self, Record};
 use super::state::Instance;
 use crate::config::{Mode, Policy};
 use crate::error::{Error, Result, chain};
@@ -30,7 +31,8 @@ pub(super) fn foresee_lo6(policy: &Policy, facts: &mut Mirror) -> bool {
     needed
 }
 
-/// Makes the changes a policy needs that are not made yet.
+/// Makes the changes a policy needs that are not made yet; all of them or none. The policy's
+/// record must have been written, for whoever cleans up.
 pub(super) fn apply(
     instance: &mut Instance,
     meta: &mut Meta,
@@ -38,16 +40,68 @@ pub(super) fn apply(
     policy: &Policy,
     add_lo6: bool,
 ) -> Result<()> {
+    let before = meta.flags;
+    let result = apply_noted(instance, meta, target, policy, add_lo6);
+    if result.is_err() {
+        take_back(instance, meta, target, policy, before);
+    }
+    result
+}
+
+fn apply_noted(
+    instance: &mut Instance,
+    meta: &mut Meta,
+    target: &Target,
+    policy: &Policy,
+    add_lo6: bool,
+) -> Result<()> {
     if add_lo6 {
-        meta.flags |= meta_flag::ADDED_LO6;
-        instance.set_meta(meta)?;
+        instance.set_meta(&Meta { flags: meta.flags | meta_flag::ADDED_LO6, ..*meta })?;
         mirror::add_loopback_address(target.netns.as_fd(), PASSTHROUGH_V6)
             .map_err(|e| Error::Failed(chain(&e)))?;
+        meta.flags |= meta_flag::ADDED_LO6;
     }
-    if policy.mode == Mode::Tproxy && meta.flags & tproxy::ALL_FLAGS == 0 {
-        instance.set_meta(&Meta { flags: meta.flags | tproxy::ALL_FLAGS, ..*meta })?;
+    let missing = tproxy::flags_of(policy) & !meta.flags;
+    if missing != 0 {
+        instance.set_meta(&Meta { flags: meta.flags | missing, ..*meta })?;
         meta.flags |= tproxy::apply(&target.netns, policy)?;
         instance.set_meta(meta)?;
+    }
+    Ok(())
+}
+
+/// Takes back what was changed for a policy that does not come into force, as far as possible.
+pub(super) fn take_back(
+    instance: &mut Instance,
+    meta: &mut Meta,
+    target: &Target,
+    policy: &Policy,
+    before: u32,
+) {
+    let new = meta.flags & !before;
+    if new & meta_flag::ADDED_LO6 == 0
+        || mirror::remove_loopback_address(target.netns.as_fd(), PASSTHROUGH_V6).is_ok()
+    {
+        meta.flags &= !meta_flag::ADDED_LO6 | before;
+    }
+    if tproxy::undo(&target.netns, policy, new).is_ok() {
+        meta.flags &= !tproxy::ALL_FLAGS | before;
+    }
+    // If this fails META notes more than there is, and detach looks for it in vain.
+    let _ = instance.set_meta(meta);
+}
+
+/// Takes back what a change of policy that was killed has left of TPROXY mode, while the policy
+/// in force is not of that mode.
+pub(super) fn settle(instance: &mut Instance, target: &Target, slot: u32) -> Result<()> {
+    let mut meta = instance.meta()?;
+    let of_tproxy = |slot| record::read(&instance.dir, slot).map(|r| (r.policy.mode == Mode::Tproxy, r.policy));
+    if let (true, Ok((false, _)), Ok((true, left))) =
+        (meta.flags & tproxy::ALL_FLAGS != 0, of_tproxy(slot), of_tproxy(1 - slot))
+    {
+        tproxy::undo(&target.netns, &left, meta.flags)?;
+        meta.flags &= !tproxy::ALL_FLAGS;
+        instance.set_meta(&meta)?;
     }
     Ok(())
 }
@@ -86,16 +140,19 @@ pub(super) fn restore(dir: &Path, meta: &Meta) -> Vec<String> {
     if meta.flags & (meta_flag::ADDED_LO6 | tproxy::ALL_FLAGS) == 0 {
         return Vec::new();
     }
-    let Some(record) = find::any_record(dir) else { return Vec::new() };
-    let Some(netns) = find::netns_of(&record, meta) else { return Vec::new() };
+    // Two, if a change of policy was killed.
+    let records: Vec<Record> = [0, 1].into_iter().filter_map(|slot| record::read(dir, slot).ok()).collect();
+    let Some(netns) = records.iter().find_map(|record| find::netns_of(record, meta)) else { return Vec::new() };
     let mut left = Vec::new();
     if meta.flags & meta_flag::ADDED_LO6 != 0
         && let Err(e) = mirror::remove_loopback_address(netns.as_fd(), PASSTHROUGH_V6)
     {
         left.push(format!("::6 could not be removed from lo: {}", chain(&e)));
     }
-    if let Err(e) = tproxy::undo(&netns, &record.policy, meta.flags) {
-        left.push(format!("the rules and routes of TPROXY mode could not be removed: {e}"));
+    for policy in records.iter().map(|record| &record.policy).filter(|policy| policy.mode == Mode::Tproxy) {
+        if let Err(e) = tproxy::undo(&netns, policy, meta.flags) {
+            left.push(format!("the rules and routes of TPROXY mode could not be removed: {e}"));
+        }
     }
     left
 }
@@ -103,10 +160,15 @@ pub(super) fn restore(dir: &Path, meta: &Meta) -> Vec<String> {
 /// The same for an instance whose META is lost: nobody knows whether there is anything to take back.
 pub(super) fn unknown(dir: &Path) -> Option<String> {
     let record = find::any_record(dir)?;
-    record.policy.ipv6.then(|| {
+    let lo6 = record.policy.ipv6.then_some("::6 on lo (`ip -6 address show dev lo`)");
+    let tproxy = (record.policy.mode == Mode::Tproxy)
+        .then_some("rules and routes for TPROXY (`ip rule`, `ip -6 rule`), and net.ipv4.tcp_fwmark_accept");
+    let both: Vec<&str> = lo6.into_iter().chain(tproxy).collect();
+    (!both.is_empty()).then(|| {
         format!(
-            "whether attach has put ::6 on lo is not known; look with `ip -6 address show dev lo` in {}",
-            record.netns.display()
+            "nobody knows whether they were attach's doing, so these are as they were in {}: {}",
+            record.netns.display(),
+            both.join("; ")
         )
     })
 }

@@ -1,17 +1,20 @@
 //! What each eBPF program costs: mean run time as the kernel counts it.
 
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::crew::{Client, Stage};
+use super::stats::Estimate;
 use super::sys::ProgramStats;
 use super::worker::{Job, Mode};
 use super::{Settings, sys};
 use crate::command::run;
+
+/// How often each load is put on: a neighbour's burst must not decide.
+const TURNS: u32 = 11;
 
 /// A program under one kind of load.
 #[derive(Clone, Debug, Serialize)]
@@ -22,13 +25,12 @@ pub struct Hook {
     pub load: &'static str,
     /// Runs for each connection.
     pub runs_per_connection: f64,
-    /// Mean time of a run, with the clock reading that the statistics add.
-    pub mean_ns: f64,
+    /// Mean time of a run, with the clock reading that the statistics add; the median of several means.
+    pub mean_ns: Estimate,
 }
 
-/// A program's id and what the kernel has counted.
+/// What the kernel has counted of a program.
 struct Count {
-    hook: String,
     runs: u64,
     nanoseconds: u64,
 }
@@ -48,19 +50,31 @@ pub fn measure(stage: &mut Stage, settings: Settings) -> anyhow::Result<Vec<Hook
         [("outbound IPv4", false, v4), ("outbound IPv6", false, v6), ("inbound IPv4", true, inbound)]
     {
         let client = if from_outside { &mut outside } else { &mut crew.client };
-        sys::go_on()?;
-        let before = counts(&ids)?;
-        let job = Job { mode: Mode::Names, to, slice: settings.slice.max(Duration::from_millis(50)) * 10 };
-        let connections = client.run(job).with_context(|| load.to_owned())?.amount;
-        for (now, then) in counts(&ids)?.into_iter().zip(before) {
-            let (runs, time) = (now.runs - then.runs, now.nanoseconds - then.nanoseconds);
-            // A few runs are others' (the tools that count, a worker's own business).
+        let (mut connections, mut sums) = (0, vec![(0, Vec::new()); ids.len()]);
+        let mut before = counts(&ids)?;
+        for _ in 0..TURNS {
+            sys::go_on()?;
+            let job = Job { mode: Mode::Names, to, slice: settings.slice };
+            connections += client.run(job).with_context(|| load.to_owned())?.amount;
+            let now = counts(&ids)?;
+            for ((runs, means), (now, then)) in sums.iter_mut().zip(now.iter().zip(&before)) {
+                let more = now.runs - then.runs;
+                *runs += more;
+                if more > 0 {
+                    means.push((now.nanoseconds - then.nanoseconds) as f64 / more as f64);
+                }
+            }
+            before = now;
+        }
+        for ((hook, _), (runs, means)) in ids.iter().zip(sums) {
+            // A few runs are others' business: the workers' own, and IPv4 beside IPv6.
             if runs * 10 >= connections {
+                let runs_per_connection = runs as f64 / connections as f64;
                 hooks.push(Hook {
-                    hook: now.hook,
+                    hook: hook.clone(),
                     load,
-                    runs_per_connection: runs as f64 / connections as f64,
-                    mean_ns: time as f64 / runs as f64,
+                    runs_per_connection,
+                    mean_ns: Estimate::of(means),
                 });
             }
         }
@@ -82,12 +96,12 @@ fn programs(shown: &Value) -> anyhow::Result<Vec<(String, u64)>> {
 
 fn counts(ids: &[(String, u64)]) -> anyhow::Result<Vec<Count>> {
     ids.iter()
-        .map(|(hook, id)| {
+        .map(|(_, id)| {
             let shown = run(Command::new("bpftool").args(["-j", "prog", "show", "id", &id.to_string()]), "")?;
             let shown: Value = serde_json::from_str(&shown).context("bpftool's answer")?;
             // bpftool is silent about zeros.
             let number = |name: &str| shown[name].as_u64().unwrap_or(0);
-            Ok(Count { hook: hook.clone(), runs: number("run_cnt"), nanoseconds: number("run_time_ns") })
+            Ok(Count { runs: number("run_cnt"), nanoseconds: number("run_time_ns") })
         })
         .collect()
 }

@@ -83,7 +83,7 @@ impl fmt::Display for Report {
                 hook.hook.clone(),
                 hook.load.to_owned(),
                 format!("{:.2}", hook.runs_per_connection),
-                format!("{:.0}", hook.mean_ns),
+                whole(hook.mean_ns),
             ]);
         }
         writeln!(f, "{hooks}")?;
@@ -112,6 +112,10 @@ fn ratio(estimate: Estimate) -> String {
 
 fn milliseconds(estimate: Estimate) -> String {
     format!("{:.1} [{:.1}, {:.1}]", estimate.median, estimate.low, estimate.high)
+}
+
+fn whole(estimate: Estimate) -> String {
+    format!("{:.0} [{:.0}, {:.0}]", estimate.median, estimate.low, estimate.high)
 }
 
 fn short(number: f64) -> String {

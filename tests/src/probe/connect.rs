@@ -47,6 +47,11 @@ fn run(scenario: &Scenario, fd: OwnedFd, seen: &mut Observation) {
         }
     }
     seen.local_before = Some(local_name(&fd));
+    if let Some(way) = scenario.udp {
+        let to = as_written(scenario.family, scenario.to);
+        // The owner of a socket is who made it, so nobody else needs to act here.
+        return super::udp::query(way, &fd, to, seen);
+    }
     seen.before = scenario.ask_before.iter().map(|question| sys::ask(&fd, *question)).collect();
     for attempt in &scenario.earlier {
         let to = as_written(scenario.family, attempt.to);
@@ -96,6 +101,9 @@ fn create(scenario: &Scenario) -> io::Result<OwnedFd> {
         Family::V4 => AddressFamily::INET,
         Family::V6 | Family::Mapped => AddressFamily::INET6,
     };
+    if scenario.udp.is_some() {
+        return super::udp::socket(family, SocketFlags::CLOEXEC);
+    }
     let protocol = if scenario.mptcp { ipproto::MPTCP } else { ipproto::TCP };
     let fd = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(protocol))?;
     set_socket_timeout(&fd, Timeout::Send, Some(HANDSHAKE))?;
@@ -195,12 +203,12 @@ fn as_written(family: Family, address: SocketAddr) -> SocketAddr {
     }
 }
 
-fn local_name(fd: &OwnedFd) -> Seen {
+pub(super) fn local_name(fd: &OwnedFd) -> Seen {
     let name = rustix::net::getsockname(fd).map_err(io::Error::from);
     name.and_then(|any| SocketAddr::try_from(any).map_err(io::Error::from)).into()
 }
 
-fn peer_name(fd: &OwnedFd) -> Seen {
+pub(super) fn peer_name(fd: &OwnedFd) -> Seen {
     let name = rustix::net::getpeername(fd).map_err(io::Error::from);
     // rustix turns an empty address into `None`.
     name.and_then(|any| match any {

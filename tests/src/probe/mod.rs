@@ -5,9 +5,11 @@
 pub mod connect;
 pub mod connect_proxy;
 pub mod enter;
+pub mod hold;
 pub mod many;
 pub mod serve;
 pub mod sys;
+pub mod udp;
 
 use std::ffi::OsString;
 use std::io::{BufRead, Write};
@@ -54,6 +56,11 @@ enum Action {
     },
     /// Read a `Load` (JSON) from stdin: many connections from many threads; print a `Report`
     Many,
+    /// Make one connection, and tell its names when asked on stdin; end with it
+    Hold {
+        /// Destination
+        to: SocketAddr,
+    },
     /// An HTTP proxy that only knows CONNECT; prints where it was asked to go
     ConnectProxy {
         /// Address to listen on
@@ -88,6 +95,7 @@ pub fn main() -> anyhow::Result<()> {
             let load = serde_json::from_reader(std::io::stdin().lock()).context("a load")?;
             print_line(&many::run(&load))
         }
+        Action::Hold { to } => hold::hold(to),
         Action::ConnectProxy { listen } => connect_proxy::serve(listen),
         Action::Exec { command } => {
             let (program, arguments) = command.split_first().context("no program")?;

@@ -16,7 +16,7 @@ use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseaddr, set_socket_reu
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use serde::{Deserialize, Serialize};
 
-use super::{print_line, sys};
+use super::{print_line, sys, udp};
 use crate::observation::{Accepted, Question, Seen};
 
 /// A client that keeps a connection open without a word is forgotten after this long.
@@ -47,13 +47,22 @@ pub struct Listen {
     /// Accept data in the SYN (needs the sysctl, too).
     #[serde(default)]
     pub fast_open: bool,
+    /// Answer UDP queries instead of accepting connections.
+    #[serde(default)]
+    pub udp: bool,
 }
 
 impl Listen {
     /// A plain listener.
     #[must_use]
     pub fn on(address: SocketAddr) -> Self {
-        Self { address, sockets: 1, dual_stack: false, mptcp: false, fast_open: false }
+        Self { address, sockets: 1, dual_stack: false, mptcp: false, fast_open: false, udp: false }
+    }
+
+    /// Answers UDP queries. The address must be a certain one: it is the answers' source.
+    #[must_use]
+    pub fn udp(address: SocketAddr) -> Self {
+        Self { udp: true, ..Self::on(address) }
     }
 }
 
@@ -84,6 +93,7 @@ pub enum Command {
 struct Listener {
     fd: Arc<OwnedFd>,
     address: SocketAddr,
+    udp: bool,
 }
 
 /// Serves until stdin ends.
@@ -106,7 +116,11 @@ pub fn serve(service: &Service) -> anyhow::Result<()> {
         poll(&mut polled, None)?;
         let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
         for (listener, _) in open.iter().zip(&ready).filter(|(_, ready)| **ready) {
-            accept(listener, &service.role)?;
+            if listener.udp {
+                udp::answer(&listener.fd, listener.address, &service.role)?;
+            } else {
+                accept(listener, &service.role)?;
+            }
         }
         if ready.last() == Some(&true) {
             let mut line = String::new();
@@ -134,7 +148,7 @@ fn obey(command: Command, listeners: &mut Vec<Option<Listener>>) -> anyhow::Resu
 fn open(listen: &Listen, listeners: &mut Vec<Option<Listener>>) -> anyhow::Result<()> {
     for _ in 0..listen.sockets {
         let fd = open_one(listen).with_context(|| format!("listening on {}", listen.address))?;
-        listeners.push(Some(Listener { fd: Arc::new(fd), address: listen.address }));
+        listeners.push(Some(Listener { fd: Arc::new(fd), address: listen.address, udp: listen.udp }));
     }
     Ok(())
 }
@@ -144,6 +158,11 @@ fn open_one(listen: &Listen) -> io::Result<OwnedFd> {
     let protocol = if listen.mptcp { ipproto::MPTCP } else { ipproto::TCP };
     // Non-blocking, because a connection may be gone between poll and accept.
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    if listen.udp {
+        let fd = udp::socket(family, flags)?;
+        rustix::net::bind(&fd, &listen.address)?;
+        return Ok(fd);
+    }
     let fd = socket_with(family, SocketType::STREAM, flags, Some(protocol))?;
     set_socket_reuseaddr(&fd, true)?;
     if listen.sockets > 1 {
@@ -209,7 +228,7 @@ fn attend(fd: OwnedFd, listener: &Weak<OwnedFd>, accepted: &Accepted) -> anyhow:
     }
 }
 
-fn name(any: rustix::io::Result<Option<rustix::net::SocketAddrAny>>) -> Seen {
+pub(super) fn name(any: rustix::io::Result<Option<rustix::net::SocketAddrAny>>) -> Seen {
     match any {
         Ok(Some(any)) => SocketAddr::try_from(any).map_err(io::Error::from).into(),
         Ok(None) => Seen::Error("no address".to_owned()),

@@ -1,0 +1,227 @@
+//! `detach` finds what it is asked for, and works on whatever is left of it.
+
+use std::path::Path;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use redirector_tests::bpftool::{Objects, has_lo6, links_of};
+use redirector_tests::matrix::SERVED;
+use redirector_tests::node::Node;
+use redirector_tests::observation::Observation;
+use redirector_tests::pod::{APP, Pod, PodOptions, VIP4, World, at};
+use redirector_tests::privileged::{require_program, require_root};
+use redirector_tests::redirector::exit;
+use redirector_tests::scenario::Scenario;
+use redirector_tests::side::{By, Side};
+
+const NAME: &str = "pod";
+
+fn ready() -> bool {
+    require_root() && require_program("bpftool").is_some()
+}
+
+fn connect(pod: &Pod) -> anyhow::Result<String> {
+    let seen = pod.observe(APP, &[Scenario::to(at(VIP4, SERVED))])?;
+    seen.first().map(Observation::summary).context("an observation")
+}
+
+fn attach(node: &Node, pod: &Pod, name: &str) -> anyhow::Result<Objects> {
+    node.attach(pod, name, &[])?.expect(exit::OK)?;
+    Objects::of(&node.show(name)?)
+}
+
+/// What `detach` says it has detached.
+fn detach(node: &Node, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
+    let mut all = vec!["detach"];
+    all.extend(arguments);
+    let run = node.run(&all)?.expect(exit::OK)?.json()?;
+    run["detached"].as_array().cloned().context("a list")
+}
+
+fn names(detached: &[Value]) -> Vec<&str> {
+    detached.iter().filter_map(|one| one["name"].as_str()).collect()
+}
+
+/// By name, by process, by namespace; each takes away everything.
+#[test]
+fn by_whatever_names_it() -> anyhow::Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let (node, side) = (Node::new()?, Side::new(By::Nobody)?);
+    let pod = side.pod();
+    let (pid, netns) = (side.app.pid().to_string(), pod.netns.file().display().to_string());
+    for by in [["--name", NAME], ["--pid", &pid], ["--netns", &netns]] {
+        let objects = attach(&node, pod, NAME)?;
+        assert!(connect(pod)?.starts_with("proxy:15001"));
+        assert!(has_lo6(&pod.netns)?);
+        let detached = detach(&node, &by)?;
+        assert_eq!(names(&detached), [NAME], "{by:?}");
+        assert_eq!(detached[0]["alive"], 0);
+        node.expect_empty()?;
+        assert_eq!(links_of(pod)?, [0, 0], "{by:?}");
+        objects.expect_gone()?;
+        assert!(!has_lo6(&pod.netns)?);
+        assert_eq!(connect(pod)?, "remote:8080");
+
+        let mut again = vec!["detach"];
+        again.extend(by);
+        node.run(&again)?.refused(exit::NOTHING, &[])?;
+        again.push("--ignore-missing");
+        assert_eq!(node.run(&again)?.expect(exit::OK)?.json()?["detached"], json!([]));
+        node.expect_empty()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn all_of_a_node() -> anyhow::Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let (node, world) = (Node::new()?, World::with(&vec![PodOptions::default(); 3])?);
+    node.run(&["detach", "--all"])?.refused(exit::NOTHING, &[])?;
+    assert_eq!(detach(&node, &["--all", "--ignore-missing"])?, Vec::<Value>::new());
+    let mut objects = Vec::new();
+    for (number, pod) in world.pods.iter().enumerate() {
+        objects.push(attach(&node, pod, &format!("pod{number}"))?);
+    }
+    // One that is damaged is no reason to leave the others.
+    std::fs::remove_file(node.instance("pod1").join("META"))?;
+    let mut detached = detach(&node, &["--all"])?;
+    detached.sort_by_key(|one| one["name"].to_string());
+    assert_eq!(names(&detached), ["pod0", "pod1", "pod2"]);
+    node.expect_empty()?;
+    objects.iter().try_for_each(Objects::expect_gone)
+}
+
+/// The pod may be gone in any order; what was given to `attach` still names it.
+#[test]
+fn after_the_pod_has_gone() -> anyhow::Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let node = Node::new()?;
+    let attached = || -> anyhow::Result<(World, Objects, String)> {
+        let world = World::new()?;
+        let objects = attach(&node, world.pod(), NAME)?;
+        let netns = world.pod().netns.file().display().to_string();
+        Ok((world, objects, netns))
+    };
+
+    // The cgroup first.
+    let (mut world, objects, netns) = attached()?;
+    let Pod { netns: namespace, cgroup, .. } = world.pods.remove(0);
+    drop(cgroup);
+    let show = node.show(NAME)?;
+    assert_eq!(show["effective"], false, "{show:#}");
+    assert_eq!(names(&detach(&node, &["--netns", &netns])?), [NAME]);
+    assert!(!has_lo6(&namespace)?);
+    objects.expect_gone()?;
+    node.expect_empty()?;
+    drop((namespace, world));
+
+    // Both; by name, and by the file that is gone.
+    for by in ["--name", "--netns"] {
+        let (world, objects, netns) = attached()?;
+        drop(world);
+        let list = node.list()?;
+        assert!(list[0]["problem"].as_str().is_some_and(|text| text.contains("gone")), "{list:#?}");
+        assert_eq!(node.show(NAME)?["effective"], false);
+        assert_eq!(names(&detach(&node, &[by, if by == "--name" { NAME } else { &netns }])?), [NAME]);
+        objects.expect_gone()?;
+        node.expect_empty()?;
+        node.run(&["detach", "--netns", &netns])?.refused(exit::USAGE, &[&netns])?;
+        node.run(&["detach", "--netns", &netns, "--ignore-missing"])?.expect(exit::OK)?;
+    }
+
+    // A new pod may have the name of one that is gone.
+    let (world, objects, _) = attached()?;
+    drop(world);
+    let (world, _, _) = attached()?;
+    objects.expect_gone()?;
+    assert_eq!(names(&detach(&node, &["--name", NAME])?), [NAME]);
+    drop(world);
+    node.expect_empty()
+}
+
+/// A pin, or several, that somebody has removed.
+#[test]
+fn damaged() -> anyhow::Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let (node, side) = (Node::new()?, Side::new(By::Nobody)?);
+    let (pod, pid) = (side.pod(), side.app.pid().to_string());
+    let netns = pod.netns.file().display().to_string();
+    let cases: [&[&str]; 8] = [
+        &["META"],
+        &["link_connect4"],
+        &["link_sk_lookup"],
+        &["META", "link_sk_lookup"],
+        &["LIVE"],
+        &["RECORD_1", "SOCKETS"],
+        &["TABLES", "prog_connect4", "link_sockops", "ORIGINAL_DST"],
+        &["META", "RECORD_1"],
+    ];
+    for (turn, pins) in cases.iter().enumerate() {
+        let objects = attach(&node, pod, NAME)?;
+        remove(&node.instance(NAME), pins)?;
+        // Nobody but `detach` takes away what may be capturing.
+        let list = node.list()?;
+        assert_eq!(list.len(), 1, "{pins:?}: {list:#?}");
+        assert_eq!(
+            list[0]["state"] == "damaged",
+            pins.contains(&"META") || pins.iter().any(|p| ["LIVE", "RECORD_1"].contains(p))
+        );
+        let by: [&str; 2] = match turn % 3 {
+            0 => ["--pid", &pid],
+            1 => ["--netns", &netns],
+            _ => ["--name", NAME],
+        };
+        assert_eq!(names(&detach(&node, &by)?), [NAME], "{pins:?} {by:?}");
+        node.expect_empty()?;
+        assert_eq!(links_of(pod)?, [0, 0], "{pins:?}");
+        objects.expect_gone()?;
+        assert_eq!(connect(pod)?, "remote:8080");
+        if pins.contains(&"META") {
+            // Nobody knows any more who has added it; `detach` has said so.
+            pod.netns.ip("address delete ::6/128 dev lo\n")?;
+        }
+    }
+    Ok(())
+}
+
+/// Files of somebody else in the directory of the instances do not matter.
+#[test]
+fn strangers_in_the_directory() -> anyhow::Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let (node, world) = (Node::new()?, World::new()?);
+    let objects = attach(&node, world.pod(), NAME)?;
+    let pins = node.bpffs().join("redirector");
+    std::fs::create_dir(pins.join("NOT-OURS"))?;
+    std::fs::create_dir(node.instance(NAME).join("below"))?;
+    let meta = node.instance(NAME).join("META");
+    let meta = meta.to_str().context("a path")?;
+    let pinned = pins.join("file");
+    redirector_tests::command::run(
+        std::process::Command::new("bpftool").args(["map", "pin", "pinned", meta]).arg(&pinned),
+        "",
+    )?;
+    assert_eq!(node.list()?.len(), 1);
+    node.attach(world.pod(), NAME, &["-o", "81"])?.expect(exit::OK)?;
+    assert_eq!(names(&detach(&node, &["--all"])?), [NAME]);
+    std::fs::remove_file(pinned)?;
+    std::fs::remove_dir(pins.join("NOT-OURS"))?;
+    objects.expect_gone()?;
+    node.run(&["list"])?.expect(exit::OK)?;
+    node.expect_empty()
+}
+
+fn remove(instance: &Path, pins: &[&str]) -> anyhow::Result<()> {
+    pins.iter()
+        .try_for_each(|pin| std::fs::remove_file(instance.join(pin)).with_context(|| (*pin).to_owned()))
+}

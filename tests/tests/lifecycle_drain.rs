@@ -1,0 +1,206 @@
+//! Connections that are alive at `detach`: with `--drain` they keep their names, without they go on without.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use redirector_tests::bpftool::{Objects, links_of};
+use redirector_tests::matrix::SERVED;
+use redirector_tests::node::Node;
+use redirector_tests::observation::Observation;
+use redirector_tests::pod::{APP, VIP4, at};
+use redirector_tests::privileged::{require_program, require_root};
+use redirector_tests::probe::hold::{Held, Names};
+use redirector_tests::redirector::{Run, exit};
+use redirector_tests::retry;
+use redirector_tests::scenario::Scenario;
+use redirector_tests::side::{By, Side};
+
+const NAME: &str = "pod";
+
+struct Bench {
+    node: Node,
+    side: Side,
+    objects: Objects,
+}
+
+/// A pod that is attached, with a connection that is alive.
+fn bench() -> anyhow::Result<Option<(Bench, Held)>> {
+    if !require_root() || require_program("bpftool").is_none() {
+        return Ok(None);
+    }
+    let (node, side) = (Node::new()?, Side::new(By::Nobody)?);
+    node.attach(side.pod(), NAME, &[])?.expect(exit::OK)?;
+    let objects = Objects::of(&node.show(NAME)?)?;
+    let held = Held::start(&side.pod().place(APP)?, at(VIP4, SERVED))?;
+    let bench = Bench { node, side, objects };
+    assert_eq!(bench.node.show(NAME)?["connections"], 1);
+    Ok(Some((bench, held)))
+}
+
+impl Bench {
+    fn connect(&self) -> anyhow::Result<String> {
+        let seen = self.side.pod().observe(APP, &[Scenario::to(at(VIP4, SERVED))])?;
+        seen.first().map(Observation::summary).context("an observation")
+    }
+
+    /// Starts a detach that waits.
+    fn draining(&self, arguments: &[&str]) -> anyhow::Result<Draining> {
+        let mut all = vec!["detach", "--name", NAME];
+        all.extend(arguments);
+        let mut command = self.node.command(&[], &all);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let draining = Draining(Some(child));
+        retry::until("the drain to begin", || {
+            (self.state().ok()?.as_deref() == Some("draining")).then_some(())
+        })?;
+        Ok(draining)
+    }
+
+    fn state(&self) -> anyhow::Result<Option<String>> {
+        let list = self.node.list()?;
+        Ok(list.first().and_then(|line| line["state"].as_str()).map(str::to_owned))
+    }
+
+    fn expect_gone(&self) -> anyhow::Result<()> {
+        self.node.expect_empty()?;
+        ensure!(links_of(self.side.pod())? == [0, 0]);
+        self.objects.expect_gone()?;
+        ensure!(self.connect()? == "remote:8080");
+        Ok(())
+    }
+}
+
+/// A `detach` at work; killed on drop.
+struct Draining(Option<Child>);
+
+impl Draining {
+    fn has_ended(&mut self) -> anyhow::Result<bool> {
+        Ok(self.0.as_mut().context("a child")?.try_wait()?.is_some())
+    }
+
+    fn end(mut self) -> anyhow::Result<Run> {
+        let output = self.0.take().context("a child")?.wait_with_output()?;
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        Ok(Run { command: "detach --drain".to_owned(), code: output.status.code(), stdout, stderr })
+    }
+}
+
+impl Drop for Draining {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            // It may have ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn captured(held: &mut Held) -> anyhow::Result<SocketAddr> {
+    let Names { peer, .. } = held.names()?;
+    peer.address().context("a peer")
+}
+
+fn alive(run: Run) -> anyhow::Result<Value> {
+    Ok(run.expect(exit::OK)?.json()?["detached"][0]["alive"].clone())
+}
+
+#[test]
+fn a_drain_keeps_names_until_connections_end() -> anyhow::Result<()> {
+    let Some((bench, mut held)) = bench()? else { return Ok(()) };
+    let before = held.names()?;
+    assert_eq!(before.peer.address(), Some(at(VIP4, SERVED)));
+    let mut draining = bench.draining(&["--drain=600"])?;
+
+    assert_eq!(bench.connect()?, "remote:8080", "a new connection is captured");
+    assert_eq!(held.names()?, before);
+    assert!(held.echo()?, "the connection is cut");
+    // Nothing new under this name, or for this pod, until it has ended.
+    let again = bench.node.attach(bench.side.pod(), NAME, &[])?;
+    again.refused(exit::FAILED, &["draining", "redirector detach --name pod"])?;
+    bench.node.attach(bench.side.pod(), "other", &[])?.refused(exit::USAGE, &[NAME])?;
+    assert!(!draining.has_ended()?);
+    assert_eq!(bench.node.show(NAME)?["connections"], 1);
+
+    drop(held);
+    let run = draining.end()?;
+    assert_eq!(alive(run)?, 0);
+    bench.expect_gone()
+}
+
+#[test]
+fn a_drain_ends_in_time() -> anyhow::Result<()> {
+    let Some((bench, mut held)) = bench()? else { return Ok(()) };
+    let draining = bench.draining(&["--drain=1"])?;
+    assert_eq!(alive(draining.end()?)?, 1);
+    assert_ne!(captured(&mut held)?, at(VIP4, SERVED));
+    assert!(held.echo()?, "the connection is cut");
+    bench.expect_gone()
+}
+
+/// Whoever says it without waiting is obeyed, and the one who waits takes it for what it is.
+#[test]
+fn a_drain_is_cut_short() -> anyhow::Result<()> {
+    let Some((bench, mut held)) = bench()? else { return Ok(()) };
+    let draining = bench.draining(&["--drain=600"])?;
+    assert_eq!(alive(bench.node.run(&["detach", "--name", NAME])?)?, 1);
+    bench.node.attach(bench.side.pod(), NAME, &[])?.expect(exit::OK)?;
+    let run = draining.end()?.expect(exit::OK)?;
+    assert!(run.stderr.contains("another command"), "{run:?}");
+    assert_eq!(bench.state()?.as_deref(), Some("active"), "the drain has removed the new instance");
+    assert!(bench.connect()?.starts_with("proxy:15001"));
+    assert!(held.echo()?);
+    Ok(())
+}
+
+/// A drain whose command was killed ends when its time is over, with the next command.
+#[test]
+fn a_drain_is_killed() -> anyhow::Result<()> {
+    let Some((bench, mut held)) = bench()? else { return Ok(()) };
+    drop(bench.draining(&["--drain=2"])?);
+    assert_eq!(captured(&mut held)?, at(VIP4, SERVED));
+    assert_eq!(bench.connect()?, "remote:8080");
+    retry::until("the drain to be swept", || bench.state().ok()?.is_none().then_some(()))?;
+    bench.expect_gone()
+}
+
+#[test]
+fn without_a_drain_connections_go_on() -> anyhow::Result<()> {
+    let Some((bench, mut held)) = bench()? else { return Ok(()) };
+    let mut second = Held::start(&bench.side.pod().place(APP)?, at(Ipv4Addr::new(10, 96, 0, 11), SERVED))?;
+    // As people see it.
+    let mut command = Command::new(redirector_tests::redirector::binary());
+    command.arg("--bpffs").arg(bench.node.bpffs()).args(["detach", "--name", NAME]);
+    let said = redirector_tests::command::run(&mut command, "")?;
+    assert!(said.contains("2 captured connections are alive") && said.contains("--drain"), "{said}");
+    for held in [&mut held, &mut second] {
+        assert!(held.echo()?, "the connection is cut");
+        let names = held.names()?;
+        let peer = names.peer.address().context("a peer")?;
+        assert!(peer.ip().is_loopback() && peer.port() == 15001, "{names:?}");
+        assert_eq!(names.original_dst.address(), None, "{names:?}");
+    }
+    bench.expect_gone()
+}
+
+/// All drain at the same time.
+#[test]
+fn all_drain_together() -> anyhow::Result<()> {
+    let Some((bench, held)) = bench()? else { return Ok(()) };
+    let other = Side::new(By::Nobody)?;
+    bench.node.attach(other.pod(), "other", &[])?.expect(exit::OK)?;
+    let second = Held::start(&other.pod().place(APP)?, at(VIP4, SERVED))?;
+    let begun = std::time::Instant::now();
+    let run = bench.node.run(&["detach", "--all", "--drain=3"])?.expect(exit::OK)?.json()?;
+    assert!(
+        begun.elapsed() < std::time::Duration::from_secs(6),
+        "one after the other: {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(run["detached"].as_array().map(Vec::len), Some(2), "{run:#}");
+    drop((held, second));
+    bench.expect_gone()
+}

@@ -1,0 +1,220 @@
+//! What `show`, `list`, `original-dst` and `check` say, and that it is what the kernel does.
+
+use std::process::Command;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use redirector_tests::command::run;
+use redirector_tests::matrix::SERVED;
+use redirector_tests::node::Node;
+use redirector_tests::observation::Observation;
+use redirector_tests::pod::{APP, PROXY, VIP4, VIP6, World, at};
+use redirector_tests::privileged::require_root;
+use redirector_tests::probe::hold::Held;
+use redirector_tests::proxy::proxy_listeners;
+use redirector_tests::redirector::{binary, exit};
+use redirector_tests::retry;
+use redirector_tests::scenario::Scenario;
+use redirector_tests::side::{By, Side};
+
+const NAME: &str = "pod";
+
+/// As people see it.
+fn table(node: &Node, arguments: &[&str]) -> anyhow::Result<String> {
+    run(Command::new(binary()).arg("--bpffs").arg(node.bpffs()).args(arguments), "")
+}
+
+fn connect(side: &Side) -> anyhow::Result<String> {
+    let seen = side.pod().observe(APP, &[Scenario::to(at(VIP4, SERVED))])?;
+    seen.first().map(Observation::summary).context("an observation")
+}
+
+fn hook<'a>(show: &'a Value, name: &str) -> anyhow::Result<&'a Value> {
+    let hooks = show["hooks"].as_array().context("hooks")?;
+    hooks.iter().find(|hook| hook["hook"] == name).with_context(|| name.to_owned())
+}
+
+/// Whether the kernel runs our programs; and that attaching again repairs it.
+#[test]
+fn effective() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, side) = (Node::new()?, Side::new(By::Nobody)?);
+    let attach = || node.attach(side.pod(), NAME, &[])?.expect(exit::OK);
+    attach()?;
+    let whole = node.show(NAME)?;
+    assert_eq!(whole["effective"], true, "{whole:#}");
+    let text = table(&node, &["show", NAME])?;
+    assert!(text.contains("active") && text.contains("yes"), "{text}");
+
+    for name in ["connect4", "sk_lookup", "getsockopt"] {
+        std::fs::remove_file(node.instance(NAME).join(format!("link_{name}")))?;
+        let show = node.show(NAME)?;
+        assert_eq!(show["effective"], false, "{name}: {show:#}");
+        let broken = hook(&show, name)?;
+        assert_eq!(broken["effective"], false, "{broken}");
+        assert!(broken["problem"].as_str().is_some_and(|text| text.contains(&format!("link_{name}"))), "{broken}");
+        assert_eq!(hook(&show, "connect6")?["effective"], true);
+        let text = table(&node, &["show", NAME])?;
+        assert!(text.contains("NO") && text.contains(name), "{text}");
+
+        let again = attach()?;
+        assert_eq!(again.json()?["outcome"], "changed", "{again:?}");
+        assert!(again.stderr.contains("attached again") && again.stderr.contains(name), "{again:?}");
+        let repaired = node.show(NAME)?;
+        assert_eq!((&repaired["effective"], &repaired["record"]), (&whole["effective"], &whole["record"]));
+        assert!(connect(&side)?.starts_with("proxy:15001"));
+        assert_eq!(attach()?.json()?["outcome"], "unchanged");
+    }
+
+    // Where the programs are gone too, it cannot be repaired, and says so.
+    for pin in ["link_connect4", "prog_connect4"] {
+        std::fs::remove_file(node.instance(NAME).join(pin))?;
+    }
+    let words = ["damaged", "detach it and attach again", "prog_connect4"];
+    node.attach(side.pod(), NAME, &[])?.refused(exit::FAILED, &words)?;
+    node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    assert_eq!(attach()?.json()?["outcome"], "attached");
+    assert_eq!(node.show(NAME)?["effective"], true);
+    Ok(())
+}
+
+/// Listeners of the proxy, older and younger than the instance.
+#[test]
+fn listeners() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, world) = (Node::new()?, World::new()?);
+    let pod = world.pod();
+    let registered = || -> anyhow::Result<Vec<Value>> {
+        let show = node.show(NAME)?;
+        let all = show["listeners"].as_array().context("listeners")?;
+        let numbers = all.iter().map(|one| json!([one["traffic"], one["port"], one["ipv4"], one["ipv6"]]));
+        Ok(numbers.collect())
+    };
+    let both = |number: u32| vec![json!(["outbound", 15001, number, number]), json!(["inbound", 15006, number, number])];
+    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    assert_eq!(registered()?, both(0));
+    assert_eq!(table(&node, &["show", NAME])?.matches("no listener of the proxy").count(), 2);
+
+    let proxy = pod.serve(PROXY, "proxy", proxy_listeners(2))?;
+    assert_eq!(registered()?, both(2));
+    assert!(!table(&node, &["show", NAME])?.contains("no listener of the proxy"));
+    node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    assert_eq!(registered()?, both(2), "listeners older than the attach");
+    node.attach(pod, NAME, &["-p", "16001"])?.expect(exit::OK)?;
+    assert_eq!(registered()?, [json!(["outbound", 16001, 0, 0]), json!(["inbound", 15006, 2, 2])]);
+    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    node.run(&["refresh", NAME])?.expect(exit::OK)?;
+    assert_eq!(registered()?, both(2));
+    drop(proxy);
+    retry::until("the listeners to be gone", || (registered().ok()? == both(0)).then_some(()))
+}
+
+#[test]
+fn list_of_instances() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, world) = (Node::new()?, World::new()?);
+    let pod = world.pod();
+    assert!(node.list()?.is_empty());
+    node.expect_empty()?;
+    let attached = node.attach(pod, NAME, &[])?.expect(exit::OK)?.json()?;
+    let line = &node.list()?[0];
+    assert_eq!(line["name"], NAME);
+    assert_eq!(line["state"], "active");
+    assert_eq!(line["connections"], 0);
+    assert_eq!(line["problem"], Value::Null);
+    for key in ["netns", "netns_inode", "cgroup"] {
+        assert_eq!(line[key], attached[key], "{key}");
+    }
+    let text = table(&node, &["list"])?;
+    let mut lines = text.lines();
+    assert!(lines.next().is_some_and(|head| head.contains("NAME") && head.contains("STATE")), "{text}");
+    assert!(lines.next().is_some_and(|line| line.contains("pod") && line.contains("active")), "{text}");
+
+    std::fs::remove_file(node.instance(NAME).join("COUNTERS"))?;
+    node.run(&["show", NAME])?.refused(exit::FAILED, &["COUNTERS"])?;
+    std::fs::remove_file(node.instance(NAME).join("META"))?;
+    let line = &node.list()?[0];
+    assert_eq!(line["state"], "damaged");
+    assert!(line["problem"].as_str().is_some_and(|text| text.contains("META")), "{line}");
+    assert_eq!(line["netns"], attached["netns"], "its record still tells whose it is");
+    assert!(table(&node, &["list"])?.contains("damaged"));
+    Ok(())
+}
+
+/// The exposed map: whoever holds the accepted socket finds its connection in it.
+#[test]
+fn original_destinations() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, side) = (Node::new()?, Side::new(By::Nobody)?);
+    node.attach(side.pod(), NAME, &[])?.expect(exit::OK)?;
+    let ask = |more: &[&str]| {
+        let mut arguments = vec!["original-dst", NAME];
+        arguments.extend(more);
+        node.run(&arguments)
+    };
+    assert_eq!(ask(&[])?.expect(exit::OK)?.json()?, json!([]));
+
+    let app = side.pod().place(APP)?;
+    let mut held = [at(VIP4, SERVED), at(VIP6, SERVED)].map(|to| Held::start(&app, to).map(|held| (held, to)));
+    let mut clients = Vec::new();
+    for connection in &mut held {
+        let (held, to) = connection.as_mut().map_err(|error| anyhow::anyhow!("{error:#}"))?;
+        let client = held.names()?.local.address().context("an address")?.to_string();
+        let found = ask(&["--client", &client])?.expect(exit::OK)?.json()?;
+        assert_eq!(found.as_array().map(Vec::len), Some(1), "{found:#}");
+        assert_eq!(found[0]["client"], client);
+        assert_eq!(found[0]["original"], to.to_string());
+        assert_eq!(found[0]["traffic"], "outbound");
+        assert!(found[0]["proxy"].as_str().is_some_and(|proxy| proxy.ends_with(":15001")), "{found:#}");
+        assert!(found[0]["rule"].as_str().is_some_and(|rule| rule.starts_with("out_")), "{found:#}");
+        let text = table(&node, &["original-dst", NAME])?;
+        assert!(text.contains("ORIGINAL") && text.contains(&client) && text.contains(&to.to_string()), "{text}");
+        clients.push(client);
+    }
+    assert_eq!(ask(&[])?.expect(exit::OK)?.json()?.as_array().map(Vec::len), Some(2));
+    assert_eq!(node.show(NAME)?["connections"], 2);
+    assert_eq!(node.list()?[0]["connections"], 2);
+
+    ask(&["--client", "10.77.0.2:1"])?.refused(exit::NOTHING, &["10.77.0.2:1"])?;
+    ask(&["--client", "nonsense"])?.refused(exit::USAGE, &["nonsense"])?;
+    node.run(&["original-dst", "nobody"])?.refused(exit::NOTHING, &["nobody"])?;
+    drop(held);
+    retry::until("the entries to go with their connections", || {
+        (ask(&[]).ok()?.json().ok()? == json!([])).then_some(())
+    })?;
+    for client in clients {
+        ask(&["--client", &client])?.refused(exit::NOTHING, &[&client])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn check_of_the_node() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let node = Node::new()?;
+    let check = node.run(&["check"])?.expect(exit::OK)?.json()?;
+    let findings = check.as_array().context("a list")?;
+    assert!(findings.len() > 8, "{check:#}");
+    for finding in findings {
+        let name = finding["name"].as_str().context("a name")?;
+        assert!(finding["needed_for"].as_str().is_some_and(|text| !text.is_empty()), "{name}");
+        let (present, remedy) = (finding["present"] == true, finding["remedy"].as_str().unwrap_or_default());
+        assert_eq!(present, remedy.is_empty(), "{name}: {remedy}");
+        assert!(present || finding["required"] == false, "{name}: {remedy}");
+    }
+    let text = table(&node, &["check"])?;
+    assert!(text.contains("CAPABILITY") && text.contains("our programs load"), "{text}");
+    node.expect_empty()
+}
