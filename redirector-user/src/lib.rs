@@ -11,6 +11,7 @@ pub mod import;
 pub mod instance;
 pub mod kernel;
 pub mod mirror;
+pub mod original_dst;
 pub mod rules;
 pub mod sys;
 pub mod target;

@@ -38,7 +38,8 @@ impl Objects {
             let maps = program["map_ids"].as_array().cloned().unwrap_or_default();
             objects.maps.extend(maps.iter().filter_map(Value::as_u64));
         }
-        let of_ours = |link: &&Value| link["prog_id"].as_u64().is_some_and(|id| objects.programs.contains(&id));
+        let of_ours =
+            |link: &&Value| link["prog_id"].as_u64().is_some_and(|id| objects.programs.contains(&id));
         objects.links = list("link")?.iter().filter(of_ours).filter_map(|link| link["id"].as_u64()).collect();
         ensure!(objects.links.len() == hooks.len(), "not a link for each hook: {objects:?}");
         Ok(objects)
@@ -51,7 +52,8 @@ impl Objects {
     pub fn left(&self) -> anyhow::Result<Vec<String>> {
         let mut left = Vec::new();
         for (kind, ids) in [("prog", &self.programs), ("map", &self.maps), ("link", &self.links)] {
-            let there: BTreeSet<u64> = list(kind)?.iter().filter_map(|object| object["id"].as_u64()).collect();
+            let there: BTreeSet<u64> =
+                list(kind)?.iter().filter_map(|object| object["id"].as_u64()).collect();
             left.extend(ids.intersection(&there).map(|id| format!("{kind} {id}")));
         }
         Ok(left)
@@ -96,7 +98,8 @@ pub fn maps_with_cookie(cookie: u64) -> anyhow::Result<Vec<Value>> {
         // It may have gone meanwhile: another test's.
         let dump = output(Command::new("bpftool").args(["-j", "map", "dump", "id", &id.to_string()]), "")?;
         let text = String::from_utf8_lossy(&dump.stdout);
-        let bytes: Vec<String> = cookie.to_le_bytes().iter().map(|byte| format!("\"0x{byte:02x}\"")).collect();
+        let bytes: Vec<String> =
+            cookie.to_le_bytes().iter().map(|byte| format!("\"0x{byte:02x}\"")).collect();
         if text.contains(&bytes.join(",")) || text.contains(&format!("\"netns_cookie\":{cookie}")) {
             found.push(map);
         }
@@ -109,7 +112,8 @@ pub fn maps_with_cookie(cookie: u64) -> anyhow::Result<Vec<Value>> {
 /// # Errors
 /// When `ip` cannot be asked.
 pub fn has_lo6(netns: &Netns) -> anyhow::Result<bool> {
-    let addresses = run(Command::new("ip").args(["-n", netns.name(), "-6", "-o", "address", "show", "dev", "lo"]), "")?;
+    let addresses =
+        run(Command::new("ip").args(["-n", netns.name(), "-6", "-o", "address", "show", "dev", "lo"]), "")?;
     Ok(addresses.contains(" ::6/128 "))
 }
 

@@ -57,7 +57,8 @@ pub fn steps(
     let path = file.path().to_str().context("a path")?;
     let run = run(&["strace", "-f", "--seccomp-bpf", "-o", path, "-e", &format!("trace={call}")])?;
     let kinds = kinds(&std::fs::read_to_string(path)?, call);
-    let same = |one: usize, other: Option<usize>| other.is_some_and(|other| kinds.get(other) == kinds.get(one));
+    let same =
+        |one: usize, other: Option<usize>| other.is_some_and(|other| kinds.get(other) == kinds.get(one));
     let inner = |index: usize| same(index, index.checked_sub(1)) && same(index, Some(index + 1));
     let steps = (0..kinds.len()).filter(|index| !inner(*index)).map(|index| At { call, number: index + 1 });
     Ok((run, steps.collect()))

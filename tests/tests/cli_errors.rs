@@ -148,7 +148,10 @@ fn policies() -> anyhow::Result<()> {
         (&["--policy", policy], &[policy, "outbound_port"]),
     ];
     for (flags, words) in cases {
-        let run = node.attach(pod, "pod", flags)?.refused(exit::USAGE, words).with_context(|| format!("{flags:?}"))?;
+        let run = node
+            .attach(pod, "pod", flags)?
+            .refused(exit::USAGE, words)
+            .with_context(|| format!("{flags:?}"))?;
         let text = run.error()?["error"].as_str().unwrap_or_default().to_owned();
         // Whatever is wrong, the remedy is there once.
         let remedy = text.rsplit("; ").next().unwrap_or_default();
@@ -209,9 +212,11 @@ fn a_directory_that_is_no_bpffs() -> anyhow::Result<()> {
     assert_eq!(std::fs::read_to_string(precious.join("main.rs"))?, "fn main() {}\n");
     std::fs::remove_dir_all(node.bpffs().join("redirector"))?;
 
-    let run = Run::of(redirector_tests::redirector::command(&[]).args(["--bpffs", "/nowhere", "--output", "json"]).args(
-        ["attach", "--name", "pod"].iter().map(|word| (*word).to_owned()).chain(target(world.pod())),
-    ))?;
+    let run = Run::of(
+        redirector_tests::redirector::command(&[]).args(["--bpffs", "/nowhere", "--output", "json"]).args(
+            ["attach", "--name", "pod"].iter().map(|word| (*word).to_owned()).chain(target(world.pod())),
+        ),
+    )?;
     run.refused(exit::USAGE, &["/nowhere", "--bpffs"])?;
     expect_untouched(&node, world.pod())
 }

@@ -45,7 +45,10 @@ fn the_cgroup_of_a_process() -> anyhow::Result<()> {
     let Some((node, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let attach = |server: &Server| -> anyhow::Result<Value> {
-        let run = node.run(&["attach", "--pid", &server.pid().to_string(), "--name", NAME])?.expect(exit::OK)?.json()?;
+        let run = node
+            .run(&["attach", "--pid", &server.pid().to_string(), "--name", NAME])?
+            .expect(exit::OK)?
+            .json()?;
         node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
         Ok(run)
     };
@@ -89,7 +92,8 @@ fn strays() -> anyhow::Result<()> {
     node.attach(pod, NAME, &[])?.refused(exit::USAGE, &[&pid, "(probe)", &cgroup, "--allow-partial"])?;
     node.attach(pod, NAME, &["--dry-run"])?.refused(exit::USAGE, &[&pid, "--allow-partial"])?;
     // No cgroup but the root holds both.
-    node.run(&["attach", "--pid", &pid])?.refused(exit::USAGE, &["root cgroup", &pid, "--netns and --cgroup"])?;
+    node.run(&["attach", "--pid", &pid])?
+        .refused(exit::USAGE, &["root cgroup", &pid, "--netns and --cgroup"])?;
     expect_untouched(&node, pod)?;
 
     let run = node.attach(pod, NAME, &["--allow-partial"])?.expect(exit::OK)?;
@@ -156,7 +160,8 @@ fn iptables_chains() -> anyhow::Result<()> {
 
     // All of istio-init's, as they are in a pod.
     iptables::install(&pod.netns, &Options::sidecar())?;
-    let words = ["ISTIO_INBOUND", "ISTIO_IN_REDIRECT", "ISTIO_OUTPUT", "ISTIO_REDIRECT", remedy[0], remedy[1]];
+    let words =
+        ["ISTIO_INBOUND", "ISTIO_IN_REDIRECT", "ISTIO_OUTPUT", "ISTIO_REDIRECT", remedy[0], remedy[1]];
     node.attach(pod, NAME, &[])?.refused(exit::USAGE, &words)?;
     expect_untouched(&node, pod)
 }
@@ -203,7 +208,8 @@ fn names_that_are_taken() -> anyhow::Result<()> {
     let before = (node.pins()?, node.show("first")?);
     node.attach(first, "other", &[])?.refused(exit::USAGE, &["instance first", "--name first", "detach"])?;
     node.attach(first, "other", &["-o", "81"])?.refused(exit::USAGE, &["instance first"])?;
-    node.attach(second, "first", &[])?.refused(exit::USAGE, &["first", "another network namespace", "--name"])?;
+    node.attach(second, "first", &[])?
+        .refused(exit::USAGE, &["first", "another network namespace", "--name"])?;
     let other: Run = node.attach(second, "first", &["--dry-run"])?;
     assert_eq!(other.code, Some(exit::OK), "a dry run looks at no instance: {other:?}");
     assert_eq!((node.pins()?, node.show("first")?), before);

@@ -55,7 +55,10 @@ fn effective() -> anyhow::Result<()> {
         assert_eq!(show["effective"], false, "{name}: {show:#}");
         let broken = hook(&show, name)?;
         assert_eq!(broken["effective"], false, "{broken}");
-        assert!(broken["problem"].as_str().is_some_and(|text| text.contains(&format!("link_{name}"))), "{broken}");
+        assert!(
+            broken["problem"].as_str().is_some_and(|text| text.contains(&format!("link_{name}"))),
+            "{broken}"
+        );
         assert_eq!(hook(&show, "connect6")?["effective"], true);
         let text = table(&node, &["show", NAME])?;
         assert!(text.contains("NO") && text.contains(name), "{text}");
@@ -95,7 +98,9 @@ fn listeners() -> anyhow::Result<()> {
         let numbers = all.iter().map(|one| json!([one["traffic"], one["port"], one["ipv4"], one["ipv6"]]));
         Ok(numbers.collect())
     };
-    let both = |number: u32| vec![json!(["outbound", 15001, number, number]), json!(["inbound", 15006, number, number])];
+    let both = |number: u32| {
+        vec![json!(["outbound", 15001, number, number]), json!(["inbound", 15006, number, number])]
+    };
     node.attach(pod, NAME, &[])?.expect(exit::OK)?;
     assert_eq!(registered()?, both(0));
     assert_eq!(table(&node, &["show", NAME])?.matches("no listener of the proxy").count(), 2);
@@ -165,7 +170,8 @@ fn original_destinations() -> anyhow::Result<()> {
     assert_eq!(ask(&[])?.expect(exit::OK)?.json()?, json!([]));
 
     let app = side.pod().place(APP)?;
-    let mut held = [at(VIP4, SERVED), at(VIP6, SERVED)].map(|to| Held::start(&app, to).map(|held| (held, to)));
+    let mut held =
+        [at(VIP4, SERVED), at(VIP6, SERVED)].map(|to| Held::start(&app, to).map(|held| (held, to)));
     let mut clients = Vec::new();
     for connection in &mut held {
         let (held, to) = connection.as_mut().map_err(|error| anyhow::anyhow!("{error:#}"))?;
@@ -178,7 +184,10 @@ fn original_destinations() -> anyhow::Result<()> {
         assert!(found[0]["proxy"].as_str().is_some_and(|proxy| proxy.ends_with(":15001")), "{found:#}");
         assert!(found[0]["rule"].as_str().is_some_and(|rule| rule.starts_with("out_")), "{found:#}");
         let text = table(&node, &["original-dst", NAME])?;
-        assert!(text.contains("ORIGINAL") && text.contains(&client) && text.contains(&to.to_string()), "{text}");
+        assert!(
+            text.contains("ORIGINAL") && text.contains(&client) && text.contains(&to.to_string()),
+            "{text}"
+        );
         clients.push(client);
     }
     assert_eq!(ask(&[])?.expect(exit::OK)?.json()?.as_array().map(Vec::len), Some(2));

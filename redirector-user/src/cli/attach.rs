@@ -9,8 +9,11 @@ use crate::mirror;
 use crate::target::{Target, process};
 use crate::{kernel, target};
 use std::os::fd::AsFd;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+const PASSTHROUGH_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
 
 const EXAMPLES: &str = "\
 Examples:
@@ -102,7 +105,11 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
 /// What the flags may ask about the target.
 fn facts(target: &Target) -> Result<TargetFacts> {
     let mirror = mirror::read(target.netns.as_fd()).map_err(|e| Error::Failed(crate::error::chain(&e)))?;
-    let addresses = mirror.interfaces.iter().flat_map(|i| i.addresses.iter().map(|net| net.addr()));
+    // Not our own ::6, or `--ipv6 auto` would find IPv6 in use because of an earlier attach.
+    let ours = |i: &mirror::Interface, ip: IpAddr| i.loopback && ip == PASSTHROUGH_V6;
+    let addresses = mirror.interfaces.iter().flat_map(|i| {
+        i.addresses.iter().map(|net| net.addr()).filter(move |ip| !ours(i, *ip))
+    });
     Ok(TargetFacts {
         root: target.pid.map(|pid| PathBuf::from(format!("/proc/{pid}/root"))),
         nameservers: None,

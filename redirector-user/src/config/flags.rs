@@ -180,7 +180,7 @@ pub struct CaptureFlags {
         value_parser = SwitchParser
     )]
     pub skip_rule_apply: Option<Given>,
-    /// See `redirector verify`
+    /// Not built yet; refused
     #[arg(
         long = "run-validation", env = "RUN_VALIDATION",
         help_heading = ACCEPTED, overrides_with = "run_validation",
@@ -188,7 +188,7 @@ pub struct CaptureFlags {
         value_parser = SwitchParser
     )]
     pub run_validation: Option<Given>,
-    /// No effect: `redirector verify` needs no fixed port
+    /// No effect: belongs to the original's validation
     #[arg(
         long = "iptables-probe-port", env = "IPTABLES_PROBE_PORT",
         help_heading = ACCEPTED, overrides_with = "iptables_probe_port", value_name = "PORT"

@@ -19,7 +19,7 @@ pub struct Requests {
     pub skip_apply: bool,
     /// `--cleanup-only`: attach nothing, remove what is there.
     pub cleanup_only: bool,
-    /// `--run-validation`: prove the redirection afterwards, as `redirector verify` does.
+    /// `--run-validation`: prove the redirection afterwards; not built yet.
     pub run_validation: bool,
     /// `--network-namespace`: the namespace to work in; to be refused if another one is targeted.
     pub network_namespace: Option<PathBuf>,
@@ -30,12 +30,11 @@ type Field = fn(&CaptureFlags) -> Option<&Given>;
 /// Booleans that ask for something when true, with what that means here.
 const SWITCHES: [(Field, &str); 7] = [
     (|f| f.skip_rule_apply.as_ref(), "nothing is attached, as with --dry-run"),
-    (|f| f.run_validation.as_ref(), "validation is a verb of its own here: `redirector verify NAME`"),
+    (|f| f.run_validation.as_ref(), "validation is not built yet"),
     (|f| f.cni_mode.as_ref(), "no effect: it places the xtables lock, and redirector takes none"),
     (
         |f| f.reconcile.as_ref(),
-        "no effect: an instance is replaced as a whole, no rule of it can drift; --replace-iptables deals \
-         with iptables chains that are in the way",
+        "no effect: an instance is replaced as a whole, no rule of it can drift",
     ),
     (|f| f.cleanup_only.as_ref(), "nothing is attached; `redirector detach` removes an instance"),
     (|f| f.force_apply.as_ref(), "no effect: there are no rule lists that could be applied twice"),
@@ -46,11 +45,11 @@ const SWITCHES: [(Field, &str); 7] = [
 const VALUES: [(Field, &str); 4] = [
     (
         |f| f.iptables_probe_port.as_ref(),
-        "no effect: it is a port of istio-iptables' own validation; `redirector verify` needs none",
+        "no effect: it is a port of istio-iptables' own validation",
     ),
     (
         |f| f.probe_timeout.as_ref(),
-        "no effect: it is the patience of istio-iptables' own validation, see `redirector verify --help`",
+        "no effect: it is the patience of istio-iptables' own validation",
     ),
     (|f| f.network_namespace.as_ref(), "the namespace is part of the target here: --netns FILE or --pid PID"),
     (|f| f.force_iptables_binary.as_ref(), "no effect: redirector runs no iptables binary"),

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use super::flatten::{Flat, Item, given, meant};
 use super::{Inexpressible, Missing, Placed, is_istio};
-use crate::config::{Dns, Policy};
+use crate::config::{Dns, Policy, Selection};
 use crate::rules::{Family, Is, Protocol, Rules, Spec, Table, Target};
 
 /// What differs.
@@ -110,7 +110,7 @@ fn stages(flat: &Flat) -> Vec<Meant<'_>> {
     let mut last: Vec<(Table, &str, &Target, usize)> = Vec::new();
     let mut list = Vec::new();
     for item in flat.items.iter().filter(|item| item.reached) {
-        let target = &item.spec.target;
+        let target = settled(&item.spec.target);
         let stage =
             match last.iter_mut().find(|(table, chain, ..)| (*table, *chain) == (item.table, &item.chain)) {
                 Some((.., of, stage)) => {
@@ -175,6 +175,13 @@ fn matters(meant: &Item, policy: &Policy, given: &Flat) -> bool {
     let spec = &meant.spec;
     let jump = meant.chain == "OUTPUT" && *spec == Spec::jump("ISTIO_OUTPUT");
     if jump && !covering_jumps(policy, given).is_empty() {
+        return false;
+    }
+    // A list of ports captures no other port, be it the tunnel's or not.
+    let tunnel = meant.table == Table::Nat && meant.chain == "ISTIO_INBOUND" && spec.target == Target::Return;
+    if tunnel
+        && matches!(&policy.inbound_ports, Selection::List(ports) if !ports.contains(&policy.tunnel_port))
+    {
         return false;
     }
     // Only DNS is captured of UDP.

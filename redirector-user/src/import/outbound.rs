@@ -27,12 +27,12 @@ pub(super) fn read(reading: &mut Reading, flat: &Flat, family: Family) {
     dns(reading, &rules, redirect.as_ref());
     let own = rules.iter().find_map(|rule| own_calls(rule));
     if let Some(own) = own {
-        let spared = if reading.dns == Dns::Off { None } else { Some(DNS) };
-        let ports = own.ports.as_ref().filter(|is| is.not).map(|is| is.value.clone()).unwrap_or_default();
+        let not = own.ports.as_ref().filter(|is| is.not);
+        let mut ports = not.map(|is| is.value.clone()).unwrap_or_default();
         // With DNS capture the rule of a user, but not that of a group, leaves out port 53, too.
-        let at = ports.iter().position(|port| Some(*port) == spared && ports.len() > 1);
-        let mut ports = ports;
-        at.map(|at| ports.remove(at));
+        if let (Some(at), true) = (ports.iter().position(|port| *port == DNS), ports.len() > 1) {
+            ports.remove(at);
+        }
         reading.tunnel_port = ports.first().copied();
     }
     let own_loopback = own.and_then(|rule| rule.destination.as_ref()).map(|is| is.value);
@@ -80,8 +80,9 @@ fn owners(reading: &mut Reading, rules: &[&Spec]) {
         reading.others_pass |= others && rule.output.is_some() && rule.target == Target::Return;
     }
     let by_group: Vec<u32> = rules.iter().filter_map(|rule| only_gid(rule)).collect();
-    if reading.gids.is_empty() && !rules.iter().any(|rule| own_calls(rule).is_some()) {
-        // Before istio 1.5 calls to the own pod had no rules of users and groups.
+    let calls = rules.iter().any(|rule| own_calls(rule).is_some());
+    if !calls && !reading.uids.is_empty() {
+        // The first istio's rules for calls to the own pod did not name users and groups.
         reading.gids.extend(by_group.first());
     }
     for gid in &by_group {

@@ -107,14 +107,19 @@ fn swap(
     let new = 1 - old;
     let mut meta = instance.meta()?;
     let flags = meta.flags;
-    if let Err(e) = prepare(&mut instance, &mut meta, new, target, policy) {
+    let before = record::read(&instance.dir, old).map(|record| record.policy);
+    let mut tables = instance.tables()?;
+    let done = prepare(&mut instance, &mut meta, new, target, policy)
+        .and_then(|()| instance.set_meta(&Meta { active: new + 1, ..meta }));
+    if let Err(e) = done {
         surroundings::take_back(&mut instance, &mut meta, target, policy, flags);
+        // What cannot be cleared now is cleared by the next change.
+        let _ = listeners::clear(&instance, new);
+        let _ = tables::clear(&mut tables, new);
+        let _ = record::remove(&instance.dir, new);
         return Err(e);
     }
-    let mut tables = instance.tables()?;
-    let before = record::read(&instance.dir, old).map(|record| record.policy);
     meta.active = new + 1;
-    instance.set_meta(&meta)?;
 
     // It is done: what goes wrong from here on is no failure of the change.
     let mut notes = Vec::new();

@@ -3,7 +3,7 @@
 use super::state::Instance;
 use crate::config::Policy;
 use crate::error::{Context, Result};
-use crate::sys::{bpf, netns::socket_cookie};
+use crate::sys::{bpf, sockopt};
 use crate::target::{Target, listeners};
 use redirector_common::Addr;
 use redirector_common::abi::{LISTENER_SLOTS, LISTENERS_OF_POLICY, SockState, listener_slot, sock_kind};
@@ -60,7 +60,7 @@ pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: u32
 
 /// Puts a socket into the first free slot, unless it is in one; false if it cannot be in any.
 fn put(map: BorrowedFd<'_>, first: u32, socket: BorrowedFd<'_>) -> std::io::Result<bool> {
-    let cookie = socket_cookie(socket)?;
+    let cookie = sockopt::cookie(socket)?;
     let mut free = None;
     for slot in first..first + LISTENER_SLOTS {
         match bpf::sockmap_cookie(map, slot)? {

@@ -95,7 +95,8 @@ pub(super) fn take_back(
 /// in force is not of that mode.
 pub(super) fn settle(instance: &mut Instance, target: &Target, slot: u32) -> Result<()> {
     let mut meta = instance.meta()?;
-    let of_tproxy = |slot| record::read(&instance.dir, slot).map(|r| (r.policy.mode == Mode::Tproxy, r.policy));
+    let of_tproxy =
+        |slot| record::read(&instance.dir, slot).map(|r| (r.policy.mode == Mode::Tproxy, r.policy));
     if let (true, Ok((false, _)), Ok((true, left))) =
         (meta.flags & tproxy::ALL_FLAGS != 0, of_tproxy(slot), of_tproxy(1 - slot))
     {
@@ -142,7 +143,9 @@ pub(super) fn restore(dir: &Path, meta: &Meta) -> Vec<String> {
     }
     // Two, if a change of policy was killed.
     let records: Vec<Record> = [0, 1].into_iter().filter_map(|slot| record::read(dir, slot).ok()).collect();
-    let Some(netns) = records.iter().find_map(|record| find::netns_of(record, meta)) else { return Vec::new() };
+    let Some(netns) = records.iter().find_map(|record| find::netns_of(record, meta)) else {
+        return Vec::new();
+    };
     let mut left = Vec::new();
     if meta.flags & meta_flag::ADDED_LO6 != 0
         && let Err(e) = mirror::remove_loopback_address(netns.as_fd(), PASSTHROUGH_V6)

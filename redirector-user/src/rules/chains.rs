@@ -8,7 +8,7 @@ use super::{inbound, outbound, tproxy};
 use crate::config::{Mode, Policy};
 
 /// An address family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
     /// What `iptables` shows.
@@ -18,7 +18,7 @@ pub enum Family {
 }
 
 /// A table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Table {
     /// Connection tracking zones.

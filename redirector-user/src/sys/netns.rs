@@ -63,7 +63,6 @@ fn enter<T: Send>(netns: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) -> io::Re
 }
 
 fn cookie() -> io::Result<u64> {
-    const SO_NETNS_COOKIE: i32 = 71;
     // SAFETY: socket(2) takes no pointers.
     let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
@@ -71,35 +70,5 @@ fn cookie() -> io::Result<u64> {
     }
     // SAFETY: a descriptor made just above.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut cookie = 0_u64;
-    let mut len = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: both pointers are to locals of the sizes given.
-    let ret = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut len,
-        )
-    };
-    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
-}
-
-/// Cookie of a socket (SO_COOKIE), to recognise it in a sockmap.
-pub fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
-    const SO_COOKIE: i32 = 57;
-    let mut cookie = 0_u64;
-    let mut len = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: both pointers are to locals of the sizes given.
-    let ret = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut len,
-        )
-    };
-    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+    super::sockopt::netns_cookie(socket.as_fd())
 }

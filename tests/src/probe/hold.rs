@@ -49,7 +49,8 @@ impl Held {
     /// When it cannot.
     pub fn start(place: &Place, to: SocketAddr) -> anyhow::Result<Self> {
         let daemon = Daemon::start("hold", &mut place.probe(&["hold", &to.to_string()]))?;
-        daemon.wait_for(0, |line| matches!(serde_json::from_str(line), Ok(Answer::Connected)).then_some(()))?;
+        daemon
+            .wait_for(0, |line| matches!(serde_json::from_str(line), Ok(Answer::Connected)).then_some(()))?;
         Ok(Self(daemon))
     }
 

@@ -1,0 +1,82 @@
+//! Original destinations, for proxies written in Rust and for tools.
+//!
+//! A proxy that runs in the captured cgroup asks its accepted socket with [`of_socket`], as it
+//! would under iptables. [`ExposedMap`] serves everybody else; its layout is in docs/abi.md.
+
+use crate::error::{Context, Result};
+use crate::instance::{root::Root, state::Instance};
+use crate::sys::sockopt;
+use aya::maps::{HashMap, MapData, MapError};
+use redirector_common::abi::{FlowKey, OriginalDst};
+use redirector_common::decide::Verdict;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+
+/// Original destination of an accepted TCP socket: SO_ORIGINAL_DST at SOL_IP, then at SOL_IPV6.
+///
+/// A connection that was not redirected has its own local address, as under iptables with conntrack.
+///
+/// # Errors
+///
+/// `ENOENT` if the socket is not connected; `EOPNOTSUPP` for an MPTCP connection.
+pub fn of_socket(socket: &impl AsFd) -> io::Result<SocketAddr> {
+    match sockopt::original_dst4(socket.as_fd()) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT)) => {
+            sockopt::original_dst6(socket.as_fd()).map_err(|e6| {
+                // A socket of family AF_INET has no such option; the first answer is the honest one.
+                if e6.raw_os_error() == Some(libc::EOPNOTSUPP) { e } else { e6 }
+            })
+        }
+        other => other,
+    }
+}
+
+/// The exposed map of an instance, open for reading.
+pub struct ExposedMap(HashMap<MapData, FlowKey, OriginalDst>);
+
+impl ExposedMap {
+    /// Opens the map of an instance below a bpffs, normally `/sys/fs/bpf`.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Error::NothingMatched`] if there is no such instance.
+    pub fn open(bpffs: &std::path::Path, instance: &str) -> Result<Self> {
+        Instance::open(&Root::at(bpffs), instance)?.original_dst().map(Self)
+    }
+
+    /// Original destination of a live connection. `client`: as the proxy's accept() shows it;
+    /// `proxy`: where the connection was really sent, which a proxy *in* the cgroup does not see
+    /// (getsockname shows it 127.0.0.1; use [`of_socket`]).
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn get(&self, client: SocketAddr, proxy: SocketAddr) -> Result<Option<SocketAddr>> {
+        let key = FlowKey {
+            client: client.ip().into(),
+            proxy: proxy.ip().into(),
+            client_port: client.port(),
+            proxy_port: proxy.port(),
+        };
+        match self.0.get(&key, 0) {
+            Ok(found) if found.verdict == Verdict::Pass as u16 => Ok(None),
+            Ok(found) => Ok(Some(SocketAddr::new(IpAddr::from(found.addr), found.port))),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(e) => Err(e).context(|| "read ORIGINAL_DST".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listening_socket_has_none() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let errno = of_socket(&listener).unwrap_err().raw_os_error();
+        // ENOPROTOOPT: a kernel without conntrack, and no instance that answers instead.
+        assert!(matches!(errno, Some(libc::ENOENT | libc::ENOPROTOOPT)), "{errno:?}");
+    }
+}

@@ -1,0 +1,190 @@
+//! TPROXY mode changes rules, routes and a kernel parameter of the pod: they come and go with it, however it ends.
+
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+
+use redirector_tests::bpftool::{has_lo6, links_of};
+use redirector_tests::command::run;
+use redirector_tests::netns::Netns;
+use redirector_tests::node::Node;
+use redirector_tests::pod::World;
+use redirector_tests::privileged::{require_program, require_root};
+use redirector_tests::redirector::{Run, exit};
+use redirector_tests::strace::{At, Fault, chosen, steps, with};
+
+const NAME: &str = "pod";
+const REDIRECT: [&str; 2] = ["-o", "81"];
+/// Neither mark nor table are the usual ones.
+const TPROXY: [&str; 6] = ["-m", "TPROXY", "-t", "7", "-r", "77"];
+/// Steps of each test at most, beside the last ten.
+const FEW: usize = 14;
+/// Rules, routes and the parameter of a pod in TPROXY mode.
+const ALL: [usize; 5] = [1, 1, 1, 1, 1];
+const NONE: [usize; 5] = [0; 5];
+
+struct Bench {
+    node: Node,
+    world: World,
+}
+
+impl Bench {
+    fn new() -> anyhow::Result<Option<Self>> {
+        if !require_root() || ["strace", "bpftool"].iter().any(|name| require_program(name).is_none()) {
+            return Ok(None);
+        }
+        Ok(Some(Self { node: Node::new()?, world: World::new()? }))
+    }
+
+    fn netns(&self) -> &Netns {
+        &self.world.pod().netns
+    }
+
+    fn attach_by(&self, by: &[&str], flags: &[&str]) -> anyhow::Result<Run> {
+        self.node.attach_by(by, self.world.pod(), NAME, flags)
+    }
+
+    fn attach(&self, flags: &[&str]) -> anyhow::Result<()> {
+        self.attach_by(&[], flags)?.expect(exit::OK).map(drop)
+    }
+
+    fn detach(&self) -> anyhow::Result<()> {
+        self.node.run(&["detach", "--name", NAME, "--ignore-missing"])?.expect(exit::OK)?;
+        self.expect_nothing()
+    }
+
+    /// How many rules and routes there are, of both families, and what the parameter is.
+    fn changes(&self) -> anyhow::Result<[usize; 5]> {
+        let ask = |arguments: &str, word: &str| -> anyhow::Result<usize> {
+            let words = arguments.split(' ');
+            // A table that was never used is an error.
+            let text =
+                run(Command::new("ip").args(["-n", self.netns().name()]).args(words), "").unwrap_or_default();
+            Ok(text.matches(word).count())
+        };
+        let parameter =
+            self.netns().enter(|| Ok(std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fwmark_accept")?))?;
+        Ok([
+            ask("-4 rule show", "fwmark 0x7 lookup 77")?,
+            ask("-6 rule show", "fwmark 0x7 lookup 77")?,
+            ask("-4 route show table 77", "local default dev lo")?,
+            ask("-6 route show table 77", "local default dev lo")?,
+            parameter.trim().parse()?,
+        ])
+    }
+
+    fn expect_nothing(&self) -> anyhow::Result<()> {
+        self.node.expect_empty()?;
+        ensure!(self.changes()? == NONE, "left in the namespace: {:?}", self.changes()?);
+        ensure!(links_of(self.world.pod())? == [0, 0], "programs are attached");
+        ensure!(!has_lo6(self.netns())?, "::6 is left on lo");
+        Ok(())
+    }
+
+    /// The steps of a command that succeeds.
+    fn steps(&self, flags: &[&str]) -> anyhow::Result<Vec<At>> {
+        let (run, steps) = steps("bpf", |by| self.attach_by(by, flags))?;
+        run.expect(exit::OK)?;
+        Ok(chosen(&steps, FEW))
+    }
+
+    /// The policy in force, and that the namespace is as it needs it.
+    fn expect_consistent(&self) -> anyhow::Result<bool> {
+        let tproxy = self.node.show(NAME)?["record"]["policy"]["mode"] == "tproxy";
+        if tproxy {
+            ensure!(self.changes()? == ALL, "TPROXY lacks something: {:?}", self.changes()?);
+        }
+        Ok(tproxy)
+    }
+}
+
+#[test]
+fn it_comes_and_goes() -> anyhow::Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    bench.attach(&TPROXY)?;
+    assert_eq!(bench.changes()?, ALL);
+    bench.node.run(&["refresh", NAME])?.expect(exit::OK)?;
+    assert_eq!(bench.changes()?, ALL);
+    bench.detach()?;
+
+    bench.attach(&REDIRECT)?;
+    assert_eq!(bench.changes()?, NONE);
+    bench.attach(&TPROXY)?;
+    assert_eq!(bench.changes()?, ALL);
+    let mark = bench.attach_by(&[], &["-m", "TPROXY", "-t", "8", "-r", "77"])?;
+    mark.refused(exit::USAGE, &["-t", "-r", "detach"])?;
+    bench.attach(&REDIRECT)?;
+    assert_eq!(bench.changes()?, NONE);
+    bench.attach(&TPROXY)?;
+    bench.detach()?;
+
+    // IPv6 comes later.
+    let mut without_ipv6 = TPROXY.to_vec();
+    without_ipv6.extend(["--ipv6", "off"]);
+    bench.attach(&without_ipv6)?;
+    assert_eq!(bench.changes()?, [1, 0, 1, 0, 1]);
+    bench.attach(&TPROXY)?;
+    assert_eq!(bench.changes()?, ALL);
+    bench.detach()?;
+
+    // What was there before stays.
+    let rule = "fwmark 0x7 lookup 77\n";
+    bench.netns().ip(&format!("rule add {rule}"))?;
+    bench.netns().sysctl(&[("ipv4/tcp_fwmark_accept", "1")])?;
+    bench.attach(&TPROXY)?;
+    bench.node.run(&["refresh", NAME])?.expect(exit::OK)?;
+    bench.node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    assert_eq!(bench.changes()?, [1, 0, 0, 0, 1]);
+    Ok(())
+}
+
+#[test]
+fn a_killed_attach() -> anyhow::Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    let calls = bench.steps(&TPROXY)?;
+    bench.detach()?;
+    for (turn, at) in calls.into_iter().enumerate() {
+        with(Fault::Kill, at, |by| bench.attach_by(by, &TPROXY))?;
+        if turn % 2 == 0 {
+            bench.attach(&TPROXY).with_context(|| format!("{at:?}"))?;
+            ensure!(bench.expect_consistent()?, "{at:?}");
+        } else if bench.node.list()?.is_empty() {
+            bench.expect_nothing().with_context(|| format!("{at:?}"))?;
+        }
+        bench.detach().with_context(|| format!("{at:?}"))?;
+    }
+    Ok(())
+}
+
+/// Killed, or failed, on the way to TPROXY mode and back.
+#[test]
+fn a_change_that_does_not_end() -> anyhow::Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    for (from, to) in [(&REDIRECT[..], &TPROXY[..]), (&TPROXY[..], &REDIRECT[..])] {
+        bench.attach(from)?;
+        let calls = bench.steps(to)?;
+        bench.detach()?;
+        for (turn, at) in calls.into_iter().enumerate() {
+            let fault = if turn % 2 == 0 { Fault::Kill } else { Fault::Fail };
+            let what = || format!("{fault:?} {at:?} of {from:?} -> {to:?}");
+            bench.attach(from).with_context(what)?;
+            let run = with(fault, at, |by| bench.attach_by(by, to))?;
+            let tproxy = bench.expect_consistent().with_context(what)?;
+            if fault == Fault::Fail && run.code != Some(exit::OK) {
+                ensure!(tproxy == (from == TPROXY), "{}: another policy is in force", what());
+                ensure!(tproxy || bench.changes()? == NONE, "{}: left: {:?}", what(), bench.changes()?);
+            }
+            // The next command makes it good, whatever it is.
+            match turn / 2 % 3 {
+                0 => bench.attach(from).with_context(what)?,
+                1 => bench.attach(to).with_context(what)?,
+                _ => drop(bench.node.run(&["refresh", NAME])?.expect(exit::OK).with_context(what)?),
+            }
+            if !bench.expect_consistent().with_context(what)? {
+                ensure!(bench.changes()? == NONE, "{}: left: {:?}", what(), bench.changes()?);
+            }
+            bench.detach().with_context(what)?;
+        }
+    }
+    Ok(())
+}
