@@ -44,17 +44,14 @@ pub fn flags_of(policy: &Policy) -> u32 {
     }
 }
 
-/// Makes the changes a policy needs (none but for TPROXY); returns the flags of what was really
-/// changed, that is, was not so already.
-pub fn apply(netns: &NetNs, policy: &Policy) -> Result<u32> {
-    if policy.mode != Mode::Tproxy {
-        return Ok(0);
-    }
-    let (mark, table, ipv6) = (policy.tproxy_mark, policy.tproxy_table, policy.ipv6);
+/// Makes the changes of `flags` with a policy's mark and table; returns the flags of what was
+/// really changed, that is, was not so already.
+pub fn apply(netns: &NetNs, policy: &Policy, flags: u32) -> Result<u32> {
+    let (mark, table) = (policy.tproxy_mark, policy.tproxy_table);
     netns
         .run(move || {
             let mut done = 0;
-            let result = apply_here(mark, table, ipv6, &mut done);
+            let result = apply_here(mark, table, flags, &mut done);
             if result.is_err() {
                 let _ = undo_here(mark, table, done);
             }
@@ -72,17 +69,15 @@ pub fn undo(netns: &NetNs, policy: &Policy, flags: u32) -> Result<()> {
     netns.run(move || undo_here(mark, table, flags)).context(|| "enter the network namespace".into())?
 }
 
-fn apply_here(mark: u32, table: u32, ipv6: bool, done: &mut u32) -> Result<()> {
+fn apply_here(mark: u32, table: u32, flags: u32, done: &mut u32) -> Result<()> {
     let value = std::fs::read_to_string(SYSCTL).context(|| format!("read {SYSCTL}"))?;
-    if value.trim() == "0" {
+    if flags & meta_flag::FWMARK_ACCEPT != 0 && value.trim() == "0" {
         std::fs::write(SYSCTL, "1").context(|| format!("write 1 to {SYSCTL}"))?;
         *done |= meta_flag::FWMARK_ACCEPT;
     }
     let mut netlink = open()?;
-    for (flag, family, piece) in PIECES {
-        if i32::from(family) == libc::AF_INET6 && !ipv6 {
-            continue;
-        }
+    // Never one that is ours already: the kernel takes an equal rule twice.
+    for (flag, family, piece) in PIECES.into_iter().filter(|(flag, ..)| flags & flag != 0) {
         let message = message(true, family, piece, mark, table);
         match ask(&mut netlink, message)? {
             0 => *done |= flag,

@@ -2,7 +2,7 @@
 
 use super::Env;
 use super::output::{Format, json, print};
-use crate::config::{self, CaptureFlags, Policy, Resolved, TargetFacts};
+use crate::config::{self, CaptureFlags, VARIABLES_HELP, Policy, Resolved, TargetFacts};
 use crate::error::{Error, Result};
 use crate::instance::attach::{self, Outcome, default_name};
 use crate::mirror;
@@ -27,7 +27,6 @@ Examples:
 
 /// Capture a pod's traffic. The same policy again changes nothing; another one is swapped in.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// A process of the pod: its network namespace, and the innermost cgroup that holds every
     /// process of that namespace.
@@ -51,6 +50,11 @@ pub struct Args {
     trace: bool,
     #[command(flatten)]
     capture: CaptureFlags,
+}
+
+/// What follows the options; the flattened flags bring a text of their own, which would replace it.
+pub fn long_help() -> String {
+    format!("{EXAMPLES}\n\n{VARIABLES_HELP}")
 }
 
 pub fn run(env: &Env, args: Args) -> Result<ExitCode> {

@@ -52,6 +52,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    #[command(after_long_help = attach::long_help())]
     Attach(Box<attach::Args>),
     Detach(detach::Args),
     Refresh(refresh::Args),

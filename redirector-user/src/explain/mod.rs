@@ -10,6 +10,7 @@ mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use redirector_common::abi::Route;
 use redirector_common::decide::{self, Incoming, NOBODY};
 
 use crate::config::Policy;
@@ -53,6 +54,18 @@ fn effective(to: IpAddr, source: Option<IpAddr>) -> IpAddr {
         (IpAddr::V4(_), None) | (IpAddr::V6(_), Some(IpAddr::V4(_))) => Ipv4Addr::LOCALHOST.into(),
         (IpAddr::V6(_), _) => Ipv6Addr::LOCALHOST.into(),
     }
+}
+
+/// The errno by which routing refuses a connection before netfilter sees it (`unroutable` of `connect.rs`).
+fn unroutable(destination: IpAddr, bound: Option<IpAddr>, route: &Route, lo: bool) -> Option<i32> {
+    let link_local = matches!(destination, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    // A loopback source may not leave on another interface (a broadcast has one).
+    let from_loopback = destination.is_ipv4() && bound.is_some_and(|source| source.is_loopback());
+    let martian = from_loopback && (route.errno == 0 || route.oif != 0);
+    if !lo && (link_local || martian) {
+        return Some(libc::EINVAL);
+    }
+    (route.errno != 0).then_some(route.errno.into())
 }
 
 /// What becomes of an outgoing connection.
@@ -100,11 +113,13 @@ pub fn outgoing(policy: &Policy, offline: &Offline, query: &Outgoing) -> Explana
             if destination.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
         explanation.proxy = explanation.port.map(|port| SocketAddr::new(loopback, port));
     }
-    if route.errno != 0 {
-        let error = std::io::Error::from_raw_os_error(route.errno.into());
-        explanation
-            .notes
-            .push(format!("the namespace does not route {destination}: connect() fails with {error}"));
+    if let Some(errno) = unroutable(destination, bound, &route, lo) {
+        let error = std::io::Error::from_raw_os_error(errno);
+        if explanation.verdict == "pass" {
+            explanation.notes.push(format!("routing refuses it: connect() fails with {error}"));
+        } else {
+            explanation.refuse(&error);
+        }
     }
     if !policy.exclude_interfaces.is_empty() && packet.output.is_none() {
         let text =

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use redirector_common::counter::Counter;
 use redirector_common::decide::{Decision, Verdict};
 use serde::Serialize;
 
@@ -11,7 +12,7 @@ use crate::rules::{self, Family, Packet, Protocol, Rules, Table};
 /// What becomes of a connection, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Explanation {
-    /// `pass`, `outbound`, `inbound` or `dns`.
+    /// `pass`, `outbound`, `inbound`, `dns`, or `refused` (by routing, before any rule).
     pub verdict: &'static str,
     /// Port of the proxy that gets it.
     pub port: Option<u16>,
@@ -99,11 +100,21 @@ impl Explanation {
         Self::unruled(protocol, destination, "IPv6 is not captured (--ipv6 off)")
     }
 
+    /// Routing, which comes first, does not let it go.
+    pub(super) fn refuse(&mut self, error: &std::io::Error) {
+        self.verdict = "refused";
+        self.rule = Some(Counter::RefusedByRoute.name());
+        self.words = format!("routing comes before the rules: connect() fails with {error}");
+        (self.port, self.proxy) = (None, None);
+        (self.table, self.chain, self.iptables) = (None, None, None);
+    }
+
     /// Lines of `name  value`.
     pub fn lines(&self) -> Vec<(&'static str, String)> {
         let verdict = match (self.proxy, self.port) {
             (Some(proxy), _) => format!("{}: to the proxy at {proxy}", self.verdict),
             (None, Some(port)) => format!("{}: to the proxy's listener on port {port}", self.verdict),
+            (None, None) if self.verdict == "refused" => "refused: it goes nowhere".into(),
             (None, None) => "pass: on its own way".into(),
         };
         let from = self.source.map(|source| format!(" from {source}")).unwrap_or_default();

@@ -64,7 +64,7 @@ fn apply_noted(
     let missing = tproxy::flags_of(policy) & !meta.flags;
     if missing != 0 {
         instance.set_meta(&Meta { flags: meta.flags | missing, ..*meta })?;
-        meta.flags |= tproxy::apply(&target.netns, policy)?;
+        meta.flags |= tproxy::apply(&target.netns, policy, missing)?;
         instance.set_meta(meta)?;
     }
     Ok(())
