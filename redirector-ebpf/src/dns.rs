@@ -1,7 +1,7 @@
 //! DNS over UDP: queries go to the proxy's DNS server, answers seem to come from the server
 //! that was asked. (DNS over TCP is a connection like any other.)
 
-use crate::connect::{ALLOW, Bound, effective, refuse};
+use crate::bound::{ALLOW, Bound, effective, refuse};
 use crate::ctx::{IPPROTO_UDP, Sock, SockAddr, opaque};
 use crate::maps::{self, Active, count};
 use crate::{owner, storage};

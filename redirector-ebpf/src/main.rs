@@ -5,6 +5,7 @@
 #![allow(missing_docs, reason = "entry points, each with its hook; the macros repeat them")]
 #![expect(internal_features, reason = "an atomic add: see maps::add_live")]
 
+mod bound;
 mod connect;
 mod ctx;
 mod dns;

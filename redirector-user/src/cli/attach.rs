@@ -2,14 +2,14 @@
 
 use super::Env;
 use super::output::{Format, json, print};
-use crate::config::{self, CaptureFlags, VARIABLES_HELP, Policy, Resolved, TargetFacts};
+use crate::config::{self, CaptureFlags, Policy, Resolved, TargetFacts, VARIABLES_HELP};
 use crate::error::{Error, Result};
 use crate::instance::attach::{self, Outcome, default_name};
 use crate::mirror;
 use crate::target::{Target, process};
 use crate::{kernel, target};
-use std::os::fd::AsFd;
 use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -111,9 +111,10 @@ fn facts(target: &Target) -> Result<TargetFacts> {
     let mirror = mirror::read(target.netns.as_fd()).map_err(|e| Error::Failed(crate::error::chain(&e)))?;
     // Not our own ::6, or `--ipv6 auto` would find IPv6 in use because of an earlier attach.
     let ours = |i: &mirror::Interface, ip: IpAddr| i.loopback && ip == PASSTHROUGH_V6;
-    let addresses = mirror.interfaces.iter().flat_map(|i| {
-        i.addresses.iter().map(|net| net.addr()).filter(move |ip| !ours(i, *ip))
-    });
+    let addresses = mirror
+        .interfaces
+        .iter()
+        .flat_map(|i| i.addresses.iter().map(|net| net.addr()).filter(move |ip| !ours(i, *ip)));
     Ok(TargetFacts {
         root: target.pid.map(|pid| PathBuf::from(format!("/proc/{pid}/root"))),
         nameservers: None,

@@ -32,10 +32,7 @@ const SWITCHES: [(Field, &str); 7] = [
     (|f| f.skip_rule_apply.as_ref(), "nothing is attached, as with --dry-run"),
     (|f| f.run_validation.as_ref(), "validation is not built yet"),
     (|f| f.cni_mode.as_ref(), "no effect: it places the xtables lock, and redirector takes none"),
-    (
-        |f| f.reconcile.as_ref(),
-        "no effect: an instance is replaced as a whole, no rule of it can drift",
-    ),
+    (|f| f.reconcile.as_ref(), "no effect: an instance is replaced as a whole, no rule of it can drift"),
     (|f| f.cleanup_only.as_ref(), "nothing is attached; `redirector detach` removes an instance"),
     (|f| f.force_apply.as_ref(), "no effect: there are no rule lists that could be applied twice"),
     (|f| f.native_nftables.as_ref(), "no effect: redirector uses neither nftables nor iptables"),
@@ -43,14 +40,8 @@ const SWITCHES: [(Field, &str); 7] = [
 
 /// Other values, worth a note when they are not empty.
 const VALUES: [(Field, &str); 4] = [
-    (
-        |f| f.iptables_probe_port.as_ref(),
-        "no effect: it is a port of istio-iptables' own validation",
-    ),
-    (
-        |f| f.probe_timeout.as_ref(),
-        "no effect: it is the patience of istio-iptables' own validation",
-    ),
+    (|f| f.iptables_probe_port.as_ref(), "no effect: it is a port of istio-iptables' own validation"),
+    (|f| f.probe_timeout.as_ref(), "no effect: it is the patience of istio-iptables' own validation"),
     (|f| f.network_namespace.as_ref(), "the namespace is part of the target here: --netns FILE or --pid PID"),
     (|f| f.force_iptables_binary.as_ref(), "no effect: redirector runs no iptables binary"),
 ];

@@ -1,0 +1,152 @@
+//! The only place that touches a context or a kernel socket.
+//!
+//! The verifier accepts only single loads and stores of whole fields at fixed offsets. LLVM
+//! likes to merge two of them or to compute a pointer to the middle, so every access is one
+//! volatile access of one field.
+
+macro_rules! get {
+    ($p:expr, $($field:tt)+) => {
+        // SAFETY: the kernel hands the context for the whole run; the verifier checks the access.
+        unsafe { core::ptr::read_volatile(&raw const (*$p).$($field)+) }
+    };
+}
+macro_rules! put {
+    ($p:expr, $v:expr, $($field:tt)+) => {
+        // SAFETY: as for `get!`; the verifier refuses stores to fields a hook may not write.
+        unsafe { core::ptr::write_volatile(&raw mut (*$p).$($field)+, $v) }
+    };
+}
+
+mod lookup;
+mod ops;
+mod sock_addr;
+mod sockopt;
+
+pub use lookup::Lookup;
+pub use ops::Ops;
+pub use sock_addr::SockAddr;
+pub use sockopt::Sockopt;
+
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_set_retval};
+use redirector_common::Addr;
+
+pub const AF_INET: u32 = 2;
+pub const AF_INET6: u32 = 10;
+pub const IPPROTO_TCP: u32 = 6;
+pub const IPPROTO_UDP: u32 = 17;
+pub const IPPROTO_MPTCP: u32 = 262;
+pub const TCP_CLOSE: u32 = 7;
+pub const TCP_LISTEN: u32 = 10;
+
+/// Ends one of two branches that load different fields: LLVM would otherwise sink the loads
+/// into one, from a pointer chosen before, which is arithmetic on a context or socket pointer.
+#[inline(always)]
+fn keep_apart<T>(value: T) -> T {
+    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
+    value
+}
+
+/// The same value, of which the verifier knows nothing any more.
+///
+/// It follows every path on its own as long as any register or stack slot differs: constants that
+/// an earlier branch chose multiply the paths of all that follows. After a helper has written
+/// the bytes, the paths that led here are one.
+#[inline(always)]
+pub fn opaque<T: Copy>(value: T) -> T {
+    let mut copy = core::mem::MaybeUninit::<T>::uninit();
+    // SAFETY: both are on the stack and of the size given; reading the stack cannot fail, and
+    // the helper fills `copy` whatever happens.
+    unsafe {
+        bpf_probe_read_kernel(copy.as_mut_ptr().cast(), size_of::<T>() as u32, (&raw const value).cast());
+        copy.assume_init()
+    }
+}
+
+/// A socket the verifier knows to be valid.
+#[derive(Clone, Copy)]
+pub struct Sock(pub *mut bpf_sock);
+
+impl Sock {
+    #[inline(always)]
+    pub fn family(self) -> u32 {
+        get!(self.0, family)
+    }
+
+    #[inline(always)]
+    pub fn protocol(self) -> u32 {
+        get!(self.0, protocol)
+    }
+
+    /// SO_BINDTODEVICE, or the scope of a link-local peer: an interface's index, 0 if none.
+    #[inline(always)]
+    pub fn bound_interface(self) -> u32 {
+        get!(self.0, bound_dev_if)
+    }
+
+    /// SO_MARK.
+    #[inline(always)]
+    pub fn mark(self) -> u32 {
+        get!(self.0, mark)
+    }
+
+    #[inline(always)]
+    pub fn state(self) -> u32 {
+        get!(self.0, state)
+    }
+
+    /// Local port, host byte order; 0 while none is bound.
+    #[inline(always)]
+    pub fn local_port(self) -> u16 {
+        get!(self.0, src_port) as u16
+    }
+
+    /// Peer's port, host byte order.
+    #[inline(always)]
+    pub fn peer_port(self) -> u16 {
+        u16::from_be(get!(self.0, dst_port))
+    }
+
+    #[inline(always)]
+    pub fn local4(self) -> Addr {
+        Addr::v4(get!(self.0, src_ip4))
+    }
+
+    #[inline(always)]
+    pub fn local6(self) -> Addr {
+        Addr::v6([
+            get!(self.0, src_ip6[0]),
+            get!(self.0, src_ip6[1]),
+            get!(self.0, src_ip6[2]),
+            get!(self.0, src_ip6[3]),
+        ])
+    }
+
+    /// Local address of a socket of either family.
+    #[inline(always)]
+    pub fn local(self) -> Addr {
+        if self.family() == AF_INET6 { self.local6() } else { keep_apart(self.local4()) }
+    }
+
+    /// Peer's address of a socket of either family.
+    #[inline(always)]
+    pub fn peer(self) -> Addr {
+        if self.family() == AF_INET6 {
+            Addr::v6([
+                get!(self.0, dst_ip6[0]),
+                get!(self.0, dst_ip6[1]),
+                get!(self.0, dst_ip6[2]),
+                get!(self.0, dst_ip6[3]),
+            ])
+        } else {
+            keep_apart(Addr::v4(get!(self.0, dst_ip4)))
+        }
+    }
+}
+
+/// Makes the system call fail with `-errno`. Without this helper (before 5.18) it is EPERM.
+#[inline(always)]
+pub fn set_errno(errno: u16) {
+    // SAFETY: a helper without memory arguments.
+    unsafe { bpf_set_retval(-i32::from(errno)) };
+}
