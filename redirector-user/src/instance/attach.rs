@@ -4,33 +4,21 @@
 //! so. Whatever happens before that one write, nothing is captured; what a killed command
 //! leaves is swept by the next one.
 
+use super::change::{self, Outcome};
 use super::lock::WriteLock;
 use super::object::{Loaded, Maps};
 use super::record::Record;
 use super::root::{Root, check_name};
 use super::state::{Instance, Phase};
 use super::tables::Compiled;
-use super::{change, detach, find, hooks, listeners, record, surroundings};
+use super::{detach, find, hooks, links, listeners, record, surroundings};
 use crate::config::Policy;
 use crate::error::{Context, Error, Result};
 use crate::kernel::Kernel;
-use crate::mirror::{self, Mirror};
-use crate::sys::bpf::{self, Link};
+use crate::sys::bpf;
 use crate::target::Target;
 use redirector_common::abi::{ABI_VERSION, INERT, Meta, meta_flag, name};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-
-/// What attach did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// A new instance captures the target.
-    Attached,
-    /// The instance was there with an equal policy.
-    Unchanged,
-    /// The instance was there and has another policy now.
-    Changed,
-}
 
 /// Result of attach, with what the user should know.
 #[derive(Debug)]
@@ -158,7 +146,7 @@ impl Drop for Staging {
 
 fn create(root: &Root, name: &str, target: &Target, policy: &Policy, trace: bool) -> Result<Vec<String>> {
     let kernel = Kernel::probe()?;
-    let mut facts = read_mirror(target)?;
+    let mut facts = surroundings::facts(target)?;
     let add_lo6 = surroundings::foresee_lo6(policy, &mut facts);
     let compiled = Compiled::new(policy, &facts);
     let flags = compiled.policy.flags;
@@ -172,9 +160,9 @@ fn create(root: &Root, name: &str, target: &Target, policy: &Policy, trace: bool
     let mut instance = open_staged(&dir, name, target, flags)?;
     compiled.write(&mut instance.tables()?, 0)?;
     instance.policies()?.set(0, compiled.policy, 0).context(|| "write POLICIES".into())?;
-    record::write(&dir, 0, &record_of(target, policy))?;
+    record::write(&dir, 0, &Record::of(target, policy))?;
     pin_programs(&loaded, policy, &dir)?;
-    link_hooks(&dir, target, policy)?;
+    links::attach_wanted(&dir, target, policy)?;
 
     let mut meta = instance.meta()?;
     if trace {
@@ -228,43 +216,4 @@ fn pin_programs(loaded: &Loaded, policy: &Policy, dir: &Path) -> Result<()> {
             .context(|| format!("pin the program {}", path.display()))?;
     }
     Ok(())
-}
-
-/// Attaches the pinned programs of the hooks that the policy needs and that are not attached yet.
-pub(super) fn link_hooks(dir: &Path, target: &Target, policy: &Policy) -> Result<()> {
-    for hook in hooks::wanted(policy) {
-        let pin = dir.join(hook.link_pin());
-        if pin.exists() {
-            continue;
-        }
-        let path = dir.join(hook.program_pin());
-        let program = bpf::obj_get(&path).context(|| format!("open the program {}", path.display()))?;
-        let (to, what) = if hook.netns {
-            (target.netns.as_fd(), format!("the network namespace {}", target.netns_path.display()))
-        } else {
-            (target.cgroup.as_fd(), format!("the cgroup {}", target.cgroup.path.display()))
-        };
-        let link = Link::create(program.as_fd(), to, hook.at)
-            .context(|| format!("attach {} ({:?}) to {what}", hook.program, hook.at))?;
-        link.pin(&pin).context(|| format!("pin the link {}", pin.display()))?;
-    }
-    Ok(())
-}
-
-pub(super) fn record_of(target: &Target, policy: &Policy) -> Record {
-    Record {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        netns: target.netns_path.clone(),
-        cgroup: target.cgroup.path.clone(),
-        pid: target.pid,
-        policy: policy.clone(),
-    }
-}
-
-pub(super) fn read_mirror(target: &Target) -> Result<Mirror> {
-    mirror::read(target.netns.as_fd()).map_err(mirror_failed)
-}
-
-pub(super) fn mirror_failed(e: mirror::MirrorError) -> Error {
-    Error::Failed(crate::error::chain(&e))
 }

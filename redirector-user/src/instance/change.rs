@@ -3,23 +3,32 @@
 //! Both are written into the policy slot that is not in force. One write to META then swaps,
 //! so each connection is decided under the old state or under the new one.
 
-use super::attach::{Outcome, link_hooks, read_mirror, record_of};
 use super::find::netns_of;
 use super::lock::WriteLock;
-use super::object::{Loaded, Maps};
+use super::record::Record;
 use super::root::Root;
 use super::state::{Instance, Phase, no_instance};
 use super::tables::{self, Compiled};
-use super::{hooks, listeners, record, surroundings};
+use super::{hooks, links, listeners, record, surroundings};
 use crate::config::Policy;
 use crate::error::{Context, Error, Result};
-use crate::kernel::Kernel;
-use crate::sys::bpf::{self, Link};
+use crate::sys::bpf;
 use crate::target::Target;
 use crate::target::cgroup::Cgroup;
 use aya::maps::MapInfo;
-use redirector_common::abi::{Meta, meta_flag, name};
+use redirector_common::abi::{Meta, name};
 use std::path::Path;
+
+/// What attach came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A new instance captures the target.
+    Attached,
+    /// The instance was there with an equal policy.
+    Unchanged,
+    /// The instance was there and has another policy now.
+    Changed,
+}
 
 /// Gives an instance a policy; nothing happens if it has an equal one.
 pub(super) fn change(
@@ -63,7 +72,7 @@ fn repair(instance: &Instance, slot: u32, target: &Target, policy: &Policy) -> R
     if missing.is_empty() {
         return Ok(Vec::new());
     }
-    link_hooks(&instance.dir, target, &in_force).map_err(|e| {
+    links::attach_wanted(&instance.dir, target, &in_force).map_err(|e| {
         Error::Failed(format!("the instance {} is damaged; detach it and attach again: {e}", instance.name))
     })?;
     Ok(vec![format!("attached again what had been detached: {}", missing.join(", "))])
@@ -139,7 +148,7 @@ fn swap(
     let cleared = listeners::clear(&instance, old)
         .and_then(|()| tables::clear(&mut tables, old))
         .and_then(|()| record::remove(&instance.dir, old))
-        .and_then(|()| unlink_hooks(&instance, policy));
+        .and_then(|()| links::detach_unwanted(&instance, policy));
     if let Err(e) = cleared {
         notes.push(format!("what the old policy had is not wholly cleared: {e}; the next change does it"));
     }
@@ -157,8 +166,8 @@ fn prepare(
     // A command that was killed half-way may have left something in the slot.
     let mut tables = instance.tables()?;
     tables::clear(&mut tables, new)?;
-    record::write(&instance.dir, new, &record_of(target, policy))?;
-    let mut facts = read_mirror(target)?;
+    record::write(&instance.dir, new, &Record::of(target, policy))?;
+    let mut facts = surroundings::facts(target)?;
     let add_lo6 = surroundings::foresee_lo6(policy, &mut facts);
     surroundings::apply(instance, meta, target, policy, add_lo6)?;
     let compiled = Compiled::new(policy, &facts);
@@ -170,56 +179,10 @@ fn prepare(
     if compiled.policy.flags & !meta.program_flags != 0 {
         // Other programs for the same policy; only then the other policy.
         let flags = meta.program_flags | compiled.policy.flags;
-        replace_programs(instance, target, flags)?;
+        links::replace_programs(instance, target, flags)?;
         instance.set_meta(&Meta { program_flags: flags, ..*meta })?;
         meta.program_flags = flags;
     }
     // A hook that only the new policy needs does nothing under the old one.
-    link_hooks(&instance.dir, target, policy)
-}
-
-/// Swaps in programs that were loaded for more flags, link by link: each does what the one it
-/// replaces does, so it does not matter where this is interrupted.
-fn replace_programs(instance: &Instance, target: &Target, flags: u32) -> Result<()> {
-    // The loader would make what is missing anew, and programs with other maps would be mixed.
-    if let Some(map) = name::MAPS.iter().find(|map| !instance.dir.join(map).exists()) {
-        return Err(Error::Failed(format!(
-            "the instance {} is damaged: {} is missing; detach it and attach again",
-            instance.name,
-            instance.dir.join(map).display()
-        )));
-    }
-    let trace = instance.meta()?.flags & meta_flag::TRACE != 0;
-    let constants = Kernel::probe()?.target(target.netns.cookie, flags);
-    let loaded = Loaded::new(&constants, Maps::Of(&instance.dir), trace, hooks::ALL.into_iter())?;
-    for hook in hooks::ALL {
-        // Those that are not attached too: a later policy may need them, under the same flags.
-        let link = instance.dir.join(hook.link_pin());
-        let program = loaded.program(hook.program)?;
-        let (pin, next) =
-            (instance.dir.join(hook.program_pin()), instance.dir.join(format!("{}_new", hook.program_pin())));
-        let _ = std::fs::remove_file(&next);
-        bpf::obj_pin(program, &next).context(|| format!("pin the program {}", next.display()))?;
-        if link.exists() {
-            Link::open(&link)
-                .and_then(|link| link.update(program))
-                .context(|| format!("replace the program of {}", link.display()))?;
-        }
-        std::fs::rename(&next, &pin).context(|| format!("rename {} to {}", next.display(), pin.display()))?;
-    }
-    Ok(())
-}
-
-/// Detaches the hooks that the policy does not need.
-fn unlink_hooks(instance: &Instance, policy: &Policy) -> Result<()> {
-    for hook in hooks::ALL.iter().filter(|hook| !hook.wanted(policy)) {
-        let path = instance.dir.join(hook.link_pin());
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).context(|| format!("remove {}", path.display()));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
+    links::attach_wanted(&instance.dir, target, policy)
 }

@@ -6,6 +6,7 @@ pub mod change;
 pub mod detach;
 pub mod find;
 pub mod hooks;
+mod links;
 pub mod listeners;
 pub mod lock;
 pub mod object;

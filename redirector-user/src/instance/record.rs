@@ -2,6 +2,7 @@
 
 use crate::config::Policy;
 use crate::error::{Context, Error, Result, chain};
+use crate::target::Target;
 use aya::maps::{Array, Map, MapData};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,19 @@ pub struct Record {
     pub pid: Option<u32>,
     /// The policy after all defaults.
     pub policy: Policy,
+}
+
+impl Record {
+    /// What an instance for this target and policy is made from.
+    pub fn of(target: &Target, policy: &Policy) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            netns: target.netns_path.clone(),
+            cgroup: target.cgroup.path.clone(),
+            pid: target.pid,
+            policy: policy.clone(),
+        }
+    }
 }
 
 const CHUNK: usize = 4096;

@@ -18,6 +18,11 @@ use std::path::Path;
 /// `::6`, which Envoy binds for what it hands to the app over IPv6.
 const PASSTHROUGH_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 
+/// Routes, addresses and interfaces of the target's namespace as they are now.
+pub(super) fn facts(target: &Target) -> Result<Mirror> {
+    mirror::read(target.netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))
+}
+
 /// Whether a policy needs `::6` on lo: not if it is there, nor if IPv6 is off on lo. If so, adds
 /// it to the facts, as it will be when the policy is in force.
 pub(super) fn foresee_lo6(policy: &Policy, facts: &mut Mirror) -> bool {

@@ -1,0 +1,80 @@
+//! The links of an instance: attaching its programs, swapping them, detaching them.
+
+use super::hooks;
+use super::object::{Loaded, Maps};
+use super::state::Instance;
+use crate::config::Policy;
+use crate::error::{Context, Error, Result};
+use crate::kernel::Kernel;
+use crate::sys::bpf::{self, Link};
+use crate::target::Target;
+use redirector_common::abi::{meta_flag, name};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// Attaches the pinned programs of the hooks that the policy needs and that are not attached yet.
+pub(super) fn attach_wanted(dir: &Path, target: &Target, policy: &Policy) -> Result<()> {
+    for hook in hooks::wanted(policy) {
+        let pin = dir.join(hook.link_pin());
+        if pin.exists() {
+            continue;
+        }
+        let path = dir.join(hook.program_pin());
+        let program = bpf::obj_get(&path).context(|| format!("open the program {}", path.display()))?;
+        let (to, what) = if hook.netns {
+            (target.netns.as_fd(), format!("the network namespace {}", target.netns_path.display()))
+        } else {
+            (target.cgroup.as_fd(), format!("the cgroup {}", target.cgroup.path.display()))
+        };
+        let link = Link::create(program.as_fd(), to, hook.at)
+            .context(|| format!("attach {} ({:?}) to {what}", hook.program, hook.at))?;
+        link.pin(&pin).context(|| format!("pin the link {}", pin.display()))?;
+    }
+    Ok(())
+}
+
+/// Swaps in programs that were loaded for more flags, link by link: each does what the one it
+/// replaces does, so it does not matter where this is interrupted.
+pub(super) fn replace_programs(instance: &Instance, target: &Target, flags: u32) -> Result<()> {
+    // The loader would make what is missing anew, and programs with other maps would be mixed.
+    if let Some(map) = name::MAPS.iter().find(|map| !instance.dir.join(map).exists()) {
+        return Err(Error::Failed(format!(
+            "the instance {} is damaged: {} is missing; detach it and attach again",
+            instance.name,
+            instance.dir.join(map).display()
+        )));
+    }
+    let trace = instance.meta()?.flags & meta_flag::TRACE != 0;
+    let constants = Kernel::probe()?.target(target.netns.cookie, flags);
+    let loaded = Loaded::new(&constants, Maps::Of(&instance.dir), trace, hooks::ALL.into_iter())?;
+    for hook in hooks::ALL {
+        // Those that are not attached too: a later policy may need them, under the same flags.
+        let link = instance.dir.join(hook.link_pin());
+        let program = loaded.program(hook.program)?;
+        let (pin, next) =
+            (instance.dir.join(hook.program_pin()), instance.dir.join(format!("{}_new", hook.program_pin())));
+        let _ = std::fs::remove_file(&next);
+        bpf::obj_pin(program, &next).context(|| format!("pin the program {}", next.display()))?;
+        if link.exists() {
+            Link::open(&link)
+                .and_then(|link| link.update(program))
+                .context(|| format!("replace the program of {}", link.display()))?;
+        }
+        std::fs::rename(&next, &pin).context(|| format!("rename {} to {}", next.display(), pin.display()))?;
+    }
+    Ok(())
+}
+
+/// Detaches the hooks that the policy does not need.
+pub(super) fn detach_unwanted(instance: &Instance, policy: &Policy) -> Result<()> {
+    for hook in hooks::ALL.iter().filter(|hook| !hook.wanted(policy)) {
+        let path = instance.dir.join(hook.link_pin());
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context(|| format!("remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
