@@ -58,7 +58,10 @@ pub fn is_documented(difference: &Difference) -> bool {
     DOCUMENTED.iter().any(|entry| {
         entry.scenario.iter().all(|part| scenario.contains(part))
             && scenario.split(' ').take(2).any(|word| entry.callers.contains(&word))
-            && entry.fields.iter().any(|name| field == name || (name.ends_with('.') && field.starts_with(name)))
+            && entry
+                .fields
+                .iter()
+                .any(|name| field == name || (name.ends_with('.') && field.starts_with(name)))
             && !(field == "connect" && right == crate::observation::OK)
             && (!field.starts_with("reached.") || (entry.fails && right == "(absent)"))
     })

@@ -233,7 +233,8 @@ fn without_privileges() -> anyhow::Result<()> {
     let public = tempfile::tempdir()?;
     std::fs::set_permissions(public.path(), PermissionsExt::from_mode(0o755))?;
     let copy: PathBuf = public.path().join("redirector");
-    std::fs::copy(binary(), &copy)?;
+    // Not by us: a process that another test starts meanwhile would hold it open for writing, and it could not be run.
+    redirector_tests::command::run(Command::new("cp").arg(binary()).arg(&copy), "")?;
     let run = |arguments: &[&str]| -> anyhow::Result<Run> {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all", "--"]).arg(&copy);

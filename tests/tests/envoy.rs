@@ -194,14 +194,19 @@ fn curl() -> anyhow::Result<()> {
 
     for (from, to) in [(&app, VIP4), (&outside, side.pod().v4())] {
         let mut command = from.program(Path::new("/usr/bin/curl"));
-        command.args(["--silent", "--show-error", "--fail", "--max-time", "10"]).arg(format!("http://{to}:9090/"));
+        command
+            .args(["--silent", "--show-error", "--fail", "--max-time", "10"])
+            .arg(format!("http://{to}:9090/"));
         assert_eq!(redirector_tests::command::run(&mut command, "")?, "hello\n", "from {to}");
     }
     let log = envoy.log(2)?;
-    assert_eq!(log, [
-        "IN from 10.77.0.1:* to 10.77.0.2:9090 upstream 10.77.0.2:9090",
-        "OUT from 10.77.0.2:* to 10.96.0.10:9090 upstream 10.96.0.10:9090",
-    ]);
+    assert_eq!(
+        log,
+        [
+            "IN from 10.77.0.1:* to 10.77.0.2:9090 upstream 10.77.0.2:9090",
+            "OUT from 10.77.0.2:* to 10.96.0.10:9090 upstream 10.96.0.10:9090",
+        ]
+    );
     let rules = redirector_tests::command::run(&mut side.pod().netns.command("iptables-save"), "")?;
     assert!(!rules.contains("-A "), "{rules}");
     Ok(())

@@ -72,7 +72,8 @@ fn an_original_destination_that_cannot_be_stored() -> anyhow::Result<()> {
     let map = node.instance(NAME).join("ORIGINAL_DST");
     let mut batch = String::new();
     for n in 0_u32..1025 {
-        let key: Vec<String> = (0..36).map(|i| format!("{}", if i < 4 { n.to_ne_bytes()[i] } else { 255 })).collect();
+        let key: Vec<String> =
+            (0..36).map(|i| format!("{}", if i < 4 { n.to_ne_bytes()[i] } else { 255 })).collect();
         let value = ["0"; 24].join(" ");
         writeln!(batch, "map update pinned {} key {} value {value}", map.display(), key.join(" "))?;
     }

@@ -16,7 +16,7 @@ use redirector_tests::strace::{At, Fault, chosen, steps, with};
 
 const NAME: &str = "pod";
 /// Steps of each test at most, beside the last ten.
-const FEW: usize = 30;
+const FEW: usize = 24;
 
 struct Bench {
     node: Node,

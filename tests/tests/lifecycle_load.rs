@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, anyhow};
 
@@ -15,9 +16,9 @@ use redirector_tests::redirector::exit;
 
 const NAME: &str = "pod";
 const THREADS: usize = 4;
-/// So many connections in each direction, and so many changes at least while they are made.
-const CONNECTIONS: u16 = 6000;
-const CHANGES: usize = 12;
+/// So many connections in each direction, again and again until there have been so many changes.
+const CONNECTIONS: u16 = 2000;
+const CHANGES: usize = 20;
 
 /// The policies send to different ports of the proxy, and need different programs.
 const POLICIES: [&[&str]; 2] =
@@ -27,6 +28,19 @@ const POLICIES: [&[&str]; 2] =
 fn load(mut probe: Command, destinations: Vec<SocketAddr>) -> anyhow::Result<Report> {
     let load = Load { destinations, threads: THREADS, hold: false, same_port: true };
     serde_json::from_str(&run(&mut probe, &serde_json::to_string(&load)?)?).context("a report")
+}
+
+/// Loads, until there have been enough changes; at least two, of which the second is wholly among them.
+fn loads(
+    probe: impl Fn() -> Command,
+    destinations: &[SocketAddr],
+    changes: &AtomicUsize,
+) -> anyhow::Result<Vec<Report>> {
+    let mut reports = Vec::new();
+    while reports.len() < 2 || changes.load(Ordering::Relaxed) < CHANGES {
+        reports.push(load(probe(), destinations.to_vec())?);
+    }
+    Ok(reports)
 }
 
 /// Services outside, all different, of both families.
@@ -43,19 +57,24 @@ fn outbound() -> Vec<SocketAddr> {
 
 /// Ports of the pod, on which nobody listens.
 fn inbound(pod: &Pod) -> Vec<SocketAddr> {
-    let one = |number: u16| {
-        at(if number % 2 == 0 { pod.v4().into() } else { std::net::IpAddr::from(pod.v6()) }, 1000 + number)
+    let one = |number: u16| match number % 2 {
+        0 => at(pod.v4(), 1000 + number),
+        _ => at(pod.v6(), 1000 + number),
     };
     (0..CONNECTIONS).map(one).collect()
 }
 
-fn assert_no_connection_lost(report: &Report, ports: [u16; 2]) {
-    assert!(report.wrong == 0 && report.failed.is_empty(), "{report:#?}");
-    assert_eq!(report.right, usize::from(CONNECTIONS));
-    let at = |port| report.reached.get(&format!("proxy:{port}")).copied().unwrap_or_default();
-    let [first, second] = ports.map(at);
-    assert_eq!(first + second, usize::from(CONNECTIONS), "{report:#?}");
-    assert!(first > 0 && second > 0, "only one policy was seen: {report:#?}");
+fn assert_no_connection_lost(reports: &[Report], ports: [u16; 2]) {
+    let mut seen = [0, 0];
+    for report in reports {
+        assert!(report.wrong == 0 && report.failed.is_empty(), "{report:#?}");
+        assert_eq!(report.right, usize::from(CONNECTIONS));
+        let at = |port| report.reached.get(&format!("proxy:{port}")).copied().unwrap_or_default();
+        let [first, second] = ports.map(at);
+        assert_eq!(first + second, usize::from(CONNECTIONS), "{report:#?}");
+        seen = [seen[0] + first, seen[1] + second];
+    }
+    assert!(seen[0] > 0 && seen[1] > 0, "only one policy was seen: {reports:#?}");
 }
 
 #[test]
@@ -74,21 +93,24 @@ fn no_connection_is_lost_while_policies_alternate() -> anyhow::Result<()> {
     };
 
     let app = pod.place(APP)?;
-    let (changes, out, into) = std::thread::scope(|scope| {
-        let out = scope.spawn(|| load(app.probe(&["many"]), outbound()));
-        let into = scope.spawn(|| load(world.outside().probe(&["many"]), inbound(pod)));
-        let mut changes = 0;
+    let changes = &AtomicUsize::new(0);
+    let (out, into) = std::thread::scope(|scope| {
+        let out = scope.spawn(|| loads(|| app.probe(&["many"]), &outbound(), changes));
+        let into = scope.spawn(|| loads(|| world.outside().probe(&["many"]), &inbound(pod), changes));
         while !(out.is_finished() && into.is_finished()) {
-            changes += 1;
-            change(changes)?;
+            let changed = change(changes.load(Ordering::Relaxed) + 1);
+            // Also after a failure: the loads wait for it.
+            changes.fetch_add(if changed.is_ok() { 1 } else { CHANGES }, Ordering::Relaxed);
+            changed?;
         }
         let join = |report: std::thread::ScopedJoinHandle<'_, _>| {
             report.join().map_err(|_| anyhow!("a thread panicked"))
         };
-        anyhow::Ok((changes, join(out)??, join(into)??))
+        anyhow::Ok((join(out)??, join(into)??))
     })?;
-    println!("{changes} changes while {} connections were made", 2 * CONNECTIONS);
-    assert!(changes >= CHANGES, "only {changes} changes: nothing is proven");
+    let changes = changes.load(Ordering::Relaxed);
+    let made = (out.len() + into.len()) * usize::from(CONNECTIONS);
+    println!("{changes} changes while {made} connections were made");
     assert_no_connection_lost(&out, [15001, 16001]);
     assert_no_connection_lost(&into, [15006, 16006]);
 

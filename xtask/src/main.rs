@@ -111,6 +111,25 @@ Examples:
         #[arg(last = true, value_name = "BENCH ARGS")]
         args: Vec<String>,
     },
+    /// Compare redirector with iptables under many combinations of options (root)
+    ///
+    /// Exits 1 if something differs that is not meant to, with the smallest configuration that shows it.
+    #[command(after_help = "\
+Examples:
+  cargo xtask parity                            200 configurations, others each time
+  cargo xtask parity --configs 2000 --seed 7    many, and the same again
+  cargo xtask parity -- --help                  what the comparison itself can do")]
+    Parity {
+        /// Configurations to compare
+        #[arg(long, value_name = "N", default_value_t = 200)]
+        configs: u32,
+        /// Seed of the configurations (another one each time)
+        #[arg(long, value_name = "S")]
+        seed: Option<u64>,
+        /// Arguments for the comparison
+        #[arg(last = true, value_name = "PARITY ARGS")]
+        args: Vec<String>,
+    },
     /// Check formatting, clippy and documentation; warnings are errors
     #[command(after_help = "\
 Examples:
@@ -140,6 +159,11 @@ fn dispatch(verb: Verb) -> Result<()> {
                 args.insert(0, "--quick".to_owned());
             }
             run::bench(&args)
+        }
+        Verb::Parity { configs, seed, mut args } => {
+            args.extend(["--configs".to_owned(), configs.to_string()]);
+            args.extend(seed.map(|seed| format!("--seed={seed}")));
+            run::parity(&args)
         }
         Verb::Lint => lint::all(),
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask test | demo | bench`: build everything, then run it with what it needs.
+//! `cargo xtask test | demo | bench | parity`: build everything, then run it with what it needs.
 
 use anyhow::{Context as _, Result};
 
@@ -49,6 +49,13 @@ pub fn bench(args: &[String]) -> Result<()> {
     project::need_root("bench")?;
     deps::all(true)?;
     run("bench", Profile::Release, args)
+}
+
+/// Compares the product with iptables under many combinations of options.
+pub fn parity(args: &[String]) -> Result<()> {
+    project::need_root("parity")?;
+    deps::all(true)?;
+    run("parity", Profile::Dev, args)
 }
 
 /// Builds and runs one program of `redirector-tests`; its exit code becomes ours.

@@ -78,7 +78,14 @@ impl Arena {
     pub fn new(mistake: Option<Mistake>) -> anyhow::Result<Self> {
         // Not in threads of their own: what runs in the pods dies with the thread that started it.
         let (oracle, subject) = (Half::new()?, Half::new()?);
-        Ok(Self { oracle, instance: None, subject, own_port: FIRST_OWN_PORT, mistake, options: Options::sidecar() })
+        Ok(Self {
+            oracle,
+            instance: None,
+            subject,
+            own_port: FIRST_OWN_PORT,
+            mistake,
+            options: Options::sidecar(),
+        })
     }
 
     /// Detaches the product, so that the next configuration is not a change but an attachment.
@@ -101,12 +108,10 @@ impl Arena {
         if let Some(mistake) = self.mistake {
             texts = texts.map(|text| mistake(&text));
         }
-        let started = std::time::Instant::now();
         let netns = &self.oracle.world.pod().netns;
         std::thread::scope(|scope| {
             let oracle = scope.spawn(|| iptables::load(netns, &texts));
             let subject = attach(&self.subject, &mut self.instance, configuration);
-            eprintln!("TIMING attach {:?}", started.elapsed());
             oracle.join().map_err(|_| anyhow!("a thread panicked"))??;
             subject
         })
@@ -118,7 +123,6 @@ impl Arena {
     /// # Errors
     /// When a prober fails.
     pub fn run(&mut self, probes: &[Probe]) -> anyhow::Result<Outcome> {
-        let started = std::time::Instant::now();
         let (mut port, start) = (self.own_port, self.own_port);
         let (oracle, subject) = (&mut self.oracle, &mut self.subject);
         let (mut left, right) = std::thread::scope(|scope| {
@@ -126,7 +130,6 @@ impl Arena {
             let left = oracle.observe(probes, &mut port)?;
             anyhow::Ok((left, right.join().map_err(|_| anyhow!("a thread panicked"))??))
         })?;
-        eprintln!("TIMING observe {:?}", started.elapsed());
         self.own_port = port;
         let mut outcome = Outcome { probes: probes.len(), ..Outcome::default() };
         for index in 0..probes.len() {
@@ -136,7 +139,7 @@ impl Arena {
             let all = found.len();
             found.retain(|difference| !is_known(&self.options, difference));
             outcome.documented += all - found.len();
-            if !found.is_empty() && !self.agrees_after_all(&probes[index], &right[index])? {
+            if !found.is_empty() && !self.agrees_after_all(&probes[index], &right[index], &found)? {
                 outcome.differences.extend(found.into_iter().map(|difference| (index, difference)));
             }
         }
@@ -144,14 +147,21 @@ impl Arena {
     }
 
     /// iptables itself varies, rarely (see `twin`): agreeing once is enough.
-    fn agrees_after_all(&mut self, probe: &Probe, subject: &Observation) -> anyhow::Result<bool> {
+    fn agrees_after_all(
+        &mut self,
+        probe: &Probe,
+        subject: &Observation,
+        first: &[Difference],
+    ) -> anyhow::Result<bool> {
         for _ in 0..SECOND_OPINIONS {
             let again = self.oracle.observe(from_ref(probe), &mut self.own_port)?;
             let mut again = again.into_iter().next().context("an observation")?;
             forgive_replaced_ports(&mut again);
             let differences = compare(from_ref(&again), from_ref(subject));
             if differences.iter().all(|difference| is_known(&self.options, difference)) {
-                eprintln!("note: iptables itself varies in: {}", again.scenario);
+                let shown = |row: &Difference| format!("{} was {}", row.field, row.left);
+                let first: Vec<String> = first.iter().map(shown).collect();
+                eprintln!("note: iptables itself varies in: {}: {}", again.scenario, first.join(", "));
                 return Ok(true);
             }
         }
@@ -189,8 +199,7 @@ fn attach(half: &Half, instance: &mut Option<Attached>, configuration: &Configur
     };
     let flags = configuration.flags();
     let words = ["attach", "--name", name].into_iter().chain(target.iter().chain(&flags).map(String::as_str));
-    let run: Run =
-        redirector(&words.collect::<Vec<_>>(), &configuration.environment())?.expect(exit::OK)?;
+    let run: Run = redirector(&words.collect::<Vec<_>>(), &configuration.environment())?.expect(exit::OK)?;
     match run.json()?["outcome"].as_str() {
         Some("attached") if !known => Ok(()),
         Some("changed" | "unchanged") if known => Ok(()),

@@ -164,10 +164,8 @@ mod tests {
 
     #[test]
     fn the_sidecar_is_the_known_one() {
-        let expected = Options {
-            dns_servers: NAME_SERVERS.map(str::to_owned).to_vec(),
-            ..Options::sidecar()
-        };
+        let expected =
+            Options { dns_servers: NAME_SERVERS.map(str::to_owned).to_vec(), ..Options::sidecar() };
         assert_eq!(Configuration::sidecar().options(), expected);
     }
 

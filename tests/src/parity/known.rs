@@ -25,6 +25,5 @@ const KNOWN: [Known; 1] = [Known {
 /// Whether a difference is meant, or known, under a configuration.
 #[must_use]
 pub fn is_known(options: &Options, difference: &Difference) -> bool {
-    is_documented(difference)
-        || KNOWN.iter().any(|known| (known.applies)(options) && (known.is)(difference))
+    is_documented(difference) || KNOWN.iter().any(|known| (known.applies)(options) && (known.is)(difference))
 }

@@ -36,6 +36,9 @@ use crate::probe;
 /// After so many configurations there are new pods and a new instance.
 const TOGETHER: usize = 40;
 
+/// So often a configuration is not a change of the one before.
+const ANEW_PERCENT: usize = 15;
+
 const HELP: &str = "\
 Examples:
   cargo xtask parity --configs 2000              a long run, of another seed each time
@@ -115,6 +118,11 @@ pub fn run(run: &Run) -> anyhow::Result<Report> {
                 break 'all;
             }
             let probes = probes(&configuration.options(), &mut random);
+            // Mostly the policy changes. But programs are loaded for the options of the first one.
+            if random.percent(ANEW_PERCENT) {
+                arena.detach()?;
+                before = None;
+            }
             arena.configure(configuration)?;
             let outcome = arena.run(&probes)?;
             report.add(configuration, &outcome);
@@ -125,6 +133,9 @@ pub fn run(run: &Run) -> anyhow::Result<Report> {
                 look_into(&mut report, run, &mut arena, configuration, &differing, before)?;
                 // Shrinking has left another one in force.
                 arena.configure(configuration)?;
+            }
+            if run.mistake.is_some() && report.findings.len() >= run.findings {
+                break 'all;
             }
             before = Some(configuration);
         }
@@ -159,6 +170,7 @@ fn look_into(
 
 /// The same cause, as far as one can tell.
 fn same(one: &Finding, other: &Finding) -> bool {
-    one.configuration == other.configuration && one.differences.len() == other.differences.len()
+    one.configuration == other.configuration
+        && one.differences.len() == other.differences.len()
         && one.differences.iter().zip(&other.differences).all(|(one, other)| one.field == other.field)
 }

@@ -31,10 +31,8 @@ pub fn round_length() -> usize {
 }
 
 fn round(random: &mut Random) -> Vec<Configuration> {
-    let mut plan: Vec<Configuration> = ALL
-        .iter()
-        .map(|choice| Configuration::default().with(*choice, choice.value(random)))
-        .collect();
+    let mut plan: Vec<Configuration> =
+        ALL.iter().map(|choice| Configuration::default().with(*choice, choice.value(random))).collect();
     let mut pairs: Vec<[Choice; 2]> = Vec::new();
     for (index, first) in ALL.iter().enumerate() {
         pairs.extend(ALL[index + 1..].iter().map(|second| [*first, *second]));

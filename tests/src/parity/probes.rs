@@ -64,7 +64,14 @@ struct Probes {
 }
 
 impl Probes {
-    fn add(&mut self, caller: Caller, to: SocketAddr, bind: Option<SocketAddr>, udp: Option<Udp>, mapped: bool) {
+    fn add(
+        &mut self,
+        caller: Caller,
+        to: SocketAddr,
+        bind: Option<SocketAddr>,
+        udp: Option<Udp>,
+        mapped: bool,
+    ) {
         let family = match to {
             SocketAddr::V4(_) if mapped => Family::Mapped,
             SocketAddr::V4(_) => Family::V4,
@@ -185,8 +192,14 @@ fn outbound_ports(options: &Options) -> Vec<u16> {
 }
 
 fn inbound_ports(options: &Options) -> Vec<u16> {
-    let mut ports =
-        vec![PORT, 9000, UNSERVED, options.inbound_tunnel_port, options.envoy_port, options.inbound_capture_port];
+    let mut ports = vec![
+        PORT,
+        9000,
+        UNSERVED,
+        options.inbound_tunnel_port,
+        options.envoy_port,
+        options.inbound_capture_port,
+    ];
     if let Ports::List(list) = &options.inbound_ports {
         ports.extend(list);
     }

@@ -74,7 +74,11 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:38} {:>14} {:>9} {:>10} {:>11}", "option", "configurations", "probes", "documented", "unexplained")?;
+        writeln!(
+            f,
+            "{:38} {:>14} {:>9} {:>10} {:>11}",
+            "option", "configurations", "probes", "documented", "unexplained"
+        )?;
         let mut line = |name: &str, sum: Sum| {
             let Sum { configurations, probes, documented, unexplained } = sum;
             writeln!(f, "{name:38} {configurations:>14} {probes:>9} {documented:>10} {unexplained:>11}")
@@ -85,12 +89,17 @@ impl fmt::Display for Report {
         line("(all)", self.all)?;
         let Reached { proxy, passed, failed } = self.reached;
         let each = self.took.as_secs_f64() / self.all.configurations.max(1) as f64;
-        writeln!(f, "\nUnder iptables {proxy} probes ended at the proxy, {passed} where they were going, {failed} failed.")?;
+        writeln!(
+            f,
+            "\nUnder iptables {proxy} probes ended at the proxy, {passed} where they were going, {failed} failed."
+        )?;
         writeln!(f, "{:.1} s, {each:.2} s for each configuration.", self.took.as_secs_f64())?;
         for (number, finding) in self.findings.iter().enumerate() {
             write!(f, "\nDifference {}: {finding}", number + 1)?;
         }
-        for (list, what) in [(&self.not_shrunk, "Differs, too"), (&self.not_again, "Differed once, but not again")] {
+        for (list, what) in
+            [(&self.not_shrunk, "Differs, too"), (&self.not_again, "Differed once, but not again")]
+        {
             for configuration in list {
                 write!(f, "\n{what}: {configuration}")?;
             }
