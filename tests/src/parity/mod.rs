@@ -2,10 +2,10 @@
 //! with the rules that `istio-iptables` makes of them.
 //!
 //! * [`options`] are varied, a [`configuration`] has some of them, the [`plan`] says which, from a [`random`] seed.
-//! * [`probes`] are chosen for a configuration, between the [`addresses`] there are.
+//! * [`mod@probes`] are chosen for a configuration, between the [`mod@addresses`] there are.
 //! * The [`arena`] has two pods (each a `half`) that stay while their rules change.
 //! * Some differences are [`known`].
-//! * What differs is made small ([`shrink`]) and printed ([`report`]).
+//! * What differs is made small ([`mod@shrink`]) and printed ([`mod@report`]).
 
 pub mod addresses;
 pub mod arena;
