@@ -19,7 +19,10 @@ const ALL: &[Package] = &[
     Package { name: "redsocks", programs: &["redsocks"] },
     Package { name: "strace", programs: &["strace"] },
     Package { name: "curl", programs: &["curl"] },
-    Package { name: "util-linux", programs: &["nsenter", "unshare"] },
+    Package { name: "util-linux", programs: &["nsenter", "setpriv", "unshare"] },
+    Package { name: "bind9-dnsutils", programs: &["dig"] },
+    Package { name: "dnsmasq-base", programs: &["dnsmasq"] },
+    Package { name: "musl-tools", programs: &["musl-gcc"] },
 ];
 
 /// Installs everything, Envoy included.
