@@ -26,6 +26,20 @@ impl Cgroup {
         Ok(Self { directory })
     }
 
+    /// One directly below the mount point that exists already and is ours from now on.
+    ///
+    /// # Errors
+    /// When no cgroup2 file system is mounted.
+    pub fn existing(name: &str) -> anyhow::Result<Option<Self>> {
+        let directory = mount_point()?.join(name);
+        Ok(directory.exists().then_some(Self { directory }))
+    }
+
+    /// Lets it stay after this process, with all that runs in it.
+    pub fn keep(self) {
+        std::mem::forget(self);
+    }
+
     /// Makes (or finds) a cgroup inside this one, as a container's is inside its pod's.
     ///
     /// # Errors

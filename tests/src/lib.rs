@@ -18,6 +18,7 @@ pub mod documented;
 pub mod iptables;
 pub mod istio;
 pub mod matrix;
+pub mod mesh;
 pub mod names;
 pub mod netns;
 pub mod node;

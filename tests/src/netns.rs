@@ -42,6 +42,26 @@ impl Netns {
         Ok(netns)
     }
 
+    /// One that exists already and is ours from now on.
+    #[must_use]
+    pub fn existing(name: &str) -> Option<Self> {
+        let file = Path::new(DIRECTORY).join(name);
+        file.exists().then(|| Self { name: name.to_owned(), file })
+    }
+
+    /// Lets it stay after this process.
+    pub fn keep(self) {
+        std::mem::forget(self);
+    }
+
+    /// The same, and what is left in hand is the file.
+    #[must_use]
+    pub fn keep_file(self) -> PathBuf {
+        let file = self.file.clone();
+        self.keep();
+        file
+    }
+
     /// The name under which `ip netns` knows it.
     #[must_use]
     pub fn name(&self) -> &str {

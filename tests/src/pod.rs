@@ -159,7 +159,14 @@ impl World {
     /// # Errors
     /// When the machine does not let us.
     pub fn with(pods: &[PodOptions]) -> anyhow::Result<Self> {
-        let name = names::unique();
+        Self::named(&names::unique(), pods)
+    }
+
+    /// The same with a name of the caller's: namespaces NAME-client and NAME-podN, cgroups NAME-podN.
+    ///
+    /// # Errors
+    /// When the machine does not let us.
+    pub fn named(name: &str, pods: &[PodOptions]) -> anyhow::Result<Self> {
         let client = Netns::new(&format!("{name}-client"))?;
         // Reverse path filtering would drop what comes from a pod's second address: not what is tested here.
         client.sysctl(&[("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")])?;
@@ -204,6 +211,28 @@ impl World {
             netns.ip(&options.extra)?;
         }
         Ok(Pod { netns, cgroup, number })
+    }
+
+    /// Lets everything stay after this process.
+    pub fn keep(self) {
+        self.client.keep();
+        for pod in self.pods {
+            pod.netns.keep();
+            pod.cgroup.keep();
+        }
+    }
+
+    /// Removes what a world of this name left behind, with all that runs in its pods.
+    ///
+    /// # Errors
+    /// When no cgroup2 file system is mounted.
+    pub fn remove(name: &str, pods: usize) -> anyhow::Result<()> {
+        for number in 0..pods {
+            drop(Cgroup::existing(&format!("{name}-pod{number}"))?);
+            drop(Netns::existing(&format!("{name}-pod{number}")));
+        }
+        drop(Netns::existing(&format!("{name}-client")));
+        Ok(())
     }
 
     /// The first pod.

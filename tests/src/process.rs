@@ -37,6 +37,18 @@ impl Place {
         command
     }
 
+    /// Starts a program in this place that outlives us, writing to a log file.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn leave(&self, program: &Path, arguments: &[&str], log: &Path) -> anyhow::Result<Child> {
+        let mut command = self.probe(&[]);
+        command.args(["--outlive", "exec", "--"]).arg(program).args(arguments);
+        let log = std::fs::File::create(log).with_context(|| log.display().to_string())?;
+        command.stdin(Stdio::null()).stderr(log.try_clone()?).stdout(log);
+        command.spawn().with_context(|| format!("starting {}", program.display()))
+    }
+
     /// Any other program, in this place.
     #[must_use]
     pub fn program(&self, program: &Path) -> Command {

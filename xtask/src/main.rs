@@ -97,6 +97,19 @@ Examples:
         #[arg(last = true, value_name = "DEMO ARGS")]
         args: Vec<String>,
     },
+    /// Start, measure or remove the example mesh: two versions of an app, a gateway, real Envoys (root)
+    ///
+    /// `up` starts it and prints the measured split and the rewritten paths; it stays until `down`.
+    #[command(after_help = "\
+Examples:
+  cargo xtask mesh up          start and measure
+  cargo xtask mesh measure     once more
+  cargo xtask mesh down        remove everything")]
+    Mesh {
+        /// What to do, with the example's own arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "VERB")]
+        args: Vec<String>,
+    },
     /// Measure redirector against iptables (root)
     #[command(after_help = "\
 Examples:
@@ -154,6 +167,7 @@ fn dispatch(verb: Verb) -> Result<()> {
         Verb::Deps { quiet } => deps::all(quiet),
         Verb::Test { args } => run::test(&args),
         Verb::Demo { args } => run::demo(&args),
+        Verb::Mesh { args } => run::mesh(&args),
         Verb::Bench { quick, mut args } => {
             if quick {
                 args.insert(0, "--quick".to_owned());

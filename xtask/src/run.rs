@@ -44,6 +44,13 @@ pub fn demo(args: &[String]) -> Result<()> {
     run("demo", Profile::Dev, args)
 }
 
+/// Starts, measures or removes the example mesh.
+pub fn mesh(args: &[String]) -> Result<()> {
+    project::need_root("mesh")?;
+    deps::all(true)?;
+    run("mesh", Profile::Dev, args)
+}
+
 /// Measures the product against iptables and a user-space proxy.
 pub fn bench(args: &[String]) -> Result<()> {
     project::need_root("bench")?;

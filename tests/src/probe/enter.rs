@@ -42,9 +42,20 @@ pub fn enter(
     if let Some(uid) = uid.map(Uid::from_raw) {
         set_thread_res_uid(uid, uid, uid).context("setting the user")?;
     }
-    // Nobody must outlive a test that was killed. After the ids: changing them clears this. It survives exec.
-    set_parent_process_death_signal(Some(Signal::KILL)).context("asking to die with the parent")?;
     Ok(())
+}
+
+/// Nobody must outlive a test that was killed, unless that is wanted. After the ids: changing them clears this. Both
+/// survive exec.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn bind_life(outlive: bool) -> anyhow::Result<()> {
+    if outlive {
+        rustix::process::setsid().context("starting a session")?;
+        return Ok(());
+    }
+    set_parent_process_death_signal(Some(Signal::KILL)).context("asking to die with the parent")
 }
 
 /// Allows as many open files as we may have: some tests hold thousands of connections.

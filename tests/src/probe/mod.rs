@@ -41,6 +41,9 @@ pub struct Cli {
     /// ... and group
     #[arg(long)]
     gid: Option<u32>,
+    /// Outlive who started it, in a session of its own, instead of dying with them
+    #[arg(long)]
+    outlive: bool,
     #[command(subcommand)]
     action: Action,
 }
@@ -82,6 +85,7 @@ pub fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     enter::raise_limits()?;
     enter::enter(cli.cgroup.as_deref(), cli.netns.as_deref(), cli.uid, cli.gid)?;
+    enter::bind_life(cli.outlive)?;
     match cli.action {
         Action::Connect => {
             for line in std::io::stdin().lock().lines() {
