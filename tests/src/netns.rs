@@ -3,12 +3,14 @@
 //! `ip netns add` bind-mounts a namespace under /run/netns, which gives it a file to enter by. We never use
 //! `ip netns exec`: it remounts /sys, which hides the cgroup tree and bpffs from the program.
 
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::command::run;
@@ -24,7 +26,17 @@ static ADDING: Mutex<()> = Mutex::new(());
 pub struct Netns {
     name: String,
     file: PathBuf,
+    /// The user namespace that owns it, if it is not the test's.
+    owner: Option<File>,
 }
+
+/// What a user namespace of ours maps: the ids that its users begin with, and those of its groups, on the host; and
+/// how many.
+pub const MAPPED_USERS: u32 = 200_000;
+/// See [`MAPPED_USERS`].
+pub const MAPPED_GROUPS: u32 = 300_000;
+/// See [`MAPPED_USERS`].
+pub const MAPPED_COUNT: u32 = 65_536;
 
 impl Netns {
     /// Makes a namespace.
@@ -37,7 +49,37 @@ impl Netns {
             remove_stale();
             run(Command::new("ip").args(["netns", "add", name]), "")?;
         }
-        let netns = Self { name: name.to_owned(), file: Path::new(DIRECTORY).join(name) };
+        Self::named(name, None)
+    }
+
+    /// Makes a namespace that is owned by a user namespace of its own, as a pod with `hostUsers: false` has it.
+    ///
+    /// # Errors
+    /// When the machine does not let us.
+    pub fn in_user_namespace(name: &str) -> anyhow::Result<Self> {
+        // A process that only waits for its input to end; then both namespaces live on by what we hold of them.
+        let mut first = Command::new("unshare");
+        first.args(["--user", "--net", "--", "sh", "-c", "echo ready; read line"]);
+        let mut first = first.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("unshare")?;
+        let mut ready = String::new();
+        BufReader::new(first.stdout.take().context("no output")?).read_line(&mut ready)?;
+        ensure!(ready == "ready\n", "no user namespace: {ready:?}");
+        let of = |file: &str| PathBuf::from(format!("/proc/{}/{file}", first.id()));
+        std::fs::write(of("uid_map"), format!("0 {MAPPED_USERS} {MAPPED_COUNT}")).context("uid_map")?;
+        std::fs::write(of("gid_map"), format!("0 {MAPPED_GROUPS} {MAPPED_COUNT}")).context("gid_map")?;
+        let owner = File::open(of("ns/user"))?;
+        {
+            let _one_at_a_time = ADDING.lock().map_err(|_| anyhow!("another thread failed while adding"))?;
+            remove_stale();
+            run(Command::new("ip").args(["netns", "attach", name, &first.id().to_string()]), "")?;
+        }
+        drop(first.stdin.take());
+        first.wait()?;
+        Self::named(name, Some(owner))
+    }
+
+    fn named(name: &str, owner: Option<File>) -> anyhow::Result<Self> {
+        let netns = Self { name: name.to_owned(), file: Path::new(DIRECTORY).join(name), owner };
         netns.ip("link set lo up")?;
         Ok(netns)
     }
@@ -46,7 +88,7 @@ impl Netns {
     #[must_use]
     pub fn existing(name: &str) -> Option<Self> {
         let file = Path::new(DIRECTORY).join(name);
-        file.exists().then(|| Self { name: name.to_owned(), file })
+        file.exists().then(|| Self { name: name.to_owned(), file, owner: None })
     }
 
     /// Lets it stay after this process.
@@ -89,7 +131,7 @@ impl Netns {
     /// # Errors
     /// When the namespace cannot be entered, or what `work` gives.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
-        let file = std::fs::File::open(&self.file).with_context(|| self.file.display().to_string())?;
+        let file = File::open(&self.file).with_context(|| self.file.display().to_string())?;
         std::thread::scope(|scope| {
             scope
                 .spawn(|| {
@@ -146,10 +188,13 @@ impl Netns {
         })
     }
 
-    /// A command that will run inside the namespace, with the host's mounts.
+    /// A command that will run inside the namespace, with the host's mounts; as root of the user namespace that owns it.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
+        if let Some(owner) = &self.owner {
+            command.arg(format!("--user=/proc/{}/fd/{}", std::process::id(), owner.as_raw_fd()));
+        }
         command.arg(format!("--net={}", self.file.display())).arg("--").arg(program);
         command
     }

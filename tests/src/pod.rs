@@ -67,13 +67,20 @@ pub struct PodOptions {
     pub ipv6_default_route: bool,
     /// Whether there is a second interface, with routes of its own.
     pub second_interface: bool,
+    /// Whether a user namespace of its own owns its network namespace (`hostUsers: false`).
+    pub user_namespace: bool,
     /// More `ip` commands in the pod's namespace.
     pub extra: String,
 }
 
 impl Default for PodOptions {
     fn default() -> Self {
-        Self { ipv6_default_route: true, second_interface: false, extra: String::new() }
+        Self {
+            ipv6_default_route: true,
+            second_interface: false,
+            user_namespace: false,
+            extra: String::new(),
+        }
     }
 }
 
@@ -192,7 +199,7 @@ impl World {
     }
 
     fn add_pod(&self, name: &str, number: u8, options: &PodOptions) -> anyhow::Result<Pod> {
-        let netns = Netns::new(name)?;
+        let netns = if options.user_namespace { Netns::in_user_namespace(name)? } else { Netns::new(name)? };
         netns.sysctl(NO_LINK_LOCAL)?;
         let cgroup = Cgroup::new(name)?;
         wire(&self.client, &netns, FIRST_NET, number, [&format!("pod{number}"), "eth0"])?;

@@ -71,6 +71,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
         env.note(&format!("{}: {}", remark.about, remark.text));
     }
     buildable(&resolved)?;
+    target::owners::as_the_kernel_counts(&resolved.policy, &target.netns)?;
     let name = args.name.clone().unwrap_or_else(|| default_name(&target));
     crate::instance::root::check_name(&name)?;
     strays(env, &target, args.allow_partial)?;

@@ -16,7 +16,7 @@ use crate::config::Policy;
 use crate::error::{Context, Error, Result};
 use crate::kernel::Kernel;
 use crate::sys::bpf;
-use crate::target::Target;
+use crate::target::{Target, owners};
 use redirector_common::abi::{ABI_VERSION, INERT, Meta, meta_flag, name};
 use std::path::{Path, PathBuf};
 
@@ -146,9 +146,10 @@ impl Drop for Staging {
 
 fn create(root: &Root, name: &str, target: &Target, policy: &Policy, trace: bool) -> Result<Vec<String>> {
     let kernel = Kernel::probe()?;
+    let counted = owners::as_the_kernel_counts(policy, &target.netns)?;
     let mut facts = surroundings::facts(target)?;
     let add_lo6 = surroundings::foresee_lo6(policy, &mut facts);
-    let compiled = Compiled::new(policy, &facts);
+    let compiled = Compiled::new(&counted, &facts);
     let flags = compiled.policy.flags;
     let maps = Maps::New { capacity: policy.max_connections };
     let loaded = Loaded::new(&kernel.target(target.netns.cookie, flags), maps, trace, hooks::wanted(policy))?;

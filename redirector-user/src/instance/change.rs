@@ -13,8 +13,8 @@ use super::{hooks, links, listeners, record, surroundings};
 use crate::config::Policy;
 use crate::error::{Context, Error, Result};
 use crate::sys::bpf;
-use crate::target::Target;
 use crate::target::cgroup::Cgroup;
+use crate::target::{Target, owners};
 use aya::maps::MapInfo;
 use redirector_common::abi::{Meta, name};
 use std::path::Path;
@@ -114,11 +114,12 @@ fn swap(
     _lock: &WriteLock,
 ) -> Result<Vec<String>> {
     let new = 1 - old;
+    let counted = owners::as_the_kernel_counts(policy, &target.netns)?;
     let mut meta = instance.meta()?;
     let flags = meta.flags;
     let before = record::read(&instance.dir, old).map(|record| record.policy);
     let mut tables = instance.tables()?;
-    let done = prepare(&mut instance, &mut meta, new, target, policy)
+    let done = prepare(&mut instance, &mut meta, new, target, (policy, &counted))
         .and_then(|()| instance.set_meta(&Meta { active: new + 1, ..meta }));
     if let Err(e) = done {
         surroundings::take_back(&mut instance, &mut meta, target, policy, flags);
@@ -155,13 +156,14 @@ fn swap(
     Ok(notes)
 }
 
-/// Makes everything a policy needs, in the slot that is not in force.
+/// Makes everything a policy needs, in the slot that is not in force. `counted` is the policy with
+/// the kernel's numbers.
 fn prepare(
     instance: &mut Instance,
     meta: &mut Meta,
     new: u32,
     target: &Target,
-    policy: &Policy,
+    (policy, counted): (&Policy, &Policy),
 ) -> Result<()> {
     // A command that was killed half-way may have left something in the slot.
     let mut tables = instance.tables()?;
@@ -170,7 +172,7 @@ fn prepare(
     let mut facts = surroundings::facts(target)?;
     let add_lo6 = surroundings::foresee_lo6(policy, &mut facts);
     surroundings::apply(instance, meta, target, policy, add_lo6)?;
-    let compiled = Compiled::new(policy, &facts);
+    let compiled = Compiled::new(counted, &facts);
     compiled.write(&mut tables, new)?;
     instance.policies()?.set(new, compiled.policy, 0).context(|| "write POLICIES".into())?;
     listeners::clear(instance, new)?;

@@ -4,4 +4,5 @@
 pub mod bpf;
 pub mod netns;
 pub mod sockopt;
+pub mod userns;
 pub mod xtables;

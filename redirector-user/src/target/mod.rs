@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod chains;
 pub mod listeners;
+pub mod owners;
 pub mod process;
 
 use crate::error::{Context, Error, Result};
