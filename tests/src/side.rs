@@ -26,6 +26,8 @@ pub enum By {
     Redirector,
     /// `redirector attach` with the options.
     RedirectorWith(Options),
+    /// `redirector attach` with these arguments.
+    RedirectorGiven(Vec<String>),
 }
 
 impl By {
@@ -41,7 +43,7 @@ impl By {
         match self {
             Self::Nobody => "nobody",
             Self::Iptables(_) => "iptables",
-            Self::Redirector | Self::RedirectorWith(_) => "redirector",
+            Self::Redirector | Self::RedirectorWith(_) | Self::RedirectorGiven(_) => "redirector",
         }
     }
 
@@ -55,6 +57,7 @@ impl By {
             Self::Iptables(options) => iptables::install(&pod.netns, options).map(|()| None),
             Self::Redirector => Instance::attach_default(pod).map(Some),
             Self::RedirectorWith(options) => Instance::attach_options(pod, options).map(Some),
+            Self::RedirectorGiven(arguments) => Instance::attach(pod, arguments, &[]).map(Some),
         }
     }
 }

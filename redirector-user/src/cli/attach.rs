@@ -24,6 +24,8 @@ Examples:
   redirector attach --netns /run/netns/pod1 --cgroup /sys/fs/cgroup/pod1 --name pod1 -o 5432 -x 10.0.0.0/8
   redirector attach --pid 4711 --istio-defaults -i 10.0.0.0/8 -b 80,443
   redirector attach --pid 4711 --policy pod.toml
+  redirector attach --pid 4711 --annotations pod.json
+      as Istio's CNI plugin would, for what `kubectl get pod NAME -o json` shows
   redirector attach --pid 4711 --dry-run --output json";
 
 /// Capture a pod's traffic. The same policy again changes nothing; another one is swapped in.

@@ -38,6 +38,16 @@ pub enum ConfigError {
         /// What to do about it.
         remedy: String,
     },
+    /// The file of annotations cannot be read or holds none.
+    #[error("annotations {}: {why}; {remedy}", path.display())]
+    AnnotationsFile {
+        /// The file.
+        path: PathBuf,
+        /// Why it is refused.
+        why: String,
+        /// What to do about it.
+        remedy: String,
+    },
 }
 
 impl ConfigError {
@@ -54,7 +64,8 @@ impl ConfigError {
         match self {
             Self::Invalid { remedy, .. }
             | Self::Unavailable { remedy, .. }
-            | Self::PolicyFile { remedy, .. } => remedy,
+            | Self::PolicyFile { remedy, .. }
+            | Self::AnnotationsFile { remedy, .. } => remedy,
         }
     }
 }

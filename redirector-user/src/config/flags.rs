@@ -261,6 +261,12 @@ pub struct CaptureFlags {
     /// Policy file, TOML or JSON; flags override what it says
     #[arg(long, help_heading = OWN, value_name = "FILE")]
     pub policy: Option<PathBuf>,
+    /// A pod's annotations, read as Istio's CNI plugin reads them; flags override what they say
+    ///
+    /// A file of a downward-API volume (key="value" lines), a JSON map, or a Pod in JSON, of which the
+    /// container istio-proxy counts, too.
+    #[arg(long, help_heading = OWN, value_name = "FILE", conflicts_with_all = ["policy", "istio_defaults"])]
+    pub annotations: Option<PathBuf>,
     /// Captured connections that may be open at once (65536)
     #[arg(
         long,

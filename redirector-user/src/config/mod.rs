@@ -1,9 +1,12 @@
 //! What to capture: from istio-iptables' flags and variables, a policy file and facts about the target to a
 //! [`Policy`].
 //!
+//! A pod's annotations become such flags in [`annotations`].
+//!
 //! A verb flattens [`CaptureFlags`] into its arguments and calls [`resolve`] with the [`Facts`] of its
 //! target.
 
+pub mod annotations;
 mod error;
 mod facts;
 pub mod file;
@@ -22,6 +25,7 @@ mod variables;
 #[cfg(test)]
 mod tests;
 
+pub use annotations::resolve_pod;
 pub use error::ConfigError;
 pub use facts::{FactError, Facts, TargetFacts};
 pub use flags::{CaptureFlags, Ipv6};

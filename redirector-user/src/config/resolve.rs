@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 
+use super::annotations;
 use super::error::ConfigError;
 use super::facts::Facts;
 use super::file;
@@ -36,18 +37,42 @@ pub(super) enum Base {
     Sidecar,
     Istio,
     File,
+    /// A pod's annotations: `flags` hold the CNI plugin's defaults already.
+    Cni,
 }
 
-/// Makes a policy of `flags`, the policy file they name included. `facts` is asked only for what the flags
-/// need.
+/// Makes a policy of `flags`, the file of a policy or of annotations they name included. `facts` is asked only
+/// for what the flags need.
 pub fn resolve(flags: &CaptureFlags, facts: &dyn Facts) -> Result<Resolved, ConfigError> {
-    let (base, policy) = match &flags.policy {
-        Some(path) => (Base::File, file::load(path)?),
-        None if flags.istio_defaults => (Base::Istio, Policy::istio_default()),
-        None => (Base::Sidecar, Policy::default()),
+    if let Some(path) = &flags.annotations {
+        let pod = annotations::load(path)?;
+        let mut resolved = annotations::resolve_pod(&pod, flags, facts)?;
+        resolved.notes.extend(pod.not_captured_by_istio());
+        return Ok(resolved);
+    }
+    let base = match &flags.policy {
+        Some(_) => Base::File,
+        None if flags.istio_defaults => Base::Istio,
+        None => Base::Sidecar,
+    };
+    resolve_on(base, flags, Vec::new(), facts)
+}
+
+/// The same on a base that is known, with the remarks made so far.
+pub(super) fn resolve_on(
+    base: Base,
+    flags: &CaptureFlags,
+    mut notes: Vec<Note>,
+    facts: &dyn Facts,
+) -> Result<Resolved, ConfigError> {
+    let policy = match &flags.policy {
+        Some(path) => file::load(path)?,
+        None if base == Base::Istio => Policy::istio_default(),
+        None => Policy::default(),
     };
     let requests = flags.requests()?;
-    let mut draft = Draft { flags, facts, base, policy, notes: flags.operational_notes() };
+    notes.extend(flags.operational_notes());
+    let mut draft = Draft { flags, facts, base, policy, notes };
     draft.proxy()?;
     draft.inbound()?;
     draft.outbound()?;
@@ -217,7 +242,7 @@ impl Draft<'_> {
 
     fn whole(&mut self) -> Result<(), ConfigError> {
         let dual = switch(&self.flags.dual_stack, &self.flags.variables.istio_dual_stack);
-        let ipv6 = self.flags.ipv6.or((self.base == Base::Istio).then_some(Ipv6::Auto));
+        let ipv6 = self.flags.ipv6.or_else(|| self.default_ipv6());
         match ipv6 {
             Some(Ipv6::On) => self.policy.ipv6 = true,
             Some(Ipv6::Off) => self.policy.ipv6 = false,
@@ -245,6 +270,20 @@ impl Draft<'_> {
             self.policy.max_connections = max;
         }
         Ok(())
+    }
+
+    /// What decides about IPv6 where `--ipv6` is not given; `None`: the base does.
+    fn default_ipv6(&mut self) -> Option<Ipv6> {
+        match self.base {
+            Base::Istio => Some(Ipv6::Auto),
+            Base::Cni if self.facts.addresses().is_ok() => Some(Ipv6::Auto),
+            Base::Cni => {
+                let text = "IPv6 is on: the target's addresses, by which Istio decides, are not known";
+                self.notes.push(Note::remark("--ipv6", text));
+                None
+            }
+            Base::Sidecar | Base::File => None,
+        }
     }
 
     fn detect_ipv6(&self, dual: bool) -> Result<bool, ConfigError> {

@@ -1,6 +1,7 @@
 //! Tests of the module as a whole. Nothing here depends on the environment it runs in; `env` starts processes
 //! with an environment of their own.
 
+mod annotations;
 mod env;
 mod parsers;
 mod policies;

@@ -38,7 +38,7 @@ fn both(policy: &mut Policy, ids: &[u32]) {
     policy.proxy_gids = ids.into();
 }
 
-fn nets<T: std::str::FromStr<Err: std::fmt::Debug>>(texts: &[&str]) -> Vec<T> {
+pub(super) fn nets<T: std::str::FromStr<Err: std::fmt::Debug>>(texts: &[&str]) -> Vec<T> {
     texts.iter().map(|text| text.parse().expect("a network")).collect()
 }
 
@@ -149,7 +149,7 @@ pub(super) const VALUES: [(&str, &str); 4] = [
     ("force-iptables-binary", "nft"),
 ];
 
-const OWN: [&str; 4] = ["istio-defaults", "ipv6", "policy", "max-connections"];
+const OWN: [&str; 5] = ["istio-defaults", "ipv6", "policy", "annotations", "max-connections"];
 
 pub(super) fn variable(long: &str) -> String {
     long.to_uppercase().replace('-', "_")
