@@ -10,6 +10,7 @@ pub mod many;
 pub mod serve;
 pub mod sys;
 pub mod udp;
+pub mod validate;
 
 use std::ffi::OsString;
 use std::io::{BufRead, Write};
@@ -64,6 +65,11 @@ enum Action {
         /// Destination
         to: SocketAddr,
     },
+    /// Validate as Istio's init container does; the JSON is a `Validation`
+    Validate {
+        /// A `Validation` in JSON
+        validation: String,
+    },
     /// An HTTP proxy that only knows CONNECT; prints where it was asked to go
     ConnectProxy {
         /// Address to listen on
@@ -100,6 +106,9 @@ pub fn main() -> anyhow::Result<()> {
             print_line(&many::run(&load))
         }
         Action::Hold { to } => hold::hold(to),
+        Action::Validate { validation } => {
+            validate::run(serde_json::from_str(&validation).context("a validation")?)
+        }
         Action::ConnectProxy { listen } => connect_proxy::serve(listen),
         Action::Exec { command } => {
             let (program, arguments) = command.split_first().context("no program")?;

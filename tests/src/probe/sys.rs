@@ -58,6 +58,16 @@ pub fn original_dst(fd: impl AsFd, level: i32) -> Seen {
     }
 }
 
+/// The port in `SO_ORIGINAL_DST` at a level, asked for as Go's `GetsockoptIPv6MTUInfo` does: with a buffer of 32 bytes.
+///
+/// # Errors
+/// What `getsockopt` says.
+pub fn original_port(fd: impl AsFd, level: i32) -> io::Result<u16> {
+    let mut info = [0_u8; 32];
+    getsockopt(fd, level, SO_ORIGINAL_DST, &mut info).0?;
+    Ok(u16::from_be_bytes([info[2], info[3]]))
+}
+
 /// Reads a `sockaddr_in` or `sockaddr_in6`.
 fn decode(bytes: &[u8; 128]) -> Option<SocketAddr> {
     let family = i32::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
