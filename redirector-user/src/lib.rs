@@ -16,5 +16,6 @@ pub mod rules;
 pub mod sys;
 pub mod target;
 pub mod tproxy;
+pub mod verify;
 
 pub use error::{Error, Result};

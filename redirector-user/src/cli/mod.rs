@@ -12,6 +12,7 @@ mod refresh;
 mod rules;
 mod show;
 mod trace;
+mod verify;
 
 use crate::error::Error;
 use crate::instance::root::Root;
@@ -27,6 +28,7 @@ Examples:
   redirector list
   redirector show n4097
   redirector original-dst n4097           original destinations of live connections
+  redirector verify n4097                 real connections through it, and what became of them
   redirector detach --pid 4711
 
 Exit codes:
@@ -64,6 +66,9 @@ enum Verb {
     #[command(after_long_help = explain::long_help())]
     Explain(Box<explain::Args>),
     Import(import::Args),
+    Verify(verify::Args),
+    #[command(name = crate::verify::helper::VERB, hide = true)]
+    VerifyHelper(verify::HelperArgs),
 }
 
 /// What every verb gets.
@@ -97,6 +102,8 @@ pub fn main() -> ExitCode {
         Verb::Check(args) => check::run(&env, &args),
         Verb::Explain(args) => explain::run(&env, &args),
         Verb::Import(args) => import::run(&env, &args),
+        Verb::Verify(args) => verify::run(&env, &args),
+        Verb::VerifyHelper(args) => verify::helper(&args),
     };
     match result {
         Ok(code) => code,

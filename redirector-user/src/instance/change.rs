@@ -3,7 +3,7 @@
 //! Both are written into the policy slot that is not in force. One write to META then swaps,
 //! so each connection is decided under the old state or under the new one.
 
-use super::find::netns_of;
+use super::find::target_of;
 use super::lock::WriteLock;
 use super::record::Record;
 use super::root::Root;
@@ -13,11 +13,9 @@ use super::{hooks, links, listeners, record, surroundings};
 use crate::config::Policy;
 use crate::error::{Context, Error, Result};
 use crate::sys::bpf;
-use crate::target::cgroup::Cgroup;
 use crate::target::{Target, owners};
 use aya::maps::MapInfo;
 use redirector_common::abi::{Meta, name};
-use std::path::Path;
 
 /// What attach came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,16 +83,7 @@ pub fn refresh(root: &Root, name: &str) -> Result<Vec<String>> {
     let slot = active_slot(&instance)?;
     let record = record::read(&instance.dir, slot)?;
     let meta = instance.meta()?;
-    let gone = |what: &str, path: &Path| {
-        Error::Failed(format!(
-            "{what} of the instance {name} is gone ({}); detach the instance",
-            path.display()
-        ))
-    };
-    let netns = netns_of(&record, &meta).ok_or_else(|| gone("the network namespace", &record.netns))?;
-    let cgroup = Cgroup::open(&record.cgroup).ok().filter(|cgroup| cgroup.id == meta.cgroup_id);
-    let cgroup = cgroup.ok_or_else(|| gone("the cgroup", &record.cgroup))?;
-    let target = Target { netns, netns_path: record.netns.clone(), cgroup, pid: record.pid };
+    let target = target_of(name, &record, &meta)?;
     surroundings::settle(&mut instance, &target, slot)?;
     swap(instance, slot, &target, &record.policy, &lock)
 }

@@ -5,10 +5,11 @@ use super::hooks;
 use super::record::{self, Record};
 use super::root::Root;
 use super::state::Instance;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sys::bpf::Link;
 use crate::sys::netns::NetNs;
-use crate::target::process;
+use crate::target::cgroup::Cgroup;
+use crate::target::{Target, process};
 use redirector_common::abi::Meta;
 use std::path::Path;
 
@@ -54,4 +55,22 @@ pub(super) fn netns_of(record: &Record, meta: &Meta) -> Option<NetNs> {
         let pids = process::in_netns(meta.netns_inode).ok()?;
         pids.iter().find_map(|pid| same(Path::new(&format!("/proc/{pid}/ns/net"))))
     })
+}
+
+/// What an instance is attached to, open.
+///
+/// # Errors
+///
+/// [`Error::Failed`] if either is gone.
+pub fn target_of(name: &str, record: &Record, meta: &Meta) -> Result<Target> {
+    let gone = |what: &str, path: &Path| {
+        Error::Failed(format!(
+            "{what} of the instance {name} is gone ({}); detach the instance",
+            path.display()
+        ))
+    };
+    let netns = netns_of(record, meta).ok_or_else(|| gone("the network namespace", &record.netns))?;
+    let cgroup = Cgroup::open(&record.cgroup).ok().filter(|cgroup| cgroup.id == meta.cgroup_id);
+    let cgroup = cgroup.ok_or_else(|| gone("the cgroup", &record.cgroup))?;
+    Ok(Target { netns, netns_path: record.netns.clone(), cgroup, pid: record.pid })
 }

@@ -42,7 +42,7 @@ pub enum AttachType {
 }
 
 /// `bpf(2)` with an attribute struct of our own; unused fields of the union are zero.
-fn bpf<T>(cmd: i32, attr: &mut T) -> io::Result<i64> {
+pub(super) fn bpf<T>(cmd: i32, attr: &mut T) -> io::Result<i64> {
     // SAFETY: `attr` is repr(C), valid for its size, and every pointer in it is valid for the call.
     let ret = unsafe { libc::syscall(libc::SYS_bpf, cmd, std::ptr::from_mut(attr), size_of::<T>()) };
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
@@ -128,6 +128,14 @@ impl Link {
     pub fn detach(&self) -> io::Result<()> {
         let mut link_fd = self.0.as_raw_fd() as u32;
         bpf(BPF_LINK_DETACH, &mut link_fd).map(drop)
+    }
+
+    /// The program it runs.
+    pub fn program(&self) -> io::Result<OwnedFd> {
+        const BPF_PROG_GET_FD_BY_ID: i32 = 13;
+        // {prog_id, next_id, open_flags}
+        let mut attr = [self.info()?.program, 0, 0];
+        bpf(BPF_PROG_GET_FD_BY_ID, &mut attr).map(owned)
     }
 
     /// What it is attached to and what it runs.

@@ -4,5 +4,6 @@
 pub mod bpf;
 pub mod netns;
 pub mod sockopt;
+pub mod test_run;
 pub mod userns;
 pub mod xtables;

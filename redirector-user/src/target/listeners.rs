@@ -45,6 +45,12 @@ pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Vec<Listene
     Ok(found)
 }
 
+/// Port and family (true: AF_INET6) of every listener on `ports` in the namespace.
+pub fn present(netns: &NetNs, ports: &[u16]) -> Result<Vec<(u16, bool)>> {
+    let all = netns.run(|| listening(ports)).context(|| "enter the network namespace".into())??;
+    Ok(all.into_values().collect())
+}
+
 /// Duplicates descriptor `fd` of a process; None if either has gone meanwhile.
 fn take(pid: u32, fd: i32) -> Result<Option<OwnedFd>> {
     let Some(process) = Pid::from_raw(pid as i32) else { return Ok(None) };

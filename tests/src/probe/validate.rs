@@ -111,12 +111,8 @@ fn serve(listener: &OwnedFd, content: &Sender<String>) {
 
 /// `net.DialTCP` with a local address.
 fn connect(validation: Validation) -> anyhow::Result<()> {
-    let fd = socket_with(
-        family(validation.v6),
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        Some(ipproto::TCP),
-    )?;
+    let fd =
+        socket_with(family(validation.v6), SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
     rustix::net::bind(&fd, &address(validation.v6, 1, 0))?;
     rustix::net::connect(&fd, &address(validation.v6, 6, PROBE_PORT))?;
     Ok(())

@@ -1,0 +1,205 @@
+//! A process of our own inside the target: in its network namespace, in a cgroup below the instance's, as the user
+//! whose traffic is tried. It is this program again, started with the hidden verb [`VERB`].
+//!
+//! Sockets belong to the cgroup of the process that creates them, so nothing less than a process will do. Its
+//! cgroup is its own: processes may not be put beside child cgroups (the "no internal process" rule), and a pod's
+//! cgroup has them.
+
+use super::sockets::{self, Accepted, Connected, Listener};
+use crate::error::{Context, Error, Result};
+use crate::target::Target;
+use rustix::process::{Gid, Uid};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The verb of the command line that makes this program a helper.
+pub const VERB: &str = "verify-helper";
+/// Cgroups of helpers begin so.
+const PREFIX: &str = "redirector-verify-";
+
+/// Longer than any order takes.
+const SILENCE: Duration = Duration::from_secs(70);
+/// The patience of an order is at most this.
+pub const LONGEST: Duration = Duration::from_secs(60);
+
+/// What a helper is told, one JSON object a line.
+#[derive(Debug, Serialize, Deserialize)]
+enum Order {
+    /// Listen on these; answered by a list of errors.
+    Listen(Vec<SocketAddr>),
+    /// Connect, and keep the connection until the next one.
+    Connect { bind: Option<IpAddr>, to: SocketAddr, milliseconds: u64 },
+    /// Tell the connection of this client.
+    Accept { client: SocketAddr, milliseconds: u64 },
+}
+
+/// The cgroup of the helpers, removed on drop.
+pub struct Room {
+    dir: PathBuf,
+}
+
+impl Room {
+    /// Makes it below the instance's cgroup.
+    pub fn new(target: &Target) -> Result<Self> {
+        sweep(&target.cgroup.path);
+        let dir = target.cgroup.path.join(format!("{PREFIX}{}", std::process::id()));
+        std::fs::create_dir(&dir).context(|| format!("create the cgroup {}", dir.display()))?;
+        Ok(Self { dir })
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // The helpers have ended and been waited for. If it fails, the next run does it.
+        let _ = std::fs::remove_dir(&self.dir);
+    }
+}
+
+/// Removes cgroups of runs that were killed; one that has a process in it stays.
+fn sweep(parent: &std::path::Path) {
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            let _ = std::fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// A running helper.
+pub struct Helper {
+    child: Child,
+    orders: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+    cgroup: PathBuf,
+}
+
+impl Helper {
+    /// Starts one as a user.
+    pub fn start(target: &Target, room: &Room, uid: u32, gid: u32) -> Result<Self> {
+        let what = || "start a helper (this program) in the target".to_owned();
+        let mut command = Command::new("/proc/self/exe");
+        command.args([VERB, &uid.to_string(), &gid.to_string()]);
+        command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped());
+        // A child is in the namespace of the thread that made it.
+        let mut child = target.netns.run(|| command.spawn()).context(what)?.context(what)?;
+        let pipes = child.stdin.take().zip(child.stdout.take());
+        let (orders, answers) = pipes.ok_or_else(|| Error::Failed("a helper without pipes".into()))?;
+        let answers = BufReader::new(answers);
+        let this = Self { orders: Some(orders), answers, child, cgroup: room.dir.clone() };
+        let procs = room.dir.join("cgroup.procs");
+        std::fs::write(&procs, this.child.id().to_string())
+            .context(|| format!("move our helper into {}", procs.display()))?;
+        Ok(this)
+    }
+
+    fn ask<T: DeserializeOwned>(&mut self, order: &Order) -> Result<T> {
+        let what = || "talk to the helper in the target".to_owned();
+        let failed = |e: serde_json::Error| Error::Failed(format!("talk to the helper in the target: {e}"));
+        let mut line = serde_json::to_string(order).map_err(failed)?;
+        line.push('\n');
+        if let Some(orders) = &mut self.orders {
+            orders.write_all(line.as_bytes()).context(what)?;
+        }
+        line.clear();
+        // A frozen cgroup holds it for ever.
+        if !sockets::readable(self.answers.get_ref(), SILENCE).context(what)? {
+            return Err(Error::Failed(format!(
+                "the helper in the target does not answer; is its cgroup frozen? See {}/cgroup.events",
+                self.cgroup.display()
+            )));
+        }
+        if self.answers.read_line(&mut line).context(what)? == 0 {
+            return Err(Error::Failed("the helper in the target has ended; see what it said above".into()));
+        }
+        let answer: std::result::Result<T, String> = serde_json::from_str(&line).map_err(failed)?;
+        answer.map_err(|e| Error::Failed(format!("the helper in the target: {e}")))
+    }
+
+    /// Listens on these addresses.
+    pub fn listen(&mut self, addresses: Vec<SocketAddr>) -> Result<()> {
+        self.ask(&Order::Listen(addresses))
+    }
+
+    /// Connects; the connection is there until the next one.
+    pub fn connect(&mut self, bind: Option<IpAddr>, to: SocketAddr, patience: Duration) -> Result<Connected> {
+        self.ask(&Order::Connect { bind, to, milliseconds: milliseconds(patience) })
+    }
+
+    /// What our listeners saw of the connection of this client.
+    pub fn accepted(&mut self, client: SocketAddr, patience: Duration) -> Result<Option<Accepted>> {
+        self.ask(&Order::Accept { client, milliseconds: milliseconds(patience) })
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // The end of its orders ends it. It never takes long, but a frozen cgroup would hold it.
+        self.orders = None;
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The helper's side: obeys until the orders end.
+///
+/// # Errors
+///
+/// When it cannot become the user, or nobody listens to it any more.
+pub fn serve(uid: u32, gid: u32) -> Result<()> {
+    become_user(uid, gid).context(|| format!("become user {uid}, group {gid}"))?;
+    let (mut listeners, mut connection) = (Vec::new(), None);
+    for line in std::io::stdin().lock().lines() {
+        let line = line.context(|| "read an order".into())?;
+        let order = serde_json::from_str(&line).map_err(|e| Error::Input(format!("an order: {e}")))?;
+        let answer = obey(order, &mut listeners, &mut connection);
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{answer}").and_then(|()| out.flush()).context(|| "answer".into())?;
+    }
+    Ok(())
+}
+
+/// This process has one thread: the thread's ids are its own. The owner of a socket is who creates it.
+fn become_user(uid: u32, gid: u32) -> std::io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    set_thread_groups(&[])?;
+    set_thread_res_gid(gid, gid, gid)?;
+    Ok(set_thread_res_uid(uid, uid, uid)?)
+}
+
+fn obey(order: Order, listeners: &mut Vec<Listener>, connection: &mut Option<OwnedFd>) -> serde_json::Value {
+    match order {
+        Order::Listen(addresses) => {
+            let all = addresses
+                .into_iter()
+                .map(|address| sockets::listen(address).map_err(|e| format!("listen on {address}: {e}")));
+            answer(all.collect::<std::result::Result<Vec<_>, _>>().map(|new| listeners.extend(new)))
+        }
+        Order::Connect { bind, to, milliseconds } => {
+            *connection = None;
+            let result = sockets::connect(bind, to, Duration::from_millis(milliseconds));
+            answer(result.map_err(|e| format!("make a socket for {to}: {e}")).map(|(fd, seen)| {
+                *connection = Some(fd);
+                seen
+            }))
+        }
+        Order::Accept { client, milliseconds } => {
+            let end = Instant::now() + Duration::from_millis(milliseconds);
+            let of_it = |accepted: Accepted| (accepted.peer == Some(client)).then_some(accepted);
+            answer(sockets::accept_until(listeners, end, of_it).map_err(|e| format!("accept: {e}")))
+        }
+    }
+}
+
+fn answer<T: Serialize>(result: std::result::Result<T, String>) -> serde_json::Value {
+    serde_json::to_value(result).unwrap_or(serde_json::Value::Null)
+}

@@ -1,0 +1,218 @@
+//! verify: real connections through a target, beside what the policy says of them.
+//!
+//! Where the proxy listens it gets them, and what happened is read at the client, in the kernel's table of sockets, in
+//! the exposed map and in the counters: a listener of ours would take connections that are meant for the proxy. Where it
+//! does not, a helper listens in its place, as Istio's validation does, and sees what the proxy would see.
+
+pub mod helper;
+pub mod original;
+mod plan;
+mod seen;
+mod sockets;
+
+use crate::error::{Context, Error, Result, chain};
+use crate::instance::root::Root;
+use crate::instance::state::{Instance, Phase};
+use crate::instance::{find, hooks, observe, record};
+use crate::mirror;
+use crate::sys::netns::NetNs;
+use crate::sys::{bpf, test_run};
+use crate::target::{Target, listeners, owners};
+use helper::{Helper, Room};
+use plan::{Attempt, Skipped};
+use redirector_common::counter::Counter;
+use serde::Serialize;
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+pub use seen::{Expected, Probe, Seen, Status};
+
+/// How to verify.
+#[derive(Debug)]
+pub struct Options {
+    /// The port that istio-validation looks for.
+    pub probe_port: u16,
+    /// How long each connection may take.
+    pub patience: Duration,
+    /// A network namespace from which the inbound probe really connects.
+    pub from: Option<NetNs>,
+}
+
+/// What verify found.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Name of the instance.
+    pub name: String,
+    /// Whether no probe has failed, and at least one was made.
+    pub ok: bool,
+    /// Each connection.
+    pub probes: Vec<Probe>,
+}
+
+/// Tries an instance.
+///
+/// # Errors
+///
+/// When it cannot be tried; a probe that fails is in the report.
+pub fn verify(root: &Root, name: &str, options: &Options) -> Result<Report> {
+    let instance = Instance::open(root, name)?;
+    let meta = instance.meta()?;
+    let Phase::Active(slot) = Phase::of(&meta) else {
+        return Err(Error::Failed(format!("the instance {name} is not active; see `redirector list`")));
+    };
+    let record = record::read(&instance.dir, slot)?;
+    let target = find::target_of(name, &record, &meta)?;
+    let mirror = mirror::read(target.netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))?;
+    let room = Room::new(&target)?;
+    let policy = owners::as_the_kernel_counts(&record.policy, &target.netns)?;
+    let ports = [policy.outbound_port, policy.inbound_port, policy.dns_port];
+    let present = listeners::present(&target.netns, &ports)?;
+    let mut run = Run { root, instance, target, options, present, proxy: None, users: HashMap::new(), room };
+    let owner =
+        policy.proxy_uids.first().map(|uid| (*uid, policy.proxy_gids.first().copied().unwrap_or(*uid)));
+    run.listen(&ports[..if policy.dns == crate::config::Dns::Off { 2 } else { 3 }], policy.ipv6, owner)?;
+    let mut probes = Vec::new();
+    for attempt in plan::plan(&policy, &mirror, options.probe_port) {
+        probes.push(match attempt {
+            Ok(attempt) => run.probe(&attempt)?,
+            Err(Skipped { kind, v6, why }) => Probe::skipped(kind, v6, why),
+        });
+    }
+    let ok = probes.iter().all(|probe| probe.status != Status::Failed)
+        && probes.iter().any(|probe| probe.status == Status::Ok);
+    Ok(Report { name: name.to_owned(), ok, probes })
+}
+
+/// A run of verify. The helpers end before their room goes.
+struct Run<'a> {
+    root: &'a Root,
+    instance: Instance,
+    target: Target,
+    options: &'a Options,
+    /// Port and family of the proxy's own listeners.
+    present: Vec<(u16, bool)>,
+    /// Who listens in the proxy's place, where it does not.
+    proxy: Option<Helper>,
+    users: HashMap<(u32, u32), Helper>,
+    room: Room,
+}
+
+impl Run<'_> {
+    /// Listens on the ports of the proxy on which nobody does.
+    fn listen(&mut self, ports: &[u16], ipv6: bool, owner: Option<(u32, u32)>) -> Result<()> {
+        let free: Vec<u16> = ports.iter().copied().filter(|port| !self.served(*port)).collect();
+        if free.is_empty() {
+            return Ok(());
+        }
+        let mut any: Vec<IpAddr> = vec![Ipv4Addr::UNSPECIFIED.into()];
+        if ipv6 && self.target.netns.run(sockets::has_ipv6).context(|| "enter the namespace".into())? {
+            any.push(Ipv6Addr::UNSPECIFIED.into());
+        }
+        let addresses = any.iter().flat_map(|ip| free.iter().map(|port| SocketAddr::new(*ip, *port)));
+        let (uid, gid) = owner.unwrap_or((0, 0));
+        let mut helper = Helper::start(&self.target, &self.room, uid, gid)?;
+        helper.listen(addresses.collect())?;
+        self.proxy = Some(helper);
+        Ok(())
+    }
+
+    /// Whether somebody else listens on a port of the proxy.
+    fn served(&self, port: u16) -> bool {
+        self.present.iter().any(|(other, _)| *other == port)
+    }
+
+    fn probe(&mut self, attempt: &Attempt) -> Result<Probe> {
+        let mut probe = Probe::new(attempt);
+        let port = attempt.expected.port;
+        probe.listener = port.map(|port| if self.served(port) { "proxy" } else { "own" });
+        let v6_missing = |port| self.served(port) && !self.present.contains(&(port, true));
+        if attempt.to.is_ipv6() && port.is_some_and(v6_missing) {
+            probe.skip("the proxy does not listen on IPv6 there, so such a connection is refused".into());
+            return Ok(probe);
+        }
+        let before = self.instance.counters()?;
+        match (attempt.owner, &self.options.from) {
+            (Some(owner), _) => self.connect(attempt, owner, &mut probe)?,
+            (None, Some(_)) => self.arrive(attempt, &mut probe)?,
+            (None, None) => self.ask_program(attempt, &mut probe)?,
+        }
+        let after = self.instance.counters()?;
+        let rule = Counter::ALL.iter().position(|counter| Some(counter.name()) == attempt.expected.rule);
+        if rule.is_some_and(|index| after[index] <= before[index]) {
+            probe
+                .fail("the counter of the rule did not rise: another rule decided, or no program ran".into());
+        }
+        Ok(probe)
+    }
+
+    /// From inside the pod.
+    fn connect(&mut self, attempt: &Attempt, owner: (u32, u32), probe: &mut Probe) -> Result<()> {
+        let client = match self.users.entry(owner) {
+            std::collections::hash_map::Entry::Occupied(there) => there.into_mut(),
+            std::collections::hash_map::Entry::Vacant(free) => {
+                free.insert(Helper::start(&self.target, &self.room, owner.0, owner.1)?)
+            }
+        };
+        probe.how = "connection";
+        let connected = client.connect(attempt.bind, attempt.to, self.options.patience)?;
+        probe.seen.of_client(&connected);
+        let flow = connected.local.and_then(|local| {
+            let flows = observe::original_dst(self.root, &self.instance.name).ok()?;
+            flows.into_iter().find(|flow| flow.client == local)
+        });
+        probe.seen.of_flow(flow.as_ref());
+        self.accepted(probe, connected.local)?;
+        probe.judge_connection(attempt);
+        Ok(())
+    }
+
+    /// What a listener of ours saw.
+    fn accepted(&mut self, probe: &mut Probe, client: Option<SocketAddr>) -> Result<()> {
+        if probe.listener == Some("own")
+            && probe.seen.error.is_none()
+            && let (Some(proxy), Some(client)) = (&mut self.proxy, client)
+        {
+            let accepted = proxy.accepted(client, self.options.patience)?;
+            probe.seen.of_listener(accepted.as_ref());
+        }
+        Ok(())
+    }
+
+    /// From the network, out of another namespace.
+    fn arrive(&mut self, attempt: &Attempt, probe: &mut Probe) -> Result<()> {
+        let Some(from) = &self.options.from else { return Ok(()) };
+        probe.how = "connection";
+        probe.bind = None;
+        let result = from.run(|| sockets::connect(None, attempt.to, self.options.patience));
+        let (_open, connected) =
+            result.context(|| "enter the namespace of --from".into())?.context(|| "make a socket".into())?;
+        probe.seen.of_client(&connected);
+        self.accepted(probe, connected.local)?;
+        probe.judge_arrival(attempt);
+        Ok(())
+    }
+
+    /// From the network, without one: the attached program says what it would do with the SYN.
+    fn ask_program(&mut self, attempt: &Attempt, probe: &mut Probe) -> Result<()> {
+        probe.how = "program";
+        let hook = hooks::ALL.iter().find(|hook| hook.netns);
+        let path = hook.map(|hook| self.instance.dir.join(hook.link_pin())).unwrap_or_default();
+        let attached = bpf::Link::open(&path).and_then(|link| link.program());
+        let Ok(program) = attached else {
+            probe.fail(format!("no program is attached to the namespace ({})", path.display()));
+            return Ok(());
+        };
+        let from = SocketAddr::new(attempt.bind.unwrap_or(attempt.to.ip()), 40_000);
+        let asked = self.target.netns.run(|| test_run::sk_lookup(program.as_fd(), from, attempt.to));
+        let lookup = asked.context(|| "enter the network namespace".into())?;
+        match lookup {
+            Ok(lookup) => probe.judge_lookup(lookup),
+            // Before 5.14.
+            Err(e) => probe
+                .skip(format!("this kernel does not run sk_lookup programs on request ({e}); use --from")),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,197 @@
+//! Which connections to try under a policy: one of each kind that the policy captures, chosen so that whoever gets
+//! it is not disturbed.
+
+use crate::config::{Dns, Policy, Selection};
+use crate::explain::{self, Arriving, Explanation, Offline, Outgoing};
+use crate::mirror::Mirror;
+use crate::rules::Protocol;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// The documentation's networks (RFC 5737, RFC 3849): nobody is there, should a connection escape.
+const NOBODY4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const NOBODY6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+/// A proxy's user that no container is likely to have.
+const APP: u32 = 65_530;
+/// Networks of a list that are looked at.
+const FEW: usize = 64;
+
+/// A connection to try.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// What it is there to prove.
+    pub kind: &'static str,
+    /// Who makes it; None: it comes from the network.
+    pub owner: Option<(u32, u32)>,
+    /// Address it is bound to; from the network: its sender.
+    pub bind: Option<IpAddr>,
+    /// Destination.
+    pub to: SocketAddr,
+    /// What the policy says.
+    pub expected: Explanation,
+}
+
+/// What there is to try, or why there is nothing.
+pub type Plan = Vec<Result<Attempt, Skipped>>;
+
+/// Something that cannot be tried.
+#[derive(Clone, Debug)]
+pub struct Skipped {
+    /// What it would have proved.
+    pub kind: &'static str,
+    /// By which family.
+    pub v6: bool,
+    /// Why not.
+    pub why: String,
+}
+
+/// Everything that can be tried.
+pub fn plan(policy: &Policy, mirror: &Mirror, probe_port: u16) -> Plan {
+    let offline = Offline::of(policy, mirror);
+    let of = |v6| Family { policy, mirror, offline: &offline, v6 };
+    let mut plan = of(false).all(probe_port);
+    if policy.ipv6 {
+        plan.extend(of(true).all(probe_port));
+    }
+    plan
+}
+
+struct Family<'a> {
+    policy: &'a Policy,
+    mirror: &'a Mirror,
+    offline: &'a Offline,
+    v6: bool,
+}
+
+impl Family<'_> {
+    fn all(&self, probe_port: u16) -> Plan {
+        let mut plan = vec![self.own_pod(probe_port), self.outbound()];
+        if self.policy.dns != Dns::Off {
+            plan.push(self.dns());
+        }
+        plan.push(self.inbound());
+        plan
+    }
+
+    fn skipped(&self, kind: &'static str, why: &str) -> Result<Attempt, Skipped> {
+        Err(Skipped { kind, v6: self.v6, why: why.into() })
+    }
+
+    fn pick<T>(&self, v4: T, v6: T) -> T {
+        if self.v6 { v6 } else { v4 }
+    }
+
+    /// What istio-validation does: the proxy's user from 127.0.0.1 to 127.0.0.6, `[::1]` to `[::6]`.
+    fn own_pod(&self, port: u16) -> Result<Attempt, Skipped> {
+        const KIND: &str = "proxy_to_own_pod";
+        let Some(&uid) = self.policy.proxy_uids.first() else {
+            return self.skipped(KIND, "the policy names no user of the proxy");
+        };
+        let passthrough6 = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
+        let lo = self.mirror.interfaces.iter().filter(|it| it.loopback);
+        if self.v6 && !lo.flat_map(|it| &it.addresses).any(|net| net.addr() == IpAddr::from(passthrough6)) {
+            return self.skipped(KIND, "::6 is not on lo: IPv6 is off there");
+        }
+        let gid = self.policy.proxy_gids.first().copied().unwrap_or(uid);
+        let bind = self.pick(Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+        let to = self.pick(Ipv4Addr::new(127, 0, 0, 6).into(), passthrough6.into());
+        Ok(self.attempt(KIND, (uid, gid), Some(bind), SocketAddr::new(to, port)))
+    }
+
+    /// Somebody's connection to the outside, of those that are captured.
+    fn outbound(&self) -> Result<Attempt, Skipped> {
+        let kind = "outbound";
+        let mut to: Vec<(IpAddr, u16)> = vec![(self.pick(NOBODY4.into(), NOBODY6.into()), 80)];
+        if let Selection::List(nets) = &self.policy.outbound_cidrs {
+            let of_family = nets.iter().filter(|net| net.addr().is_ipv6() == self.v6).take(FEW);
+            to.extend(of_family.filter_map(|net| net.hosts().next()).map(|host| (host, 80)));
+        }
+        let ports: Vec<u16> = self.policy.outbound_ports.iter().copied().take(FEW).collect();
+        let listed: Vec<_> = to.iter().flat_map(|(ip, _)| ports.iter().map(|port| (*ip, *port))).collect();
+        to.extend(listed);
+        self.captured(kind, "outbound", &to)
+    }
+
+    fn dns(&self) -> Result<Attempt, Skipped> {
+        let to: Vec<IpAddr> = match &self.policy.dns {
+            Dns::Servers(servers) => servers.iter().copied().filter(|ip| ip.is_ipv6() == self.v6).collect(),
+            _ => vec![self.pick(NOBODY4.into(), NOBODY6.into())],
+        };
+        let to: Vec<_> = to.into_iter().map(|ip| (ip, 53)).collect();
+        self.captured("dns", "dns", &to)
+    }
+
+    /// The first destination that the policy and the routes let be captured.
+    fn captured(&self, kind: &'static str, verdict: &str, to: &[(IpAddr, u16)]) -> Result<Attempt, Skipped> {
+        let Some(owner) = self.application() else {
+            return self.skipped(kind, "the policy names every group that could be tried");
+        };
+        let mut refused = false;
+        for &(ip, port) in to {
+            let attempt = self.attempt(kind, owner, None, SocketAddr::new(ip, port));
+            if attempt.expected.verdict == verdict {
+                return Ok(attempt);
+            }
+            refused |= attempt.expected.verdict == "refused";
+        }
+        let why = if refused {
+            "the namespace has no route to what could be tried"
+        } else {
+            "the policy captures nothing of the kind, or nothing that could be guessed from it"
+        };
+        self.skipped(kind, why)
+    }
+
+    /// A user and group whose connections are captured as an application's.
+    fn application(&self) -> Option<(u32, u32)> {
+        let policy = self.policy;
+        let uid = (APP..APP + 64).find(|uid| !policy.proxy_uids.contains(uid))?;
+        let free = |gid: &u32| !policy.proxy_gids.contains(gid) && !policy.owner_groups_exclude.contains(gid);
+        let gid = match &policy.owner_groups {
+            Selection::List(groups) => groups.iter().copied().find(free)?,
+            _ => (APP..APP + 128).find(free)?,
+        };
+        Some((uid, gid))
+    }
+
+    fn attempt(
+        &self,
+        kind: &'static str,
+        (uid, gid): (u32, u32),
+        bind: Option<IpAddr>,
+        to: SocketAddr,
+    ) -> Attempt {
+        let query = Outgoing { protocol: Protocol::Tcp, uid: Some(uid), gid: Some(gid), source: bind, to };
+        let expected = explain::outgoing(self.policy, self.offline, &query);
+        Attempt { kind, owner: Some((uid, gid)), bind, to, expected }
+    }
+
+    /// A connection from the network to the pod's own address.
+    fn inbound(&self) -> Result<Attempt, Skipped> {
+        let kind = "inbound";
+        let usable = |ip: &IpAddr| match ip {
+            IpAddr::V4(_) => !self.v6,
+            IpAddr::V6(v6) => self.v6 && !v6.is_unicast_link_local(),
+        };
+        let named = |name| self.policy.exclude_interfaces.contains(name);
+        let interfaces = self.mirror.interfaces.iter().filter(|it| !it.loopback && !named(&it.name));
+        let mut addresses = interfaces.flat_map(|it| &it.addresses).map(ipnet::IpNet::addr);
+        let Some(own) = addresses.find(usable) else {
+            return self.skipped(kind, "the namespace has no address of its own");
+        };
+        let ports: Vec<u16> = match &self.policy.inbound_ports {
+            Selection::List(ports) => ports.clone(),
+            _ => vec![80, 8080, 65_000],
+        };
+        for port in ports {
+            let to = SocketAddr::new(own, port);
+            let query = Arriving { protocol: Protocol::Tcp, to, interface: None };
+            let mut expected = explain::incoming(self.policy, self.offline, &query);
+            expected.notes.clear();
+            if expected.verdict == "inbound" {
+                let sender = self.pick(NOBODY4.into(), NOBODY6.into());
+                return Ok(Attempt { kind, owner: None, bind: Some(sender), to, expected });
+            }
+        }
+        self.skipped(kind, "the policy captures nothing inbound, or nothing that could be guessed from it")
+    }
+}

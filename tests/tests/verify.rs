@@ -1,0 +1,202 @@
+//! `redirector verify`: real connections through an instance, with and without a proxy, and what it says when the
+//! instance does not do what its policy says.
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use redirector_tests::node::{Node, target};
+use redirector_tests::pod::{APP, PROXY, Pod, VIP4, World, at};
+use redirector_tests::privileged::require_root;
+use redirector_tests::probe::serve::Listen;
+use redirector_tests::proxy::{any4, proxy_listeners};
+use redirector_tests::redirector::{Run, exit};
+use redirector_tests::scenario::Scenario;
+
+const NAME: &str = "pod";
+
+fn world() -> anyhow::Result<Option<(Node, World)>> {
+    if !require_root() {
+        return Ok(None);
+    }
+    Ok(Some((Node::new()?, World::new()?)))
+}
+
+fn verify(node: &Node, arguments: &[&str]) -> anyhow::Result<Run> {
+    node.run(&[&["verify", NAME], arguments].concat())
+}
+
+/// A probe of a report.
+fn probe<'a>(report: &'a Value, name: &str, family: &str) -> anyhow::Result<&'a Value> {
+    let probes = report["probes"].as_array().context("probes")?;
+    let of_it = |probe: &&Value| probe["probe"] == name && probe["family"] == family;
+    probes.iter().find(of_it).with_context(|| format!("no probe {name} {family}: {report:#}"))
+}
+
+/// Name, family, who listened, how and status of each.
+fn summaries(report: &Value) -> Vec<String> {
+    let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let line = |probe: &Value| {
+        ["probe", "family", "listener", "how", "status"].map(|field| word(&probe[field])).join(" ")
+    };
+    report["probes"].as_array().into_iter().flatten().map(line).collect()
+}
+
+/// Nothing of a helper is left in the pod.
+fn expect_clean(pod: &Pod) -> anyhow::Result<()> {
+    let entries = std::fs::read_dir(pod.cgroup.directory())?.flatten();
+    let left: Vec<_> =
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("redirector")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+/// Before the proxy has started verify listens in its place, and sees what the proxy would see.
+#[test]
+fn without_a_proxy() -> anyhow::Result<()> {
+    let Some((node, world)) = world()? else { return Ok(()) };
+    let pod = world.pod();
+    verify(&node, &[])?.refused(exit::NOTHING, &["there is no instance pod"])?;
+    node.run(&[&["verify"], &target(pod).each_ref().map(String::as_str)[..2]].concat())?
+        .refused(exit::NOTHING, &["no instance is attached"])?;
+    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
+
+    let report = verify(&node, &[])?.expect(exit::OK)?.json()?;
+    let expected = [
+        "proxy_to_own_pod ipv4 own connection ok",
+        "outbound ipv4 own connection ok",
+        "inbound ipv4 own program ok",
+        "proxy_to_own_pod ipv6 own connection ok",
+        "outbound ipv6 own connection ok",
+        "inbound ipv6 own program ok",
+    ];
+    assert_eq!(summaries(&report), expected, "{report:#}");
+    assert_eq!((&report["ok"], &report["name"]), (&json!(true), &json!(NAME)));
+    let own = probe(&report, "proxy_to_own_pod", "ipv4")?;
+    assert_eq!(own["uid"], 1337);
+    assert_eq!(own["bind"], "127.0.0.1");
+    assert_eq!(own["to"], "127.0.0.6:15002");
+    assert_eq!(
+        own["expected"],
+        json!({ "verdict": "inbound", "port": 15006, "rule": "out_proxy_uid_loopback" })
+    );
+    let seen = &own["seen"];
+    assert_eq!(seen["original_dst"], "127.0.0.6:15002");
+    assert_eq!(seen["peer"], "127.0.0.6:15002");
+    assert_eq!(seen["accepted_at"], "0.0.0.0:15006");
+    assert_eq!(seen["accepted_peer"], seen["client"]);
+    assert_eq!(probe(&report, "inbound", "ipv6")?["seen"]["program"], "given");
+
+    // Really from the network; and the instance found by its namespace.
+    let from = world.client.file().display().to_string();
+    let netns = pod.netns.file().display().to_string();
+    let report = node.run(&["verify", "--netns", &netns, "--from", &from])?.expect(exit::OK)?.json()?;
+    let inbound = probe(&report, "inbound", "ipv4")?;
+    assert_eq!((&inbound["how"], &inbound["status"]), (&json!("connection"), &json!("ok")), "{inbound:#}");
+    assert_eq!(inbound["seen"]["original_dst"], format!("{}:80", pod.v4()));
+
+    // Where it really arrived is told by the kernel, and another probe port by the flag.
+    let report = verify(&node, &["--probe-port", "7"])?.expect(exit::OK)?.json()?;
+    let own = probe(&report, "proxy_to_own_pod", "ipv6")?;
+    assert_eq!(
+        (&own["to"], &own["seen"]["arrived_at"]),
+        (&json!("[::6]:7"), &json!("[::1]:15006")),
+        "{own:#}"
+    );
+    expect_clean(pod)
+}
+
+/// A proxy at work gets the connections, and nobody listens beside it.
+#[test]
+fn beside_a_proxy() -> anyhow::Result<()> {
+    let Some((node, world)) = world()? else { return Ok(()) };
+    let pod = world.pod();
+    let proxy = pod.serve(PROXY, "proxy", proxy_listeners(3))?;
+    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    let from = world.client.file().display().to_string();
+    for arguments in [vec![], vec!["--from", &from]] {
+        let before = proxy.accepted().len();
+        let report = verify(&node, &arguments)?.expect(exit::OK)?.json()?;
+        let probes = report["probes"].as_array().context("probes")?;
+        assert!(probes.iter().all(|p| p["listener"] == "proxy" && p["status"] == "ok"), "{report:#}");
+        assert!(probes.iter().all(|p| p["seen"]["accepted_at"].is_null()), "{report:#}");
+        let made = probes.iter().filter(|p| p["how"] == "connection").count();
+        assert_eq!(made, if arguments.is_empty() { 4 } else { 6 });
+        // The proxy's stand-in prints what it accepts, each of these once.
+        redirector_tests::retry::until("the proxy to have them all", || {
+            (proxy.accepted().len() >= before + made).then_some(())
+        })?;
+        assert_eq!(proxy.accepted().len(), before + made);
+    }
+    let seen = pod.observe(APP, &[Scenario::to(at(VIP4, 80))])?;
+    assert_eq!(seen[0].summary(), "proxy:15001 original 10.96.0.10:80");
+    expect_clean(pod)
+}
+
+/// A proxy that knows IPv4 only: the other family is not tried, and that is said.
+#[test]
+fn beside_a_proxy_without_ipv6() -> anyhow::Result<()> {
+    let Some((node, world)) = world()? else { return Ok(()) };
+    let pod = world.pod();
+    let _proxy = pod.serve(PROXY, "proxy", [15001, 15006].map(any4).map(Listen::on).to_vec())?;
+    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    let report = verify(&node, &[])?.expect(exit::OK)?.json()?;
+    let six = probe(&report, "outbound", "ipv6")?;
+    assert_eq!(six["status"], "skipped");
+    assert!(six["why"][0].as_str().is_some_and(|why| why.contains("does not listen on IPv6")), "{six:#}");
+    Ok(())
+}
+
+/// What an instance does not do any more is told, with what was seen instead.
+#[test]
+fn failures_are_found() -> anyhow::Result<()> {
+    let Some((node, world)) = world()? else { return Ok(()) };
+    let pod = world.pod();
+    let broken = [
+        ("connect4", "outbound", "ipv4"),
+        ("connect6", "proxy_to_own_pod", "ipv6"),
+        ("sk_lookup", "inbound", "ipv4"),
+        ("getsockopt", "outbound", "ipv4"),
+        ("peername6", "outbound", "ipv6"),
+        ("sockops", "outbound", "ipv4"),
+    ];
+    for (hook, name, family) in broken {
+        node.attach(pod, NAME, &[])?.expect(exit::OK)?;
+        verify(&node, &[])?.expect(exit::OK)?;
+        // As `rm` does: the last reference to the link was its pin.
+        std::fs::remove_file(node.instance(NAME).join(format!("link_{hook}")))?;
+        let report = redirector_tests::retry::until(&format!("{hook} to be detached"), || {
+            let run = verify(&node, &["--timeout", "1"]).ok()?;
+            (run.code == Some(exit::FAILED)).then(|| run.json())
+        })??;
+        assert_eq!(report["ok"], false, "{hook}");
+        let failed = probe(&report, name, family)?;
+        assert_eq!(failed["status"], "failed", "{hook}: {report:#}");
+        node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    }
+    expect_clean(pod)
+}
+
+/// Other policies: expectations are the policy's, and what cannot be tried is said.
+#[test]
+fn other_policies() -> anyhow::Result<()> {
+    let Some((node, world)) = world()? else { return Ok(()) };
+    let pod = world.pod();
+    let cases: [(&[&str], &[&str]); 5] = [
+        (
+            &["-p", "16001", "-z", "16006", "-u", "7,8", "-i", "10.96.0.0/16,fd00:96::/64", "-b", "9000"],
+            &["ok", "ok", "ok", "ok", "ok", "ok"],
+        ),
+        (&["--ipv6", "off", "-q", "9999", "-i", ""], &["ok", "ok", "ok"]),
+        (&["--ipv6", "off", "-i", "", "-b", ""], &["ok", "skipped", "skipped"]),
+        (&["--ipv6", "off", "-u", ","], &["skipped", "ok", "ok"]),
+        (&["--ipv6", "off", "--redirect-dns", "--capture-all-dns"], &["ok", "ok", "ok", "ok"]),
+    ];
+    for (flags, expected) in cases {
+        node.attach(pod, NAME, flags)?.expect(exit::OK)?;
+        let report = verify(&node, &[])?.expect(exit::OK)?.json()?;
+        let probes = report["probes"].as_array().context("probes")?;
+        let states: Vec<&str> = probes.iter().filter_map(|probe| probe["status"].as_str()).collect();
+        assert_eq!(states, expected, "{flags:?}: {report:#}");
+    }
+    expect_clean(pod)
+}
