@@ -3,6 +3,7 @@
 //! The library behind the command line: targets, policies, instances.
 #![deny(unsafe_code)]
 
+pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod error;

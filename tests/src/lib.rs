@@ -9,6 +9,7 @@
 //! * [`iptables`] writes and loads the oracle's rules, [`redirector`] drives the product's binary.
 //! * [`twin`] puts the same [`matrix`] of connections through two worlds and [`compare`]s.
 
+pub mod agent;
 pub mod bench;
 pub mod bpftool;
 pub mod cgroup;

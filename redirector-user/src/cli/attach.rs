@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::instance::attach::{self, default_name};
 use crate::instance::change::Outcome;
 use crate::mirror;
-use crate::target::{Target, process};
+use crate::target::Target;
 use crate::{kernel, target};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
@@ -151,18 +151,7 @@ fn buildable(resolved: &Resolved) -> Result<()> {
 
 /// Processes of the namespace outside the cgroup would go around the proxy.
 fn strays(env: &Env, target: &Target, allow: bool) -> Result<()> {
-    let strays = target.strays()?;
-    if strays.is_empty() {
-        return Ok(());
-    }
-    let shown: Vec<String> =
-        strays.iter().take(8).map(|pid| format!("{pid} ({})", process::name(*pid))).collect();
-    let text = format!(
-        "{} of the network namespace's processes are not in the cgroup {} and would not be captured: {}",
-        strays.len(),
-        target.cgroup.path.display(),
-        shown.join(", ")
-    );
+    let Some(text) = target.strays_told()? else { return Ok(()) };
     if allow {
         env.note(&text);
         return Ok(());

@@ -1,5 +1,6 @@
 //! The command line: a verb a file. Nouns read, verbs write.
 
+mod agent;
 mod attach;
 mod check;
 mod detach;
@@ -12,6 +13,7 @@ mod refresh;
 mod rules;
 mod show;
 mod trace;
+mod upgrade;
 mod verify;
 
 use crate::error::Error;
@@ -58,6 +60,7 @@ enum Verb {
     Attach(Box<attach::Args>),
     Detach(detach::Args),
     Refresh(refresh::Args),
+    Upgrade(upgrade::Args),
     List(list::Args),
     Show(show::Args),
     OriginalDst(original_dst::Args),
@@ -66,6 +69,7 @@ enum Verb {
     #[command(after_long_help = explain::long_help())]
     Explain(Box<explain::Args>),
     Import(import::Args),
+    Agent(agent::Args),
     Verify(verify::Args),
     #[command(name = crate::verify::helper::VERB, hide = true)]
     VerifyHelper(verify::HelperArgs),
@@ -95,6 +99,7 @@ pub fn main() -> ExitCode {
         Verb::Attach(args) => attach::run(&env, *args),
         Verb::Detach(args) => detach::run(&env, args),
         Verb::Refresh(args) => refresh::run(&env, &args),
+        Verb::Upgrade(args) => upgrade::run(&env, &args),
         Verb::List(args) => list::run(&env, &args),
         Verb::Show(args) => show::run(&env, &args),
         Verb::OriginalDst(args) => original_dst::run(&env, &args),
@@ -102,6 +107,7 @@ pub fn main() -> ExitCode {
         Verb::Check(args) => check::run(&env, &args),
         Verb::Explain(args) => explain::run(&env, &args),
         Verb::Import(args) => import::run(&env, &args),
+        Verb::Agent(args) => agent::run(&env, args),
         Verb::Verify(args) => verify::run(&env, &args),
         Verb::VerifyHelper(args) => verify::helper(&args),
     };

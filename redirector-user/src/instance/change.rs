@@ -36,13 +36,14 @@ pub(super) fn change(
     lock: &WriteLock,
 ) -> Result<(Outcome, Vec<String>)> {
     let slot = active_slot(&instance)?;
-    if let Ok(record) = record::read(&instance.dir, slot) {
+    let before = record::read(&instance.dir, slot).ok();
+    if let Some(record) = &before {
         surroundings::check_change(&record.policy, policy)?;
     }
     surroundings::settle(&mut instance, target, slot)?;
     let repairs = repair(&instance, slot, target, policy)?;
     // Without its record nobody knows the policy in force: it is written anew.
-    if record::read(&instance.dir, slot).is_ok_and(|record| record.policy == *policy) {
+    if before.as_ref().is_some_and(|record| record.policy == *policy) {
         let outcome = if repairs.is_empty() { Outcome::Unchanged } else { Outcome::Changed };
         return Ok((outcome, repairs));
     }
@@ -57,7 +58,9 @@ pub(super) fn change(
         )));
     }
     let mut notes = repairs;
-    notes.extend(swap(instance, slot, target, policy, lock)?);
+    let programs = before.map(|record| record.programs).unwrap_or_default();
+    let record = Record { programs, ..Record::of(target, policy) };
+    notes.extend(swap(instance, slot, target, &record, lock)?);
     Ok((Outcome::Changed, notes))
 }
 
@@ -78,14 +81,32 @@ fn repair(instance: &Instance, slot: u32, target: &Target, policy: &Policy) -> R
 
 /// Reads addresses, routes, interfaces and listeners anew under the same policy.
 pub fn refresh(root: &Root, name: &str) -> Result<Vec<String>> {
+    renew(root, name, false)
+}
+
+/// Swaps in the programs of this version, link by link and without a moment in which none runs, and
+/// refreshes.
+///
+/// # Errors
+///
+/// [`Error::Failed`] also if the instance has another map layout: its programs would not understand it.
+pub fn upgrade(root: &Root, name: &str) -> Result<Vec<String>> {
+    renew(root, name, true)
+}
+
+fn renew(root: &Root, name: &str, programs: bool) -> Result<Vec<String>> {
     let lock = WriteLock::take_if_any(root)?.ok_or_else(|| no_instance(name))?;
     let mut instance = Instance::open(root, name)?;
     let slot = active_slot(&instance)?;
-    let record = record::read(&instance.dir, slot)?;
+    let mut record = record::read(&instance.dir, slot)?;
     let meta = instance.meta()?;
     let target = target_of(name, &record, &meta)?;
     surroundings::settle(&mut instance, &target, slot)?;
-    swap(instance, slot, &target, &record.policy, &lock)
+    if programs {
+        links::replace_programs(&instance, &target, meta.program_flags)?;
+        record = Record::of(&target, &record.policy);
+    }
+    swap(instance, slot, &target, &record, &lock)
 }
 
 fn active_slot(instance: &Instance) -> Result<u32> {
@@ -99,16 +120,17 @@ fn swap(
     mut instance: Instance,
     old: u32,
     target: &Target,
-    policy: &Policy,
+    record: &Record,
     _lock: &WriteLock,
 ) -> Result<Vec<String>> {
+    let policy = &record.policy;
     let new = 1 - old;
     let counted = owners::as_the_kernel_counts(policy, &target.netns)?;
     let mut meta = instance.meta()?;
     let flags = meta.flags;
     let before = record::read(&instance.dir, old).map(|record| record.policy);
     let mut tables = instance.tables()?;
-    let done = prepare(&mut instance, &mut meta, new, target, (policy, &counted))
+    let done = prepare(&mut instance, &mut meta, new, target, (record, &counted))
         .and_then(|()| instance.set_meta(&Meta { active: new + 1, ..meta }));
     if let Err(e) = done {
         surroundings::take_back(&mut instance, &mut meta, target, policy, flags);
@@ -152,12 +174,13 @@ fn prepare(
     meta: &mut Meta,
     new: u32,
     target: &Target,
-    (policy, counted): (&Policy, &Policy),
+    (record, counted): (&Record, &Policy),
 ) -> Result<()> {
+    let policy = &record.policy;
     // A command that was killed half-way may have left something in the slot.
     let mut tables = instance.tables()?;
     tables::clear(&mut tables, new)?;
-    record::write(&instance.dir, new, &Record::of(target, policy))?;
+    record::write(&instance.dir, new, record)?;
     let mut facts = surroundings::facts(target)?;
     let add_lo6 = surroundings::foresee_lo6(policy, &mut facts);
     surroundings::apply(instance, meta, target, policy, add_lo6)?;
@@ -171,6 +194,7 @@ fn prepare(
         // Other programs for the same policy; only then the other policy.
         let flags = meta.program_flags | compiled.policy.flags;
         links::replace_programs(instance, target, flags)?;
+        record::write(&instance.dir, new, &Record::of(target, policy))?;
         instance.set_meta(&Meta { program_flags: flags, ..*meta })?;
         meta.program_flags = flags;
     }

@@ -36,6 +36,12 @@ pub fn by_file(root: &Root, path: &Path) -> Result<Option<String>> {
     Ok(root.names()?.into_iter().find(was_given))
 }
 
+/// The namespace of an instance, if it still exists.
+pub fn netns(root: &Root, name: &str) -> Option<NetNs> {
+    let meta = Instance::open(root, name).ok()?.meta().ok()?;
+    netns_of(&any_record(&root.instance(name))?, &meta)
+}
+
 /// Inode number of the namespace that an instance's programs are attached to; 0 if it is gone.
 pub(super) fn linked_to(dir: &Path) -> Option<u64> {
     let hook = hooks::ALL.iter().find(|hook| hook.netns)?;

@@ -15,4 +15,5 @@ pub mod record;
 pub mod root;
 pub mod state;
 mod surroundings;
+pub mod survey;
 pub mod tables;

@@ -12,6 +12,9 @@ use std::path::Path;
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/redirector.bpf.o"));
 
+/// What tells this object from another: the beginning of its sha256, as `cargo xtask ebpf` has recorded it.
+pub const ID: &str = include_str!("../../bpf/redirector.bpf.sources").split_at(16).0;
+
 /// More entries than connections: those that are made while the limit is reached.
 const SLACK: u32 = 1024;
 

@@ -87,7 +87,7 @@ impl Summary {
     }
 }
 
-fn phase_name(phase: Phase) -> &'static str {
+pub(crate) fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Inert => "inert",
         Phase::Active(_) => "active",

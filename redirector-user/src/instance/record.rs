@@ -1,5 +1,6 @@
 //! What was asked for, kept with the instance: JSON in an array map, because bpffs holds no files.
 
+use super::object;
 use crate::config::Policy;
 use crate::error::{Context, Error, Result, chain};
 use crate::target::Target;
@@ -12,6 +13,9 @@ use std::path::{Path, PathBuf};
 pub struct Record {
     /// Version of the program that wrote this.
     pub version: String,
+    /// [`object::ID`] of the programs that it runs; empty in a record of before there was one.
+    #[serde(default)]
+    pub programs: String,
     /// The namespace file that was given.
     pub netns: PathBuf,
     /// The cgroup.
@@ -27,6 +31,7 @@ impl Record {
     pub fn of(target: &Target, policy: &Policy) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            programs: object::ID.to_owned(),
             netns: target.netns_path.clone(),
             cgroup: target.cgroup.path.clone(),
             pid: target.pid,

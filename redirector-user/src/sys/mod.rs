@@ -3,6 +3,8 @@
 
 pub mod bpf;
 pub mod netns;
+pub mod nsid;
+pub mod poll;
 pub mod sockopt;
 pub mod test_run;
 pub mod userns;

@@ -43,6 +43,19 @@ impl NetNs {
     }
 }
 
+/// Runs `f` on a thread of its own inside a new namespace, which ends with the last socket that `f`
+/// leaves in it.
+pub fn in_new<T: Send>(f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(move || {
+            // SAFETY: the thread is ours alone, and a network namespace is a property of the thread.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+            Ok(f())
+        });
+        inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 impl AsFd for NetNs {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

@@ -64,6 +64,50 @@ impl Target {
         Ok(Self { netns, netns_path: path, cgroup: Cgroup::open(cgroup)?, pid: None })
     }
 
+    /// A cgroup v2 directory and the namespace of the processes in it; None if there is no process in it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if its processes are in several namespaces, or in the machine's own.
+    pub fn of_cgroup(cgroup: Cgroup) -> Result<Option<Self>> {
+        let mut found: Option<(NetNs, u32)> = None;
+        for pid in cgroup.processes()? {
+            // It may have ended meanwhile.
+            let Ok(netns) = NetNs::open(&PathBuf::from(format!("/proc/{pid}/ns/net"))) else { continue };
+            match &found {
+                Some((first, other)) if first.cookie != netns.cookie => {
+                    return Err(Error::Input(format!(
+                        "the processes of the cgroup {} are in several network namespaces (those of {other} and {pid}, \
+                         for instance); give a cgroup for each, or say which with the namespace's file",
+                        cgroup.path.display()
+                    )));
+                }
+                Some(_) => {}
+                None => found = Some((netns, pid)),
+            }
+        }
+        let Some((netns, pid)) = found else { return Ok(None) };
+        let netns_path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        refuse_own(&netns, &netns_path)?;
+        Ok(Some(Self { netns, netns_path, cgroup, pid: Some(pid) }))
+    }
+
+    /// A sentence about the processes that are not captured; None if there are none.
+    pub fn strays_told(&self) -> Result<Option<String>> {
+        let strays = self.strays()?;
+        if strays.is_empty() {
+            return Ok(None);
+        }
+        let shown: Vec<String> =
+            strays.iter().take(8).map(|pid| format!("{pid} ({})", process::name(*pid))).collect();
+        Ok(Some(format!(
+            "{} of the network namespace's processes are not in the cgroup {} and would not be captured: {}",
+            strays.len(),
+            self.cgroup.path.display(),
+            shown.join(", ")
+        )))
+    }
+
     /// Processes of the namespace that are not in the cgroup, and so are not captured.
     pub fn strays(&self) -> Result<Vec<u32>> {
         let mut strays = process::in_netns(self.netns.inode)?;

@@ -1,0 +1,160 @@
+//! Targets from files: a directory with one TOML file for each.
+
+use super::place::Place;
+use super::plan::FILE;
+use crate::config::Policy;
+use crate::error::{Context, Error, Result};
+use crate::instance::root::check_name;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What a file asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Where the target is.
+    pub place: Place,
+    /// What is captured.
+    pub policy: Policy,
+    /// Capture although processes of the namespace are outside the cgroup.
+    pub allow_partial: bool,
+}
+
+/// A file as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    cgroup: Option<PathBuf>,
+    unit: Option<String>,
+    pid_file: Option<PathBuf>,
+    netns: Option<PathBuf>,
+    #[serde(default)]
+    allow_partial: bool,
+    #[serde(default)]
+    policy: Policy,
+}
+
+/// The files of a directory by the name of their instance; what is wrong with one concerns no other.
+///
+/// # Errors
+///
+/// If the directory cannot be read: then nobody knows what is wanted.
+pub fn read(dir: &Path) -> Result<BTreeMap<String, Result<Entry>>> {
+    let mut entries = BTreeMap::new();
+    let list =
+        std::fs::read_dir(dir).context(|| format!("read the configuration directory {}", dir.display()))?;
+    for file in list {
+        let path = file.context(|| format!("read {}", dir.display()))?.path();
+        let Some(stem) = stem(&path) else { continue };
+        let name = format!("{FILE}{stem}");
+        let entry = check_name(&name)
+            .map_err(|_| {
+                Error::Input(format!(
+                    "{}: the name of the file becomes that of the instance; use up to 58 of a-z, 0-9, _ and -",
+                    path.display()
+                ))
+            })
+            .and_then(|()| read_file(&path));
+        match entry {
+            // Taken away while we looked.
+            Err(Error::NothingMatched(_)) => {}
+            entry => drop(entries.insert(name, entry)),
+        }
+    }
+    Ok(entries)
+}
+
+/// The name of a file that counts: `NAME.toml`, not hidden.
+fn stem(path: &Path) -> Option<&str> {
+    let name = path.file_name()?.to_str()?;
+    name.strip_suffix(".toml").filter(|stem| !stem.is_empty() && !stem.starts_with('.'))
+}
+
+fn read_file(path: &Path) -> Result<Entry> {
+    let text = match std::fs::read_to_string(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::NothingMatched(format!("{} is gone", path.display())));
+        }
+        other => other.context(|| format!("read {}", path.display()))?,
+    };
+    parse(&text).map_err(|why| Error::Input(format!("{}: {why}", path.display())))
+}
+
+fn parse(text: &str) -> Result<Entry, String> {
+    let written: Written = toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
+    let Written { cgroup, unit, pid_file, netns, allow_partial, policy } = written;
+    let place = match (cgroup, unit, pid_file, netns) {
+        (Some(dir), None, None, netns) => Place::Cgroup { dir: absolute("cgroup", dir)?, netns },
+        (None, Some(name), None, netns) => Place::Unit { name: unit_name(name)?, netns },
+        (None, None, Some(file), None) => Place::PidFile(absolute("pid_file", file)?),
+        (None, None, Some(_), Some(_)) => {
+            return Err("netns is told by the process; leave it out with pid_file".into());
+        }
+        _ => return Err("give exactly one of cgroup, unit and pid_file".into()),
+    };
+    if let Place::Cgroup { netns: Some(netns), .. } | Place::Unit { netns: Some(netns), .. } = &place {
+        absolute("netns", netns.clone())?;
+    }
+    Ok(Entry { place, policy, allow_partial })
+}
+
+/// The agent's own directory is no place to start from.
+fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, String> {
+    if path.is_absolute() { Ok(path) } else { Err(format!("{key} = {path:?} is not an absolute path")) }
+}
+
+fn unit_name(name: String) -> Result<String, String> {
+    let bad = name.contains('/') || !name.contains('.') || name.starts_with('.');
+    if bad {
+        return Err(format!(
+            "unit = {name:?} is not the full name of a systemd unit, such as \"shop.service\""
+        ));
+    }
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_in_full() {
+        let text = "unit = \"shop.service\"\nnetns = \"/run/netns/shop\"\nallow_partial = true\n\
+                    [policy]\noutbound_exclude_ports = [5432]\n";
+        let entry = parse(text).unwrap();
+        assert_eq!(
+            entry.place,
+            Place::Unit { name: "shop.service".into(), netns: Some("/run/netns/shop".into()) }
+        );
+        assert!(entry.allow_partial);
+        assert_eq!(entry.policy, Policy { outbound_exclude_ports: vec![5432], ..Policy::default() });
+    }
+
+    #[test]
+    fn wrong_files_say_why() {
+        for (text, word) in [
+            ("", "exactly one"),
+            ("cgroup = \"/a\"\nunit = \"b.service\"", "exactly one"),
+            ("cgroup = \"a\"", "absolute"),
+            ("cgroup = \"/a\"\nnetns = \"b\"", "absolute"),
+            ("pid_file = \"/a\"\nnetns = \"/b\"", "told by the process"),
+            ("unit = \"shop\"", "full name"),
+            ("unit = \"a/b.service\"", "full name"),
+            ("cgroup = \"/a\"\nports = 1", "unknown field"),
+            ("cgroup = \"/a\"\n[policy]\noutbound_port = 0", "outbound_port"),
+            ("cgroup = \"/a\"\n[policy]\nwrong = 0", "unknown field"),
+            ("cgroup", "TOML"),
+        ] {
+            let why = parse(text).unwrap_err();
+            assert!(why.contains(word), "{text:?}: {why}");
+        }
+    }
+
+    #[test]
+    fn only_files_with_a_name_count() {
+        assert_eq!(stem(Path::new("/x/shop.toml")), Some("shop"));
+        for other in ["/x/shop.toml~", "/x/.shop.toml", "/x/.toml", "/x/shop.toml.new", "/x/README"] {
+            assert_eq!(stem(Path::new(other)), None, "{other}");
+        }
+    }
+}

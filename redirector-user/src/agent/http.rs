@@ -1,0 +1,94 @@
+//! `/metrics`, `/healthz` and `/readyz`.
+
+use super::Agent;
+use crate::error::{Context, Result};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Scrapers and probes are few; more wait in the backlog.
+const CONNECTIONS: usize = 32;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opens the port.
+///
+/// # Errors
+///
+/// If it is taken.
+pub async fn bind(at: SocketAddr) -> Result<TcpListener> {
+    let listener = TcpListener::bind(at).await.context(|| format!("listen on {at} for /metrics (--http)"))?;
+    if let Ok(at) = listener.local_addr() {
+        tracing::info!(%at, "serving /metrics, /healthz and /readyz");
+    }
+    Ok(listener)
+}
+
+/// Answers for ever.
+pub async fn serve(listener: TcpListener, agent: Arc<Agent>) {
+    let free = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors, for example: not to spin.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let agent = Arc::clone(&agent);
+        tokio::spawn(async move {
+            let service = service_fn(move |request| answer(Arc::clone(&agent), request));
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            // Whoever hangs up has got what he wanted.
+            let _ = tokio::time::timeout(PATIENCE * 3, connection).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn answer(agent: Arc<Agent>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into()));
+    }
+    Ok(match request.uri().path() {
+        "/metrics" => metrics(agent).await,
+        "/healthz" => check(agent.health.alive()),
+        "/readyz" => check(agent.health.ready()),
+        _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".into()),
+    })
+}
+
+async fn metrics(agent: Arc<Agent>) -> Response<Full<Bytes>> {
+    let text = tokio::task::spawn_blocking(move || agent.metrics.text(&agent.root)).await;
+    let Ok(Ok(text)) = text else {
+        return plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n".into());
+    };
+    let mut response = plain(StatusCode::OK, text);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
+    response
+}
+
+fn check(state: Result<&'static str, String>) -> Response<Full<Bytes>> {
+    match state {
+        Ok(text) => plain(StatusCode::OK, format!("{text}\n")),
+        Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+fn plain(status: StatusCode, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,134 @@
+//! `redirector agent`: keeps what is captured on this node as it is wanted.
+//!
+//! Gather, plan, execute: a pass looks at what there is and at what is wanted, a pure function
+//! ([`plan`]) says what to do, and it is done. Whatever happens (a file, a pod, a namespace that
+//! ends) only wakes the next pass. Traffic does not depend on the agent: everything that captures
+//! is pinned, and stays as it is while there is none.
+
+mod files;
+mod health;
+mod http;
+pub mod log;
+mod metrics;
+mod namespaces;
+mod place;
+pub mod plan;
+mod reconcile;
+mod run_dir;
+mod watch;
+
+use crate::error::{Context, Error, Result};
+use crate::instance::root::Root;
+use health::Health;
+use metrics::Metrics;
+use namespaces::Namespaces;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use watch::Watcher;
+
+/// Values of the label `reason` of `redirector_errors_total`.
+pub const REASONS: [&str; 7] = ["config", "target", "attach", "detach", "upgrade", "refresh", "follow"];
+
+/// What the agent is asked to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where instances are.
+    pub root: Root,
+    /// Directory of the files that name targets.
+    pub config: Option<PathBuf>,
+    /// Directory of the lock and the socket.
+    pub run_dir: PathBuf,
+    /// Address of `/metrics`; None for none.
+    pub http: Option<SocketAddr>,
+    /// The node is looked at this often even if nothing seems to happen.
+    pub resync: Duration,
+}
+
+/// What every task of the agent shares.
+pub struct Agent {
+    root: Root,
+    config: Option<PathBuf>,
+    resync: Duration,
+    metrics: Metrics,
+    health: Health,
+    namespaces: Namespaces,
+    watcher: Watcher,
+    wake: Notify,
+    memory: reconcile::Memory,
+}
+
+/// Runs until the process is told to end. What is captured stays captured.
+///
+/// # Errors
+///
+/// If the agent cannot start.
+pub fn run(options: Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context(|| "start the runtime".into())?;
+    let result = runtime.block_on(start(options));
+    // What is being attached is finished: a killed attach is swept, but this is cleaner.
+    runtime.shutdown_timeout(Duration::from_secs(10));
+    result
+}
+
+async fn start(options: Options) -> Result<()> {
+    if let Some(dir) = &options.config
+        && !dir.is_dir()
+    {
+        return Err(Error::Input(format!("--config {} is no directory", dir.display())));
+    }
+    let Options { root, config, run_dir, http, resync } = options;
+    let agent = Arc::new(Agent {
+        root,
+        config,
+        resync,
+        metrics: Metrics::new(),
+        health: Health::new(resync),
+        namespaces: Namespaces::new()?,
+        watcher: Watcher::new()?,
+        wake: Notify::new(),
+        memory: reconcile::Memory::default(),
+    });
+    let (mut terminated, mut hangup) = (on(SignalKind::terminate())?, on(SignalKind::hangup())?);
+    let mut interrupted = on(SignalKind::interrupt())?;
+    if let Some(at) = http {
+        tokio::spawn(http::serve(http::bind(at).await?, Arc::clone(&agent)));
+    }
+    let work = work(Arc::clone(&agent), run_dir);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            result = &mut work => return result,
+            _ = terminated.recv() => break,
+            _ = interrupted.recv() => break,
+            _ = hangup.recv() => agent.wake.notify_one(),
+        }
+    }
+    tracing::info!("ending; what is captured stays captured");
+    Ok(())
+}
+
+fn on(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {
+    signal(kind).context(|| "wait for signals".into())
+}
+
+/// The agent's work, once no other agent is at work on this node.
+async fn work(agent: Arc<Agent>, run_dir: PathBuf) -> Result<()> {
+    let _lock = run_dir::lock(&agent, &run_dir).await?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), bpffs = %agent.root.dir().display(), "working");
+    tokio::spawn(reconcile::follow(Arc::clone(&agent)));
+    let watching = Arc::clone(&agent);
+    tokio::spawn(async move {
+        loop {
+            watching.watcher.changed().await;
+            watching.wake.notify_one();
+        }
+    });
+    reconcile::passes(agent).await
+}

@@ -1,0 +1,181 @@
+//! Where a target of a file is: what the file says, and how it is found on the node.
+
+use super::watch::{Names, Signs};
+use crate::error::{Context, Error, Result};
+use crate::target::cgroup::{self, Cgroup};
+use crate::target::{Target, process};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// A way to name a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A cgroup v2 directory, and the file of the network namespace if the processes in the cgroup do
+    /// not tell it.
+    Cgroup {
+        /// The directory.
+        dir: PathBuf,
+        /// The namespace's file.
+        netns: Option<PathBuf>,
+    },
+    /// A systemd unit.
+    Unit {
+        /// Its full name, such as `shop.service`.
+        name: String,
+        /// The namespace's file.
+        netns: Option<PathBuf>,
+    },
+    /// A file that holds a pid.
+    PidFile(PathBuf),
+}
+
+impl Place {
+    /// The target; None if it is not there (yet).
+    ///
+    /// # Errors
+    ///
+    /// If it is there and cannot be captured.
+    pub fn find(&self) -> Result<Option<Target>> {
+        match self {
+            Self::Cgroup { dir, netns } => in_cgroup(dir, netns.as_deref()),
+            Self::Unit { name, netns } => match unit(&cgroup::mount()?, name)? {
+                Some(dir) => in_cgroup(&dir, netns.as_deref()),
+                None => Ok(None),
+            },
+            Self::PidFile(path) => by_pid_file(path),
+        }
+    }
+
+    /// What changes when the target appears or goes.
+    pub fn signs(&self) -> Signs {
+        let mut signs = Signs::new();
+        let mut cgroup = |dir: &Path| {
+            signs.insert(dir.join("cgroup.events"), Names::default());
+            approach(dir, &mut signs);
+        };
+        match self {
+            Self::Cgroup { dir, .. } => cgroup(dir),
+            Self::Unit { name, .. } => {
+                let mount = cgroup::mount().unwrap_or_default();
+                match unit(&mount, name) {
+                    Ok(Some(dir)) => cgroup(&dir),
+                    // It appears in one of the slices, those to come included.
+                    _ => slices(&mount).into_iter().for_each(|slice| {
+                        let names = signs.entry(slice).or_default();
+                        names.add(Names::one(name.as_ref()));
+                        names.add(Names::suffix(".slice"));
+                    }),
+                }
+            }
+            Self::PidFile(path) => approach(path, &mut signs),
+        }
+        if let Self::Cgroup { netns: Some(path), .. } | Self::Unit { netns: Some(path), .. } = self {
+            approach(path, &mut signs);
+        }
+        signs
+    }
+}
+
+/// Watches for a path where the first part of it that is not there will appear, or the path go.
+fn approach(path: &Path, signs: &mut Signs) {
+    let mut ancestors = path.ancestors();
+    let mut part = ancestors.next();
+    for dir in ancestors {
+        if dir.is_dir() {
+            let name = part.and_then(Path::file_name).unwrap_or_default();
+            signs.entry(dir.to_owned()).or_default().add(Names::one(name));
+            return;
+        }
+        part = Some(dir);
+    }
+}
+
+fn in_cgroup(dir: &Path, netns: Option<&Path>) -> Result<Option<Target>> {
+    if !dir.exists() {
+        return Ok(None);
+    }
+    match netns {
+        Some(netns) if !netns.exists() => Ok(None),
+        Some(netns) => Target::of_paths(netns, dir).map(Some),
+        None => Target::of_cgroup(Cgroup::open(dir)?),
+    }
+}
+
+fn by_pid_file(path: &Path) -> Result<Option<Target>> {
+    let text = match std::fs::read_to_string(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        other => other.context(|| format!("read the pid file {}", path.display()))?,
+    };
+    // Programs make the file first and write it then.
+    if text.trim().is_empty() {
+        return Ok(None);
+    }
+    let pid: u32 = text.trim().parse().map_err(|_| {
+        Error::Input(format!(
+            "{} holds no pid: {:?}",
+            path.display(),
+            text.trim().get(..40).unwrap_or(text.trim())
+        ))
+    })?;
+    if process::netns_inode(pid).is_none() {
+        return Ok(None);
+    }
+    Target::of_pid(pid).map(Some)
+}
+
+/// Cgroup of a systemd unit: the directory of its name in one of the slices. systemd names the cgroup of
+/// a unit after it; only the slice is a matter of configuration.
+fn unit(mount: &Path, name: &str) -> Result<Option<PathBuf>> {
+    let found: Vec<PathBuf> =
+        slices(mount).iter().map(|dir| dir.join(name)).filter(|dir| dir.is_dir()).collect();
+    match found.as_slice() {
+        [] => Ok(None),
+        [dir] => Ok(Some(dir.clone())),
+        several => Err(Error::Input(format!(
+            "several cgroups are named {name} ({}); say which with cgroup = \"...\"",
+            several.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", ")
+        ))),
+    }
+}
+
+/// The root of the tree and every slice in it.
+fn slices(mount: &Path) -> Vec<PathBuf> {
+    let mut all = vec![mount.to_owned()];
+    let mut next = 0;
+    while let Some(dir) = all.get(next) {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let below: Vec<PathBuf> = entries
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|e| e == "slice"))
+            .collect();
+        all.extend(below);
+        next += 1;
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_is_found_in_whatever_slice_it_is() {
+        let root = std::env::temp_dir().join(format!("redirector-slices-{}", std::process::id()));
+        let home = root.join("system.slice/system-shop.slice/shop.service");
+        std::fs::create_dir_all(&home).unwrap();
+        std::fs::create_dir_all(root.join("system.slice/other.service/shop.service")).unwrap();
+        assert_eq!(unit(&root, "shop.service").unwrap(), Some(home));
+        assert_eq!(unit(&root, "none.service").unwrap(), None);
+        std::fs::create_dir_all(root.join("user.slice/shop.service")).unwrap();
+        assert!(matches!(unit(&root, "shop.service"), Err(Error::Input(_))));
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_there_is_waited_for_where_it_will_appear() {
+        let place = Place::Cgroup { dir: "/proc/self/none/such".into(), netns: None };
+        assert!(place.find().unwrap().is_none());
+        let signs = place.signs();
+        assert_eq!(signs.get(Path::new("/proc/self")), Some(&Names::one("none".as_ref())));
+    }
+}

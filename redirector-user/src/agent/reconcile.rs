@@ -1,0 +1,394 @@
+//! Passes: gather, plan, execute. What fails is tried again, later each time.
+
+use super::Agent;
+use super::files::{self, Entry};
+use super::namespaces::Changes;
+use super::plan::{At, FILE, Step, Want, plan};
+use super::watch::{Names, Signs};
+use crate::config::Policy;
+use crate::error::{Error, Result, chain};
+use crate::instance::attach::{self, Report};
+use crate::instance::change::{self, Outcome};
+use crate::instance::survey::{State, Surveyed, survey};
+use crate::instance::{detach, find};
+use crate::mirror::{self, Mirror};
+use crate::target::{Target, chains};
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What the agent remembers from one pass to the next. Nothing of it is needed to start again.
+#[derive(Default)]
+pub struct Memory {
+    failures: Mutex<HashMap<String, Failure>>,
+    /// How each followed namespace was when its instance was last refreshed, by cookie.
+    mirrors: Mutex<HashMap<u64, Mirror>>,
+    ending: Mutex<Ending>,
+}
+
+/// How many passes in a row have seen a namespace that nobody can follow.
+#[derive(Default)]
+struct Ending(u32);
+
+impl Ending {
+    /// Counts a pass; None if it has seen none.
+    fn next(&mut self, seen: bool) -> Option<u32> {
+        self.0 = if seen { self.0 + 1 } else { 0 };
+        seen.then_some(self.0)
+    }
+}
+
+struct Failure {
+    times: u32,
+    next: Instant,
+    text: String,
+}
+
+/// Something that shall be captured and is there.
+struct Here {
+    target: Target,
+    policy: Policy,
+    allow_partial: bool,
+}
+
+/// Passes for ever: one now, then one whenever something happens, or after a while.
+pub async fn passes(agent: Arc<Agent>) -> Result<()> {
+    loop {
+        let passing = Arc::clone(&agent);
+        let next = tokio::task::spawn_blocking(move || passing.pass()).await;
+        let next = next.map_err(|e| Error::Failed(format!("a pass has panicked: {e}")))?;
+        agent.health.passed();
+        let _ = tokio::time::timeout(next, agent.wake.notified()).await;
+    }
+}
+
+/// Refreshes instances whose namespaces have changed, for ever.
+pub async fn follow(agent: Arc<Agent>) {
+    loop {
+        let changes = agent.namespaces.changes().await;
+        if changes.ended {
+            agent.wake.notify_one();
+        }
+        let agent = Arc::clone(&agent);
+        // One after the other: what happens meanwhile is one change afterwards.
+        let _ = tokio::task::spawn_blocking(move || agent.changed(&changes)).await;
+    }
+}
+
+impl Agent {
+    /// Looks at everything once; says when to look again at the latest.
+    fn pass(&self) -> Duration {
+        // First what there is, then what is wanted: whoever wants something says so before making it.
+        let there = match survey(&self.root) {
+            Ok(there) => there,
+            Err(e) => {
+                self.failed("the node", "target", &e);
+                return Duration::from_secs(1);
+            }
+        };
+        let mut here = BTreeMap::new();
+        let mut wants = self.wants(&mut here);
+        self.unwanted_files(&mut wants, &there);
+        for step in plan(&wants, &there) {
+            self.execute(step, &here);
+        }
+        let ending = self.follow_all(&there);
+        let times = lock(&self.memory.ending).next(ending);
+        let soon = times.map(|times| Duration::from_millis(250 << times.min(8)));
+        [self.retry_in(), soon].into_iter().flatten().fold(self.resync, Duration::min)
+    }
+
+    /// What is wanted, and what of it is there.
+    fn wants(&self, here: &mut BTreeMap<String, Here>) -> BTreeMap<String, Want> {
+        let mut wants = BTreeMap::new();
+        let mut signs = Signs::new();
+        if let Some(dir) = &self.config {
+            signs.insert(dir.clone(), Names::suffix(".toml"));
+            match files::read(dir) {
+                Ok(entries) => {
+                    for (name, entry) in entries {
+                        let want = self.want(&name, entry, &mut signs, here);
+                        wants.insert(name, want);
+                    }
+                    self.fine("the configuration");
+                }
+                Err(e) => self.failed("the configuration", "config", &e),
+            }
+        }
+        self.metrics.wanted(wants.len(), here.len());
+        // Something may have happened between the look and the watch.
+        if self.watcher.set(signs) {
+            self.wake.notify_one();
+        }
+        wants
+    }
+
+    fn want(
+        &self,
+        name: &str,
+        entry: Result<Entry>,
+        signs: &mut Signs,
+        here: &mut BTreeMap<String, Here>,
+    ) -> Want {
+        let unknown = |policy| Want { at: At::Unknown, policy };
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(e) => {
+                self.failed(name, "config", &e);
+                return unknown(None);
+            }
+        };
+        for (path, names) in entry.place.signs() {
+            signs.entry(path).or_default().add(names);
+        }
+        let target = match entry.place.find() {
+            Ok(Some(target)) => target,
+            Ok(None) => return unknown(Some(entry.policy)),
+            Err(e) => {
+                self.failed(name, "target", &e);
+                return unknown(Some(entry.policy));
+            }
+        };
+        let at = At::Here { netns: target.netns.cookie, cgroup: target.cgroup.id };
+        let want = Want { at, policy: Some(entry.policy.clone()) };
+        here.insert(
+            name.to_owned(),
+            Here { target, policy: entry.policy, allow_partial: entry.allow_partial },
+        );
+        want
+    }
+
+    /// While nobody can say which files there are, none is gone.
+    fn unwanted_files(&self, wants: &mut BTreeMap<String, Want>, there: &[Surveyed]) {
+        let known = self.config.is_some() && !self.is_failing("the configuration");
+        if known {
+            return;
+        }
+        for instance in there.iter().filter(|instance| instance.name.starts_with(FILE)) {
+            wants.entry(instance.name.clone()).or_insert(Want { at: At::Unknown, policy: None });
+        }
+    }
+
+    fn execute(&self, step: Step, here: &BTreeMap<String, Here>) {
+        let (name, what) = match &step {
+            Step::Attach(name) => (name.clone(), "attach"),
+            Step::Upgrade(name) => (name.clone(), "upgrade"),
+            Step::Detach { name, .. } => (name.clone(), "detach"),
+        };
+        if self.is_too_early(&name) {
+            return;
+        }
+        let result = match step {
+            Step::Attach(_) => match here.get(&name) {
+                Some(here) => {
+                    self.attach(&name, &here.target, &here.policy, here.allow_partial).map(|r| r.notes)
+                }
+                None => return,
+            },
+            Step::Upgrade(_) => change::upgrade(&self.root, &name),
+            Step::Detach { why, .. } => {
+                tracing::info!(instance = name, "detaching: {why}");
+                self.detach(&name)
+            }
+        };
+        match result {
+            Ok(notes) => {
+                self.fine(&name);
+                if what != "attach" {
+                    self.metrics.step(what);
+                    tracing::info!(instance = name, "{what} done");
+                }
+                for note in notes {
+                    tracing::info!(instance = name, "{note}");
+                }
+            }
+            Err(e) => self.failed(&name, what, &e),
+        }
+    }
+
+    /// Attaches or changes an instance and follows its namespace.
+    pub(super) fn attach(
+        &self,
+        name: &str,
+        target: &Target,
+        policy: &Policy,
+        allow_partial: bool,
+    ) -> Result<Report> {
+        if !policy.virtual_interfaces.is_empty() {
+            return Err(Error::Unsupported(
+                "virtual_interfaces (-k) are not built yet in this version".into(),
+            ));
+        }
+        if let Some(strays) = target.strays_told()? {
+            if !allow_partial {
+                return Err(Error::Input(format!(
+                    "{strays}; name a cgroup that holds them all, or set allow_partial = true"
+                )));
+            }
+            tracing::warn!(instance = name, "{strays}");
+        }
+        chains::refuse_istio(&target.netns)?;
+        // Before the attach looks at it: what changes afterwards is heard of.
+        let before = self.follow_one(target.netns.as_fd(), target.netns.cookie)?;
+        let begin = Instant::now();
+        let report = attach::attach(&self.root, name, target, policy, false)?;
+        let took = begin.elapsed();
+        self.remember(target.netns.cookie, before);
+        let step = match report.outcome {
+            Outcome::Attached => "attach",
+            Outcome::Changed => "change",
+            Outcome::Unchanged => return Ok(report),
+        };
+        self.metrics.step(step);
+        if report.outcome == Outcome::Attached {
+            self.metrics.attach_seconds.observe(took.as_secs_f64());
+        }
+        let milliseconds = took.as_secs_f64() * 1e3;
+        let cgroup = target.cgroup.path.display();
+        tracing::info!(instance = name, netns = %target.netns_path.display(), %cgroup, milliseconds, "{step} done");
+        Ok(report)
+    }
+
+    /// Detaches an instance, with its last connections counted.
+    pub(super) fn detach(&self, name: &str) -> Result<Vec<String>> {
+        self.metrics.take(&self.root, name);
+        match detach::detach(&self.root, name, None) {
+            Ok(report) => Ok(report.notes),
+            // Somebody was quicker.
+            Err(Error::NothingMatched(_)) => Ok(Vec::new()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Follows every namespace that has an instance, whoever made it. One that was not followed
+    /// before may have changed unseen. True if one has neither a process nor a file: it is about to
+    /// end, and nobody will tell.
+    fn follow_all(&self, there: &[Surveyed]) -> bool {
+        let mut ending = false;
+        let mut alive = Vec::new();
+        for Surveyed { name, state } in there {
+            let State::Active(active) = state else { continue };
+            alive.push(active.netns_cookie);
+            let known = lock(&self.memory.mirrors).contains_key(&active.netns_cookie);
+            if known || !active.netns_alive || self.is_too_early(&format!("{name} (follow)")) {
+                continue;
+            }
+            let Some(netns) = find::netns(&self.root, name) else {
+                ending = true;
+                continue;
+            };
+            let followed = self.follow_one(netns.as_fd(), netns.cookie).and_then(|mirror| {
+                change::refresh(&self.root, name)?;
+                Ok(mirror)
+            });
+            match followed {
+                Ok(mirror) => {
+                    self.fine(&format!("{name} (follow)"));
+                    self.remember(netns.cookie, mirror);
+                    self.metrics.step("adopt");
+                    tracing::info!(instance = name, "adopted");
+                }
+                Err(e) => self.failed(&format!("{name} (follow)"), "follow", &e),
+            }
+        }
+        let still = there.len();
+        let mut mirrors = lock(&self.memory.mirrors);
+        if mirrors.len() > 2 * still + 16 {
+            mirrors.retain(|cookie, _| alive.contains(cookie));
+        }
+        ending
+    }
+
+    /// Hears of changes from now on; the namespace as it is.
+    fn follow_one(&self, netns: std::os::fd::BorrowedFd<'_>, cookie: u64) -> Result<Mirror> {
+        self.namespaces.follow(netns, cookie)?;
+        mirror::read(netns).map_err(|e| Error::Failed(chain(&e)))
+    }
+
+    fn remember(&self, cookie: u64, mirror: Mirror) {
+        lock(&self.memory.mirrors).insert(cookie, without_ours(mirror));
+    }
+
+    /// Refreshes what has changed, but only if it makes a difference.
+    fn changed(&self, changes: &Changes) {
+        let Ok(there) = survey(&self.root) else { return };
+        for Surveyed { name, state } in there {
+            let State::Active(active) = state else { continue };
+            let cookie = active.netns_cookie;
+            if !active.netns_alive || !(changes.lost || changes.changed.contains(&cookie)) {
+                continue;
+            }
+            let Some(netns) = find::netns(&self.root, &name) else { continue };
+            let Ok(now) = mirror::read(netns.as_fd()).map(without_ours) else { continue };
+            if lock(&self.memory.mirrors).get(&cookie) == Some(&now) {
+                tracing::debug!(instance = name, "its namespace has changed, which makes no difference");
+                continue;
+            }
+            match change::refresh(&self.root, &name) {
+                Ok(_) => {
+                    lock(&self.memory.mirrors).insert(cookie, now);
+                    self.metrics.step("refresh");
+                    tracing::info!(
+                        instance = name,
+                        "refreshed: addresses, routes or interfaces have changed"
+                    );
+                }
+                Err(e) => {
+                    // Forgotten, it is adopted anew by the next pass.
+                    lock(&self.memory.mirrors).remove(&cookie);
+                    self.failed(&format!("{name} (follow)"), "refresh", &e);
+                    self.wake.notify_one();
+                }
+            }
+        }
+    }
+
+    /// Something has failed: said when it is new, tried again later each time.
+    pub(super) fn failed(&self, about: &str, reason: &'static str, error: &Error) {
+        self.metrics.error(reason);
+        let text = error.to_string();
+        let mut failures = lock(&self.memory.failures);
+        let times = failures.get(about).map_or(0, |failure| failure.times) + 1;
+        let wait = Duration::from_millis(500 << times.min(7));
+        if failures.get(about).is_none_or(|failure| failure.text != text) {
+            tracing::error!(about, reason, "{text}");
+        }
+        failures.insert(about.to_owned(), Failure { times, next: Instant::now() + wait, text });
+    }
+
+    fn fine(&self, about: &str) {
+        if lock(&self.memory.failures).remove(about).is_some() {
+            tracing::info!(about, "works again");
+        }
+    }
+
+    fn is_failing(&self, about: &str) -> bool {
+        lock(&self.memory.failures).contains_key(about)
+    }
+
+    fn is_too_early(&self, about: &str) -> bool {
+        lock(&self.memory.failures).get(about).is_some_and(|failure| failure.next > Instant::now())
+    }
+
+    fn retry_in(&self) -> Option<Duration> {
+        let failures = lock(&self.memory.failures);
+        let next = failures.values().map(|failure| failure.next).min()?;
+        Some(next.saturating_duration_since(Instant::now()).max(Duration::from_millis(100)))
+    }
+}
+
+/// A mirror without what an attach adds: that is no change to be followed.
+fn without_ours(mut mirror: Mirror) -> Mirror {
+    let ours = IpAddr::from(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
+    mirror.routes.retain(|route| !(route.prefix.addr() == ours && route.prefix.prefix_len() == 128));
+    for interface in mirror.interfaces.iter_mut().filter(|interface| interface.loopback) {
+        interface.addresses.retain(|net| net.addr() != ours);
+    }
+    mirror
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,74 @@
+//! `redirector agent`.
+
+use super::Env;
+use crate::agent::{self, Options, log};
+use crate::error::Result;
+use crate::kernel;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  redirector agent --config /etc/redirector/targets.d
+      with a file such as shop.toml there:
+        unit = \"shop.service\"
+        [policy]
+        outbound_exclude_ports = [5432]
+  curl -s 127.0.0.1:9464/metrics";
+
+/// Keep what is captured on this node as it is wanted, until told to end.
+///
+/// It attaches what is missing, follows address and route changes, swaps in programs of its own
+/// version and removes what belongs to namespaces that are gone. What is captured stays captured
+/// while no agent runs. See docs/agent.md.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Directory with a file for each target to capture; changes take effect at once.
+    #[arg(long, value_name = "DIR")]
+    config: Option<PathBuf>,
+    /// Directory for the agent's lock and socket.
+    #[arg(long, value_name = "DIR", default_value = "/run/redirector")]
+    run_dir: PathBuf,
+    /// Address of /metrics, /healthz and /readyz; `off` for none.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9464", value_parser = http)]
+    http: Http,
+    /// Look at the node this often, even if nothing seems to happen.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    resync: u32,
+    /// How to log, on standard error.
+    #[arg(long, value_enum, default_value_t = log::Format::Text)]
+    log_format: log::Format,
+    /// What to log.
+    #[arg(long, value_enum, default_value_t = log::Level::Info)]
+    log_level: log::Level,
+}
+
+/// `--http`.
+#[derive(Clone, Copy, Debug)]
+struct Http(Option<SocketAddr>);
+
+fn http(text: &str) -> Result<Http, String> {
+    match text {
+        "off" => Ok(Http(None)),
+        text => text
+            .parse()
+            .map(|at| Http(Some(at)))
+            .map_err(|_| "not an address with a port, such as 127.0.0.1:9464 or [::]:9464".into()),
+    }
+}
+
+pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
+    kernel::privileges::require()?;
+    log::init(args.log_format, args.log_level);
+    agent::run(Options {
+        root: env.root.clone(),
+        config: args.config,
+        run_dir: args.run_dir,
+        http: args.http.0,
+        resync: Duration::from_secs(args.resync.into()),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,110 @@
+//! What the agent has to know of each instance before it decides anything: cheap to read for
+//! hundreds of them, and never an error.
+
+use super::find;
+use super::hooks;
+use super::object;
+use super::record;
+use super::root::Root;
+use super::state::{Instance, Phase};
+use crate::config::Policy;
+use crate::error::Result;
+use crate::sys::bpf::Link;
+use redirector_common::abi::{ABI_VERSION, Meta};
+use std::path::Path;
+
+/// An instance as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Surveyed {
+    /// Its name.
+    pub name: String,
+    /// What it is attached to and does.
+    pub state: State,
+}
+
+/// What an instance does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It captures.
+    Active(Box<Active>),
+    /// It is draining: whoever drains it ends it.
+    Draining,
+    /// A command that made it or took it down was killed; the next one sweeps it.
+    Inert,
+    /// Made by a version with another map layout; it works, but only that version can change it.
+    Foreign {
+        /// Version of the layout.
+        abi: u32,
+    },
+    /// Something of it is missing or cannot be read.
+    Damaged(String),
+}
+
+/// An instance that captures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Active {
+    /// Cookie of its network namespace.
+    pub netns_cookie: u64,
+    /// Id of its cgroup.
+    pub cgroup_id: u64,
+    /// The namespace exists.
+    pub netns_alive: bool,
+    /// The cgroup exists.
+    pub cgroup_alive: bool,
+    /// The policy in force; None if its record cannot be read.
+    pub policy: Option<Policy>,
+    /// It runs the programs of this version.
+    pub current: bool,
+    /// Every hook that the policy needs has its link.
+    pub complete: bool,
+}
+
+/// All instances of the node.
+///
+/// # Errors
+///
+/// Only if the directory of all instances cannot be read.
+pub fn survey(root: &Root) -> Result<Vec<Surveyed>> {
+    let names = root.names()?.into_iter();
+    Ok(names.map(|name| Surveyed { state: state(root, &name), name }).collect())
+}
+
+fn state(root: &Root, name: &str) -> State {
+    let dir = root.instance(name);
+    let instance = match Instance::open_unchecked(&dir, name).and_then(|i| i.meta().map(|meta| (i, meta))) {
+        Ok((_, meta)) if meta.abi != ABI_VERSION => return State::Foreign { abi: meta.abi },
+        Ok(found) => found,
+        Err(e) => return State::Damaged(e.to_string()),
+    };
+    let (instance, meta) = instance;
+    match Phase::of(&meta) {
+        Phase::Active(slot) => State::Active(Box::new(active(&instance, &meta, slot))),
+        Phase::Draining => State::Draining,
+        Phase::Inert => State::Inert,
+    }
+}
+
+fn active(instance: &Instance, meta: &Meta, slot: u32) -> Active {
+    let record = record::read(&instance.dir, slot).ok();
+    let policy = record.as_ref().map(|record| record.policy.clone());
+    let complete = policy
+        .as_ref()
+        .is_some_and(|policy| hooks::wanted(policy).all(|hook| instance.dir.join(hook.link_pin()).exists()));
+    Active {
+        netns_cookie: meta.netns_cookie,
+        cgroup_id: meta.cgroup_id,
+        // Without the link nobody can say; the plan repairs it first.
+        netns_alive: find::linked_to(&instance.dir) != Some(0),
+        cgroup_alive: cgroup_of(&instance.dir) != Some(0),
+        current: record.is_some_and(|record| record.programs == object::ID),
+        policy,
+        complete,
+    }
+}
+
+/// Id of the cgroup that an instance's programs are attached to; 0 if it is gone.
+fn cgroup_of(dir: &Path) -> Option<u64> {
+    let hook = hooks::ALL.iter().find(|hook| !hook.netns)?;
+    let link = Link::open(&dir.join(hook.link_pin())).ok()?;
+    link.info().ok().map(|info| info.target)
+}

@@ -1,0 +1,335 @@
+//! The agent without Kubernetes: targets from files.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, anyhow};
+use rustix::process::Signal;
+
+use redirector_tests::agent::{Agent, Home, target, until_active};
+use redirector_tests::command::run;
+use redirector_tests::matrix::SERVED;
+use redirector_tests::node::Node;
+use redirector_tests::pod::{APP, PROXY, VIP4, at};
+use redirector_tests::privileged::{require_program, require_root};
+use redirector_tests::probe::many::{Load, Report};
+use redirector_tests::process::Daemon;
+use redirector_tests::redirector::exit;
+use redirector_tests::retry;
+use redirector_tests::side::{By, Side};
+
+const NAME: &str = "file-shop";
+const PROXIED: &str = "proxy:15001";
+
+struct Place {
+    agent: Agent,
+    side: Side,
+    home: Home,
+    node: Node,
+}
+
+/// A node whose agent captures the pod.
+fn captured() -> anyhow::Result<Option<Place>> {
+    if !require_root() {
+        return Ok(None);
+    }
+    let (node, home, side) = (Node::new()?, Home::new()?, Side::new(By::Nobody)?);
+    home.write("shop", &target(side.pod(), ""))?;
+    let agent = Agent::start(&node, &home)?;
+    until_active(&node, &agent, NAME, true)?;
+    Ok(Some(Place { agent, side, home, node }))
+}
+
+/// So many connections of the app to services outside.
+fn connect(side: &Side, count: u16) -> anyhow::Result<Report> {
+    let to = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        at(Ipv4Addr::new(10, 96, high, low), SERVED)
+    };
+    side.pod().load(APP, &load((0..count).map(to).collect()))
+}
+
+fn load(destinations: Vec<SocketAddr>) -> Load {
+    Load { destinations, threads: 2, hold: false, same_port: true }
+}
+
+/// Where the app's connection to an address ends.
+fn reached(side: &Side, to: impl Into<IpAddr>) -> anyhow::Result<HashMap<String, usize>> {
+    Ok(side.pod().load(APP, &load(vec![at(to, SERVED)]))?.reached)
+}
+
+fn ends_at(side: &Side, to: impl Into<IpAddr>, server: &str) -> anyhow::Result<()> {
+    let to = to.into();
+    retry::until(&format!("a connection to {to} to reach {server}"), || {
+        reached(side, to).is_ok_and(|reached| reached.contains_key(server)).then_some(())
+    })
+}
+
+#[test]
+fn files_are_followed() -> anyhow::Result<()> {
+    let Some(Place { agent, side, home, node }) = captured()? else { return Ok(()) };
+    assert_eq!(reached(&side, VIP4)?, HashMap::from([(PROXIED.to_owned(), 1)]));
+    assert_eq!(agent.get("/healthz")?.0, 200);
+    retry::until("the agent to be ready", || {
+        agent.get("/readyz").is_ok_and(|(s, _)| s == 200).then_some(())
+    })?;
+
+    // Another policy; what is wrong changes nothing; the next right one counts again.
+    home.write("shop", &target(side.pod(), &format!("outbound_exclude_ports = [{SERVED}]")))?;
+    ends_at(&side, VIP4, &format!("remote:{SERVED}"))?;
+    let lines = agent.line_count();
+    home.write("shop", "cgroup = 1")?;
+    let error = agent.wait_for_event(lines, |event| event["reason"] == "config")?;
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("shop.toml")), "{error:#}");
+    assert_eq!(error["level"], "ERROR", "{error:#}");
+    assert!(agent.metric("redirector_errors_total{reason=\"config\"}")? >= 1.0);
+    assert_eq!(node.list()?.len(), 1);
+    assert_eq!(reached(&side, VIP4)?, HashMap::from([(format!("remote:{SERVED}"), 1)]));
+    home.write("shop", &target(side.pod(), ""))?;
+    ends_at(&side, VIP4, PROXIED)?;
+
+    home.remove("shop")?;
+    until_active(&node, &agent, NAME, false)?;
+    retry::until("the bpffs to be empty", || node.expect_empty().ok())?;
+    assert!(reached(&side, VIP4)?.contains_key(&format!("remote:{SERVED}")));
+    Ok(())
+}
+
+/// kill -9 while connections are made, again and again; a new agent adopts what is there.
+#[test]
+fn capture_outlives_the_agent() -> anyhow::Result<()> {
+    const KILLS: usize = 5;
+    let Some(Place { agent, side, home, node }) = captured()? else { return Ok(()) };
+    let before = node.show(NAME)?;
+    let done = &AtomicBool::new(false);
+    let reports = std::thread::scope(|scope| {
+        let loading = scope.spawn(|| {
+            let mut reports = Vec::new();
+            while !done.load(Ordering::Relaxed) || reports.is_empty() {
+                reports.push(connect(&side, 500)?);
+            }
+            anyhow::Ok(reports)
+        });
+        let killed = (|| {
+            let mut agent = agent;
+            for _ in 0..KILLS {
+                agent.kill()?;
+                agent = Agent::start(&node, &home)?;
+                agent.wait_for(0, "adopted")?;
+            }
+            // Told to end, it leaves everything as it is.
+            agent.signal(Signal::TERM)?;
+            agent.wait_for(0, "ending")?;
+            anyhow::Ok(())
+        })();
+        done.store(true, Ordering::Relaxed);
+        let reports = loading.join().map_err(|_| anyhow!("a thread panicked"))??;
+        killed.map(|()| reports)
+    })?;
+    for report in &reports {
+        assert_eq!(report.reached, HashMap::from([(PROXIED.to_owned(), 500)]), "{report:#?}");
+        assert!(report.wrong == 0 && report.failed.is_empty(), "{report:#?}");
+    }
+    println!("{KILLS} kills while {} connections were made", reports.len() * 500);
+    // Adopted, not made anew.
+    let programs = |show: &serde_json::Value| {
+        show["hooks"].as_array().map(|h| h.iter().map(|h| h["program"].clone()).collect::<Vec<_>>())
+    };
+    assert_eq!(programs(&node.show(NAME)?), programs(&before));
+    Ok(())
+}
+
+#[test]
+fn addresses_are_followed() -> anyhow::Result<()> {
+    let Some(Place { agent, side, home: _home, node }) = captured()? else { return Ok(()) };
+    let new = Ipv4Addr::new(10, 77, 0, 99);
+    // Somebody else's, as far as the instance knows: to the proxy.
+    let report = side.pod().load(APP, &load(vec![at(new, SERVED)]))?;
+    assert!(report.reached.contains_key(PROXIED), "{report:#?} {}", node.show(NAME)?["counters"]);
+    side.pod().netns.ip(&format!("address add {new}/24 dev eth0"))?;
+    ends_at(&side, new, &format!("app:{SERVED}")).with_context(|| agent.log())?;
+    retry::until("the refresh to be counted", || {
+        agent.metric("redirector_steps_total{step=\"refresh\"}").is_ok_and(|n| n >= 1.0).then_some(())
+    })?;
+    side.pod().netns.ip(&format!("address del {new}/24 dev eth0"))?;
+    ends_at(&side, new, PROXIED).with_context(|| agent.log())?;
+
+    // What makes no difference is no reason to touch the instance.
+    let lines = agent.line_count();
+    side.pod().netns.ip("link set eth0 txqueuelen 1001")?;
+    agent.wait_for(lines, "its namespace has changed, which makes no difference")?;
+    Ok(())
+}
+
+/// A namespace that ends takes its instance with it, at once, whoever made it.
+#[test]
+fn orphans_are_removed() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, home, side) = (Node::new()?, Home::new()?, Side::new(By::Nobody)?);
+    node.attach(side.pod(), "by-hand", &[])?.expect(exit::OK)?;
+    // A whole minute without a look of its own: what it does it does because it hears of it.
+    let config = home.config().display().to_string();
+    let agent = Agent::with(&node, &home, &["--config", &config, "--resync", "3600"])?;
+    agent.wait_for(0, "adopted")?;
+    drop(side);
+    until_active(&node, &agent, "by-hand", false)?;
+    retry::until("the bpffs to be empty", || node.expect_empty().ok()).with_context(|| agent.log())?;
+
+    // One that ended while there was no agent.
+    let side = Side::new(By::Nobody)?;
+    node.attach(side.pod(), "by-hand", &[])?.expect(exit::OK)?;
+    agent.wait_for(0, "adopted")?;
+    agent.kill()?;
+    drop(side);
+    let agent = Agent::start(&node, &home)?;
+    until_active(&node, &agent, "by-hand", false)?;
+    retry::until("the bpffs to be empty", || node.expect_empty().ok()).with_context(|| agent.log())?;
+    Ok(())
+}
+
+#[test]
+fn metrics_tell_the_traffic() -> anyhow::Result<()> {
+    let Some(Place { agent, side, home, node }) = captured()? else { return Ok(()) };
+    let sample = "redirector_connections_total{verdict=\"outbound\",rule=\"out_all\"}";
+    assert_eq!(agent.metric(sample)?, 0.0);
+    assert_eq!(connect(&side, 300)?.reached, HashMap::from([(PROXIED.to_owned(), 300)]));
+    side.world.pods[0].observe(PROXY, &[redirector_tests::scenario::Scenario::to(at(VIP4, SERVED))])?;
+    let metrics = agent.metrics()?;
+    let expect = [
+        (sample, 300.0),
+        ("redirector_connections_total{verdict=\"pass\",rule=\"out_proxy_uid\"}", 1.0),
+        ("redirector_instances{state=\"active\"}", 1.0),
+        ("redirector_listeners{traffic=\"outbound\",family=\"ipv4\"}", 1.0),
+        ("redirector_listeners{traffic=\"inbound\",family=\"ipv6\"}", 1.0),
+        ("redirector_attach_seconds_count", 1.0),
+        ("redirector_targets{state=\"here\"}", 1.0),
+        ("redirector_steps_total{step=\"attach\"}", 1.0),
+    ];
+    for (name, value) in expect {
+        assert_eq!(metrics.get(name), Some(&value), "{name}: {metrics:#?}");
+    }
+    assert!(!metrics.keys().any(|name| name.starts_with("redirector_errors")), "{metrics:#?}");
+    assert!(metrics.keys().any(|name| name.starts_with("redirector_build_info{version=")), "{metrics:#?}");
+
+    // They do not go back when the instance goes, nor count twice when it comes again.
+    home.remove("shop")?;
+    until_active(&node, &agent, NAME, false)?;
+    assert_eq!(agent.metric(sample)?, 300.0);
+    home.write("shop", &target(side.pod(), ""))?;
+    until_active(&node, &agent, NAME, true)?;
+    connect(&side, 7)?;
+    assert_eq!(agent.metric(sample)?, 307.0);
+    assert_eq!(agent.get("/nothing")?.0, 404);
+    Ok(())
+}
+
+/// A process says where it is; when it ends there is nothing to capture, and the next one is captured again.
+#[test]
+fn pid_files_are_followed() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, home, side) = (Node::new()?, Home::new()?, Side::new(By::Nobody)?);
+    let file = home.run().with_extension("pid");
+    home.write("shop", &format!("pid_file = \"{}\"\n", file.display()))?;
+    let config = home.config().display().to_string();
+    let agent = Agent::with(&node, &home, &["--config", &config, "--resync", "3600"])?;
+    retry::until("the target to be awaited", || {
+        agent.metric("redirector_targets{state=\"awaited\"}").is_ok_and(|n| n == 1.0).then_some(())
+    })?;
+    let _process = Daemon::start("sleep", side.pod().place(APP)?.program("/bin/sleep".as_ref()).arg("600"))?;
+    std::fs::write(&file, format!("{}\n", side.app.pid()))?;
+    until_active(&node, &agent, NAME, true)?;
+    ends_at(&side, VIP4, PROXIED)?;
+    // The file going is no reason to let the processes out.
+    std::fs::remove_file(&file)?;
+    retry::until("the target to be awaited", || {
+        agent.metric("redirector_targets{state=\"awaited\"}").is_ok_and(|n| n == 1.0).then_some(())
+    })?;
+    assert!(reached(&side, VIP4)?.contains_key(PROXIED));
+    Ok(())
+}
+
+/// An instance that another version has made gets the programs of this one under load, and nobody notices.
+#[test]
+fn programs_of_an_older_version_are_swapped() -> anyhow::Result<()> {
+    let Some(Place { agent, side, home, node }) = captured()? else { return Ok(()) };
+    if require_program("bpftool").is_none() {
+        return Ok(());
+    }
+    agent.kill()?;
+    pretend_older(&node)?;
+    let before = node.show(NAME)?;
+    let done = &AtomicBool::new(false);
+    let reports = std::thread::scope(|scope| {
+        let loading = scope.spawn(|| {
+            let mut reports = Vec::new();
+            while !done.load(Ordering::Relaxed) || reports.is_empty() {
+                reports.push(connect(&side, 500)?);
+            }
+            anyhow::Ok(reports)
+        });
+        let swapped =
+            Agent::start(&node, &home).and_then(|agent| agent.wait_for(0, "upgrade done").map(drop));
+        done.store(true, Ordering::Relaxed);
+        let reports = loading.join().map_err(|_| anyhow!("a thread panicked"))??;
+        swapped.map(|()| reports)
+    })?;
+    for report in &reports {
+        assert!(report.right == 500 && report.failed.is_empty(), "{report:#?}");
+    }
+    let after = node.show(NAME)?;
+    for (old, new) in
+        before["hooks"].as_array().context("hooks")?.iter().zip(after["hooks"].as_array().context("hooks")?)
+    {
+        assert_ne!(old["program"], new["program"], "{new:#}");
+        assert_eq!(new["effective"], true);
+    }
+    assert_eq!(after["record"]["policy"], before["record"]["policy"]);
+    // Once is enough.
+    let agent = Agent::start(&node, &home)?;
+    agent.wait_for(0, "adopted")?;
+    assert_eq!(agent.metric("redirector_steps_total{step=\"upgrade\"}")?, 0.0, "{}", agent.log());
+    Ok(())
+}
+
+/// Writes another id of the programs into the instance's record.
+fn pretend_older(node: &Node) -> anyhow::Result<()> {
+    let directory = node.instance(NAME);
+    let slot = if directory.join("RECORD_1").exists() { "RECORD_1" } else { "RECORD_2" };
+    let pin = directory.join(slot).display().to_string();
+    let dump = run(
+        Command::new("bpftool").args(["-j", "map", "lookup", "pinned", &pin, "key", "0", "0", "0", "0"]),
+        "",
+    )?;
+    let entry: serde_json::Value = serde_json::from_str(&dump)?;
+    let bytes = entry["value"].as_array().context("a value")?.iter();
+    let bytes: Option<Vec<u8>> =
+        bytes.map(|byte| u8::from_str_radix(byte.as_str()?.trim_start_matches("0x"), 16).ok()).collect();
+    let mut text = String::from_utf8(bytes.context("bytes")?)?;
+    let begin = text.find("\"programs\":\"").context("the record tells the programs")? + 12;
+    text.replace_range(begin..begin + 4, "0000");
+    let mut command = Command::new("bpftool");
+    command.args(["map", "update", "pinned", &pin, "key", "0", "0", "0", "0", "value", "hex"]);
+    run(command.args(text.bytes().map(|byte| format!("{byte:02x}"))), "")?;
+    Ok(())
+}
+
+/// Two agents are never at work at once: the second stands by, and goes on when the first ends.
+#[test]
+fn a_second_agent_waits() -> anyhow::Result<()> {
+    let Some(Place { agent, side, home, node }) = captured()? else { return Ok(()) };
+    let second = Agent::start(&node, &home)?;
+    second.wait_for(0, "another agent is at work")?;
+    assert_eq!(second.get("/readyz")?, (200, "standby: another agent is at work on this node\n".to_owned()));
+    agent.kill()?;
+    second.wait_for(0, "adopted")?;
+    home.remove("shop")?;
+    until_active(&node, &second, NAME, false)?;
+    drop(side);
+    Ok(())
+}
