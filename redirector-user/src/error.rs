@@ -17,6 +17,9 @@ pub enum Error {
     /// This kernel, node or set of privileges cannot: exit code 4.
     #[error("{0}")]
     Unsupported(String),
+    /// What is attached does not do what it should: exit code 1.
+    #[error("{0}")]
+    Validation(String),
     /// The request was right and did not work: exit code 1.
     #[error("{0}")]
     Failed(String),
@@ -38,7 +41,7 @@ impl Error {
             Self::NothingMatched(_) => 3,
             Self::Unsupported(_) => 4,
             Self::Os { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 4,
-            Self::Failed(_) | Self::Os { .. } => 1,
+            Self::Validation(_) | Self::Failed(_) | Self::Os { .. } => 1,
         }
     }
 }

@@ -200,3 +200,31 @@ fn other_policies() -> anyhow::Result<()> {
     }
     expect_clean(pod)
 }
+
+/// `attach --run-validation`: the instance is verified, and a new one that fails is not left behind.
+#[test]
+fn run_validation() -> anyhow::Result<()> {
+    let Some((node, world)) = world()? else { return Ok(()) };
+    let pod = world.pod();
+    let only = ["--skip-rule-apply", "--run-validation"];
+    node.attach(pod, NAME, &only)?.refused(exit::NOTHING, &["no instance is attached"])?;
+    let run = node.attach(pod, NAME, &["--run-validation"])?.expect(exit::OK)?.json()?;
+    assert_eq!((&run["outcome"], &run["validation"]["ok"]), (&json!("attached"), &json!(true)), "{run:#}");
+    let report = node.attach(pod, NAME, &only)?.expect(exit::OK)?.json()?;
+    assert_eq!(report["ok"], true);
+
+    // What could go wrong under the nose of any instance.
+    let mut drop = std::process::Command::new("ip");
+    drop.args(["netns", "exec", pod.netns.name(), "iptables", "-A", "INPUT", "-i", "lo", "-p", "tcp"]);
+    redirector_tests::command::run(drop.args(["--dport", "15006", "-j", "DROP"]), "")?;
+    let flags = ["--run-validation", "--probe-timeout=300ms", "--iptables-probe-port=7"];
+    let run = node.attach(pod, NAME, &flags)?.refused(exit::FAILED, &["validation", "failed"])?;
+    let own = run.json()?;
+    let own = probe(&own, "proxy_to_own_pod", "ipv4")?;
+    assert_eq!((&own["to"], &own["status"]), (&json!("127.0.0.6:7"), &json!("failed")));
+    assert_eq!(node.list()?.len(), 1, "the instance was there before");
+    node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    node.attach(pod, NAME, &flags)?.refused(exit::FAILED, &["validation", "has been detached"])?;
+    node.expect_empty()?;
+    expect_clean(pod)
+}

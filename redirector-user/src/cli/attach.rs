@@ -2,12 +2,14 @@
 
 use super::Env;
 use super::output::{Format, json, print};
-use crate::config::{self, CaptureFlags, Policy, Resolved, TargetFacts, VARIABLES_HELP};
+use crate::config::{self, CaptureFlags, Policy, Requests, Resolved, TargetFacts, VARIABLES_HELP};
 use crate::error::{Error, Result};
 use crate::instance::attach::{self, default_name};
 use crate::instance::change::Outcome;
+use crate::instance::{detach, find};
 use crate::mirror;
 use crate::target::Target;
+use crate::verify::{self, Report};
 use crate::{kernel, target};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
@@ -67,47 +69,126 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
         (None, Some(netns), Some(cgroup)) => Target::of_paths(netns, cgroup)?,
         _ => return Err(Error::Input("give --pid, or --netns and --cgroup".into())),
     };
-    let resolved =
-        config::resolve(&args.capture, &facts(&target)?).map_err(|e| Error::Input(e.to_string()))?;
+    let resolved = resolve(env, &args.capture, &target)?;
+    elsewhere(&resolved)?;
+    let how = How { name: args.name, allow_partial: args.allow_partial, trace: args.trace };
+    work(env, &target, &resolved, &how)
+}
+
+/// What is asked for beside the policy.
+#[derive(Debug, Default)]
+pub(super) struct How {
+    name: Option<String>,
+    allow_partial: bool,
+    trace: bool,
+}
+
+/// The policy of the flags for a target.
+pub(super) fn resolve(env: &Env, flags: &CaptureFlags, target: &Target) -> Result<Resolved> {
+    let resolved = config::resolve(flags, &facts(target)?).map_err(|e| Error::Input(e.to_string()))?;
     for remark in &resolved.notes {
         env.note(&format!("{}: {}", remark.about, remark.text));
     }
-    buildable(&resolved)?;
-    target::owners::as_the_kernel_counts(&resolved.policy, &target.netns)?;
-    let name = args.name.clone().unwrap_or_else(|| default_name(&target));
+    no_virtual_interfaces(&resolved.policy)?;
+    Ok(resolved)
+}
+
+/// Attaches, validates, or only says what it would do.
+pub(super) fn work(env: &Env, target: &Target, resolved: &Resolved, how: &How) -> Result<ExitCode> {
+    let (policy, requests) = (&resolved.policy, &resolved.requests);
+    target::owners::as_the_kernel_counts(policy, &target.netns)?;
+    if requests.run_validation && requests.skip_apply && !requests.dry_run {
+        let name = find::by_netns(&env.root, &target.netns)?.ok_or_else(|| {
+            let netns = target.netns_path.display();
+            Error::NothingMatched(format!(
+                "no instance is attached to {netns}, so there is nothing to validate"
+            ))
+        })?;
+        let report = validate(env, &name, requests)?;
+        super::verify::print_report(env, &report)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let name = how.name.clone().unwrap_or_else(|| default_name(target));
     crate::instance::root::check_name(&name)?;
-    strays(env, &target, args.allow_partial)?;
+    strays(env, target, how.allow_partial)?;
     target::chains::refuse_istio(&target.netns)?;
-    if resolved.requests.dry_run || resolved.requests.skip_apply {
-        return dry_run(env, &name, &target, &resolved.policy);
+    if requests.dry_run || requests.skip_apply {
+        return dry_run(env, &name, target, policy);
     }
 
-    let report = attach::attach(&env.root, &name, &target, &resolved.policy, args.trace)?;
+    let report = attach::attach(&env.root, &name, target, policy, how.trace)?;
     for remark in &report.notes {
         env.note(remark);
     }
+    let validation = if requests.run_validation {
+        Some(validate(env, &name, requests).map_err(|e| undone(env, &report, e))?)
+    } else {
+        None
+    };
     let outcome = match report.outcome {
         Outcome::Attached => "attached",
         Outcome::Unchanged => "unchanged",
         Outcome::Changed => "changed",
     };
     match env.format {
-        Format::Json => json(&serde_json::json!({
-            "name": name,
-            "outcome": outcome,
-            "netns": target.netns_path,
-            "netns_inode": target.netns.inode,
-            "cgroup": target.cgroup.path,
-            "notes": report.notes,
-        }))?,
-        Format::Table => print(&format!(
-            "{outcome} {name}: network namespace {} (inode {}), cgroup {}",
-            target.netns_path.display(),
-            target.netns.inode,
-            target.cgroup.path.display()
-        ))?,
+        Format::Json => {
+            let mut answer = serde_json::json!({
+                "name": name,
+                "outcome": outcome,
+                "netns": target.netns_path,
+                "netns_inode": target.netns.inode,
+                "cgroup": target.cgroup.path,
+                "notes": report.notes,
+            });
+            if let Some(validation) = validation {
+                answer["validation"] = serde_json::json!(validation);
+            }
+            json(&answer)?;
+        }
+        Format::Table => {
+            if let Some(validation) = &validation {
+                super::verify::print_report(env, validation)?;
+            }
+            print(&format!(
+                "{outcome} {name}: network namespace {} (inode {}), cgroup {}",
+                target.netns_path.display(),
+                target.netns.inode,
+                target.cgroup.path.display()
+            ))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `--run-validation`: verify, and an error if it is not content.
+fn validate(env: &Env, name: &str, requests: &Requests) -> Result<Report> {
+    let options = verify::Options {
+        probe_port: requests.probe_port,
+        patience: requests.probe_timeout.min(verify::helper::LONGEST),
+        from: None,
+    };
+    let report = verify::verify(&env.root, name, &options)?;
+    if report.ok {
+        return Ok(report);
+    }
+    super::verify::print_report(env, &report)?;
+    Err(Error::Validation(format!("the validation of {name} failed; see `redirector verify {name}`")))
+}
+
+/// A failed attach leaves nothing behind: what was there before stays.
+fn undone(env: &Env, attached: &attach::Report, error: Error) -> Error {
+    if attached.outcome != Outcome::Attached {
+        return error;
+    }
+    let end = match detach::detach(&env.root, &attached.name, None) {
+        Ok(_) => "the new instance has been detached".to_owned(),
+        Err(e) => format!("and it could not be detached: {e}"),
+    };
+    let text = |why: &str| format!("the validation of {} failed{why}; {end}", attached.name);
+    match error {
+        Error::Validation(_) => Error::Validation(text("")),
+        other => Error::Failed(text(&format!(" ({other})"))),
+    }
 }
 
 /// What the flags may ask about the target.
@@ -126,9 +207,9 @@ fn facts(target: &Target) -> Result<TargetFacts> {
     })
 }
 
-/// Refuses what this version cannot do yet: an option is never silently ignored.
-fn buildable(resolved: &Resolved) -> Result<()> {
-    let (policy, requests) = (&resolved.policy, &resolved.requests);
+/// Refuses what belongs to other verbs and flags: an option is never silently ignored.
+fn elsewhere(resolved: &Resolved) -> Result<()> {
+    let requests = &resolved.requests;
     if requests.cleanup_only {
         return Err(Error::Input("--cleanup-only attaches nothing; use `redirector detach`".into()));
     }
@@ -137,16 +218,15 @@ fn buildable(resolved: &Resolved) -> Result<()> {
             "--network-namespace is spelt --netns here, and takes --cgroup with it".into(),
         ));
     }
-    let missing = [
-        (requests.run_validation, "--run-validation"),
-        (!policy.virtual_interfaces.is_empty(), "-k (virtual interfaces)"),
-    ];
-    match missing.iter().find(|(asked, _)| *asked) {
-        Some((_, what)) => {
-            Err(Error::Unsupported(format!("{what} is not built yet in this version; nothing was changed")))
-        }
-        None => Ok(()),
+    Ok(())
+}
+
+fn no_virtual_interfaces(policy: &Policy) -> Result<()> {
+    if policy.virtual_interfaces.is_empty() {
+        return Ok(());
     }
+    let text = "-k (virtual interfaces) is not built yet in this version; nothing was changed";
+    Err(Error::Unsupported(text.into()))
 }
 
 /// Processes of the namespace outside the cgroup would go around the proxy.

@@ -6,6 +6,7 @@ mod check;
 mod detach;
 mod explain;
 mod import;
+mod istio_iptables;
 mod list;
 mod original_dst;
 mod output;
@@ -22,6 +23,8 @@ use clap::{Parser, Subcommand};
 use output::Format;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+const BPFFS: &str = "/sys/fs/bpf";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,7 +53,7 @@ struct Cli {
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
     /// Mount point of the bpffs that holds the instances.
-    #[arg(long, global = true, default_value = "/sys/fs/bpf", value_name = "DIR")]
+    #[arg(long, global = true, default_value = BPFFS, value_name = "DIR")]
     bpffs: PathBuf,
 }
 
@@ -90,6 +93,9 @@ impl Env {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    if istio_iptables::is_called(std::env::args_os().next().as_deref()) {
+        return istio_iptables::main();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return usage(&e),

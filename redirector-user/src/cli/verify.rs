@@ -19,9 +19,9 @@ Examples:
   redirector verify pod1 --from /proc/1/ns/net     the inbound probe really connects, from the node";
 
 /// The port that istio-validation looks for (`constants.DefaultIptablesProbePortUint`).
-pub const PROBE_PORT: u16 = 15_002;
-/// Its patience.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+const PROBE_PORT: u16 = 15_002;
+/// Its patience, in seconds.
+const PATIENCE: u64 = 5;
 
 /// Make real connections through an instance and compare what is seen with what its policy says.
 ///
@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long, value_name = "PORT", default_value_t = PROBE_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     probe_port: u16,
     /// How long each connection may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE.as_secs(),
+    #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE,
           value_parser = clap::value_parser!(u64).range(1..=helper::LONGEST.as_secs()))]
     timeout: u64,
 }
@@ -71,10 +71,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         from: from.transpose()?,
     };
     let report = verify::verify(&env.root, &name, &options)?;
-    match env.format {
-        Format::Json => json(&report)?,
-        Format::Table => show(&report)?,
-    }
+    print_report(env, &report)?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -104,8 +101,16 @@ fn of_netns(env: &Env, path: &Path) -> Result<String> {
     })
 }
 
+/// Prints a report.
+pub fn print_report(env: &Env, report: &Report) -> Result<()> {
+    match env.format {
+        Format::Json => json(report),
+        Format::Table => show(report),
+    }
+}
+
 /// Prints a report for people.
-pub fn show(report: &Report) -> Result<()> {
+fn show(report: &Report) -> Result<()> {
     table(
         ["PROBE", "HOW", "CONNECTION", "EXPECTED", "SEEN", "RESULT"],
         report.probes.iter().map(|probe| {

@@ -29,6 +29,11 @@ pub enum Ipv6 {
     Off,
 }
 
+impl CaptureFlags {
+    /// Heading of what is redirector's own; `--dual-stack` and `--dry-run` are there, too.
+    pub const OWN_HEADING: &'static str = OWN;
+}
+
 /// What to capture, as given: absent, given empty and given differ.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(after_long_help = VARIABLES_HELP)]
@@ -172,7 +177,7 @@ pub struct CaptureFlags {
         value_parser = SwitchParser
     )]
     pub drop_invalid: Option<Given>,
-    /// Attach nothing, as with --dry-run
+    /// Attach nothing; with --run-validation: only validate
     #[arg(
         long = "skip-rule-apply", env = "SKIP_RULE_APPLY",
         help_heading = ACCEPTED, overrides_with = "skip_rule_apply",
@@ -180,7 +185,7 @@ pub struct CaptureFlags {
         value_parser = SwitchParser
     )]
     pub skip_rule_apply: Option<Given>,
-    /// Not built yet; refused
+    /// Verify afterwards; a new instance that fails is detached again
     #[arg(
         long = "run-validation", env = "RUN_VALIDATION",
         help_heading = ACCEPTED, overrides_with = "run_validation",
@@ -188,13 +193,13 @@ pub struct CaptureFlags {
         value_parser = SwitchParser
     )]
     pub run_validation: Option<Given>,
-    /// No effect: belongs to the original's validation
+    /// Port that --run-validation connects to (15002)
     #[arg(
         long = "iptables-probe-port", env = "IPTABLES_PROBE_PORT",
         help_heading = ACCEPTED, overrides_with = "iptables_probe_port", value_name = "PORT"
     )]
     pub iptables_probe_port: Option<Given>,
-    /// No effect: belongs to the original's validation
+    /// Patience of --run-validation (5s)
     #[arg(
         long = "probe-timeout", env = "PROBE_TIMEOUT",
         help_heading = ACCEPTED, overrides_with = "probe_timeout", value_name = "DURATION"

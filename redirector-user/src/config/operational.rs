@@ -4,14 +4,16 @@
 //! (`executeCommands`).
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::error::ConfigError;
 use super::flags::CaptureFlags;
 use super::given::{Given, Origin};
 use super::note::Note;
+use super::parse;
 
 /// What the operational flags ask of the verb that was called. The verb has to obey them or to refuse.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Requests {
     /// `--dry-run`: change nothing.
     pub dry_run: bool,
@@ -19,18 +21,36 @@ pub struct Requests {
     pub skip_apply: bool,
     /// `--cleanup-only`: attach nothing, remove what is there.
     pub cleanup_only: bool,
-    /// `--run-validation`: prove the redirection afterwards; not built yet.
+    /// `--run-validation`: prove the redirection afterwards.
     pub run_validation: bool,
+    /// `--iptables-probe-port`: the port that the validation connects to.
+    pub probe_port: u16,
+    /// `--probe-timeout`: its patience.
+    pub probe_timeout: Duration,
     /// `--network-namespace`: the namespace to work in; to be refused if another one is targeted.
     pub network_namespace: Option<PathBuf>,
+}
+
+impl Default for Requests {
+    /// `DefaultIptablesProbePortUint` and `DefaultProbeTimeout` of the original, and nothing asked for.
+    fn default() -> Self {
+        Self {
+            dry_run: false,
+            skip_apply: false,
+            cleanup_only: false,
+            run_validation: false,
+            probe_port: 15_002,
+            probe_timeout: Duration::from_secs(5),
+            network_namespace: None,
+        }
+    }
 }
 
 type Field = fn(&CaptureFlags) -> Option<&Given>;
 
 /// Booleans that ask for something when true, with what that means here.
-const SWITCHES: [(Field, &str); 7] = [
-    (|f| f.skip_rule_apply.as_ref(), "nothing is attached, as with --dry-run"),
-    (|f| f.run_validation.as_ref(), "validation is not built yet"),
+const SWITCHES: [(Field, &str); 6] = [
+    (|f| f.skip_rule_apply.as_ref(), "nothing is attached"),
     (|f| f.cni_mode.as_ref(), "no effect: it places the xtables lock, and redirector takes none"),
     (|f| f.reconcile.as_ref(), "no effect: an instance is replaced as a whole, no rule of it can drift"),
     (|f| f.cleanup_only.as_ref(), "nothing is attached; `redirector detach` removes an instance"),
@@ -39,12 +59,13 @@ const SWITCHES: [(Field, &str); 7] = [
 ];
 
 /// Other values, worth a note when they are not empty.
-const VALUES: [(Field, &str); 4] = [
-    (|f| f.iptables_probe_port.as_ref(), "no effect: it is a port of istio-iptables' own validation"),
-    (|f| f.probe_timeout.as_ref(), "no effect: it is the patience of istio-iptables' own validation"),
+const VALUES: [(Field, &str); 2] = [
     (|f| f.network_namespace.as_ref(), "the namespace is part of the target here: --netns FILE or --pid PID"),
     (|f| f.force_iptables_binary.as_ref(), "no effect: redirector runs no iptables binary"),
 ];
+
+/// Values that only the validation uses.
+const OF_VALIDATION: [Field; 2] = [|f| f.iptables_probe_port.as_ref(), |f| f.probe_timeout.as_ref()];
 
 /// Second names of booleans and the booleans themselves, for the complaint about unreadable variables.
 const BOOLEANS: [Field; 15] = [
@@ -81,7 +102,13 @@ impl CaptureFlags {
             ));
         }
         let on = |given: &Option<Given>| given.as_ref().and_then(Given::switch).unwrap_or(false);
+        let filled = |given: &'_ Option<Given>| given.clone().filter(|given| !given.text().is_empty());
+        let port = filled(&self.iptables_probe_port).map(|given| parse::port(given.name(), given.text()));
+        let timeout = filled(&self.probe_timeout).map(|given| parse::duration(given.name(), given.text()));
+        let default = Requests::default();
         Ok(Requests {
+            probe_port: port.transpose()?.unwrap_or(default.probe_port),
+            probe_timeout: timeout.transpose()?.unwrap_or(default.probe_timeout),
             dry_run: on(&self.dry_run),
             skip_apply: on(&self.skip_rule_apply),
             cleanup_only: on(&self.cleanup_only),
@@ -103,12 +130,17 @@ impl CaptureFlags {
             let given = field(self).filter(|given| !given.text().is_empty())?;
             Some(Note::remark(given.name(), *text))
         });
+        let validates = self.run_validation.as_ref().and_then(Given::switch) == Some(true);
+        let of_validation = OF_VALIDATION.iter().filter_map(|field| {
+            let given = field(self).filter(|given| !validates && !given.text().is_empty())?;
+            Some(Note::remark(given.name(), "no effect without --run-validation"))
+        });
         let unreadable = BOOLEANS.iter().filter_map(|field| {
             let given = field(self).filter(|given| !given.text().is_empty() && given.switch().is_none())?;
             let text = format!("{:?} is not a boolean and is ignored, as by istio-iptables", given.text());
             Some(Note::warning(given.name(), text))
         });
-        switches.chain(values).chain(unreadable).chain(self.variables.notes()).collect()
+        switches.chain(of_validation).chain(values).chain(unreadable).chain(self.variables.notes()).collect()
     }
 }
 

@@ -5,6 +5,7 @@
 //! refuse the result or read it in a surprising way (`010` is port 8 to iptables).
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -36,6 +37,38 @@ pub fn port(name: &str, item: &str) -> Result<u16, ConfigError> {
         Ok(port) => Ok(port),
         Err(_) => Err(ConfigError::invalid(name, item, "is above the highest port", range)),
     }
+}
+
+/// A duration as Go's `time.ParseDuration` reads it, without signs: `5s`, `1m30s`, `1.5s`, `500ms`.
+pub fn duration(name: &str, text: &str) -> Result<Duration, ConfigError> {
+    let refused =
+        || ConfigError::invalid(name, text, "is not a duration", "write it as in `5s`, `500ms` or `1m30s`");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut seconds = 0.0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(refused)?;
+        let (number, tail) = rest.split_at(digits);
+        let end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(end);
+        let unit = match unit {
+            "ns" => 1e-9,
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(refused()),
+        };
+        seconds += number.parse::<f64>().map_err(|_| refused())? * unit;
+        rest = tail;
+    }
+    if text.is_empty() {
+        return Err(refused());
+    }
+    Duration::try_from_secs_f64(seconds).map_err(|_| refused())
 }
 
 /// A comma list of ports, in the order given.

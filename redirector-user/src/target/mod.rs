@@ -38,6 +38,48 @@ impl Target {
             format!("there is no process {pid} (or it has ended); give the pid as the host sees it")
         })?;
         refuse_own(&netns, &netns_path)?;
+        Self::of_processes(netns, netns_path, pid)
+    }
+
+    /// The namespace that we are in ourselves, and the innermost cgroup that holds every process of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if that is the machine's own, or if only the root cgroup holds all processes.
+    pub fn own() -> Result<Self> {
+        let path = Path::new("/proc/self/ns/net");
+        let netns = open_netns(path, || "/proc is not mounted".into())?;
+        // net_core_table is registered for the initial namespace alone; in others of the machine (a node in
+        // a container) its processes have only the root cgroup in common.
+        if Path::new("/proc/sys/net/core/netdev_max_backlog").exists() {
+            return Err(machines(path));
+        }
+        let own = std::process::id();
+        // One that stays longer than we do.
+        let other = process::in_netns(netns.inode)?.into_iter().find(|pid| *pid != own);
+        let netns_path = PathBuf::from(format!("/proc/{}/ns/net", other.unwrap_or(own)));
+        Self::of_processes(netns, netns_path, own)
+    }
+
+    /// A namespace file, and the innermost cgroup that holds every process of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Target::of_pid`], and if no process is in it.
+    pub fn of_netns(path: &Path) -> Result<Self> {
+        let netns = open_netns(path, || format!("{} does not exist", path.display()))?;
+        refuse_own(&netns, path)?;
+        let Some(pid) = process::in_netns(netns.inode)?.into_iter().next() else {
+            return Err(Error::Input(format!(
+                "no process is in {}, so there is no cgroup to take; use `redirector attach --netns FILE --cgroup DIR`",
+                path.display()
+            )));
+        };
+        Self::of_processes(netns, std::path::absolute(path).unwrap_or_else(|_| path.into()), pid)
+    }
+
+    /// With the innermost cgroup of `pid` and of the namespace's other processes.
+    fn of_processes(netns: NetNs, netns_path: PathBuf, pid: u32) -> Result<Self> {
         let mut processes = process::in_netns(netns.inode)?;
         if !processes.contains(&pid) {
             processes.push(pid);
@@ -140,11 +182,15 @@ pub fn open_netns(path: &Path, missing: impl FnOnce() -> String) -> Result<NetNs
 fn refuse_own(netns: &NetNs, path: &Path) -> Result<()> {
     let own = |file: &str| NetNs::open(Path::new(file)).is_ok_and(|own| own.cookie == netns.cookie);
     if own("/proc/1/ns/net") || own("/proc/self/ns/net") {
-        return Err(Error::Input(format!(
-            "{} is the machine's own network namespace, which is never captured (a pod with hostNetwork?); give \
-             the namespace of a pod",
-            path.display()
-        )));
+        return Err(machines(path));
     }
     Ok(())
+}
+
+fn machines(path: &Path) -> Error {
+    Error::Input(format!(
+        "{} is the machine's own network namespace, which is never captured (a pod with hostNetwork?); give the \
+         namespace of a pod",
+        path.display()
+    ))
 }

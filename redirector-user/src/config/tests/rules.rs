@@ -167,17 +167,26 @@ fn loopback_range() {
 #[test]
 fn requests() {
     let args = ["-n", "--skip-rule-apply", "--cleanup-only", "--run-validation", "--network-namespace=/ns"];
+    let args = [&args[..], &["--iptables-probe-port=7", "--probe-timeout=1.5s"]].concat();
     let requests = resolved(&flags(&args)).requests;
     let all = Requests {
         dry_run: true,
         skip_apply: true,
         cleanup_only: true,
         run_validation: true,
+        probe_port: 7,
+        probe_timeout: std::time::Duration::from_millis(1500),
         network_namespace: Some("/ns".into()),
     };
     assert_eq!(requests, all);
     let none = resolved(&flags(&["-n=false", "--skip-rule-apply=f", "--network-namespace="])).requests;
     assert_eq!(none, Requests::default());
+    for (bad, why) in
+        [("--probe-timeout=5", "is not a duration"), ("--iptables-probe-port=0", "is not a port")]
+    {
+        let error = refused(&flags(&[bad]), &pod());
+        assert!(error.contains(why), "{error}");
+    }
     let error = refused(&flags(&["--force-iptables-binary=nftables"]), &pod());
     assert!(error.contains("not an iptables variant"), "{error}");
 }

@@ -1,0 +1,181 @@
+//! This program under the name `istio-iptables`: the original's command line, for the namespace it is called in.
+
+use super::{Env, attach, fail, output::Format};
+use crate::config::{CaptureFlags, Requests, TargetFacts};
+use crate::error::{Error, Result};
+use crate::instance::root::Root;
+use crate::instance::{detach, find};
+use crate::kernel;
+use crate::target::Target;
+use crate::verify::original;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args as _, Command, FromArgMatches};
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// The name.
+const NAME: &str = "istio-iptables";
+
+const ABOUT: &str = "\
+Set up the redirection of the pod this is called in, as istio-iptables does, by redirector's eBPF programs.
+
+Flags, variables and defaults are those of istio-iptables: without flags nothing is captured. The target is the network
+namespace of this process and the innermost cgroup that holds all its processes; both must be a pod's. More can be said
+with `redirector attach`.";
+
+/// Flags of istio-iptables that are listed among redirector's own.
+const SHARED: [&str; 2] = ["dual_stack", "dry_run"];
+
+/// The original's logger has flags, which Istio's injector gives.
+#[derive(Debug, clap::Args)]
+struct Logging {
+    /// No effect: belongs to the original's logger.
+    #[arg(long = "log_output_level", hide = true, value_name = "LEVEL")]
+    level: Option<String>,
+    /// No effect: belongs to the original's logger.
+    #[arg(long = "log_as_json", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    json: Option<String>,
+}
+
+/// Whether this process was called by that name.
+pub fn is_called(program: Option<&OsStr>) -> bool {
+    program.and_then(|path| Path::new(path).file_name()) == Some(OsStr::new(NAME))
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let command = command();
+    let parsed = command.clone().try_get_matches().and_then(|matches| {
+        refuse_own_flags(&command, &matches)?;
+        Ok((CaptureFlags::from_arg_matches(&matches)?, Logging::from_arg_matches(&matches)?))
+    });
+    let (flags, logging) = match parsed {
+        Ok(parsed) => parsed,
+        Err(e) => return super::usage(&e),
+    };
+    let env = Env { root: Root::at(Path::new(super::BPFFS)), format: Format::Table };
+    if logging.level.is_some() || logging.json.is_some() {
+        env.note("--log_output_level and --log_as_json have no effect here");
+    }
+    match run(&env, CaptureFlags { istio_defaults: true, ..flags }) {
+        Ok(code) => code,
+        Err(e @ Error::Validation(_)) => {
+            fail(&e, env.format);
+            ExitCode::from(original::FAILED)
+        }
+        Err(e) => fail(&e, env.format),
+    }
+}
+
+fn command() -> Command {
+    let command = Command::new(NAME).version(env!("CARGO_PKG_VERSION"));
+    let command = Logging::augment_args(CaptureFlags::augment_args(command)).about(ABOUT);
+    let own = own_flags(&command);
+    own.into_iter().fold(command, |command, id| command.mut_arg(id, |arg| arg.hide(true)))
+}
+
+/// Ids of redirector's own flags, which the original does not have.
+fn own_flags(command: &Command) -> Vec<String> {
+    let own = command.get_arguments().filter(|arg| arg.get_help_heading() == Some(CaptureFlags::OWN_HEADING));
+    own.map(|arg| arg.get_id().to_string()).filter(|id| !SHARED.contains(&id.as_str())).collect()
+}
+
+fn refuse_own_flags(command: &Command, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+    let given = |id: &&String| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+    match own_flags(command).iter().find(given) {
+        Some(id) => {
+            let flag = id.replace('_', "-");
+            let text = format!("istio-iptables has no flag --{flag}; use `redirector attach` for it\n");
+            Err(clap::Error::raw(clap::error::ErrorKind::UnknownArgument, text))
+        }
+        None => Ok(()),
+    }
+}
+
+fn run(env: &Env, flags: CaptureFlags) -> Result<ExitCode> {
+    let requests = flags.requests().map_err(|e| Error::Input(e.to_string()))?;
+    if requests.run_validation && requests.skip_apply && !requests.dry_run && !requests.cleanup_only {
+        return validate(env, &flags, &requests);
+    }
+    kernel::privileges::require()?;
+    let target = match &requests.network_namespace {
+        Some(path) => Target::of_netns(path)?,
+        None => Target::own()?,
+    };
+    if requests.cleanup_only {
+        return clean_up(env, &target, requests.dry_run);
+    }
+    let resolved = attach::resolve(env, &flags, &target)?;
+    attach::work(env, &target, &resolved, &attach::How::default())
+}
+
+/// As the init container `istio-validation` is called: by the proxy's user, without privileges.
+fn validate(env: &Env, flags: &CaptureFlags, requests: &Requests) -> Result<ExitCode> {
+    // Only the ports are of interest; nothing of the pod needs to be known for them.
+    let facts =
+        TargetFacts { root: Some("/".into()), nameservers: Some(Vec::new()), addresses: Some(Vec::new()) };
+    let ports = CaptureFlags {
+        envoy_port: flags.envoy_port.clone(),
+        inbound_capture_port: flags.inbound_capture_port.clone(),
+        ipv6: Some(crate::config::Ipv6::On),
+        ..CaptureFlags::default()
+    };
+    let policy = crate::config::resolve(&ports, &facts).map_err(|e| Error::Input(e.to_string()))?.policy;
+    let ports = [policy.outbound_port, policy.inbound_port];
+    let passed = original::validate(ports, requests.probe_port, requests.probe_timeout)?;
+    for to in passed {
+        env.note(&format!("validation passed: the proxy's connection to {to} is redirected"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `--cleanup-only`: no error if there is nothing, as in the original.
+fn clean_up(env: &Env, target: &Target, dry_run: bool) -> Result<ExitCode> {
+    let netns = target.netns_path.display();
+    match find::by_netns(&env.root, &target.netns)? {
+        None => env.note(&format!("no instance is attached to {netns}")),
+        Some(name) if dry_run => env.note(&format!("would detach {name}")),
+        Some(name) => {
+            let report = detach::detach(&env.root, &name, None)?;
+            for remark in &report.notes {
+                env.note(remark);
+            }
+            super::output::print(&format!("detached {name}"))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(args: &[&str]) -> bool {
+        let command = command();
+        let matches = command.clone().try_get_matches_from([&[NAME], args].concat()).expect("known flags");
+        refuse_own_flags(&command, &matches).is_err()
+    }
+
+    #[test]
+    fn only_the_originals_flags() {
+        command().debug_assert();
+        for own in ["--istio-defaults", "--ipv6=on", "--policy=x", "--max-connections=7"] {
+            assert!(refused(&[own]), "{own}");
+        }
+        for shared in ["--dual-stack", "-n", "--dry-run=false", "-p=1", "--cleanup-only", "--log_as_json"] {
+            assert!(!refused(&[shared]), "{shared}");
+        }
+    }
+
+    #[test]
+    fn the_name_decides() {
+        for yes in ["istio-iptables", "/usr/local/bin/istio-iptables"] {
+            assert!(is_called(Some(OsStr::new(yes))), "{yes}");
+        }
+        for no in ["redirector", "/istio-iptables/redirector", ""] {
+            assert!(!is_called(Some(OsStr::new(no))), "{no}");
+        }
+        assert!(!is_called(None));
+    }
+}

@@ -1,0 +1,162 @@
+//! The binary under the name `istio-iptables`: the original's command line, inside the pod.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+use std::process::Command;
+
+use redirector_tests::bpftool::{has_lo6, links_of};
+use redirector_tests::command::run;
+use redirector_tests::matrix::SERVED;
+use redirector_tests::observation::Observation;
+use redirector_tests::pod::{APP, PROXY, Pod, ROOT, VIP4, at};
+use redirector_tests::privileged::{require_program, require_root};
+use redirector_tests::redirector::{Run, binary, exit, redirector};
+use redirector_tests::scenario::{Owner, Scenario};
+use redirector_tests::side::{By, Side};
+
+/// What Istio's injector gives.
+const SIDECAR: [&str; 17] = [
+    "-p",
+    "15001",
+    "-z",
+    "15006",
+    "-u",
+    "1337",
+    "-m",
+    "REDIRECT",
+    "-i",
+    "*",
+    "-x",
+    "",
+    "-b",
+    "*",
+    "-d",
+    "15090,15021,15020",
+    "--log_output_level=default:info",
+];
+const VALIDATE: [&str; 2] = ["--run-validation", "--skip-rule-apply"];
+/// Exit code of the original's validation.
+const NOT_CONTENT: i32 = 126;
+
+/// A pod, and the binary under the other name. Whatever is attached is cleaned up.
+struct Bench {
+    side: Side,
+    directory: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> anyhow::Result<Option<Self>> {
+        if !require_root() || require_program("bpftool").is_none() {
+            return Ok(None);
+        }
+        let directory = tempfile::tempdir()?;
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755))?;
+        // The build directory may be nobody else's business. Not copied by us: a process that another test starts
+        // meanwhile would hold it open for writing, and it could not be run.
+        run(Command::new("cp").arg(binary()).arg(directory.path().join("redirector")), "")?;
+        symlink("redirector", directory.path().join("istio-iptables"))?;
+        Ok(Some(Self { side: Side::new(By::Nobody)?, directory }))
+    }
+
+    fn pod(&self) -> &Pod {
+        self.side.pod()
+    }
+
+    fn program(&self) -> PathBuf {
+        self.directory.path().join("istio-iptables")
+    }
+
+    fn run(&self, owner: Owner, arguments: &[&str]) -> anyhow::Result<Run> {
+        let mut command = self.pod().place(owner)?.program(&self.program());
+        command.env_clear();
+        Run::of(command.args(arguments))
+    }
+
+    fn connect(&self) -> anyhow::Result<String> {
+        let seen = self.pod().observe(APP, &[Scenario::to(at(VIP4, SERVED))])?;
+        Ok(seen.first().map(Observation::summary).unwrap_or_default())
+    }
+
+    fn expect_nothing(&self) -> anyhow::Result<()> {
+        assert_eq!(links_of(self.pod())?, [0, 0]);
+        assert!(!has_lo6(&self.pod().netns)?);
+        assert_eq!(self.connect()?, "remote:8080");
+        Ok(())
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let netns = self.pod().netns.file().display().to_string();
+        let _ = redirector(&["detach", "--netns", &netns, "--ignore-missing"], &[]);
+    }
+}
+
+/// As the containers istio-init and istio-validation of a pod call it, one after the other.
+#[test]
+fn as_istios_containers_call_it() -> anyhow::Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    // Nothing is captured without flags: the original's defaults.
+    let run = bench.run(ROOT, &[])?.expect(exit::OK)?;
+    assert!(run.stdout.contains(&bench.pod().cgroup.directory().display().to_string()), "{run:?}");
+    assert_eq!(bench.connect()?, "remote:8080");
+
+    let run = bench.run(ROOT, &[&SIDECAR[..], &["--run-validation"]].concat())?.expect(exit::OK)?;
+    assert!(run.stdout.contains("does what its policy says") && run.stdout.contains("changed n"), "{run:?}");
+    assert!(run.stderr.contains("--log_output_level"), "{run:?}");
+    assert_eq!(bench.connect()?, "proxy:15001 original 10.96.0.10:8080");
+
+    bench.run(ROOT, &["--cleanup-only"])?.expect(exit::OK)?;
+    bench.expect_nothing()?;
+    // As in the original that is no error.
+    let run = bench.run(ROOT, &["--cleanup-only"])?.expect(exit::OK)?;
+    assert!(run.stderr.contains("no instance is attached"), "{run:?}");
+    Ok(())
+}
+
+/// Without privileges, as the proxy's user, before the proxy.
+#[test]
+fn validation_alone() -> anyhow::Result<()> {
+    let Some(mut bench) = Bench::new()? else { return Ok(()) };
+    bench.side.proxy = None;
+    // The pause container of a pod: without it the cgroup of the one container would be all there is.
+    let _pause = bench.pod().serve(PROXY, "pause", Vec::new())?;
+    // IPv6 is on by the first address of the pod, or by any.
+    for (more, families) in [(None, vec!["127.0.0.6"]), (Some("--dual-stack"), vec!["127.0.0.6", "::6"])] {
+        let flags: Vec<&str> = SIDECAR.into_iter().chain(more).collect();
+        bench.run(ROOT, &flags)?.expect(exit::OK)?;
+        for _ in 0..2 {
+            let run = bench.run(PROXY, &[&flags[..], &VALIDATE].concat())?.expect(exit::OK)?;
+            let passed = |to: &&str| run.stderr.contains(&format!("connection to {to} is redirected"));
+            let tried: Vec<&str> = ["127.0.0.6", "::6"].into_iter().filter(passed).collect();
+            assert_eq!(tried, families, "{run:?}");
+        }
+    }
+    bench.run(ROOT, &["--cleanup-only"])?.expect(exit::OK)?;
+    bench.expect_nothing()?;
+    let patience = ["--probe-timeout", "500ms", "--iptables-probe-port", "7777"];
+    let run = bench.run(PROXY, &[&VALIDATE[..], &patience].concat())?.expect(NOT_CONTENT)?;
+    assert!(run.stderr.contains("127.0.0.6:7777") && run.stderr.contains("timed out"), "{run:?}");
+    Ok(())
+}
+
+#[test]
+fn what_it_refuses() -> anyhow::Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    for flag in [["--ipv6", "off"], ["--no-such", "flag"], ["attach", "-n"]] {
+        bench.run(ROOT, &flag)?.expect(exit::USAGE)?;
+    }
+    // Without the privileges of istio-init.
+    bench.run(APP, &SIDECAR)?.expect(exit::CANNOT)?;
+    bench.expect_nothing()?;
+
+    // The machine's own namespace, and another one from there.
+    let mut command = Command::new(bench.program());
+    let run = Run::of(command.env_clear().arg("-n"))?.expect(exit::USAGE)?;
+    assert!(run.stderr.contains("the machine's own network namespace"), "{run:?}");
+    let netns = bench.pod().netns.file().display().to_string();
+    let mut command = Command::new(bench.program());
+    let run = Run::of(command.env_clear().args(["-n", "--network-namespace", &netns]))?.expect(exit::OK)?;
+    assert!(run.stdout.contains(&bench.pod().cgroup.directory().display().to_string()), "{run:?}");
+    bench.expect_nothing()
+}
