@@ -104,6 +104,9 @@ pub mod meta_flag {
     pub const TPROXY_ROUTE6: u32 = 1 << 6;
     /// The programs tell their decisions (`attach --trace`).
     pub const TRACE: u32 = 1 << 7;
+    /// attach added rules and routes for virtual interfaces (`-k`), and made the proxy's outbound
+    /// listeners transparent.
+    pub const VIRTUAL: u32 = 1 << 8;
 }
 
 /// Key of `TABLES`: which list (and of which policy slot), then an address or a number.
@@ -140,7 +143,8 @@ impl TableKey {
     }
 }
 
-/// Value of `TABLES`: how the namespace routes a destination. All zero in the other lists.
+/// Value of `TABLES`: how the namespace routes a destination. Of a virtual interface `source` is the
+/// address REDIRECT would send to; all zero in the other lists.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Route {
@@ -219,7 +223,7 @@ pub struct SockState {
     /// One of [`sock_kind`].
     pub kind: u32,
     /// Client: 1 if we bound its source address. The kernel keeps that bind over a refused
-    /// connect, so it must be told from one the app made.
+    /// connect, so it must be told from one the app made. Listener: 1 if we made it transparent.
     pub bound_by_us: u16,
     /// [`crate::decide::Verdict`]; of a listener, which traffic it takes.
     pub verdict: u16,

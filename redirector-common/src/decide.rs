@@ -265,6 +265,13 @@ fn others_pass<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> bool {
         && ((facts.fresh(&c.tcp) && facts.fresh(&c.dport) != 53) || !facts.has(p, flag::DNS))
 }
 
+/// Whether `-i` names the destination: all that counts for what enters a virtual interface.
+#[inline(always)]
+pub fn is_included<F: Facts>(p: &Policy, facts: &F, dst: &Addr) -> bool {
+    facts.has(p, flag::OUTBOUND_ALL)
+        || (facts.has(p, flag::HAS_INCLUDE_CIDRS) && facts.covered(Table::IncludeCidrs, dst))
+}
+
 /// A TCP connection that arrives from the network (never one that arrives on `lo`: its
 /// decision was taken in [`outgoing`], as netfilter takes it in OUTPUT).
 #[derive(Clone, Copy, Debug)]
@@ -275,18 +282,19 @@ pub struct Incoming {
     pub dport: u16,
     /// Index of the interface it arrived on.
     pub iif: u32,
+    /// The destination is an address of the namespace. Of others only what enters a virtual
+    /// interface is delivered here, by the routes that user space makes for it.
+    pub local: bool,
 }
 
 /// nat PREROUTING → ISTIO_INBOUND, or mangle PREROUTING in TPROXY mode. First match wins.
 #[inline(always)]
 pub fn incoming<F: Facts>(p: &Policy, facts: &F, c: &Incoming) -> Decision {
+    // The routes know the interface by its name, so it may be younger than the list.
     if facts.has(p, flag::HAS_VIRTUAL_INTERFACES)
-        && facts.listed(Table::VirtualInterfaces, facts.fresh(&c.iif))
+        && (!facts.fresh(&c.local) || facts.listed(Table::VirtualInterfaces, facts.fresh(&c.iif)))
     {
-        let captured = facts.has(p, flag::OUTBOUND_ALL)
-            || (facts.has(p, flag::HAS_INCLUDE_CIDRS)
-                && facts.covered(Table::IncludeCidrs, &facts.fresh(&c.dst)));
-        return if captured {
+        return if is_included(p, facts, &facts.fresh(&c.dst)) {
             Decision { verdict: Verdict::Outbound, rule: Counter::InVirtualCaptured }
         } else {
             pass(Counter::InVirtualPassed)

@@ -121,7 +121,7 @@ pub enum Table {
     IncludeInPorts = 8,
     /// `-c` as interface indices.
     ExcludeInterfaces = 9,
-    /// `-k` as interface indices.
+    /// `-k` as interface indices; the value's source is the interface's IPv4 address.
     VirtualInterfaces = 10,
     /// All of `-u`.
     ProxyUids = 11,
@@ -131,4 +131,6 @@ pub enum Table {
     OwnerGroups = 13,
     /// ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE.
     OwnerGroupsExclude = 14,
+    /// `-k` as interface indices; the value's source is the interface's IPv6 address.
+    VirtualInterfaces6 = 15,
 }

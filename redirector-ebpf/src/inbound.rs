@@ -62,7 +62,8 @@ fn from_network(ctx: &Lookup, active: &Active) -> Result<Wanted, Other> {
     if !dst.is_v4() && !active.has(flag::IPV6) {
         return Err(Other::Pass);
     }
-    let incoming = opaque(Incoming { dst, dport: ctx.local_port(), iif: ctx.ingress_ifindex() });
+    let local = !active.has(flag::HAS_VIRTUAL_INTERFACES) || active.route(dst).is_none_or(|r| r.local != 0);
+    let incoming = opaque(Incoming { dst, dport: ctx.local_port(), iif: ctx.ingress_ifindex(), local });
     let decision = opaque(decide::incoming(active.policy, active, &incoming));
     count(decision.rule);
     trace::arriving(ctx, decision, incoming.dport);

@@ -167,6 +167,12 @@ impl Active {
         TABLES.get(&Key::new(TableKey::BITS, key)).map(|r| unsafe { &*core::ptr::from_ref(r) })
     }
 
+    /// What a list of numbers says of one.
+    #[inline(always)]
+    pub fn number(&self, table: Table, value: u32) -> Option<&'static Route> {
+        self.find(TableKey::number(self.slot, table, value))
+    }
+
     #[inline(always)]
     pub fn route(&self, dst: Addr) -> Option<&'static Route> {
         self.find(TableKey::address(self.slot, Table::Routes, dst))
@@ -182,7 +188,7 @@ pub fn route_or_unknown(active: &Active, dst: Addr) -> &'static Route {
 impl Facts for Active {
     #[inline(always)]
     fn listed(&self, table: Table, value: u32) -> bool {
-        self.find(TableKey::number(self.slot, table, value)).is_some()
+        self.number(table, value).is_some()
     }
 
     #[inline(always)]

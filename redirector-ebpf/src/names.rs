@@ -1,13 +1,13 @@
 //! getpeername and getsockname show what they would show under iptables.
 
 use crate::ctx::{AF_INET6, IPPROTO_MPTCP, Sock, SockAddr, TCP_CLOSE, TCP_LISTEN};
-use crate::maps::{self, ORIGINAL_DST};
+use crate::maps::{self, Active, ORIGINAL_DST};
 use crate::storage;
 use redirector_common::Addr;
 use redirector_common::abi::{FlowKey, sock_kind};
 use redirector_common::counter::Counter;
-use redirector_common::decide::Verdict;
-use redirector_common::policy::flag;
+use redirector_common::decide::{Verdict, is_included};
+use redirector_common::policy::{Table, flag};
 
 pub fn peer4(ctx: &SockAddr) {
     if let Some((addr, port)) = peer(ctx, ctx.ip4()) {
@@ -70,11 +70,30 @@ fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
         }
         // REDIRECT in PREROUTING has changed the port; TPROXY has not.
         sock_kind::LISTENER if sk.state() != TCP_LISTEN => {
-            let tproxy = maps::active()?.has(flag::TPROXY);
-            (state.verdict == Verdict::Inbound as u16 && !tproxy).then_some((shown, state.proxy_port))
+            let active = maps::active()?;
+            if state.verdict == Verdict::Inbound as u16 {
+                return (!active.has(flag::TPROXY)).then_some((shown, state.proxy_port));
+            }
+            let from_guest =
+                state.verdict == Verdict::Outbound as u16 && active.has(flag::HAS_VIRTUAL_INTERFACES);
+            from_guest.then(|| (entered_at(&active, sk.peer(), shown), state.proxy_port))
         }
         _ if state.bound_by_us != 0 && sk.state() == TCP_CLOSE => not_connected(sk, ctx.port()),
         _ => None,
+    }
+}
+
+/// REDIRECT in PREROUTING sends to the interface's own address (`nf_nat_redirect_ipv4`). A guest
+/// is behind the interface that leads to it; if that is none of `-k`, it connected by itself.
+#[inline(always)]
+fn entered_at(active: &Active, guest: Addr, shown: Addr) -> Addr {
+    let list = if shown.is_v4() { Table::VirtualInterfaces } else { Table::VirtualInterfaces6 };
+    let interface = maps::route_or_unknown(active, guest).oif;
+    match active.number(list, interface) {
+        Some(entry) if !entry.source.is_unspecified() && is_included(active.policy, active, &shown) => {
+            entry.source
+        }
+        _ => shown,
     }
 }
 

@@ -18,5 +18,6 @@ pub mod sys;
 pub mod target;
 pub mod tproxy;
 pub mod verify;
+pub mod virtual_interfaces;
 
 pub use error::{Error, Result};

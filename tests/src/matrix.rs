@@ -38,6 +38,8 @@ pub enum Caller {
     Pod(Owner),
     /// Somebody in the rest of the cluster.
     Outside,
+    /// The virtual machine in the pod.
+    Guest,
 }
 
 /// The connections of one caller.

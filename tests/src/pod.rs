@@ -6,10 +6,14 @@
 //!        10.94.0.0/16  fd00:94::/64 (2nd network)
 //!   pod0 10.77.0.1  fd00:77:0::1 ───────────────────── eth0 10.77.0.2  fd00:77:0::2   default route
 //!   sec0 10.78.0.1  fd00:78:0::1 ───────────────────── eth1 10.78.0.2  fd00:78:0::2   (optional) 10.94/16, fd00:94::/64
+//!
+//!   guest namespace (optional)
+//!   eth0 10.79.0.1  fd00:79:0::1 ──────────────────── vnet0 10.79.0.2  fd00:79:0::2   the guest's default route
 //! ```
 //!
 //! Two worlds have the same addresses, so that what is seen in one can be compared with what is seen in the other.
 
+use std::iter;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Command;
 
@@ -48,6 +52,13 @@ const FIRST_NET: u8 = 77;
 /// The interface index of a pod's `eth0`; fixed, because link-local addresses show it.
 pub const ETH0: u32 = 10;
 
+/// The pod's end of the wire to its guest.
+pub const GUEST_INTERFACE: &str = "vnet0";
+/// The pod's address there.
+pub const VNET4: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 2);
+/// The same, by IPv6.
+pub const VNET6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x79, 0, 0, 0, 0, 0, 2);
+
 /// Routes that refuse, each in its own way; in every pod.
 const DEAD_ROUTES: &str = "route add unreachable 10.98.0.0/16\n\
     route add prohibit 10.99.0.0/16\n\
@@ -69,6 +80,8 @@ pub struct PodOptions {
     pub second_interface: bool,
     /// Whether a user namespace of its own owns its network namespace (`hostUsers: false`).
     pub user_namespace: bool,
+    /// Whether there is a virtual machine in the pod: a namespace behind its `vnet0`, for which the pod is the router.
+    pub guest: bool,
     /// More `ip` commands in the pod's namespace.
     pub extra: String,
 }
@@ -79,6 +92,7 @@ impl Default for PodOptions {
             ipv6_default_route: true,
             second_interface: false,
             user_namespace: false,
+            guest: false,
             extra: String::new(),
         }
     }
@@ -91,6 +105,8 @@ pub struct Pod {
     pub netns: Netns,
     /// Its cgroup; the containers' cgroups `app` and `proxy` are inside.
     pub cgroup: Cgroup,
+    /// The virtual machine in it.
+    pub guest: Option<Netns>,
     number: u8,
 }
 
@@ -115,6 +131,15 @@ impl Pod {
         let container = if owner.uid == PROXY.uid || owner.gid == PROXY.gid { "proxy" } else { "app" };
         let cgroup = Some(self.cgroup.child(container)?);
         Ok(Place { netns: self.netns.file().to_owned(), cgroup, owner })
+    }
+
+    /// A process in the pod's guest.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn in_guest(&self) -> anyhow::Result<Place> {
+        let guest = self.guest.as_ref().context("a pod without a guest")?;
+        Ok(Place { netns: guest.file().to_owned(), cgroup: None, owner: ROOT })
     }
 
     /// Starts a server in the pod.
@@ -192,8 +217,8 @@ impl World {
             world.pods.push(pod);
         }
         world.client.wait_until_links_are_up()?;
-        for pod in &world.pods {
-            pod.netns.wait_until_links_are_up()?;
+        for netns in world.pods.iter().flat_map(|pod| iter::once(&pod.netns).chain(&pod.guest)) {
+            netns.wait_until_links_are_up()?;
         }
         Ok(world)
     }
@@ -214,10 +239,27 @@ impl World {
                  route add fd00:94::/64 via fd00:78:{number}::1\n"
             ))?;
         }
+        let guest = options.guest.then(|| self.add_guest(&netns, name, number)).transpose()?;
         if !options.extra.is_empty() {
             netns.ip(&options.extra)?;
         }
-        Ok(Pod { netns, cgroup, number })
+        Ok(Pod { netns, cgroup, guest, number })
+    }
+
+    fn add_guest(&self, pod: &Netns, name: &str, number: u8) -> anyhow::Result<Netns> {
+        let guest = Netns::new(&format!("{name}-guest"))?;
+        guest.sysctl(NO_LINK_LOCAL)?;
+        let net = FIRST_NET + 2;
+        wire(&guest, pod, net, number, ["eth0", GUEST_INTERFACE])?;
+        guest.ip(&format!(
+            "route add default via 10.{net}.{number}.2\nroute add default via fd00:{net}:{number}::2\n"
+        ))?;
+        pod.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
+        self.client.ip(&format!(
+            "route add 10.{net}.{number}.0/24 via 10.{FIRST_NET}.{number}.2\n\
+             route add fd00:{net}:{number}::/64 via fd00:{FIRST_NET}:{number}::2\n"
+        ))?;
+        Ok(guest)
     }
 
     /// Lets everything stay after this process.
@@ -225,6 +267,9 @@ impl World {
         self.client.keep();
         for pod in self.pods {
             pod.netns.keep();
+            if let Some(guest) = pod.guest {
+                guest.keep();
+            }
             pod.cgroup.keep();
         }
     }

@@ -6,7 +6,7 @@ use crate::iptables;
 use crate::istio::Options;
 use crate::matrix::{Caller, Part, SERVED, SIDECAR_PORTS};
 use crate::observation::Observation;
-use crate::pod::{APP, PROXY, Pod, PodOptions, World};
+use crate::pod::{APP, PROXY, Pod, PodOptions, World, observe};
 use crate::probe::serve::Listen;
 use crate::proxy::{Server, everywhere, proxy_listeners};
 use crate::redirector::Instance;
@@ -140,6 +140,7 @@ impl Side {
         match caller {
             Caller::Pod(owner) => self.pod().observe(owner, scenarios),
             Caller::Outside => self.world.observe_from_outside(scenarios),
+            Caller::Guest => observe(&self.pod().in_guest()?, scenarios),
         }
     }
 

@@ -229,7 +229,7 @@ impl Packet {
     }
 
     pub fn incoming(&self) -> Incoming {
-        Incoming { dst: addr(self.dst), dport: self.dport, iif: self.interface }
+        Incoming { dst: addr(self.dst), dport: self.dport, iif: self.interface, local: true }
     }
 }
 

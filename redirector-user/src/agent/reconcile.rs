@@ -13,6 +13,7 @@ use crate::instance::survey::{State, Surveyed, survey};
 use crate::instance::{detach, find};
 use crate::mirror::{self, Mirror};
 use crate::target::{Target, chains};
+use crate::virtual_interfaces;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
@@ -216,11 +217,7 @@ impl Agent {
         policy: &Policy,
         allow_partial: bool,
     ) -> Result<Report> {
-        if !policy.virtual_interfaces.is_empty() {
-            return Err(Error::Unsupported(
-                "virtual_interfaces (-k) are not built yet in this version".into(),
-            ));
-        }
+        virtual_interfaces::check(policy)?;
         if let Some(strays) = target.strays_told()? {
             if !allow_partial {
                 return Err(Error::Input(format!(

@@ -89,7 +89,7 @@ pub(super) fn resolve(env: &Env, flags: &CaptureFlags, target: &Target) -> Resul
     for remark in &resolved.notes {
         env.note(&format!("{}: {}", remark.about, remark.text));
     }
-    no_virtual_interfaces(&resolved.policy)?;
+    crate::virtual_interfaces::check(&resolved.policy)?;
     Ok(resolved)
 }
 
@@ -219,14 +219,6 @@ fn elsewhere(resolved: &Resolved) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-fn no_virtual_interfaces(policy: &Policy) -> Result<()> {
-    if policy.virtual_interfaces.is_empty() {
-        return Ok(());
-    }
-    let text = "-k (virtual interfaces) is not built yet in this version; nothing was changed";
-    Err(Error::Unsupported(text.into()))
 }
 
 /// Processes of the namespace outside the cgroup would go around the proxy.

@@ -57,9 +57,9 @@ fn text(s: &Status, verbose: bool) -> Result<()> {
         format!("effective    {}", effective(s)),
     ];
     for l in &s.listeners {
-        let none = if l.ipv4 + l.ipv6 == 0 { "  <- no listener of the proxy is registered" } else { "" };
+        let problem = l.problem.as_ref().map(|problem| format!("  <- {problem}")).unwrap_or_default();
         lines.push(format!(
-            "{:<12} port {}: {} IPv4, {} IPv6 listeners{none}",
+            "{:<12} port {}: {} IPv4, {} IPv6 listeners{problem}",
             l.traffic, l.port, l.ipv4, l.ipv6
         ));
     }

@@ -143,7 +143,8 @@ pub fn incoming(policy: &Policy, offline: &Offline, query: &Arriving) -> Explana
         return Explanation::unruled(query.protocol, to, "inbound only TCP is captured");
     }
     let iif = query.interface.as_deref().map_or(0, |name| offline.index(name));
-    let arriving = Incoming { dst: to.ip().into(), dport: to.port(), iif };
+    // What is not for an address of the namespace gets here by way of a virtual interface only.
+    let arriving = Incoming { dst: to.ip().into(), dport: to.port(), iif, local: true };
     let decision = decide::incoming(&offline.compiled.policy, offline, &arriving);
     let packet = Packet {
         source: unspecified(to.ip()),

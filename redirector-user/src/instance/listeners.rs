@@ -3,8 +3,12 @@
 use super::state::Instance;
 use crate::config::Policy;
 use crate::error::{Context, Result};
+use crate::sys::netns::NetNs;
 use crate::sys::{bpf, sockopt};
-use crate::target::{Target, listeners};
+use crate::target::Target;
+use crate::target::cgroup::Cgroup;
+use crate::target::listeners::{self, Listener};
+use aya::maps::{MapData, SkStorage};
 use redirector_common::Addr;
 use redirector_common::abi::{LISTENER_SLOTS, LISTENERS_OF_POLICY, SockState, listener_slot, sock_kind};
 use redirector_common::decide::Verdict;
@@ -27,11 +31,21 @@ pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: u32
     let map = instance.listeners()?;
     let mut sockets = instance.sockets()?;
     let mut notes = Vec::new();
+    if needs_transparent(policy) && !found.iter().any(|l| l.port == policy.outbound_port) {
+        notes.push(format!(
+            "-k: no listener of the proxy on port {} yet; what enters a virtual interface over IPv4 is dropped until \
+             `redirector refresh` has found one and made it transparent",
+            policy.outbound_port
+        ));
+    }
     for listener in found {
         let Some((port, verdict)) = roles.iter().find(|(port, _)| *port == listener.port) else { continue };
+        let transparent = *verdict == Verdict::Outbound && needs_transparent(policy);
+        let make = transparent && !sockopt::is_transparent(listener.socket.as_fd()).unwrap_or(false);
+        let made = make || is_made_transparent(&sockets, &listener);
         let state = SockState {
             kind: sock_kind::LISTENER,
-            bound_by_us: 0,
+            bound_by_us: u16::from(made),
             verdict: *verdict as u16,
             orig: Addr::UNSPECIFIED,
             proxy: Addr::UNSPECIFIED,
@@ -42,6 +56,12 @@ pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: u32
         sockets
             .insert(&listener.socket, state, 0)
             .context(|| format!("attach state to the listener on port {port} of process {}", listener.pid))?;
+        if make {
+            // Noted in its state first.
+            sockopt::set_transparent(listener.socket.as_fd(), true).context(|| {
+                format!("set IP_TRANSPARENT on the listener on port {port} of process {}", listener.pid)
+            })?;
+        }
         let first = listener_slot(slot, *verdict as u32, listener.v6);
         match put(map.as_fd(), first, listener.socket.as_fd()) {
             Ok(true) => {}
@@ -56,6 +76,49 @@ pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: u32
         }
     }
     Ok(notes)
+}
+
+/// The kernel answers no SYN from an address that is not its own (`inet_csk_route_req`), unless the
+/// listener is transparent. Over IPv6 it does (`inet6_csk_route_req`).
+fn needs_transparent(policy: &Policy) -> bool {
+    !policy.virtual_interfaces.is_empty()
+}
+
+fn is_made_transparent(sockets: &SkStorage<MapData, SockState>, listener: &Listener) -> bool {
+    sockets.get(&listener.socket, 0).is_ok_and(|s| s.kind == sock_kind::LISTENER && s.bound_by_us != 0)
+}
+
+/// Takes IP_TRANSPARENT from the listeners on `ports` to which [`register`] gave it.
+pub fn make_opaque(instance: &Instance, netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<()> {
+    let mut sockets = instance.sockets()?;
+    for listener in listeners::find(netns, cgroup, ports)? {
+        if !is_made_transparent(&sockets, &listener) {
+            continue;
+        }
+        let what = || format!("clear IP_TRANSPARENT of a listener of process {}", listener.pid);
+        sockopt::set_transparent(listener.socket.as_fd(), false).context(what)?;
+        let state = sockets.get(&listener.socket, 0).context(what)?;
+        sockets.insert(&listener.socket, SockState { bound_by_us: 0, ..state }, 0).context(what)?;
+    }
+    Ok(())
+}
+
+/// What is wrong with the outbound listeners of a policy with virtual interfaces.
+pub fn problem(netns: &NetNs, cgroup: &Cgroup, policy: &Policy) -> Option<String> {
+    if !needs_transparent(policy) {
+        return None;
+    }
+    let found = match listeners::find(netns, cgroup, &[policy.outbound_port]) {
+        Ok(found) => found,
+        Err(e) => return Some(format!("whether they are transparent (-k) is not known: {e}")),
+    };
+    let opaque = |l: &&Listener| !sockopt::is_transparent(l.socket.as_fd()).unwrap_or(false);
+    let listener = found.iter().find(opaque)?;
+    Some(format!(
+        "that of process {} is not transparent: what enters a virtual interface over IPv4 is dropped; run \
+         `redirector refresh`",
+        listener.pid
+    ))
 }
 
 /// Puts a socket into the first free slot, unless it is in one; false if it cannot be in any.

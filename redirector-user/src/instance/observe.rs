@@ -129,6 +129,8 @@ pub struct ListenerStatus {
     pub ipv4: u32,
     /// How many of family AF_INET6.
     pub ipv6: u32,
+    /// What is wrong with them.
+    pub problem: Option<String>,
 }
 
 /// A counter.
@@ -191,7 +193,16 @@ pub fn status(root: &Root, name: &str) -> Result<Status> {
     let mut registered = Vec::new();
     for (traffic, port, verdict) in roles {
         let [ipv4, ipv6] = listeners::count(&instance, slot, verdict)?;
-        registered.push(ListenerStatus { traffic, port, ipv4, ipv6 });
+        let problem = if ipv4 + ipv6 == 0 {
+            Some("no listener of the proxy is registered".to_owned())
+        } else if verdict == Verdict::Outbound && !policy.virtual_interfaces.is_empty() {
+            let netns = find::netns_of(&record, &meta);
+            let target = netns.zip(Cgroup::open(&record.cgroup).ok());
+            target.and_then(|(netns, cgroup)| listeners::problem(&netns, &cgroup, policy))
+        } else {
+            None
+        };
+        registered.push(ListenerStatus { traffic, port, ipv4, ipv6, problem });
     }
     let counters = Counter::ALL.iter().zip(instance.counters()?);
     Ok(Status {

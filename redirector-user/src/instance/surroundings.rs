@@ -1,15 +1,17 @@
 //! What an instance changes in its namespace beside its hooks: `::6` on lo, and what TPROXY mode
-//! needs. Each change is noted in META before it is made, so that whoever cleans up after a
+//! and virtual interfaces need. Each change is noted in META before it is made, so that whoever cleans up after a
 //! command that was killed knows of it.
 
-use super::find;
 use super::record::{self, Record};
-use super::state::Instance;
+use super::state::{Instance, Phase};
+use super::{find, listeners};
 use crate::config::{Mode, Policy};
 use crate::error::{Error, Result, chain};
 use crate::mirror::{self, Mirror};
 use crate::target::Target;
+use crate::target::cgroup::Cgroup;
 use crate::tproxy;
+use crate::virtual_interfaces;
 use redirector_common::abi::{Meta, meta_flag};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
@@ -72,6 +74,11 @@ fn apply_noted(
         meta.flags |= tproxy::apply(&target.netns, policy, missing)?;
         instance.set_meta(meta)?;
     }
+    if !policy.virtual_interfaces.is_empty() {
+        meta.flags |= meta_flag::VIRTUAL;
+        instance.set_meta(meta)?;
+        virtual_interfaces::add(&target.netns, policy)?;
+    }
     Ok(())
 }
 
@@ -94,12 +101,41 @@ pub(super) fn take_back(
     }
     // If this fails META notes more than there is, and detach looks for it in vain.
     let _ = instance.set_meta(meta);
+    let _ = trim(instance, meta, target);
+}
+
+/// Takes back what virtual interfaces have needed, but not under the policy in force.
+fn trim(instance: &mut Instance, meta: &mut Meta, target: &Target) -> Result<()> {
+    if meta.flags & meta_flag::VIRTUAL == 0 {
+        return Ok(());
+    }
+    let in_force = match Phase::of(meta) {
+        Phase::Active(slot) => match record::read(&instance.dir, slot) {
+            Ok(record) => Some(record.policy),
+            Err(_) => return Ok(()), // Nobody knows; whoever writes it anew comes by here again.
+        },
+        Phase::Inert | Phase::Draining => None,
+    };
+    virtual_interfaces::keep(&target.netns, in_force.as_ref())?;
+    if in_force.is_none_or(|policy| policy.virtual_interfaces.is_empty()) {
+        listeners::make_opaque(instance, &target.netns, &target.cgroup, &outbound_ports(&instance.dir))?;
+        meta.flags &= !meta_flag::VIRTUAL;
+        instance.set_meta(meta)?;
+    }
+    Ok(())
+}
+
+/// Of the policy in force, and of one that is coming or going.
+fn outbound_ports(dir: &Path) -> Vec<u16> {
+    let records = [0, 1].into_iter().filter_map(|slot| record::read(dir, slot).ok());
+    records.map(|record| record.policy.outbound_port).collect()
 }
 
 /// Takes back what a change of policy that was killed has left of TPROXY mode, while the policy
-/// in force is not of that mode.
+/// in force is not of that mode, and of virtual interfaces.
 pub(super) fn settle(instance: &mut Instance, target: &Target, slot: u32) -> Result<()> {
     let mut meta = instance.meta()?;
+    trim(instance, &mut meta, target)?;
     let of_tproxy =
         |slot| record::read(&instance.dir, slot).map(|r| (r.policy.mode == Mode::Tproxy, r.policy));
     if let (true, Ok((false, _)), Ok((true, left))) =
@@ -125,7 +161,7 @@ pub(super) fn leave(
         meta.flags &= !tproxy::ALL_FLAGS;
         instance.set_meta(meta)?;
     }
-    Ok(())
+    trim(instance, meta, target)
 }
 
 /// TPROXY's mark and table cannot be exchanged while connections depend on them.
@@ -143,7 +179,7 @@ pub(super) fn check_change(old: &Policy, new: &Policy) -> Result<()> {
 /// Takes back everything that META says was changed; returns what could not be. No error: the
 /// namespace may be gone, and with it all of it.
 pub(super) fn restore(dir: &Path, meta: &Meta) -> Vec<String> {
-    if meta.flags & (meta_flag::ADDED_LO6 | tproxy::ALL_FLAGS) == 0 {
+    if meta.flags & (meta_flag::ADDED_LO6 | meta_flag::VIRTUAL | tproxy::ALL_FLAGS) == 0 {
         return Vec::new();
     }
     // Two, if a change of policy was killed.
@@ -162,6 +198,20 @@ pub(super) fn restore(dir: &Path, meta: &Meta) -> Vec<String> {
             left.push(format!("the rules and routes of TPROXY mode could not be removed: {e}"));
         }
     }
+    if meta.flags & meta_flag::VIRTUAL != 0 {
+        if let Err(e) = virtual_interfaces::keep(&netns, None) {
+            left.push(format!("the rules and routes of the virtual interfaces could not be removed: {e}"));
+        }
+        // Without a cgroup there is no process, and no listener.
+        let cgroup = records.first().and_then(|record| Cgroup::open(&record.cgroup).ok());
+        let done = cgroup.map(|cgroup| {
+            let instance = Instance::open_unchecked(dir, "")?;
+            listeners::make_opaque(&instance, &netns, &cgroup, &outbound_ports(dir))
+        });
+        if let Some(Err(e)) = done {
+            left.push(format!("the proxy's listeners stay transparent: {e}"));
+        }
+    }
     left
 }
 
@@ -171,12 +221,14 @@ pub(super) fn unknown(dir: &Path) -> Option<String> {
     let lo6 = record.policy.ipv6.then_some("::6 on lo (`ip -6 address show dev lo`)");
     let tproxy = (record.policy.mode == Mode::Tproxy)
         .then_some("rules and routes for TPROXY (`ip rule`, `ip -6 rule`), and net.ipv4.tcp_fwmark_accept");
-    let both: Vec<&str> = lo6.into_iter().chain(tproxy).collect();
-    (!both.is_empty()).then(|| {
+    let guests = (!record.policy.virtual_interfaces.is_empty())
+        .then_some("rules and routes of table 15001 (`ip rule`, `ip -6 rule`)");
+    let all: Vec<&str> = lo6.into_iter().chain(tproxy).chain(guests).collect();
+    (!all.is_empty()).then(|| {
         format!(
             "nobody knows whether they were attach's doing, so these are as they were in {}: {}",
             record.netns.display(),
-            both.join("; ")
+            all.join("; ")
         )
     })
 }

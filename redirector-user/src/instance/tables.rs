@@ -2,7 +2,7 @@
 
 use crate::config::{Dns, Mode, Policy, Selection};
 use crate::error::{Context, Result};
-use crate::mirror::{Mirror, Outcome};
+use crate::mirror::{Interface, Mirror, Outcome};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{LpmTrie, MapData};
 use ipnet::IpNet;
@@ -48,11 +48,7 @@ impl Compiled {
             flag::HAS_EXCLUDE_INTERFACES,
             indices(&wanted.exclude_interfaces),
         );
-        this.numbers(
-            Table::VirtualInterfaces,
-            flag::HAS_VIRTUAL_INTERFACES,
-            indices(&wanted.virtual_interfaces),
-        );
+        this.virtual_interfaces(&wanted.virtual_interfaces, mirror);
         this.numbers(Table::ProxyUids, 0, wanted.proxy_uids.clone());
         this.numbers(Table::ProxyGids, 0, wanted.proxy_gids.clone());
         this.numbers(Table::OwnerGroups, flag::OWNER_GROUPS_LIST, wanted.owner_groups.items().to_vec());
@@ -98,6 +94,20 @@ impl Compiled {
         }
     }
 
+    /// The flag does not depend on the interfaces being there: they may come later.
+    fn virtual_interfaces(&mut self, names: &[String], mirror: &Mirror) {
+        if !names.is_empty() {
+            self.policy.flags |= flag::HAS_VIRTUAL_INTERFACES;
+        }
+        for interface in mirror.interfaces.iter().filter(|i| names.contains(&i.name)) {
+            for (table, v6) in [(Table::VirtualInterfaces, false), (Table::VirtualInterfaces6, true)] {
+                let source = redirect_address(interface, v6).map_or(Addr::UNSPECIFIED, Addr::from);
+                let key = TableKey::number(0, table, interface.index);
+                self.entries.push((table, key.addr, 128, Route { source, ..PRESENT }));
+            }
+        }
+    }
+
     fn cidrs(&mut self, table: Table, present: u32, nets: &[IpNet]) {
         if !nets.is_empty() {
             self.policy.flags |= present;
@@ -112,6 +122,17 @@ impl Compiled {
         let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
         self.entries.push((table, net.addr().into(), mapped + u32::from(net.prefix_len()), value));
     }
+}
+
+/// Where REDIRECT in PREROUTING sends what enters an interface: its first address
+/// (`nf_nat_redirect_ipv4`, `nf_nat_redirect_ipv6`), over IPv6 the first that is no link-local one, like
+/// the destination.
+fn redirect_address(interface: &Interface, v6: bool) -> Option<IpAddr> {
+    let fits = |ip: &IpAddr| match ip {
+        IpAddr::V4(_) => !v6,
+        IpAddr::V6(ip) => v6 && !ip.is_unicast_link_local(),
+    };
+    interface.addresses.iter().map(IpNet::addr).find(fits)
 }
 
 /// An address as it stands in a key.

@@ -197,6 +197,7 @@ proptest! {
                 dst: c.destination.into(),
                 dport: c.port,
                 iif: offline.index(INTERFACES[c.interface]),
+                local: true,
             });
             let expected = walk(&rules, c.family(), &packet, false).unwrap_or((Counter::InDefault, Verdict::Pass));
             prop_assert_eq!((decision.rule, decision.verdict), expected, "{:?}", c);

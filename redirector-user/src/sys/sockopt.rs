@@ -1,4 +1,4 @@
-//! getsockopt(2) for options that no library offers.
+//! getsockopt(2) and setsockopt(2) for options that no library offers.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -30,6 +30,27 @@ pub fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
 pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     const SO_NETNS_COOKIE: i32 = 71;
     get(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE)
+}
+
+/// IP_TRANSPARENT, which also is IPV6_TRANSPARENT: one bit of the socket.
+pub fn is_transparent(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    get::<i32>(socket, libc::SOL_IP, libc::IP_TRANSPARENT).map(|on| on != 0)
+}
+
+/// Sets or clears it; takes CAP_NET_ADMIN or CAP_NET_RAW over the socket's namespace.
+pub fn set_transparent(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    let (value, len) = (i32::from(on), size_of::<i32>() as libc::socklen_t);
+    // SAFETY: a pointer to a local, and its size.
+    let ret = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IP,
+            libc::IP_TRANSPARENT,
+            (&raw const value).cast(),
+            len,
+        )
+    };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// `T`: plain integers and structs of them.

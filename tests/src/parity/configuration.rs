@@ -102,7 +102,7 @@ impl Configuration {
             outbound_ports: self.numbers(Choice::OutboundPorts),
             outbound_ports_exclude: self.numbers(Choice::OutboundPortsExclude),
             exclude_interfaces: self.words(Choice::ExcludeInterfaces),
-            virtual_interfaces: Vec::new(),
+            virtual_interfaces: self.words(Choice::VirtualInterfaces),
             owner_groups: match self.value(Choice::OwnerGroups) {
                 None | Some("*") => None,
                 Some(_) => Some(self.numbers(Choice::OwnerGroups)),

@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::addresses::{NAME_SERVER6, dns_listeners, outside_queries, pod_queries};
 use super::configuration::NAME_SERVERS;
 use super::options::SERVED;
-use super::probes::{OWN_PORT, Probe};
+use super::probes::{From, OWN_PORT, Probe};
 use crate::observation::Observation;
 use crate::pod::{PROXY, PodOptions, ROOT, SECOND6, World};
 use crate::process::Daemon;
@@ -24,6 +24,7 @@ const OWN_PORTS: std::ops::Range<u16> = 20_000..32_000;
 pub(super) struct Half {
     inside: Daemon,
     outside: Daemon,
+    guest: Daemon,
     /// A process that sees the pod's resolv.conf.
     container: Daemon,
     _servers: [Server; 3],
@@ -38,7 +39,12 @@ impl Half {
         // The address that capturing IPv6 adds: here it is always there, because nobody would take it away between
         // two configurations.
         let extra = "address add ::6/128 dev lo nodad\n".to_owned();
-        let world = World::with(&[PodOptions { second_interface: true, extra, ..PodOptions::default() }])?;
+        let world = World::with(&[PodOptions {
+            second_interface: true,
+            guest: true,
+            extra,
+            ..PodOptions::default()
+        }])?;
         // Connections reach them anyhow, but only addresses can be bound, and queries are answered from there.
         world.client.ip(&format!(
             "address add {NAME_SERVER6}/128 dev lo nodad\n\
@@ -69,7 +75,8 @@ impl Half {
         container.wait_for(0, |line| (line == "ready").then_some(()))?;
         let inside = Daemon::start("probe in the pod", &mut pod.place(ROOT)?.probe(&["connect"]))?;
         let outside = Daemon::start("probe outside", &mut world.outside().probe(&["connect"]))?;
-        Ok(Self { inside, outside, container, _servers: servers, world, _resolv_conf: resolv_conf })
+        let guest = Daemon::start("probe in the guest", &mut pod.in_guest()?.probe(&["connect"]))?;
+        Ok(Self { inside, outside, guest, container, _servers: servers, world, _resolv_conf: resolv_conf })
     }
 
     /// A process of the pod that stays.
@@ -79,22 +86,27 @@ impl Half {
 
     /// Runs probes; the observations come in their order.
     pub fn observe(&mut self, probes: &[Probe], own_port: &mut u16) -> anyhow::Result<Vec<Observation>> {
-        let starts = [self.inside.line_count(), self.outside.line_count()];
+        let starts = [&self.inside, &self.outside, &self.guest].map(Daemon::line_count);
         for probe in probes {
             let mut scenario = probe.scenario.clone();
             if let Some(bind) = scenario.bind.as_mut().filter(|bind| bind.port() == OWN_PORT) {
                 bind.set_port(*own_port);
                 *own_port = if *own_port + 1 < OWN_PORTS.end { *own_port + 1 } else { OWN_PORTS.start };
             }
-            let to = if probe.inbound { &mut self.outside } else { &mut self.inside };
+            let to = match probe.from {
+                From::Pod => &mut self.inside,
+                From::Network => &mut self.outside,
+                From::Guest => &mut self.guest,
+            };
             to.tell(&serde_json::to_string(&scenario)?)?;
         }
-        let inbound = probes.iter().filter(|probe| probe.inbound).count();
+        let count = |from| probes.iter().filter(|probe| probe.from == from).count();
         let mut seen = [
-            answers(&self.inside, starts[0], probes.len() - inbound)?.into_iter(),
-            answers(&self.outside, starts[1], inbound)?.into_iter(),
+            answers(&self.inside, starts[0], count(From::Pod))?.into_iter(),
+            answers(&self.outside, starts[1], count(From::Network))?.into_iter(),
+            answers(&self.guest, starts[2], count(From::Guest))?.into_iter(),
         ];
-        let in_order = probes.iter().map(|probe| seen[usize::from(probe.inbound)].next());
+        let in_order = probes.iter().map(|probe| seen[probe.from as usize].next());
         in_order.collect::<Option<_>>().context("a probe lost an observation")
     }
 }

@@ -29,6 +29,8 @@ pub enum Choice {
     InboundPortsExclude,
     /// `-c`.
     ExcludeInterfaces,
+    /// `-k`.
+    VirtualInterfaces,
     /// `-i`.
     Cidrs,
     /// `-x`.
@@ -50,7 +52,7 @@ pub enum Choice {
 }
 
 /// All of them.
-pub const ALL: [Choice; 17] = [
+pub const ALL: [Choice; 18] = [
     Choice::EnvoyPort,
     Choice::InboundCapturePort,
     Choice::TunnelPort,
@@ -59,6 +61,7 @@ pub const ALL: [Choice; 17] = [
     Choice::InboundPorts,
     Choice::InboundPortsExclude,
     Choice::ExcludeInterfaces,
+    Choice::VirtualInterfaces,
     Choice::Cidrs,
     Choice::CidrsExclude,
     Choice::OutboundPorts,
@@ -106,6 +109,7 @@ impl Choice {
             Self::InboundPorts => "-b",
             Self::InboundPortsExclude => "-d",
             Self::ExcludeInterfaces => "-c",
+            Self::VirtualInterfaces => "-k",
             Self::Cidrs => "-i",
             Self::CidrsExclude => "-x",
             Self::OutboundPorts => "-q",
@@ -133,7 +137,8 @@ impl Choice {
             Self::ProxyUids | Self::ProxyGids => (&[""], IDS),
             Self::InboundPorts => (&["*", "*", ""], PORTS),
             Self::InboundPortsExclude | Self::OutboundPorts | Self::OutboundPortsExclude => (&[""], PORTS),
-            Self::ExcludeInterfaces => (&[""], &["eth0", "eth1", "lo", "absent0"]),
+            Self::ExcludeInterfaces => (&[""], &["eth0", "eth1", "vnet0", "lo", "absent0"]),
+            Self::VirtualInterfaces => (&["vnet0", "vnet0", ""], &["vnet0", "eth1", "absent0"]),
             Self::Cidrs => (&["*", "*", ""], CIDRS),
             Self::CidrsExclude => (&[""], CIDRS),
             Self::OwnerGroups => (&["*", ""], IDS),

@@ -9,7 +9,7 @@ use super::configuration::NAME_SERVER4;
 use super::options::UNSERVED;
 use super::random::Random;
 use crate::istio::{Options, Ports};
-use crate::pod::{APP, ROOT, SECOND4, SECOND6, VIP4, VIP6, at};
+use crate::pod::{APP, GUEST_INTERFACE, ROOT, SECOND4, SECOND6, VIP4, VIP6, VNET4, VNET6, at};
 use crate::scenario::{Family, Owner, Scenario, Udp};
 
 /// The ordinary port.
@@ -24,11 +24,22 @@ const DRAWN: usize = 40;
 /// Asks the arena for a port of its own.
 pub const OWN_PORT: u16 = 1;
 
+/// Where a connection is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// In the pod.
+    Pod,
+    /// In the network.
+    Network,
+    /// In the pod's guest.
+    Guest,
+}
+
 /// One connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// Made from the network, not in the pod.
-    pub inbound: bool,
+    /// Where it is made.
+    pub from: From,
     /// What is done.
     pub scenario: Scenario,
 }
@@ -93,7 +104,7 @@ impl Probes {
                 connected_by: Some(caller.connects),
                 ..Scenario::new(name, family, to)
             };
-            self.list.push(Probe { inbound: false, scenario });
+            self.list.push(Probe { from: From::Pod, scenario });
         }
     }
 
@@ -105,7 +116,16 @@ impl Probes {
         let name = format!("tcp inbound to {to}");
         if self.names.insert(name.clone()) {
             let scenario = Scenario { name, ..Scenario::to(to) };
-            self.list.push(Probe { inbound: true, scenario });
+            self.list.push(Probe { from: From::Network, scenario });
+        }
+    }
+
+    fn guest(&mut self, to: SocketAddr, udp: Option<Udp>) {
+        let protocol = if udp.is_some() { "udp" } else { "tcp" };
+        let name = format!("{protocol} guest to {to}");
+        if self.names.insert(name.clone()) {
+            let scenario = Scenario { name, udp, ..Scenario::to(to) };
+            self.list.push(Probe { from: From::Guest, scenario });
         }
     }
 }
@@ -144,6 +164,9 @@ pub fn probes(options: &Options, random: &mut Random) -> Vec<Probe> {
             probes.inbound(at(to, port));
         }
     }
+    if options.virtual_interfaces.iter().any(|name| name == GUEST_INTERFACE) {
+        guest(&mut probes, options);
+    }
     queries(&mut probes, options, &callers);
     for _ in 0..DRAWN {
         let place = random.pick(Place::all());
@@ -153,6 +176,25 @@ pub fn probes(options: &Options, random: &mut Random) -> Vec<Probe> {
         probes.add(*random.pick(&callers), to, bind, None, mapped);
     }
     probes.list
+}
+
+/// From behind a virtual interface. A port that none of the lists names is as good as another.
+fn guest(probes: &mut Probes, options: &Options) {
+    let four = [VIP4, LISTED4, SECOND4, FIRST4, VNET4].map(IpAddr::from);
+    let six = [VIP6, SECOND6, FIRST6, VNET6].map(IpAddr::from);
+    for to in four.into_iter().chain(six) {
+        probes.guest(at(to, PORT), None);
+    }
+    for port in
+        [UNSERVED, 9000, 53, options.inbound_tunnel_port, options.envoy_port, options.inbound_capture_port]
+    {
+        for to in [IpAddr::from(VIP4), FIRST4.into(), VIP6.into()] {
+            probes.guest(at(to, port), None);
+        }
+    }
+    for to in [at(VIP4, PORT), at(VIP4, 53), at(VIP6, 53)] {
+        probes.guest(to, Some(Udp::Connect));
+    }
 }
 
 /// The app and the proxy, and whoever is somebody to an option. The first two are an app and a proxy.

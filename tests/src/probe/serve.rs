@@ -50,13 +50,24 @@ pub struct Listen {
     /// Answer UDP queries instead of accepting connections.
     #[serde(default)]
     pub udp: bool,
+    /// Accept connections to any address (`IP_TRANSPARENT`); takes privileges.
+    #[serde(default)]
+    pub transparent: bool,
 }
 
 impl Listen {
     /// A plain listener.
     #[must_use]
     pub fn on(address: SocketAddr) -> Self {
-        Self { address, sockets: 1, dual_stack: false, mptcp: false, fast_open: false, udp: false }
+        Self {
+            address,
+            sockets: 1,
+            dual_stack: false,
+            mptcp: false,
+            fast_open: false,
+            udp: false,
+            transparent: false,
+        }
     }
 
     /// Answers UDP queries. The address must be a certain one: it is the answers' source.
@@ -173,6 +184,9 @@ fn open_one(listen: &Listen) -> io::Result<OwnedFd> {
     }
     if listen.fast_open {
         sys::switch_on(&fd, libc::SOL_TCP, libc::TCP_FASTOPEN)?;
+    }
+    if listen.transparent {
+        sys::switch_on(&fd, libc::SOL_IP, libc::IP_TRANSPARENT)?;
     }
     rustix::net::bind(&fd, &listen.address)?;
     rustix::net::listen(&fd, 4096)?;

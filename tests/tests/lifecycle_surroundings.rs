@@ -1,4 +1,5 @@
-//! TPROXY mode changes rules, routes and a kernel parameter of the pod: they come and go with it, however it ends.
+//! TPROXY mode and virtual interfaces change rules, routes and a kernel parameter of the pod: these come and go with
+//! them, however it ends.
 
 use std::process::Command;
 
@@ -17,11 +18,15 @@ const NAME: &str = "pod";
 const REDIRECT: [&str; 2] = ["-o", "81"];
 /// Neither mark nor table are the usual ones.
 const TPROXY: [&str; 6] = ["-m", "TPROXY", "-t", "7", "-r", "77"];
+/// The interface need not be there.
+const VIRTUAL: [&str; 2] = ["-k", "vnet0"];
 /// Steps of each test at most, beside the last ten.
 const FEW: usize = 14;
-/// Rules, routes and the parameter of a pod in TPROXY mode.
-const ALL: [usize; 5] = [1, 1, 1, 1, 1];
-const NONE: [usize; 5] = [0; 5];
+/// Rules, routes and the parameter of TPROXY mode; rules and routes of a virtual interface.
+type Changes = [usize; 9];
+const ALL: Changes = [1, 1, 1, 1, 1, 0, 0, 0, 0];
+const OF_VIRTUAL: Changes = [0, 0, 0, 0, 0, 1, 1, 1, 1];
+const NONE: Changes = [0; 9];
 
 struct Bench {
     node: Node,
@@ -54,7 +59,7 @@ impl Bench {
     }
 
     /// How many rules and routes there are, of both families, and what the parameter is.
-    fn changes(&self) -> anyhow::Result<[usize; 5]> {
+    fn changes(&self) -> anyhow::Result<Changes> {
         let ask = |arguments: &str, word: &str| -> anyhow::Result<usize> {
             let words = arguments.split(' ');
             // A table that was never used is an error.
@@ -70,6 +75,10 @@ impl Bench {
             ask("-4 route show table 77", "local default dev lo")?,
             ask("-6 route show table 77", "local default dev lo")?,
             parameter.trim().parse()?,
+            ask("-4 rule show", "1:\tfrom all iif vnet0 [detached] ipproto tcp lookup 15001 proto 151")?,
+            ask("-6 rule show", "1:\tfrom all iif vnet0 [detached] ipproto tcp lookup 15001 proto 151")?,
+            ask("-4 route show table 15001", "local default dev lo proto 151")?,
+            ask("-6 route show table 15001", "local default dev lo proto 151")?,
         ])
     }
 
@@ -88,13 +97,21 @@ impl Bench {
         Ok(chosen(&steps, FEW))
     }
 
-    /// The policy in force, and that the namespace is as it needs it.
-    fn expect_consistent(&self) -> anyhow::Result<bool> {
-        let tproxy = self.node.show(NAME)?["record"]["policy"]["mode"] == "tproxy";
-        if tproxy {
-            ensure!(self.changes()? == ALL, "TPROXY lacks something: {:?}", self.changes()?);
-        }
-        Ok(tproxy)
+    /// What the policy in force needs; all of it must be there.
+    fn expect_consistent(&self) -> anyhow::Result<Changes> {
+        let policy = &self.node.show(NAME)?["record"]["policy"];
+        let needed = match (
+            policy["mode"] == "tproxy",
+            policy["virtual_interfaces"] == serde_json::json!(["vnet0"]),
+        ) {
+            (true, _) => ALL,
+            (_, true) => OF_VIRTUAL,
+            _ => NONE,
+        };
+        let there = self.changes()?;
+        let lacks = needed.iter().zip(there).any(|(needed, there)| *needed > there);
+        ensure!(!lacks, "{there:?}, but {needed:?} is needed");
+        Ok(needed)
     }
 }
 
@@ -122,7 +139,7 @@ fn it_comes_and_goes() -> anyhow::Result<()> {
     let mut without_ipv6 = TPROXY.to_vec();
     without_ipv6.extend(["--ipv6", "off"]);
     bench.attach(&without_ipv6)?;
-    assert_eq!(bench.changes()?, [1, 0, 1, 0, 1]);
+    assert_eq!(bench.changes()?, [1, 0, 1, 0, 1, 0, 0, 0, 0]);
     bench.attach(&TPROXY)?;
     assert_eq!(bench.changes()?, ALL);
     bench.detach()?;
@@ -134,34 +151,73 @@ fn it_comes_and_goes() -> anyhow::Result<()> {
     bench.attach(&TPROXY)?;
     bench.node.run(&["refresh", NAME])?.expect(exit::OK)?;
     bench.node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
-    assert_eq!(bench.changes()?, [1, 0, 0, 0, 1]);
+    assert_eq!(bench.changes()?, [1, 0, 0, 0, 1, 0, 0, 0, 0]);
     Ok(())
+}
+
+#[test]
+fn routes_of_virtual_interfaces_are_those_of_the_policy() -> anyhow::Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    let routes = || -> anyhow::Result<Vec<String>> {
+        let mut command = Command::new("ip");
+        command.args(["-n", bench.netns().name(), "route", "show", "table", "15001", "scope", "host"]);
+        Ok(run(&mut command, "")?
+            .lines()
+            .map(|line| line.split(' ').nth(1).unwrap_or_default().to_owned())
+            .collect())
+    };
+    bench.attach(&VIRTUAL)?;
+    assert_eq!(bench.changes()?, OF_VIRTUAL);
+    bench.node.run(&["refresh", NAME])?.expect(exit::OK)?;
+    assert_eq!(bench.changes()?, OF_VIRTUAL);
+    bench.attach(&["-k", "vnet0", "-i", "10.96.0.0/16,10.94.0.0/16"])?;
+    assert_eq!(routes()?, ["10.94.0.0/16", "10.96.0.0/16"]);
+    // IPv6 has no network, and no rule.
+    assert_eq!(bench.changes()?, [0, 0, 0, 0, 0, 1, 0, 0, 0]);
+    bench.attach(&["-k", "vnet0", "-i", "10.96.0.0/16,10.95.0.0/16"])?;
+    assert_eq!(routes()?, ["10.95.0.0/16", "10.96.0.0/16"]);
+    bench.attach(&REDIRECT)?;
+    assert_eq!(bench.changes()?, NONE);
+    bench.attach(&VIRTUAL)?;
+    // Somebody else's stay.
+    bench.netns().ip("rule add iif vnet1 lookup 15001\nroute add local 10.1.2.3 dev lo table 15001\n")?;
+    bench.detach()?;
+    assert_eq!(routes()?, ["10.1.2.3"]);
+
+    let both = bench.attach_by(&[], &["-k", "vnet0", "-m", "TPROXY"])?;
+    both.refused(exit::USAGE, &["-k", "TPROXY"])?;
+    bench.node.expect_empty()
 }
 
 #[test]
 fn a_killed_attach() -> anyhow::Result<()> {
     let Some(bench) = Bench::new()? else { return Ok(()) };
-    let calls = bench.steps(&TPROXY)?;
-    bench.detach()?;
-    for (turn, at) in calls.into_iter().enumerate() {
-        with(Fault::Kill, at, |by| bench.attach_by(by, &TPROXY))?;
-        if turn % 2 == 0 {
-            bench.attach(&TPROXY).with_context(|| format!("{at:?}"))?;
-            ensure!(bench.expect_consistent()?, "{at:?}");
-        } else if bench.node.list()?.is_empty() {
-            bench.expect_nothing().with_context(|| format!("{at:?}"))?;
+    for flags in [&TPROXY[..], &VIRTUAL[..]] {
+        let calls = bench.steps(flags)?;
+        bench.detach()?;
+        for (turn, at) in calls.into_iter().enumerate() {
+            with(Fault::Kill, at, |by| bench.attach_by(by, flags))?;
+            if turn % 2 == 0 {
+                bench.attach(flags).with_context(|| format!("{at:?}"))?;
+                ensure!(bench.expect_consistent()? != NONE, "{at:?}");
+            } else if bench.node.list()?.is_empty() {
+                bench.expect_nothing().with_context(|| format!("{at:?}"))?;
+            }
+            bench.detach().with_context(|| format!("{at:?}"))?;
         }
-        bench.detach().with_context(|| format!("{at:?}"))?;
     }
     Ok(())
 }
 
-/// Killed, or failed, on the way to TPROXY mode and back.
+/// Killed, or failed, on the way to TPROXY mode or a virtual interface, and back.
 #[test]
 fn a_change_that_does_not_end() -> anyhow::Result<()> {
     let Some(bench) = Bench::new()? else { return Ok(()) };
-    for (from, to) in [(&REDIRECT[..], &TPROXY[..]), (&TPROXY[..], &REDIRECT[..])] {
+    let changes: [(&[&str], &[&str]); 4] =
+        [(&REDIRECT, &TPROXY), (&TPROXY, &REDIRECT), (&REDIRECT, &VIRTUAL), (&VIRTUAL, &TPROXY)];
+    for (from, to) in changes {
         bench.attach(from)?;
+        let before = bench.changes()?;
         let calls = bench.steps(to)?;
         bench.detach()?;
         for (turn, at) in calls.into_iter().enumerate() {
@@ -169,10 +225,10 @@ fn a_change_that_does_not_end() -> anyhow::Result<()> {
             let what = || format!("{fault:?} {at:?} of {from:?} -> {to:?}");
             bench.attach(from).with_context(what)?;
             let run = with(fault, at, |by| bench.attach_by(by, to))?;
-            let tproxy = bench.expect_consistent().with_context(what)?;
+            let in_force = bench.expect_consistent().with_context(what)?;
             if fault == Fault::Fail && run.code != Some(exit::OK) {
-                ensure!(tproxy == (from == TPROXY), "{}: another policy is in force", what());
-                ensure!(tproxy || bench.changes()? == NONE, "{}: left: {:?}", what(), bench.changes()?);
+                ensure!(in_force == before, "{}: another policy is in force", what());
+                ensure!(bench.changes()? == before, "{}: left: {:?}", what(), bench.changes()?);
             }
             // The next command makes it good, whatever it is.
             match turn / 2 % 3 {
@@ -180,9 +236,8 @@ fn a_change_that_does_not_end() -> anyhow::Result<()> {
                 1 => bench.attach(to).with_context(what)?,
                 _ => drop(bench.node.run(&["refresh", NAME])?.expect(exit::OK).with_context(what)?),
             }
-            if !bench.expect_consistent().with_context(what)? {
-                ensure!(bench.changes()? == NONE, "{}: left: {:?}", what(), bench.changes()?);
-            }
+            let in_force = bench.expect_consistent().with_context(what)?;
+            ensure!(bench.changes()? == in_force, "{}: left: {:?}", what(), bench.changes()?);
             bench.detach().with_context(what)?;
         }
     }
