@@ -41,6 +41,8 @@ pub mod name {
 pub struct Target {
     /// Cookie of the network namespace; sockets of another one are left alone.
     pub netns_cookie: u64,
+    /// Id of the cgroup the programs are attached to.
+    pub cgroup_id: u64,
     /// Offset in bytes of `sock.sk_socket`, from the running kernel's BTF.
     pub sock_socket: u32,
     /// Offset of `socket.file`.
@@ -51,6 +53,14 @@ pub struct Target {
     pub cred_fsuid: u32,
     /// Offset of `cred.fsgid`.
     pub cred_fsgid: u32,
+    /// Offset of `sock.sk_cgrp_data.cgroup`; this and the next three are 0 where the kernel has another layout.
+    pub sock_cgroup: u32,
+    /// Offset of `cgroup.self.parent`.
+    pub cgroup_parent: u32,
+    /// Offset of `cgroup.kn`.
+    pub cgroup_node: u32,
+    /// Offset of `kernfs_node.id`.
+    pub node_id: u32,
     /// 1 if the kernel has `bpf_set_retval` (5.18); else a refusal reads EPERM.
     pub has_set_retval: u32,
     /// [`Policy::flags`] that may be set while these programs run. What a policy does not use
@@ -257,8 +267,8 @@ pub const fn listener_slot(policy: u32, verdict: u32, v6: bool) -> u32 {
 }
 
 const _: () = {
-    assert!(size_of::<Policy>() == 36);
-    assert!(size_of::<Target>() == 40);
+    assert!(size_of::<Policy>() == 48);
+    assert!(size_of::<Target>() == 64);
     assert!(size_of::<Meta>() == 48);
     assert!(size_of::<TableKey>() == 20);
     assert!(size_of::<Route>() == 24);

@@ -44,11 +44,15 @@ pub enum Counter {
     SourceNotBound,
     /// A listener of the proxy could not be registered.
     ListenerNotRegistered,
+    // Redirector's own rules, asked before those of users. At the end: the numbers above are public.
+    OutProxyCgroupLoopback,
+    OutNotProxyCgroupLoopback,
+    OutProxyCgroup,
 }
 
 impl Counter {
     /// How many there are.
-    pub const COUNT: u32 = Self::ListenerNotRegistered as u32 + 1;
+    pub const COUNT: u32 = Self::OutProxyCgroup as u32 + 1;
 }
 
 #[cfg(feature = "user")]
@@ -93,6 +97,9 @@ mod text {
                 RefusedNoListener,
                 SourceNotBound,
                 ListenerNotRegistered,
+                OutProxyCgroupLoopback,
+                OutNotProxyCgroupLoopback,
+                OutProxyCgroup,
             ]
         };
 
@@ -103,6 +110,9 @@ mod text {
                 OutExcludedInterface => "out_excluded_interface",
                 OutExcludedPort => "out_excluded_port",
                 OutPassthroughSource => "out_passthrough_source",
+                OutProxyCgroupLoopback => "out_proxy_cgroup_loopback",
+                OutNotProxyCgroupLoopback => "out_not_proxy_cgroup_loopback",
+                OutProxyCgroup => "out_proxy_cgroup",
                 OutProxyUidLoopback => "out_proxy_uid_loopback",
                 OutNotProxyUidLoopback => "out_not_proxy_uid_loopback",
                 OutProxyUid => "out_proxy_uid",

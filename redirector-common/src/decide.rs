@@ -80,6 +80,8 @@ pub struct Outgoing {
     pub uid: u32,
     /// fsgid of the socket's file.
     pub gid: u32,
+    /// The socket was created in the proxy's cgroup.
+    pub proxy: bool,
     /// SO_MARK of the socket.
     pub mark: u32,
 }
@@ -121,7 +123,12 @@ fn is_marked<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> bool {
         && facts.fresh(&c.mark) != p.tproxy_mark
         && !passthrough
         && !p.is_loopback_exempt(&facts.fresh(&c.dst))
-        && (is_proxy_uid(p, facts, c) || is_proxy_gid(p, facts, c))
+        && (is_proxy_cgroup(p, facts, c) || is_proxy_uid(p, facts, c) || is_proxy_gid(p, facts, c))
+}
+
+#[inline(always)]
+fn is_proxy_cgroup<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> bool {
+    facts.has(p, flag::PROXY_CGROUP) && facts.fresh(&c.proxy)
 }
 
 #[inline(always)]
@@ -171,6 +178,16 @@ fn nat_output<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
     // own traffic passes. The second rule of the first user ends it for every other user on lo,
     // so that only the first is ever asked there (unless -i holds a loopback prefix). After any
     // user, it never matches for a group.
+    //
+    // The cgroup of the proxy is redirector's own, and counts as a user before the first.
+    if facts.has(p, flag::PROXY_CGROUP) {
+        if facts.fresh(&c.proxy) {
+            return of_proxy_cgroup(p, facts, c);
+        }
+        if others_pass(p, facts, c) {
+            return pass(Counter::OutNotProxyCgroupLoopback);
+        }
+    }
     if facts.has(p, flag::HAS_UIDS) {
         if facts.fresh(&c.uid) == p.first_uid {
             return of_proxy_uid(p, facts, c);
@@ -230,10 +247,19 @@ fn nat_output<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
 }
 
 /// The proxy calls its own pod: redirected to the inbound listener. With DNS capture the rule of
-/// a user, but not that of a group, leaves out port 53.
+/// a user or the cgroup, but not that of a group, leaves out port 53.
+#[inline(always)]
+fn of_proxy_cgroup<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
+    if is_self_call(p, facts, c) && !is_captured_dns(p, facts, c) {
+        Decision { verdict: Verdict::Inbound, rule: Counter::OutProxyCgroupLoopback }
+    } else {
+        pass(Counter::OutProxyCgroup)
+    }
+}
+
 #[inline(always)]
 fn of_proxy_uid<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
-    if is_self_call(p, facts, c) && !(facts.fresh(&c.dport) == 53 && facts.has(p, flag::DNS)) {
+    if is_self_call(p, facts, c) && !is_captured_dns(p, facts, c) {
         Decision { verdict: Verdict::Inbound, rule: Counter::OutProxyUidLoopback }
     } else {
         pass(Counter::OutProxyUid)
@@ -247,6 +273,11 @@ fn of_proxy_gid<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> Decision {
     } else {
         pass(Counter::OutProxyGid)
     }
+}
+
+#[inline(always)]
+fn is_captured_dns<F: Facts>(p: &Policy, facts: &F, c: &Outgoing) -> bool {
+    facts.fresh(&c.dport) == 53 && facts.has(p, flag::DNS)
 }
 
 #[inline(always)]

@@ -8,6 +8,8 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Policy {
+    /// Id of the cgroup whose sockets are the proxy's (`--proxy-cgroup`), 0 for none.
+    pub proxy_cgroup: u64,
     /// Bits of [`flag`].
     pub flags: u32,
     /// Where outbound connections go (`-p`), host byte order.
@@ -30,6 +32,8 @@ pub struct Policy {
     pub capacity: u32,
     /// `-t`: mark of the proxy's connections that carry the client's source address.
     pub tproxy_mark: u32,
+    /// Always 0.
+    pub _pad: u32,
 }
 
 /// Bits of [`Policy::flags`].
@@ -56,6 +60,8 @@ pub mod flag {
     pub const HAS_UIDS: u32 = 1 << 20;
     /// There are proxy gids at all.
     pub const HAS_GIDS: u32 = 1 << 21;
+    /// The proxy is known by its cgroup.
+    pub const PROXY_CGROUP: u32 = 1 << 22;
     /// More proxy uids than the first.
     pub const HAS_MORE_UIDS: u32 = 1 << 9;
     /// More proxy gids than the first.

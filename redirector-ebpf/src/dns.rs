@@ -147,6 +147,7 @@ fn captured(
         oif: route.oif,
         uid,
         gid,
+        proxy: active.has(flag::PROXY_CGROUP) && owner::is_in_cgroup(sk, active.policy.proxy_cgroup),
         mark: sk.mark(),
     });
     let decision = opaque(decide::outgoing(active.policy, active, &outgoing));

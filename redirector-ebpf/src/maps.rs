@@ -83,11 +83,16 @@ definition!(
 #[unsafe(no_mangle)]
 pub static TARGET: Target = Target {
     netns_cookie: 0,
+    cgroup_id: 0,
     sock_socket: 0,
     socket_file: 0,
     file_cred: 0,
     cred_fsuid: 0,
     cred_fsgid: 0,
+    sock_cgroup: 0,
+    cgroup_parent: 0,
+    cgroup_node: 0,
+    node_id: 0,
     has_set_retval: 0,
     flags: 0,
     _pad: 0,

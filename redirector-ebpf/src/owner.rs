@@ -30,6 +30,33 @@ pub fn of(sk: Sock) -> (u32, u32) {
     (read(cred.wrapping_add(target!(cred_fsuid) as u64)), read(cred.wrapping_add(target!(cred_fsgid) as u64)))
 }
 
+/// How far below the instance's cgroup one of the proxy's may be.
+const DEPTH: u32 = 16;
+
+/// Whether the socket was created in this cgroup or below, as netfilter's `cgroup` match with
+/// `--path` sees it (`cgroup_mt_v2` in net/netfilter/xt_cgroup.c). The cgroup is below that of the instance.
+#[inline(always)]
+pub fn is_in_cgroup(sk: Sock, wanted: u64) -> bool {
+    let pointer = sk.0;
+    let sock: u64 = read((&raw const pointer) as u64);
+    let mut cgroup: u64 = read(sock.wrapping_add(target!(sock_cgroup) as u64));
+    for _ in 0..DEPTH {
+        if cgroup == 0 {
+            return false;
+        }
+        let node: u64 = read(cgroup.wrapping_add(target!(cgroup_node) as u64));
+        let id: u64 = read(node.wrapping_add(target!(node_id) as u64));
+        if id == wanted {
+            return true;
+        }
+        if id == target!(cgroup_id) {
+            return false;
+        }
+        cgroup = read(cgroup.wrapping_add(target!(cgroup_parent) as u64));
+    }
+    false
+}
+
 trait Zero: Copy {
     const ZERO: Self;
 }

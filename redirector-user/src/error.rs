@@ -34,6 +34,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same, with the option that it is about; a wrong value of it is wrong input.
+    pub(crate) fn within(self, option: &str) -> Self {
+        match self {
+            Self::Input(text) => Self::Input(format!("{option}: {text}")),
+            other => other,
+        }
+    }
+
     /// Exit code of the command line, see docs/cli.md.
     pub fn exit_code(&self) -> u8 {
         match self {

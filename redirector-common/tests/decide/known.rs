@@ -33,6 +33,7 @@ fn to(uid: u32, gid: u32, dst: &str) -> Packet {
         interface: if lo { 1 } else { 2 },
         uid: Some(uid),
         gid: Some(gid),
+        proxy: false,
         mark: 0,
     }
 }

@@ -81,18 +81,19 @@ fn loopback() -> impl Strategy<Value = Net> {
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
-    let owners = (few(id()), few(id()), choice(id()), few(id()));
+    let owners = (few(id()), few(id()), choice(id()), few(id()), any::<bool>());
     let inbound = (any::<bool>(), choice(port()), few(port()), few(interface()), few(interface()));
     let outbound = (choice(net()), few(net()), few(port()), few(port()));
     (owners, inbound, outbound, dns(), loopback(), port()).prop_map(
         |(owners, inbound, outbound, dns, loopback, tunnel_port)| {
-            let (mut uids, mut gids, owner_groups, owner_groups_exclude) = owners;
+            let (mut uids, mut gids, owner_groups, owner_groups_exclude, proxy_cgroup) = owners;
             keep_first(&mut uids);
             keep_first(&mut gids);
             let (tproxy, in_ports, exclude_in_ports, exclude_interfaces, virtual_interfaces) = inbound;
             let (include_cidrs, exclude_cidrs, include_out_ports, exclude_out_ports) = outbound;
             Setup {
                 tunnel_port,
+                proxy_cgroup,
                 uids,
                 gids,
                 tproxy,
@@ -125,10 +126,10 @@ fn keep_first(ids: &mut Vec<u32>) {
 
 fn packet() -> impl Strategy<Value = Packet> {
     let marks = select(vec![0, 0, MARK, 1338]);
-    let owner = (option::weighted(0.9, 0..5_u32), option::weighted(0.9, 0..5_u32));
+    let owner = (option::weighted(0.9, 0..5_u32), option::weighted(0.9, 0..5_u32), any::<bool>());
     let port = select(vec![53, 80, 443, 15008, 9999]);
     (addresses(), port, any::<bool>(), any::<bool>(), 1..5_u32, owner, marks).prop_map(
-        |((src, dst), dport, tcp, lo, interface, (uid, gid), mark)| Packet {
+        |((src, dst), dport, tcp, lo, interface, (uid, gid, proxy), mark)| Packet {
             src,
             dst,
             dport,
@@ -137,6 +138,7 @@ fn packet() -> impl Strategy<Value = Packet> {
             interface,
             uid,
             gid,
+            proxy,
             mark,
         },
     )

@@ -17,6 +17,8 @@ pub enum Match {
     Source(Net),
     Dest(Net),
     NotDest(Net),
+    ProxyCgroup,
+    NotProxyCgroup,
     Uid(u32),
     NotUid(u32),
     Gid(u32),
@@ -36,6 +38,8 @@ impl Match {
             Self::Source(net) => net.contains(p.src),
             Self::Dest(net) => net.contains(p.dst),
             Self::NotDest(net) => !net.contains(p.dst),
+            Self::ProxyCgroup => p.proxy,
+            Self::NotProxyCgroup => !p.proxy,
             Self::Uid(id) => p.uid == Some(*id),
             Self::NotUid(id) => p.uid != Some(*id),
             Self::Gid(id) => p.gid == Some(*id),
@@ -118,9 +122,18 @@ fn nat_output(s: &Setup, v4: bool) -> Vec<Rule> {
         rule(vec![Udp, Dport(*port)], Pass, Counter::OutExcludedPort);
     }
     rule(vec![OnLo, Source(passthrough)], Pass, Counter::OutPassthroughSource);
+    let spared = || if d { vec![53, s.tunnel_port] } else { vec![s.tunnel_port] };
+    if s.proxy_cgroup {
+        let own = vec![OnLo, NotDest(loopback), Tcp, NotDports(spared()), ProxyCgroup];
+        rule(own, Inbound, Counter::OutProxyCgroupLoopback);
+        if !s.includes_loopback() {
+            let others = if d { vec![OnLo, Tcp, NotDports(vec![53])] } else { vec![OnLo] };
+            rule([others, vec![NotProxyCgroup]].concat(), Pass, Counter::OutNotProxyCgroupLoopback);
+        }
+        rule(vec![ProxyCgroup], Pass, Counter::OutProxyCgroup);
+    }
     for uid in &s.uids {
-        let spared = if d { vec![53, s.tunnel_port] } else { vec![s.tunnel_port] };
-        let own = vec![OnLo, NotDest(loopback), Tcp, NotDports(spared), Uid(*uid)];
+        let own = vec![OnLo, NotDest(loopback), Tcp, NotDports(spared()), Uid(*uid)];
         rule(own, Inbound, Counter::OutProxyUidLoopback);
         if !s.includes_loopback() {
             let others = if d { vec![OnLo, Tcp, NotDports(vec![53])] } else { vec![OnLo] };
@@ -236,14 +249,15 @@ const NOT_MARKED: Counter = Counter::OutDefault;
 /// mangle OUTPUT: reference.md c.4. The first rules let go what has 1337 and what has been excluded; `-s 127.0.0.6` is
 /// of PREROUTING, where it does the same.
 fn mangle_output(s: &Setup, v4: bool) -> Vec<Rule> {
-    use Match::{Gid, Mark, NotDest, OnLo, Out, Source, Tcp, Uid};
+    use Match::{Gid, Mark, NotDest, OnLo, Out, ProxyCgroup, Source, Tcp, Uid};
     let (loopback, passthrough) = if v4 { (s.loopback, "127.0.0.6") } else { (Net::host("::1"), "::6") };
     let let_go = |matches| Rule(matches, Verdict::Pass, NOT_MARKED);
     let mut rules: Vec<Rule> = s.exclude_interfaces.iter().map(|index| let_go(vec![Out(*index)])).collect();
     rules.push(let_go(vec![Tcp, OnLo, Mark(MARK)]));
     rules.push(let_go(vec![Tcp, OnLo, Source(Net::host(passthrough))]));
+    let cgroup = s.proxy_cgroup.then_some(ProxyCgroup).into_iter();
     let owners = s.uids.iter().map(|uid| Uid(*uid)).chain(s.gids.iter().map(|gid| Gid(*gid)));
-    for owner in owners {
+    for owner in cgroup.chain(owners) {
         rules.push(Rule(vec![NotDest(loopback), Tcp, OnLo, owner], Verdict::Pass, MARKED));
     }
     rules

@@ -73,6 +73,7 @@ pub enum Dns {
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub tunnel_port: u16,
+    pub proxy_cgroup: bool,
     pub uids: Vec<u32>,
     pub gids: Vec<u32>,
     pub tproxy: bool,
@@ -95,6 +96,7 @@ impl Setup {
     pub fn sidecar() -> Self {
         Self {
             tunnel_port: 15008,
+            proxy_cgroup: false,
             uids: vec![1337],
             gids: vec![1337],
             tproxy: false,
@@ -137,6 +139,7 @@ impl Setup {
             (flag::HAS_GIDS, !self.gids.is_empty()),
             (flag::HAS_MORE_UIDS, self.uids.len() > 1),
             (flag::HAS_MORE_GIDS, self.gids.len() > 1),
+            (flag::PROXY_CGROUP, self.proxy_cgroup),
             (flag::HAS_OWNER_GROUPS_EXCLUDE, !self.excluded_groups().is_empty()),
             (flag::HAS_EXCLUDE_INTERFACES, !self.exclude_interfaces.is_empty()),
             (flag::HAS_EXCLUDE_OUT_PORTS, !self.exclude_out_ports.is_empty()),
@@ -158,6 +161,8 @@ impl Setup {
             loopback_mask: mask.to_be(),
             capacity: 1,
             tproxy_mark: MARK,
+            proxy_cgroup: u64::from(self.proxy_cgroup),
+            _pad: 0,
         }
     }
 
@@ -209,6 +214,8 @@ pub struct Packet {
     /// `None`: a socket without a file.
     pub uid: Option<u32>,
     pub gid: Option<u32>,
+    /// Created in the proxy's cgroup.
+    pub proxy: bool,
     /// SO_MARK of the socket.
     pub mark: u32,
 }
@@ -224,6 +231,7 @@ impl Packet {
             oif: self.interface,
             uid: self.uid.unwrap_or(NOBODY),
             gid: self.gid.unwrap_or(NOBODY),
+            proxy: self.proxy,
             mark: self.mark,
         }
     }

@@ -206,13 +206,20 @@ fn verdict(counter: Counter) -> &'static str {
     use Counter::*;
     match counter {
         OutIncludedPort | OutAll | OutIncludedCidr | InVirtualCaptured => "outbound",
-        OutProxyUidLoopback | OutProxyGidLoopback | OutTproxyLoopback | InAll | InListed => "inbound",
+        OutProxyCgroupLoopback
+        | OutProxyUidLoopback
+        | OutProxyGidLoopback
+        | OutTproxyLoopback
+        | InAll
+        | InListed => "inbound",
         OutDns => "dns",
         RefusedByRoute | RefusedFull | RefusedUnstored | RefusedNoListener => "refused",
         SourceNotBound | ListenerNotRegistered => "other",
         OutExcludedInterface
         | OutExcludedPort
         | OutPassthroughSource
+        | OutNotProxyCgroupLoopback
+        | OutProxyCgroup
         | OutNotProxyUidLoopback
         | OutProxyUid
         | OutNotProxyGidLoopback

@@ -96,7 +96,7 @@ pub(super) fn resolve(env: &Env, flags: &CaptureFlags, target: &Target) -> Resul
 /// Attaches, validates, or only says what it would do.
 pub(super) fn work(env: &Env, target: &Target, resolved: &Resolved, how: &How) -> Result<ExitCode> {
     let (policy, requests) = (&resolved.policy, &resolved.requests);
-    target::owners::as_the_kernel_counts(policy, &target.netns)?;
+    target::owners::Counted::new(policy, target)?;
     if requests.run_validation && requests.skip_apply && !requests.dry_run {
         let name = find::by_netns(&env.root, &target.netns)?.ok_or_else(|| {
             let netns = target.netns_path.display();

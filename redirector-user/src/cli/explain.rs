@@ -43,6 +43,9 @@ pub struct Args {
     /// Group of the socket [default: one that no rule names].
     #[arg(long)]
     gid: Option<u32>,
+    /// The socket is of the proxy's cgroup (--proxy-cgroup).
+    #[arg(long)]
+    proxy: bool,
     /// Address the socket is bound to [default: none].
     #[arg(long, value_name = "ADDR")]
     src: Option<IpAddr>,
@@ -56,7 +59,7 @@ pub struct Args {
     #[arg(long, value_name = "ADDRS", value_delimiter = ',')]
     resolver: Option<Vec<IpAddr>>,
     /// It arrives from the network.
-    #[arg(long, conflicts_with_all = ["uid", "gid", "src", "oif"])]
+    #[arg(long, conflicts_with_all = ["uid", "gid", "proxy", "src", "oif"])]
     inbound: bool,
     /// Interface it arrives on.
     #[arg(long, value_name = "IF", requires = "inbound")]
@@ -101,12 +104,24 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         Some(name) => live(env, args, name)?,
         None => imagined(env, args)?,
     };
+    if args.proxy && policy.proxy_cgroup.is_none() {
+        return Err(Error::Input(
+            "--proxy: the policy knows no cgroup of the proxy; give --proxy-cgroup, or --uid".into(),
+        ));
+    }
     let protocol = if args.proto == Proto::Tcp { Protocol::Tcp } else { Protocol::Udp };
     let explanation = if args.inbound {
         let interface = args.iif.clone();
         explain::incoming(&policy, &offline, &Arriving { protocol, to: args.to, interface })
     } else {
-        let query = Outgoing { protocol, uid: args.uid, gid: args.gid, source: args.src, to: args.to };
+        let query = Outgoing {
+            protocol,
+            uid: args.uid,
+            gid: args.gid,
+            proxy: args.proxy,
+            source: args.src,
+            to: args.to,
+        };
         explain::outgoing(&policy, &offline, &query)
     };
     refuse_contradictions(args, explanation.lo)?;

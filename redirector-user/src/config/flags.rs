@@ -70,6 +70,10 @@ pub struct CaptureFlags {
         help_heading = PROXY, overrides_with = "proxy_gid", value_name = "GIDS"
     )]
     pub proxy_gid: Option<Given>,
+    /// Directory of the cgroup (v2) of the proxy's container: what is created in it is the proxy's own, and
+    /// --proxy-uid and --proxy-gid are nobody unless given
+    #[arg(long = "proxy-cgroup", help_heading = PROXY, value_name = "DIR")]
+    pub proxy_cgroup: Option<PathBuf>,
     /// REDIRECT or TPROXY (which keeps the client's address)
     #[arg(
         long = "istio-inbound-interception-mode", short = 'm', env = "ISTIO_INBOUND_INTERCEPTION_MODE",

@@ -82,6 +82,11 @@ impl Policy {
         parse::mark("tproxy_mark", &self.tproxy_mark.to_string())?;
         parse::table("tproxy_table", &self.tproxy_table.to_string())?;
         parse::loopback("loopback_cidr", &self.loopback_cidr.to_string())?;
+        if let Some(path) = self.proxy_cgroup.as_ref().filter(|path| !path.is_absolute()) {
+            let item = path.display().to_string();
+            let remedy = "write the whole path of the cgroup's directory";
+            return Err(ConfigError::invalid("proxy_cgroup", &item, "is not an absolute path", remedy));
+        }
         group_limit("owner_groups", self.owner_groups.items().len())?;
         if self.max_connections == 0 || self.max_connections > MAX_CONNECTIONS {
             let remedy = format!("write a number from 1 to {MAX_CONNECTIONS}");

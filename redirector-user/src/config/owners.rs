@@ -23,12 +23,13 @@ pub(super) fn proxy(draft: &mut Draft<'_>) -> Result<(Vec<u32>, Vec<u32>), Confi
     let uids = match &flags.proxy_uid {
         Some(given) if !given.text().is_empty() => parse::ids(given.name(), given.text())?,
         Some(_) => vec![default_uid(draft)],
+        None if flags.proxy_cgroup.is_some() => Vec::new(),
         None if draft.base == Base::Istio => vec![default_uid(draft)],
         None => draft.policy.proxy_uids.clone(),
     };
     let gids = match &flags.proxy_gid {
         Some(given) if !given.text().is_empty() => parse::ids(given.name(), given.text())?,
-        None if draft.base == Base::File => draft.policy.proxy_gids.clone(),
+        None if draft.base == Base::File && flags.proxy_cgroup.is_none() => draft.policy.proxy_gids.clone(),
         _ => uids.clone(),
     };
     Ok((uids, gids))

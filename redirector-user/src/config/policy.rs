@@ -6,6 +6,7 @@
 //! `resolve` always normalise.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::de::Error as _;
@@ -83,11 +84,17 @@ pub struct Policy {
     pub tunnel_port: u16,
     /// TCP and UDP port of the agent's DNS server.
     pub dns_port: u16,
+    /// Cgroup (v2) directory of the proxy's container: sockets created in it or below are the proxy's own
+    /// (`--proxy-cgroup`; redirector's own). Counts as a user before the first of `proxy_uids`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_cgroup: Option<PathBuf>,
     /// Users whose traffic is the proxy's own, in the order of their rules: only the first one's calls to the
     /// own pod's address go inbound (`-u`). As seen in the user namespace that owns the network namespace.
+    /// If a policy file says nothing it is 1337, with `proxy_cgroup` nobody.
+    #[serde(default = "unset", deserialize_with = "set_uids")]
     pub proxy_uids: Vec<u32>,
     /// The same for groups (`-g`). If a policy file says nothing it is `proxy_uids`, as in istio-iptables.
-    #[serde(default = "unset", deserialize_with = "set")]
+    #[serde(default = "unset", deserialize_with = "set_gids")]
     pub proxy_gids: Vec<u32>,
     /// How inbound connections reach the proxy (`-m`).
     pub mode: Mode,
@@ -149,6 +156,7 @@ impl Policy {
             inbound_port: 15006,
             tunnel_port: 15008,
             dns_port: 15053,
+            proxy_cgroup: None,
             proxy_uids: vec![1337],
             proxy_gids: vec![1337],
             mode: Mode::Redirect,
@@ -179,22 +187,33 @@ impl Policy {
         self.outbound_cidrs.items().iter().any(|net| net.addr().to_canonical().is_loopback())
     }
 
+    pub(super) fn has_unset_uids(&self) -> bool {
+        self.proxy_uids == [parse::NO_ID]
+    }
+
     pub(super) fn has_unset_gids(&self) -> bool {
         self.proxy_gids == [parse::NO_ID]
     }
 }
 
-/// The groups of a file that says nothing of them, until its users are known.
+/// The users or groups of a file that says nothing of them, until the rest of it is known.
 fn unset() -> Vec<u32> {
     vec![parse::NO_ID]
 }
 
-/// The groups of a file that does; they cannot look like [`unset`].
-fn set<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
-    let gids = Vec::deserialize(deserializer)?;
-    let name = "proxy_gids";
-    gids.iter()
-        .try_for_each(|gid: &u32| parse::id(name, &gid.to_string()).map(drop))
+/// Those of a file that does; they cannot look like [`unset`].
+fn set<'de, D: Deserializer<'de>>(deserializer: D, name: &str) -> Result<Vec<u32>, D::Error> {
+    let ids = Vec::deserialize(deserializer)?;
+    ids.iter()
+        .try_for_each(|id: &u32| parse::id(name, &id.to_string()).map(drop))
         .map_err(D::Error::custom)?;
-    Ok(gids)
+    Ok(ids)
+}
+
+fn set_uids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+    set(deserializer, "proxy_uids")
+}
+
+fn set_gids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+    set(deserializer, "proxy_gids")
 }

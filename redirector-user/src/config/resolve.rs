@@ -111,8 +111,15 @@ impl Draft<'_> {
         set(&mut policy.outbound_port, &flags.envoy_port, parse::port)?;
         set(&mut policy.inbound_port, &flags.inbound_capture_port, parse::port)?;
         set(&mut policy.tunnel_port, &flags.inbound_tunnel_port, parse::port)?;
+        if let Some(path) = &flags.proxy_cgroup {
+            let whole = std::path::absolute(path).map_err(|error| {
+                let item = path.display().to_string();
+                ConfigError::invalid("--proxy-cgroup", &item, error.to_string(), "name a directory")
+            })?;
+            policy.proxy_cgroup = Some(whole);
+        }
         let (uids, gids) = owners::proxy(self)?;
-        if uids.is_empty() && gids.is_empty() {
+        if uids.is_empty() && gids.is_empty() && self.policy.proxy_cgroup.is_none() {
             let text = "no user and no group is the proxy's: its own connections would be sent back to it";
             self.notes.push(Note::warning("--proxy-uid", text));
         }

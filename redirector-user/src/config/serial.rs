@@ -17,6 +17,10 @@ impl Serialize for Policy {
 impl<'de> Deserialize<'de> for Policy {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut policy = Self::deserialize(deserializer)?;
+        if policy.has_unset_uids() {
+            policy.proxy_uids =
+                if policy.proxy_cgroup.is_some() { Vec::new() } else { Self::default().proxy_uids };
+        }
         if policy.has_unset_gids() {
             policy.proxy_gids.clone_from(&policy.proxy_uids);
         }

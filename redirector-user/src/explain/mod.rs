@@ -28,6 +28,8 @@ pub struct Outgoing {
     pub uid: Option<u32>,
     /// The group of its socket.
     pub gid: Option<u32>,
+    /// It was created in the proxy's cgroup.
+    pub proxy: bool,
     /// The address it is bound to.
     pub source: Option<IpAddr>,
     /// Its destination as the application gives it.
@@ -92,6 +94,7 @@ pub fn outgoing(policy: &Policy, offline: &Offline, query: &Outgoing) -> Explana
             oif: route.oif,
             uid: query.uid.unwrap_or(NOBODY),
             gid: query.gid.unwrap_or(NOBODY),
+            proxy: query.proxy,
             mark: 0,
         },
     );
@@ -104,6 +107,7 @@ pub fn outgoing(policy: &Policy, offline: &Offline, query: &Outgoing) -> Explana
         output: if lo { Some("lo") } else { offline.name(route.oif) },
         uid: query.uid,
         gid: query.gid,
+        proxy: query.proxy,
         mark: 0,
     };
     let mut explanation = Explanation::new(policy, decision, &packet);
@@ -155,6 +159,7 @@ pub fn incoming(policy: &Policy, offline: &Offline, query: &Arriving) -> Explana
         output: None,
         uid: None,
         gid: None,
+        proxy: false,
         mark: 0,
     };
     // The destination stays: sk_lookup gives the connection to the proxy's listener as it is.

@@ -38,6 +38,8 @@ pub struct Explanation {
     pub uid: Option<u32>,
     /// Group of the socket.
     pub gid: Option<u32>,
+    /// The socket was created in the proxy's cgroup.
+    pub in_proxy_cgroup: bool,
     /// Whether it stays in the pod; always false inbound.
     pub lo: bool,
     /// What the answer rests on.
@@ -69,6 +71,7 @@ impl Explanation {
                 .or_else(|| end.map(|chain| format!("-P {} ACCEPT", chain.name))),
             uid: packet.uid,
             gid: packet.gid,
+            in_proxy_cgroup: packet.proxy,
             lo: packet.output == Some("lo"),
             ..Self::unruled(packet.protocol, SocketAddr::new(packet.destination, packet.port), "")
         }
@@ -90,6 +93,7 @@ impl Explanation {
             source: None,
             uid: None,
             gid: None,
+            in_proxy_cgroup: false,
             lo: false,
             notes: Vec::new(),
         }
@@ -120,6 +124,7 @@ impl Explanation {
         let from = self.source.map(|source| format!(" from {source}")).unwrap_or_default();
         let owner = |kind, id: Option<u32>| id.map(|id| format!(", {kind} {id}")).unwrap_or_default();
         let owner = owner("uid", self.uid) + &owner("gid", self.gid);
+        let owner = owner + if self.in_proxy_cgroup { ", of the proxy's cgroup" } else { "" };
         let lo = if self.lo { ", stays in the pod (lo)" } else { "" };
         let mut lines = vec![
             ("connection", format!("{}{from} to {}{owner}{lo}", self.protocol, self.destination)),

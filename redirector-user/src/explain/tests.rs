@@ -17,7 +17,7 @@ fn local() -> Vec<std::net::IpAddr> {
 
 fn to(text: &str) -> Outgoing {
     let to: SocketAddr = text.parse().expect("destination");
-    Outgoing { protocol: Protocol::Tcp, uid: None, gid: None, source: None, to }
+    Outgoing { protocol: Protocol::Tcp, uid: None, gid: None, proxy: false, source: None, to }
 }
 
 fn ask(policy: &Policy, query: &Outgoing) -> Explanation {
@@ -127,7 +127,7 @@ proptest! {
     fn every_decision_has_a_text(policy in policy(), ip: std::net::IpAddr, port: u16, tcp: bool, own: bool, uid in 0..4_u32) {
         let to = SocketAddr::new(if own { local()[0] } else { ip }, port);
         let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
-        let query = Outgoing { protocol, uid: Some(uid), gid: None, source: None, to };
+        let query = Outgoing { protocol, uid: Some(uid), gid: None, proxy: false, source: None, to };
         let explanation = ask(&policy, &query);
         prop_assert!(explanation.iptables.is_some() || explanation.verdict == "refused", "{:?}", explanation);
         let offline = Offline::new(&policy, &local(), &[]);

@@ -168,6 +168,7 @@ impl Reading {
         let owned = !(self.uids.is_empty() && self.gids.is_empty());
         let loopback_included = owned && !self.others_pass;
         let mut policy = Policy {
+            proxy_cgroup: None,
             outbound_port: self.outbound_port.unwrap_or(default.outbound_port),
             inbound_port: self.inbound_port.unwrap_or(default.inbound_port),
             tunnel_port: self.tunnel_port.unwrap_or(default.tunnel_port),

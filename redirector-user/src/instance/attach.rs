@@ -10,13 +10,13 @@ use super::object::{Loaded, Maps};
 use super::record::Record;
 use super::root::{Root, check_name};
 use super::state::{Instance, Phase};
-use super::tables::Compiled;
 use super::{detach, find, hooks, links, listeners, record, surroundings};
 use crate::config::Policy;
 use crate::error::{Context, Error, Result};
 use crate::kernel::Kernel;
 use crate::sys::bpf;
-use crate::target::{Target, owners};
+use crate::target::Target;
+use crate::target::owners::Counted;
 use redirector_common::abi::{ABI_VERSION, INERT, Meta, meta_flag, name};
 use std::path::{Path, PathBuf};
 
@@ -146,13 +146,15 @@ impl Drop for Staging {
 
 fn create(root: &Root, name: &str, target: &Target, policy: &Policy, trace: bool) -> Result<Vec<String>> {
     let kernel = Kernel::probe()?;
-    let counted = owners::as_the_kernel_counts(policy, &target.netns)?;
+    let counted = Counted::new(policy, target)?;
     let mut facts = surroundings::facts(target)?;
     let add_lo6 = surroundings::foresee_lo6(policy, &mut facts);
-    let compiled = Compiled::new(&counted, &facts);
+    let compiled = counted.compile(&facts);
     let flags = compiled.policy.flags;
+    kernel.require(flags)?;
     let maps = Maps::New { capacity: policy.max_connections };
-    let loaded = Loaded::new(&kernel.target(target.netns.cookie, flags), maps, trace, hooks::wanted(policy))?;
+    let constants = kernel.target(target.netns.cookie, target.cgroup.id, flags);
+    let loaded = Loaded::new(&constants, maps, trace, hooks::wanted(policy))?;
 
     let mut staging = Staging { dir: root.staging(name), done: false };
     let dir = staging.dir.clone();

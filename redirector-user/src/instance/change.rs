@@ -8,12 +8,13 @@ use super::lock::WriteLock;
 use super::record::Record;
 use super::root::Root;
 use super::state::{Instance, Phase, no_instance};
-use super::tables::{self, Compiled};
+use super::tables;
 use super::{hooks, links, listeners, record, surroundings};
 use crate::config::Policy;
 use crate::error::{Context, Error, Result};
 use crate::sys::bpf;
-use crate::target::{Target, owners};
+use crate::target::Target;
+use crate::target::owners::Counted;
 use aya::maps::MapInfo;
 use redirector_common::abi::{Meta, name};
 
@@ -125,7 +126,7 @@ fn swap(
 ) -> Result<Vec<String>> {
     let policy = &record.policy;
     let new = 1 - old;
-    let counted = owners::as_the_kernel_counts(policy, &target.netns)?;
+    let counted = Counted::new(policy, target)?;
     let mut meta = instance.meta()?;
     let flags = meta.flags;
     let before = record::read(&instance.dir, old).map(|record| record.policy);
@@ -174,7 +175,7 @@ fn prepare(
     meta: &mut Meta,
     new: u32,
     target: &Target,
-    (record, counted): (&Record, &Policy),
+    (record, counted): (&Record, &Counted),
 ) -> Result<()> {
     let policy = &record.policy;
     // A command that was killed half-way may have left something in the slot.
@@ -184,7 +185,7 @@ fn prepare(
     let mut facts = surroundings::facts(target)?;
     let add_lo6 = surroundings::foresee_lo6(policy, &mut facts);
     surroundings::apply(instance, meta, target, policy, add_lo6)?;
-    let compiled = Compiled::new(counted, &facts);
+    let compiled = counted.compile(&facts);
     compiled.write(&mut tables, new)?;
     instance.policies()?.set(new, compiled.policy, 0).context(|| "write POLICIES".into())?;
     listeners::clear(instance, new)?;

@@ -45,7 +45,9 @@ pub(super) fn replace_programs(instance: &Instance, target: &Target, flags: u32)
         )));
     }
     let trace = instance.meta()?.flags & meta_flag::TRACE != 0;
-    let constants = Kernel::probe()?.target(target.netns.cookie, flags);
+    let kernel = Kernel::probe()?;
+    kernel.require(flags)?;
+    let constants = kernel.target(target.netns.cookie, target.cgroup.id, flags);
     let loaded = Loaded::new(&constants, Maps::Of(&instance.dir), trace, hooks::ALL.into_iter())?;
     for hook in hooks::ALL {
         // Those that are not attached too: a later policy may need them, under the same flags.

@@ -204,6 +204,7 @@ fn scalars(wanted: &Policy) -> policy::Policy {
         (flag::DNS_ALL, wanted.dns == Dns::All),
         (flag::LOOPBACK_INCLUDED, wanted.captures_loopback()),
         (flag::OWNER_GROUPS_LIST, wanted.owner_groups == Selection::None),
+        (flag::PROXY_CGROUP, wanted.proxy_cgroup.is_some()),
         (flag::HAS_UIDS, !wanted.proxy_uids.is_empty()),
         (flag::HAS_GIDS, !wanted.proxy_gids.is_empty()),
         (flag::HAS_MORE_UIDS, wanted.proxy_uids.len() > 1),
@@ -222,6 +223,9 @@ fn scalars(wanted: &Policy) -> policy::Policy {
         loopback_mask: u32::from_ne_bytes(wanted.loopback_cidr.netmask().octets()),
         capacity: wanted.max_connections,
         tproxy_mark: wanted.tproxy_mark,
+        // Only a target knows its cgroups.
+        proxy_cgroup: 0,
+        _pad: 0,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Offsets of kernel structs from the kernel's own BTF.
 //!
-//! Only five numbers are needed, so this is one pass over the type section that keeps
+//! Only some numbers are needed, so this is one pass over the type section that keeps
 //! nothing (Documentation/bpf/btf.rst has the format).
 
 use crate::error::{Context, Error, Result};
@@ -19,11 +19,39 @@ pub struct OwnerOffsets {
     pub cred_fsuid: u32,
     /// `cred.fsgid`.
     pub cred_fsgid: u32,
+    /// To its cgroup, where the kernel has it as we know it.
+    pub cgroup: Option<CgroupOffsets>,
 }
 
-/// Struct, member; in the order of [`OwnerOffsets`].
-const WANTED: [(&str, &str); 5] =
-    [("sock", "sk_socket"), ("socket", "file"), ("file", "f_cred"), ("cred", "fsuid"), ("cred", "fsgid")];
+/// Offsets in bytes on the way from a socket to its cgroup, from there to the cgroup above, and to the id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupOffsets {
+    /// `sock.sk_cgrp_data.cgroup` (a pointer since 5.15).
+    pub sock_cgroup: u32,
+    /// `cgroup.self.parent`, which points to `self` of the parent.
+    pub parent: u32,
+    /// `cgroup.kn`.
+    pub node: u32,
+    /// `kernfs_node.id`.
+    pub node_id: u32,
+}
+
+/// Struct, member; in the order of [`OwnerOffsets`], then of [`CgroupOffsets`].
+const WANTED: [(&str, &str); 11] = [
+    ("sock", "sk_socket"),
+    ("socket", "file"),
+    ("file", "f_cred"),
+    ("cred", "fsuid"),
+    ("cred", "fsgid"),
+    ("sock", "sk_cgrp_data"),
+    ("sock_cgroup_data", "cgroup"),
+    ("cgroup", "self"),
+    ("cgroup_subsys_state", "parent"),
+    ("cgroup", "kn"),
+    ("kernfs_node", "id"),
+];
+/// How many of them there must be.
+const NEEDED: usize = 5;
 
 /// Reads them from a BTF file, normally `/sys/kernel/btf/vmlinux`.
 ///
@@ -45,14 +73,22 @@ pub fn owner_offsets(path: &Path) -> Result<OwnerOffsets> {
     scan(&data, &mut found).ok_or_else(|| {
         Error::Unsupported(format!("{}: not BTF that this version understands", path.display()))
     })?;
-    let mut offsets = [0; WANTED.len()];
+    let cgroup = cgroup_offsets(&found[NEEDED..]);
+    let mut offsets = [0; NEEDED];
     for ((offset, found), (of, member)) in offsets.iter_mut().zip(found).zip(WANTED) {
         *offset = found.ok_or_else(|| {
             Error::Unsupported(format!("{}: no member {member} in struct {of}", path.display()))
         })?;
     }
     let [sock_socket, socket_file, file_cred, cred_fsuid, cred_fsgid] = offsets;
-    Ok(OwnerOffsets { sock_socket, socket_file, file_cred, cred_fsuid, cred_fsgid })
+    Ok(OwnerOffsets { sock_socket, socket_file, file_cred, cred_fsuid, cred_fsgid, cgroup })
+}
+
+fn cgroup_offsets(found: &[Option<u32>]) -> Option<CgroupOffsets> {
+    let all: Vec<u32> = found.iter().copied().collect::<Option<_>>()?;
+    let [data, pointer, itself, parent, node, node_id] = all.try_into().ok()?;
+    // What points to `self` of a cgroup points to the cgroup.
+    (itself == 0).then_some(CgroupOffsets { sock_cgroup: data + pointer, parent, node, node_id })
 }
 
 fn u32_at(data: &[u8], at: usize) -> Option<u32> {
@@ -139,6 +175,7 @@ mod tests {
         }
         let o = owner_offsets(path).unwrap();
         assert!(o.sock_socket > 0 && o.socket_file > 0 && o.cred_fsuid > 0);
+        assert!(o.cgroup.is_some_and(|c| c.sock_cgroup > 0 && c.parent > 0 && c.node > 0), "{:?}", o.cgroup);
         assert_eq!(o.cred_fsgid, o.cred_fsuid + 4, "kuid_t and kgid_t stand side by side");
     }
 

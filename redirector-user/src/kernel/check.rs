@@ -107,7 +107,7 @@ pub fn all() -> Vec<Finding> {
                 "use Linux 5.18 or newer; until then a refusal reads EPERM",
             ));
             let loaded = Loaded::new(
-                &kernel.target(0, u32::MAX),
+                &kernel.target(0, 0, u32::MAX),
                 Maps::New { capacity: 1 },
                 true,
                 hooks::ALL.into_iter(),

@@ -39,9 +39,15 @@ pub(super) fn add(rules: &mut Builder, policy: &Policy) {
     let [v4, v6] =
         passthrough().map(|net| Spec { source: Some(Is::exactly(net)), ..Spec::default().on_lo() });
     rules.each(ISTIO_OUTPUT, Counter::OutPassthroughSource, v4, v6);
+    let spared: &[u16] = if policy.dns == Dns::Off { &[] } else { &[DNS] };
+    if let Some(path) = proxy_cgroup(policy) {
+        let counters =
+            [Counter::OutProxyCgroupLoopback, Counter::OutNotProxyCgroupLoopback, Counter::OutProxyCgroup];
+        let of = |spec: Spec, not| Spec { cgroup: Some(Is { not, value: path.clone() }), ..spec };
+        owner(rules, policy, spared, counters, of);
+    }
     for uid in &policy.proxy_uids {
         let counters = [Counter::OutProxyUidLoopback, Counter::OutNotProxyUidLoopback, Counter::OutProxyUid];
-        let spared: &[u16] = if policy.dns == Dns::Off { &[] } else { &[DNS] };
         owner(rules, policy, spared, counters, |spec, not| spec.uid(Is { not, value: *uid }));
     }
     for gid in &policy.proxy_gids {
@@ -53,6 +59,13 @@ pub(super) fn add(rules: &mut Builder, policy: &Policy) {
     destinations(rules, policy);
     rules.both(nat("ISTIO_REDIRECT"), None, Spec::to(Target::Redirect(policy.outbound_port)).tcp());
     rules.both(nat("ISTIO_IN_REDIRECT"), None, Spec::to(Target::Redirect(policy.inbound_port)).tcp());
+}
+
+/// The proxy's cgroup as `-m cgroup --path` has it: below the mount point.
+pub(super) fn proxy_cgroup(policy: &Policy) -> Option<String> {
+    let path = policy.proxy_cgroup.as_ref()?.to_string_lossy().into_owned();
+    let below = ["/sys/fs/cgroup/unified/", "/sys/fs/cgroup/"].iter().find_map(|at| path.strip_prefix(at));
+    Some(below.map_or(path.clone(), str::to_owned))
 }
 
 /// The three rules of one user or group of the proxy: its calls on lo go inbound, others' traffic on lo passes, its own

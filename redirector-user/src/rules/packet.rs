@@ -25,6 +25,8 @@ pub struct Packet<'a> {
     pub uid: Option<u32>,
     /// The group of its socket.
     pub gid: Option<u32>,
+    /// Its socket was created in the proxy's cgroup, the only one that rules name.
+    pub proxy: bool,
     /// Its mark.
     pub mark: u32,
 }
@@ -47,6 +49,7 @@ impl Spec {
             && self.protocol.is_none_or(|protocol| protocol == p.protocol)
             && self.source_port.is_none()
             && holds(&self.ports, |ports| ports.contains(&p.port))
+            && holds(&self.cgroup, |_| p.proxy)
             && holds(&self.uid, |uid| p.uid == Some(*uid))
             && self.gids.iter().all(|is| (p.gid == Some(is.value)) != is.not)
             && holds(&self.mark, |mark| p.mark == *mark)

@@ -90,6 +90,8 @@ pub struct Spec {
     pub source_port: Option<u16>,
     /// `--dport`, or `--dports` if there are several.
     pub ports: Option<Is<Vec<u16>>>,
+    /// `-m cgroup --path`.
+    pub cgroup: Option<Is<String>>,
     /// `--uid-owner`.
     pub uid: Option<Is<u32>>,
     /// `--gid-owner`, all of which must hold.

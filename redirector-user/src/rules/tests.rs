@@ -55,7 +55,8 @@ fn dns() -> impl Strategy<Value = Dns> {
 
 /// Policies in which rules often meet.
 pub(crate) fn policy() -> impl Strategy<Value = Policy> {
-    let owner = (few(0..3_u32), few(0..3_u32), selection(0..3_u32), few(0..3_u32));
+    let cgroup = proptest::option::of(Just("/sys/fs/cgroup/pod/proxy".into()));
+    let owner = (few(0..3_u32), few(0..3_u32), selection(0..3_u32), few(0..3_u32), cgroup);
     let inbound = (selection(port()), few(port()), few(name()), few(name()));
     let outbound = (selection(net()), few(net()), few(port()), few(port()));
     (owner, inbound, outbound, dns(), port(), any::<bool>()).prop_map(
@@ -65,6 +66,7 @@ pub(crate) fn policy() -> impl Strategy<Value = Policy> {
                 proxy_gids: owner.1,
                 owner_groups: owner.2,
                 owner_groups_exclude: owner.3,
+                proxy_cgroup: owner.4,
                 inbound_ports: inbound.0,
                 inbound_exclude_ports: inbound.1,
                 exclude_interfaces: inbound.2,
@@ -93,6 +95,7 @@ struct Connection {
     interface: usize,
     uid: Option<u32>,
     gid: Option<u32>,
+    proxy: bool,
 }
 
 fn connection() -> impl Strategy<Value = Connection> {
@@ -102,10 +105,10 @@ fn connection() -> impl Strategy<Value = Connection> {
     };
     let v4 = pair(&["127.0.0.1", "127.0.0.2", "127.0.0.6", "127.0.0.53", "10.0.0.1", "10.0.1.1", "1.1.1.1"]);
     let v6 = pair(&["::1", "::6", "fd00::1", "2001:db8::1"]);
-    let owner = (proptest::option::of(0..4_u32), proptest::option::of(0..4_u32));
+    let owner = (proptest::option::of(0..4_u32), proptest::option::of(0..4_u32), any::<bool>());
     let port = select(vec![53, 80, 15008, 9999]);
     (prop_oneof![v4, v6], port, any::<bool>(), 0..INTERFACES.len(), owner).prop_map(
-        |((source, destination), port, tcp, interface, (uid, gid))| Connection {
+        |((source, destination), port, tcp, interface, (uid, gid, proxy))| Connection {
             source,
             destination,
             port,
@@ -113,6 +116,7 @@ fn connection() -> impl Strategy<Value = Connection> {
             interface,
             uid,
             gid,
+            proxy,
         },
     )
 }
@@ -133,6 +137,7 @@ impl Connection {
             output: name.filter(|_| out),
             uid: self.uid,
             gid: self.gid,
+            proxy: self.proxy,
             mark: 0,
         }
     }
@@ -142,7 +147,7 @@ impl Connection {
 fn walk(rules: &Rules, family: Family, packet: &Packet<'_>, out: bool) -> Option<(Counter, Verdict)> {
     let rule = rules.list.iter().find(|rule| {
         let counted = rule.counter.filter(|counter| *counter != Counter::OutTproxyLoopback);
-        counted.is_some_and(|counter| (counter <= Counter::OutDefault) == out)
+        counted.is_some_and(|counter| counter.name().starts_with("out_") == out)
             && rule.of(family).is_some_and(|spec| spec.matches(packet))
             // The chains that redirect take only TCP; the rest comes back.
             && !(matches!(rule.any().target, Target::Jump(_)) && packet.protocol == Protocol::Udp)
@@ -174,6 +179,7 @@ proptest! {
                 oif: offline.index(INTERFACES[c.interface]),
                 uid: c.uid.unwrap_or(NOBODY),
                 gid: c.gid.unwrap_or(NOBODY),
+                proxy: c.proxy,
                 mark: 0,
             });
             if decision.rule == Counter::OutTproxyLoopback {

@@ -46,6 +46,10 @@ impl fmt::Display for Spec {
         if !self.states.is_empty() {
             add(&format_args!(" -m conntrack --ctstate {}", self.states.join(",")));
         }
+        self.cgroup.iter().for_each(|is| {
+            add(&" -m cgroup");
+            add(&Option_("--path", is));
+        });
         self.uid.iter().for_each(|is| {
             add(&" -m owner");
             add(&Option_("--uid-owner", is));
@@ -173,6 +177,9 @@ fn extra(spec: &Spec) -> String {
     }
     if !spec.states.is_empty() {
         parts.push(format!("ctstate {}", spec.states.join(",")));
+    }
+    if let Some(is) = &spec.cgroup {
+        parts.push(format!("cgroup {}{}", if is.not { "! " } else { "" }, is.value));
     }
     let owner = |kind: &str, is: &Is<u32>| {
         format!("{}owner {kind} match {}", if is.not { "! " } else { "" }, is.value)

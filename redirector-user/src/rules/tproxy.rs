@@ -4,7 +4,7 @@ use redirector_common::counter::Counter;
 
 use super::chains::{Builder, Chain, mangle};
 use super::inbound::{from, ports};
-use super::outbound::{loopback, passthrough};
+use super::outbound::{loopback, passthrough, proxy_cgroup};
 use super::spec::{Is, Spec, Target};
 use crate::config::{Policy, Selection};
 
@@ -30,6 +30,10 @@ pub(super) fn add(rules: &mut Builder, policy: &Policy) {
         loopback(policy).map(|net| Spec::to(Target::Mark(OWN_POD)).tcp().on_lo().not_destined(net));
     // Only what the rules for ports then capture is counted.
     let counter = captures.then_some(Counter::OutTproxyLoopback);
+    if let Some(cgroup) = proxy_cgroup(policy).map(Is::exactly) {
+        let of = |spec: &Spec| Spec { cgroup: Some(cgroup.clone()), ..spec.clone() };
+        rules.each(OUTPUT, counter, of(&v4), of(&v6));
+    }
     for uid in policy.proxy_uids.iter().map(|uid| Is::exactly(*uid)) {
         rules.each(OUTPUT, counter, v4.clone().uid(uid.clone()), v6.clone().uid(uid));
     }

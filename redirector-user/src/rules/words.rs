@@ -13,6 +13,13 @@ pub fn words(counter: Counter) -> Option<&'static str> {
         OutPassthroughSource => {
             "what the proxy hands to the application passes: it comes from 127.0.0.6 or ::6 and stays in the pod"
         }
+        OutProxyCgroupLoopback => {
+            "the proxy's container calls its own pod: its inbound listener gets that (--proxy-cgroup)"
+        }
+        OutNotProxyCgroupLoopback => {
+            "what others than the proxy's container send within the pod passes (--proxy-cgroup)"
+        }
+        OutProxyCgroup => "what the proxy's container sends passes (--proxy-cgroup)",
         OutProxyUidLoopback => "the proxy's user calls its own pod: its inbound listener gets that (-u)",
         OutNotProxyUidLoopback => "what others than the proxy's user send within the pod passes (-u)",
         OutProxyUid => "what the proxy's user sends passes (-u)",

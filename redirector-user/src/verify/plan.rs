@@ -160,7 +160,14 @@ impl Family<'_> {
         bind: Option<IpAddr>,
         to: SocketAddr,
     ) -> Attempt {
-        let query = Outgoing { protocol: Protocol::Tcp, uid: Some(uid), gid: Some(gid), source: bind, to };
+        let query = Outgoing {
+            protocol: Protocol::Tcp,
+            uid: Some(uid),
+            gid: Some(gid),
+            proxy: false,
+            source: bind,
+            to,
+        };
         let expected = explain::outgoing(self.policy, self.offline, &query);
         Attempt { kind, owner: Some((uid, gid)), bind, to, expected }
     }

@@ -149,7 +149,7 @@ pub(super) const VALUES: [(&str, &str); 4] = [
     ("force-iptables-binary", "nft"),
 ];
 
-const OWN: [&str; 5] = ["istio-defaults", "ipv6", "policy", "annotations", "max-connections"];
+const OWN: [&str; 6] = ["istio-defaults", "ipv6", "policy", "annotations", "max-connections", "proxy-cgroup"];
 
 pub(super) fn variable(long: &str) -> String {
     long.to_uppercase().replace('-', "_")

@@ -1,0 +1,235 @@
+//! `--proxy-cgroup`: the proxy is known by its container, where the application has the same user. netfilter can say the
+//! same (`-m cgroup --path`), so it is the oracle here, too.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+
+use redirector_tests::bpftool::links_of;
+use redirector_tests::command::run;
+use redirector_tests::compare::{compare, forgive_replaced_ports, table};
+use redirector_tests::documented::is_documented;
+use redirector_tests::iptables;
+use redirector_tests::istio::Options;
+use redirector_tests::matrix::{FAMILIES, SERVED, destinations};
+use redirector_tests::node::Node;
+use redirector_tests::observation::Observation;
+use redirector_tests::parity::addresses::dns_listeners;
+use redirector_tests::pod::{APP, PROXY, Pod, VIP4, VIP6, World, at, observe};
+use redirector_tests::privileged::{require_program, require_root};
+use redirector_tests::process::Place;
+use redirector_tests::proxy::{Server, everywhere, proxy_listeners};
+use redirector_tests::redirector::{Instance, exit, redirector};
+use redirector_tests::scenario::{Family, Scenario, Udp};
+use redirector_tests::side::{By, Setup, Side};
+
+/// A user of the rules whose rules become those of the cgroup.
+const STAND_IN: u32 = 4242;
+
+/// Containers by name, and whether they are the proxy's; all with the proxy's uid and gid.
+const CONTAINERS: [(&str, bool); 3] = [("app", false), ("proxy", true), ("proxy/inner", true)];
+
+fn place(pod: &Pod, container: &str) -> anyhow::Result<Place> {
+    let mut cgroup = PathBuf::from(pod.cgroup.directory());
+    for part in container.split('/') {
+        cgroup.push(part);
+        if !cgroup.is_dir() {
+            std::fs::create_dir(&cgroup).with_context(|| cgroup.display().to_string())?;
+        }
+    }
+    Ok(Place { netns: pod.netns.file().to_owned(), cgroup: Some(cgroup), owner: PROXY })
+}
+
+/// The path that `-m cgroup` takes: from the root of the tree.
+fn path_of(cgroup: &Path) -> anyhow::Result<String> {
+    let name = cgroup.parent().and_then(Path::file_name).context("a cgroup in a pod's")?;
+    Ok(format!("{}/{}", name.to_string_lossy(), cgroup.file_name().context("a name")?.to_string_lossy()))
+}
+
+/// Sides under rules (real iptables) and under an instance, both for the cgroup `proxy`.
+fn sides(options: &Options) -> anyhow::Result<(Side, Side, Instance)> {
+    let mut setup = Setup::default();
+    setup.proxy.extend(dns_listeners());
+    let (oracle, subject) = (Side::with(By::Nobody, &setup)?, Side::with(By::Nobody, &setup)?);
+    for side in [&oracle, &subject] {
+        CONTAINERS.iter().try_for_each(|(name, _)| place(side.pod(), name).map(drop))?;
+    }
+    let rules = Options { proxy_uids: vec![STAND_IN], proxy_gids: Vec::new(), ..options.clone() };
+    let path = path_of(&oracle.pod().cgroup.directory().join("proxy"))?;
+    let by_cgroup = |text: String| {
+        let text =
+            text.replace(&format!("-m owner --uid-owner {STAND_IN}"), &format!("-m cgroup --path {path}"));
+        text.replace(&format!("-m owner ! --uid-owner {STAND_IN}"), &format!("-m cgroup ! --path {path}"))
+    };
+    let texts = iptables::rule_texts(&rules).map(by_cgroup);
+    ensure!(
+        texts.iter().all(|text| !text.contains("owner") && text.matches(&path).count() == 3),
+        "{texts:?}"
+    );
+    iptables::load(&oracle.pod().netns, &texts)?;
+    oracle.pod().netns.ip("address add ::6/128 dev lo nodad\n")?;
+
+    let mut flags = options.flags();
+    let owners: Vec<usize> = (0..flags.len()).filter(|n| matches!(flags[*n].as_str(), "-u" | "-g")).collect();
+    owners.into_iter().rev().for_each(|at| drop(flags.drain(at..at + 2)));
+    let proxy = subject.pod().cgroup.directory().join("proxy").display().to_string();
+    flags.extend(["--proxy-cgroup".to_owned(), proxy]);
+    let instance = Instance::attach(subject.pod(), &flags, &options.environment())?;
+    Ok((oracle, subject, instance))
+}
+
+fn scenarios(pod: &Pod, dns: bool) -> Vec<Scenario> {
+    let mut all = Vec::new();
+    if dns {
+        for (family, to) in
+            [(Family::V4, at(VIP4, 53)), (Family::V6, at(VIP6, 53)), (Family::V4, at(pod.v4(), 53))]
+        {
+            all.push(Scenario::new(format!("tcp {to}"), family, to));
+            for udp in [Udp::Connect, Udp::SendTo] {
+                all.push(Scenario { udp: Some(udp), ..Scenario::new(format!("{udp:?} {to}"), family, to) });
+            }
+        }
+        return all;
+    }
+    for (family_name, family) in FAMILIES {
+        for (name, to) in destinations(pod, family) {
+            if ["vip", "self", "127.0.0.", "::"].iter().any(|start| name.starts_with(start)) {
+                all.push(Scenario::new(format!("{family_name} to {name}"), family, to));
+            }
+        }
+    }
+    all.push(Scenario { mptcp: true, ..Scenario::new("mptcp", Family::V4, at(VIP4, SERVED)) });
+    all
+}
+
+/// Same user, other container: one is the proxy and the other is captured, as netfilter's rules for the cgroup say.
+#[test]
+fn beside_iptables() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    for dns in [false, true] {
+        let options = Options { redirect_dns: dns, capture_all_dns: dns, ..Options::sidecar() };
+        let (oracle, subject, _instance) = sides(&options)?;
+        for (container, is_proxy) in CONTAINERS {
+            let see = |side: &Side| -> anyhow::Result<Vec<Observation>> {
+                let mut seen = observe(&place(side.pod(), container)?, &scenarios(side.pod(), dns))?;
+                seen.iter_mut().for_each(forgive_replaced_ports);
+                Ok(seen)
+            };
+            let (expected, seen) = std::thread::scope(|scope| {
+                let seen = scope.spawn(|| see(&subject));
+                let expected = see(&oracle)?;
+                anyhow::Ok((expected, seen.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??))
+            })?;
+            let mut differences = compare(&expected, &seen);
+            differences.retain(|difference| !is_documented(difference));
+            ensure!(
+                differences.is_empty(),
+                "{container}:\n{}",
+                table(&differences, "iptables", "redirector")
+            );
+            let name = if dns { "tcp 10.96.0.10:53" } else { "v4 to vip" };
+            let captured = seen.iter().find(|one| one.scenario == name).context("a scenario")?.summary();
+            ensure!(captured.starts_with("proxy:") != is_proxy, "{container}: {captured}");
+        }
+    }
+    Ok(())
+}
+
+/// What it may be, and that users count beside it only if they are given.
+#[test]
+fn which_cgroup_and_which_users() -> anyhow::Result<()> {
+    if !require_root() || require_program("bpftool").is_none() {
+        return Ok(());
+    }
+    let (node, world) = (Node::new()?, World::new()?);
+    let pod = world.pod();
+    let directory = pod.cgroup.directory().display().to_string();
+    let proxy = format!("{directory}/proxy");
+    for container in ["app", "proxy"] {
+        place(pod, container)?;
+    }
+    let elsewhere = redirector_tests::cgroup::Cgroup::new(&redirector_tests::names::unique())?;
+    let elsewhere = elsewhere.directory().display().to_string();
+    for (wrong, words) in [
+        (directory.as_str(), "not below the cgroup"),
+        (elsewhere.as_str(), "not below the cgroup"),
+        ("/nowhere", "does not exist"),
+        ("/tmp", "not a cgroup"),
+    ] {
+        for more in [&[][..], &["--dry-run"]] {
+            let flags = [&["--proxy-cgroup", wrong], more].concat();
+            node.attach(pod, "pod", &flags)?.refused(exit::USAGE, &["--proxy-cgroup", words])?;
+        }
+    }
+    node.expect_empty()?;
+    assert_eq!(links_of(pod)?, [0, 0]);
+
+    let _proxy = Server::start(&place(pod, "proxy")?, "proxy", proxy_listeners(1))?;
+    let _remote = world.serve_outside(everywhere(&[SERVED]))?;
+    let to = [Scenario::to(at(VIP4, SERVED))];
+    let reached = |container: &str, owner| -> anyhow::Result<String> {
+        let seen = observe(&Place { owner, ..place(pod, container)? }, &to)?;
+        Ok(seen.first().map(Observation::summary).unwrap_or_default())
+    };
+    let expect = |all: [(&str, redirector_tests::scenario::Owner, bool); 4]| -> anyhow::Result<()> {
+        for (container, owner, captured) in all {
+            let seen = reached(container, owner)?;
+            ensure!(seen.starts_with("proxy:15001") == captured, "{container} {owner:?}: {seen}");
+        }
+        Ok(())
+    };
+    node.attach(pod, "pod", &["--proxy-cgroup", &proxy])?.expect(exit::OK)?;
+    expect([("app", APP, true), ("app", PROXY, true), ("proxy", APP, false), ("proxy", PROXY, false)])?;
+    let shown = node.show("pod")?["record"]["policy"].clone();
+    assert_eq!(shown["proxy_cgroup"], proxy);
+    assert_eq!(
+        (&shown["proxy_uids"], &shown["proxy_gids"]),
+        (&serde_json::json!([]), &serde_json::json!([]))
+    );
+    let counters = node.show("pod")?["counters"].clone();
+    let passed = counters.as_array().and_then(|all| all.iter().find(|one| one["rule"] == "out_proxy_cgroup"));
+    assert!(passed.is_some_and(|one| one["connections"].as_u64() > Some(0)), "{counters}");
+    assert_eq!(
+        node.attach(pod, "pod", &["--proxy-cgroup", &proxy])?.expect(exit::OK)?.json()?["outcome"],
+        "unchanged"
+    );
+    node.run(&["refresh", "pod"])?.expect(exit::OK)?;
+    expect([("app", APP, true), ("app", PROXY, true), ("proxy", APP, false), ("proxy", PROXY, false)])?;
+
+    // Both, and only users again: other programs are needed for each.
+    node.attach(pod, "pod", &["--proxy-cgroup", &proxy, "-u", "1337"])?.expect(exit::OK)?;
+    expect([("app", APP, true), ("app", PROXY, false), ("proxy", APP, false), ("proxy", PROXY, false)])?;
+    node.attach(pod, "pod", &[])?.expect(exit::OK)?;
+    expect([("app", APP, true), ("app", PROXY, false), ("proxy", APP, true), ("proxy", PROXY, false)])
+}
+
+/// The same policy from a file, and what `explain` says of it.
+#[test]
+fn files_and_explain() -> anyhow::Result<()> {
+    let file = std::env::temp_dir().join(redirector_tests::names::unique());
+    std::fs::write(&file, "proxy_cgroup = \"/sys/fs/cgroup/pod1/proxy\"\n")?;
+    let file = file.display().to_string();
+    let ask = |flags: &[&str]| {
+        let run =
+            redirector(&[&["explain", "--policy", &file, "--to", "10.96.0.10:80"], flags].concat(), &[])?;
+        run.expect(exit::OK)?.json()
+    };
+    let (app, proxy) = (ask(&["--uid", "1337"])?, ask(&["--proxy"])?);
+    assert_eq!((&app["verdict"], &app["rule"]), (&"outbound".into(), &"out_all".into()));
+    assert_eq!((&proxy["verdict"], &proxy["rule"]), (&"pass".into(), &"out_proxy_cgroup".into()));
+    assert_eq!(proxy["iptables"], "-A ISTIO_OUTPUT -m cgroup --path pod1/proxy -j RETURN");
+    assert_eq!(proxy["in_proxy_cgroup"], true);
+    let own = ask(&["--proxy", "--local-addr", "10.96.0.10"])?;
+    assert_eq!((&own["verdict"], &own["rule"]), (&"inbound".into(), &"out_proxy_cgroup_loopback".into()));
+    let mixed = ask(&["-u", "1000", "--uid", "1000"])?;
+    assert_eq!(mixed["rule"], "out_proxy_uid");
+    redirector(&["explain", "--proxy", "--to", "10.96.0.10:80"], &[])?
+        .refused(exit::USAGE, &["--proxy-cgroup"])?;
+    std::fs::write(&file, "proxy_cgroup = \"pod1/proxy\"\n")?;
+    redirector(&["explain", "--policy", &file, "--to", "10.96.0.10:80"], &[])?
+        .refused(exit::USAGE, &["proxy_cgroup", "absolute"])?;
+    run(std::process::Command::new("rm").arg(&file), "")?;
+    Ok(())
+}
