@@ -24,6 +24,7 @@ pub mod names;
 pub mod netns;
 pub mod node;
 pub mod observation;
+pub mod older;
 pub mod parity;
 pub mod pod;
 pub mod privileged;

@@ -76,7 +76,13 @@ impl Node {
     /// The command for the binary, to be run by another program (with its arguments) if one is given.
     #[must_use]
     pub fn command(&self, by: &[&str], arguments: &[&str]) -> Command {
-        let mut command = redirector::command(by);
+        self.command_of(&redirector::binary(), by, arguments)
+    }
+
+    /// The same for another binary.
+    #[must_use]
+    pub fn command_of(&self, binary: &Path, by: &[&str], arguments: &[&str]) -> Command {
+        let mut command = redirector::command_of(binary, by);
         command.arg("--bpffs").arg(&self.bpffs).args(["--output", "json"]).args(arguments);
         command
     }

@@ -1,6 +1,6 @@
 //! Drives the product: the `redirector` binary, as a user does.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
@@ -139,7 +139,12 @@ pub fn redirector(arguments: &[&str], environment: &[(&str, String)]) -> anyhow:
 /// The binary with a clean environment, to be run by another program (with its arguments) if one is given.
 #[must_use]
 pub fn command(by: &[&str]) -> Command {
-    let binary = binary();
+    command_of(&binary(), by)
+}
+
+/// The same for another binary.
+#[must_use]
+pub fn command_of(binary: &Path, by: &[&str]) -> Command {
     let mut command = match by.split_first() {
         None => Command::new(binary),
         Some((program, arguments)) => {

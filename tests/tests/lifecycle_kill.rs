@@ -6,6 +6,7 @@ use redirector_tests::bpftool::{has_lo6, links_of};
 use redirector_tests::matrix::{SERVED, UNSERVED};
 use redirector_tests::node::Node;
 use redirector_tests::observation::Observation;
+use redirector_tests::older::Older;
 use redirector_tests::pod::{APP, VIP4, at};
 use redirector_tests::privileged::{require_program, require_root};
 use redirector_tests::redirector::{Run, exit};
@@ -161,6 +162,39 @@ fn detach() -> anyhow::Result<()> {
     println!("killed {kills} times, at {} steps; {stopped} times capture had stopped", calls.len());
     assert!(kills > 20 && stopped > 0 && stopped < calls.len());
     Ok(())
+}
+
+/// The instance captures all the time, under the old programs, the new ones, or some of both.
+#[test]
+fn upgrade() -> anyhow::Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    let older = Older::make()?;
+    let downgrade =
+        || Run::of(&mut bench.node.command_of(&older.path(), &[], &["upgrade", NAME]))?.expect(exit::OK);
+    let upgrade_by = |by: &[&str]| Run::of(&mut bench.node.command(by, &["upgrade", NAME]));
+    bench.attach(&[])?;
+    let id = bench.node.show(NAME)?["record"]["programs"].clone();
+    downgrade()?;
+    let calls = bench.steps(&[("rename", 14), ("unlink", 16)], upgrade_by)?;
+    let (mut kills, mut done) = (0, 0);
+    // Every other one: each takes five commands.
+    for at in calls.iter().step_by(2) {
+        downgrade()?;
+        kills += usize::from(killed(*at, upgrade_by)?);
+        ensure!(bench.connect()? == captured(), "{at:?}");
+        let show = bench.node.show(NAME)?;
+        ensure!(show["effective"] == true, "{at:?}: {show:#}");
+        done += usize::from(show["record"]["programs"] == id);
+        // The next one completes it.
+        upgrade_by(&[])?.expect(exit::OK)?;
+        let show = bench.node.show(NAME)?;
+        ensure!(show["effective"] == true && show["record"]["programs"] == id, "{at:?}: {show:#}");
+    }
+    println!("killed {kills} times; {done} times it was done");
+    assert!(kills > 10 && done < kills);
+    ensure!(bench.connect()? == captured());
+    bench.detach_by(&[])?.expect(exit::OK)?;
+    bench.expect_nothing()
 }
 
 #[test]

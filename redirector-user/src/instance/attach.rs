@@ -83,6 +83,7 @@ fn existing(root: &Root, name: &str, target: &Target, notes: &mut Vec<String>) -
             Ok(found) => found,
             // Somebody else's misfortune is no reason to refuse a pod its sidecar.
             Err(_) if other != name && find::linked_to(&dir) != Some(target.netns.inode) => continue,
+            Err(e @ Error::Unsupported(_)) => return Err(e),
             Err(e) => {
                 return Err(Error::Failed(format!(
                     "the instance {other} is damaged; run `redirector detach --name {other}` and attach again: {e}"

@@ -90,7 +90,7 @@ pub fn refresh(root: &Root, name: &str) -> Result<Vec<String>> {
 ///
 /// # Errors
 ///
-/// [`Error::Failed`] also if the instance has another map layout: its programs would not understand it.
+/// [`Error::Unsupported`] if the instance has another map layout: its programs would not understand it.
 pub fn upgrade(root: &Root, name: &str) -> Result<Vec<String>> {
     renew(root, name, true)
 }

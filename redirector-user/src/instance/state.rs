@@ -46,7 +46,8 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// [`Error::NothingMatched`] if there is none, [`Error::Failed`] if it is of another ABI or damaged.
+    /// [`Error::NothingMatched`] if there is none, [`Error::Unsupported`] if it is of another ABI, [`Error::Failed`]
+    /// if it is damaged.
     pub fn open(root: &Root, name: &str) -> Result<Self> {
         let dir = root.instance(name);
         match std::fs::metadata(&dir) {
@@ -70,9 +71,10 @@ impl Instance {
         let this = Self::open_unchecked(dir, name)?;
         let abi = this.meta()?.abi;
         if abi != ABI_VERSION {
-            return Err(Error::Failed(format!(
-                "instance {name} has map layout {abi}, this program has {ABI_VERSION}; use the program that made it, \
-                 or detach it"
+            // Other programs would misread its maps, so no upgrade can help.
+            return Err(Error::Unsupported(format!(
+                "the instance {name} has map layout {abi}, this program has {ABI_VERSION}; use the program that made \
+                 it, or detach it (`redirector detach --name {name}`) and attach again"
             )));
         }
         Ok(this)

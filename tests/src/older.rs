@@ -1,0 +1,98 @@
+//! A binary as an older version would have been: the one under test, with another version and other programs.
+//!
+//! Of its programs only the errno for a full table differs, so they are others to the kernel, and everything that a
+//! test looks at is the same.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+
+use crate::privileged::repository;
+use crate::redirector::binary;
+
+/// Its version.
+pub const VERSION: &str = "0.0.9";
+/// `r1 = 105` (ENOBUFS), and with 12 (ENOMEM) in its place.
+const REFUSAL: [[u8; 8]; 2] = [[0xb7, 1, 0, 0, 105, 0, 0, 0], [0xb7, 1, 0, 0, 12, 0, 0, 0]];
+
+/// The binary; removed on drop.
+#[derive(Debug)]
+pub struct Older {
+    directory: tempfile::TempDir,
+}
+
+impl Older {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// When the binary under test does not carry the object that is in the repository.
+    pub fn make() -> anyhow::Result<Self> {
+        let bpf = repository().join("redirector-user/bpf");
+        let object = std::fs::read(bpf.join("redirector.bpf.o")).context("the object")?;
+        let sources = std::fs::read(bpf.join("redirector.bpf.sources")).context("its sum")?;
+        let mut bytes = std::fs::read(binary()).context("the binary")?;
+        let mut programs = object.clone();
+        ensure!(replace(&mut programs, &REFUSAL[0], &REFUSAL[1]) > 0, "no program refuses with ENOBUFS");
+        ensure!(replace(&mut bytes, &object, &programs) == 1, "the binary carries another object: build it");
+        let id = sources.get(..16).context("a sum has more digits")?;
+        ensure!(replace(&mut bytes, id, b"0000000000000000") > 0, "the binary does not know its object's id");
+        let version = env!("CARGO_PKG_VERSION").as_bytes();
+        ensure!(version.len() == VERSION.len(), "versions of one length");
+        ensure!(replace(&mut bytes, version, VERSION.as_bytes()) > 0, "the binary does not know its version");
+
+        let older = Self { directory: tempfile::tempdir()? };
+        // Copied by a child: a process that another test starts meanwhile would hold it open for writing, and it could
+        // not be run.
+        let staged = older.path().with_extension("staged");
+        std::fs::write(&staged, bytes)?;
+        let mut copy = std::process::Command::new("cp");
+        crate::command::run(copy.arg(&staged).arg(older.path()), "")?;
+        std::fs::remove_file(&staged)?;
+        std::fs::set_permissions(older.path(), PermissionsExt::from_mode(0o755))?;
+        Ok(older)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().join("redirector")
+    }
+}
+
+/// Replaces every occurrence by something of the same length; how many there were.
+fn replace(bytes: &mut [u8], old: &[u8], new: &[u8]) -> usize {
+    let (mut count, mut at) = (0, 0);
+    while let Some(found) = find(&bytes[at..], old) {
+        bytes[at + found..][..new.len()].copy_from_slice(new);
+        at += found + old.len();
+        count += 1;
+    }
+    count
+}
+
+/// Where something begins; by its first byte first, because the binary is large.
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    let first = *wanted.first()?;
+    let mut at = 0;
+    loop {
+        at += bytes[at..].iter().position(|byte| *byte == first)?;
+        if bytes[at..].starts_with(wanted) {
+            return Some(at);
+        }
+        at += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_replaced() {
+        let mut bytes = *b"a0.1.0b0.1.00.1.0";
+        assert_eq!(replace(&mut bytes, b"0.1.0", b"0.0.9"), 3);
+        assert_eq!(&bytes, b"a0.0.9b0.0.90.0.9");
+        assert_eq!(replace(&mut bytes, b"missing", b"missing"), 0);
+    }
+}

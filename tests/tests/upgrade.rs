@@ -1,0 +1,211 @@
+//! `redirector upgrade`: the programs of an instance are swapped for those of this binary, and nobody notices.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, anyhow};
+use serde_json::Value;
+
+use redirector_tests::command::run;
+use redirector_tests::node::{Node, target};
+use redirector_tests::older::{Older, VERSION};
+use redirector_tests::pod::{APP, PROXY, Pod, VIP4, World, at};
+use redirector_tests::privileged::{require_program, require_root};
+use redirector_tests::probe::hold::Held;
+use redirector_tests::probe::many::{Load, Report};
+use redirector_tests::proxy::{everywhere, proxy_listeners};
+use redirector_tests::redirector::{Run, exit};
+
+const NAME: &str = "pod";
+const CONNECTIONS: u16 = 1000;
+/// Upgrades (and as many the other way) while connections are made.
+const TURNS: usize = 10;
+
+struct Bench {
+    node: Node,
+    world: World,
+    older: Older,
+}
+
+impl Bench {
+    fn new() -> anyhow::Result<Option<Self>> {
+        if !require_root() || require_program("bpftool").is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Self { node: Node::new()?, world: World::new()?, older: Older::make()? }))
+    }
+
+    fn pod(&self) -> &Pod {
+        self.world.pod()
+    }
+
+    fn by_older(&self, arguments: &[&str]) -> anyhow::Result<Run> {
+        Run::of(&mut self.node.command_of(&self.older.path(), &[], arguments))
+    }
+
+    fn attach_by_older(&self) -> anyhow::Result<()> {
+        let place = target(self.pod());
+        let place = place.each_ref().map(String::as_str);
+        self.by_older(&[&["attach", "--name", NAME], &place[..]].concat())?.expect(exit::OK)?;
+        Ok(())
+    }
+}
+
+/// The kernel's tag of the program at a hook: what its instructions are.
+fn tag(show: &Value, hook: &str) -> anyhow::Result<String> {
+    let hooks = show["hooks"].as_array().context("hooks")?;
+    let hook = hooks.iter().find(|status| status["hook"] == hook).context("the hook")?;
+    let id = hook["program"].to_string();
+    let program = run(Command::new("bpftool").args(["-j", "prog", "show", "id", &id]), "")?;
+    let program: Value = serde_json::from_str(&program)?;
+    Ok(program["tag"].as_str().context("a tag")?.to_owned())
+}
+
+#[test]
+fn an_older_version_is_upgraded() -> anyhow::Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    let (node, pod) = (&bench.node, bench.pod());
+    node.run(&["upgrade", "--all"])?.refused(exit::NOTHING, &["no instance"])?;
+    node.run(&["upgrade", NAME])?.refused(exit::NOTHING, &["there is no instance pod"])?;
+    let _proxy = pod.serve(PROXY, "proxy", proxy_listeners(1))?;
+    bench.attach_by_older()?;
+    let mut held = Held::start(&pod.place(APP)?, at(VIP4, 80))?;
+    let names = held.names()?;
+    assert_eq!(names.peer.address(), Some(at(VIP4, 80)));
+    let before = node.show(NAME)?;
+    assert_eq!(before["record"]["version"], VERSION);
+    let [old_connect, old_getsockopt] = [tag(&before, "connect4")?, tag(&before, "getsockopt")?];
+
+    let run = node.run(&["upgrade", NAME])?.expect(exit::OK)?.json()?;
+    assert_eq!(run["upgraded"], serde_json::json!([NAME]));
+    let after = node.show(NAME)?;
+    assert_ne!(after["record"]["version"], VERSION);
+    assert_eq!(after["record"]["policy"], before["record"]["policy"]);
+    assert_eq!(after["effective"], true, "{after:#}");
+    assert_eq!(after["counters"], before["counters"]);
+    assert_eq!(after["connections"], 1);
+    assert_ne!(tag(&after, "connect4")?, old_connect, "the programs are the old ones");
+    assert_eq!(tag(&after, "getsockopt")?, old_getsockopt);
+    assert_eq!(held.names()?, names, "a live connection has kept its names");
+    assert!(held.echo()?);
+    node.run(&["verify", NAME])?.expect(exit::OK)?;
+
+    // Again is no mistake, and what the older one made of it is the same.
+    node.run(&["upgrade", "--all"])?.expect(exit::OK)?;
+    bench.by_older(&["upgrade", NAME])?.expect(exit::OK)?;
+    assert_eq!(tag(&node.show(NAME)?, "connect4")?, old_connect);
+    assert_eq!(held.names()?, names);
+    drop(held);
+    node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    node.expect_empty()
+}
+
+/// Programs that read other maps are not put over these.
+#[test]
+fn another_layout_is_refused() -> anyhow::Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    let node = &bench.node;
+    bench.attach_by_older()?;
+    let ids = node.show(NAME)?["hooks"].clone();
+    // `Meta` begins with the version of the layout.
+    let pin = node.instance(NAME).join("META").display().to_string();
+    let layout = |abi: Option<u8>| -> anyhow::Result<u8> {
+        let map = ["-j", "map", "lookup", "pinned", &pin, "key", "0", "0", "0", "0"];
+        let entry: Value = serde_json::from_str(&run(Command::new("bpftool").args(map), "")?)?;
+        let value = entry["value"].as_array().context("a value")?;
+        let mut bytes: Vec<String> =
+            value.iter().filter_map(|byte| byte.as_str()).map(str::to_owned).collect();
+        let was = u8::from_str_radix(bytes[0].trim_start_matches("0x"), 16)?;
+        if let Some(abi) = abi {
+            bytes[0] = format!("{abi:#04x}");
+            let mut update = Command::new("bpftool");
+            update.args(["map", "update", "pinned", &pin, "key", "0", "0", "0", "0", "value"]);
+            run(update.args(bytes), "")?;
+        }
+        Ok(was)
+    };
+    let ours = layout(Some(99))?;
+    let words = ["map layout 99", "the program that made it", "detach --name pod"];
+    node.run(&["upgrade", NAME])?.refused(exit::CANNOT, &words)?;
+    node.run(&["upgrade", "--all"])?.refused(exit::CANNOT, &words)?;
+    node.attach(bench.pod(), NAME, &[])?.refused(exit::CANNOT, &words)?;
+    layout(Some(ours))?;
+    assert_eq!(node.show(NAME)?["hooks"], ids, "nothing was touched");
+    // What is said to do about it works.
+    layout(Some(99))?;
+    node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    node.attach(bench.pod(), NAME, &[])?.expect(exit::OK)?;
+    Ok(())
+}
+
+/// Loads, until there have been enough turns.
+fn loads(
+    probe: impl Fn() -> Command,
+    destinations: &[SocketAddr],
+    turns: &AtomicUsize,
+) -> anyhow::Result<Vec<Report>> {
+    let mut reports = Vec::new();
+    while reports.len() < 2 || turns.load(Ordering::Relaxed) < TURNS {
+        let load = Load { destinations: destinations.to_vec(), threads: 3, hold: false, same_port: true };
+        let report = run(&mut probe(), &serde_json::to_string(&load)?)?;
+        reports.push(serde_json::from_str(&report)?);
+    }
+    Ok(reports)
+}
+
+/// Connections in both directions while programs are swapped back and forth: none is lost, none escapes.
+#[test]
+fn no_connection_is_lost() -> anyhow::Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    let (node, pod) = (&bench.node, bench.pod());
+    let _proxy = pod.serve(PROXY, "proxy", proxy_listeners(2))?;
+    // What escapes is answered, by somebody else.
+    let ports: Vec<u16> = (2000..2000 + 20).collect();
+    let _remote = bench.world.serve_outside(everywhere(&ports))?;
+    let _app = pod.serve(APP, "app", everywhere(&ports))?;
+    bench.attach_by_older()?;
+    let port = |number: u16| 2000 + number % 20;
+    let out: Vec<SocketAddr> = (0..CONNECTIONS)
+        .map(|number| match number % 2 {
+            0 => at(Ipv4Addr::new(10, 96, number.to_be_bytes()[0], number.to_be_bytes()[1]), port(number)),
+            _ => at(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 1, number), port(number)),
+        })
+        .collect();
+    let into: Vec<SocketAddr> = (0..CONNECTIONS)
+        .map(|number| if number % 2 == 0 { at(pod.v4(), port(number)) } else { at(pod.v6(), port(number)) })
+        .collect();
+
+    let app = pod.place(APP)?;
+    let turns = &AtomicUsize::new(0);
+    let (out, into) = std::thread::scope(|scope| {
+        let out = scope.spawn(|| loads(|| app.probe(&["many"]), &out, turns));
+        let into = scope.spawn(|| loads(|| bench.world.outside().probe(&["many"]), &into, turns));
+        while !(out.is_finished() && into.is_finished()) {
+            let turn = node
+                .run(&["upgrade", NAME])
+                .and_then(|run| run.expect(exit::OK))
+                .and_then(|_| bench.by_older(&["upgrade", NAME])?.expect(exit::OK));
+            // Also after a failure: the loads wait for it.
+            turns.fetch_add(if turn.is_ok() { 1 } else { TURNS }, Ordering::Relaxed);
+            turn?;
+        }
+        let join = |reports: std::thread::ScopedJoinHandle<'_, _>| {
+            reports.join().map_err(|_| anyhow!("a thread panicked"))
+        };
+        anyhow::Ok((join(out)??, join(into)??))
+    })?;
+    for (reports, port) in [(&out, 15001), (&into, 15006)] {
+        for report in reports {
+            assert!(report.wrong == 0 && report.failed.is_empty(), "{report:#?}");
+            let proxy = report.reached.get(&format!("proxy:{port}")).copied();
+            assert_eq!(proxy, Some(usize::from(CONNECTIONS)), "{report:#?}");
+        }
+    }
+    println!("{} swaps while {} connections were made", 2 * turns.load(Ordering::Relaxed), {
+        (out.len() + into.len()) * usize::from(CONNECTIONS)
+    });
+    let show = node.show(NAME)?;
+    assert_eq!((&show["connections"], &show["effective"]), (&0.into(), &true.into()), "{show:#}");
+    Ok(())
+}
