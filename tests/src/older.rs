@@ -13,8 +13,8 @@ use crate::redirector::binary;
 
 /// Its version.
 pub const VERSION: &str = "0.0.9";
-/// `r1 = 105` (ENOBUFS), and with 12 (ENOMEM) in its place.
-const REFUSAL: [[u8; 8]; 2] = [[0xb7, 1, 0, 0, 105, 0, 0, 0], [0xb7, 1, 0, 0, 12, 0, 0, 0]];
+const ENOBUFS: u8 = 105;
+const ENOMEM: u8 = 12;
 
 /// The binary; removed on drop.
 #[derive(Debug)]
@@ -33,7 +33,8 @@ impl Older {
         let sources = std::fs::read(bpf.join("redirector.bpf.sources")).context("its sum")?;
         let mut bytes = std::fs::read(binary()).context("the binary")?;
         let mut programs = object.clone();
-        ensure!(replace(&mut programs, &REFUSAL[0], &REFUSAL[1]) > 0, "no program refuses with ENOBUFS");
+        let mut other = |register| replace(&mut programs, &load(register, ENOBUFS), &load(register, ENOMEM));
+        ensure!((0..10).map(&mut other).sum::<usize>() > 0, "no program refuses with ENOBUFS");
         ensure!(replace(&mut bytes, &object, &programs) == 1, "the binary carries another object: build it");
         let id = sources.get(..16).context("a sum has more digits")?;
         ensure!(replace(&mut bytes, id, b"0000000000000000") > 0, "the binary does not know its object's id");
@@ -58,6 +59,11 @@ impl Older {
     pub fn path(&self) -> PathBuf {
         self.directory.path().join("redirector")
     }
+}
+
+/// The instruction `rN = NUMBER` (BPF_ALU64 | BPF_MOV | BPF_K).
+fn load(register: u8, number: u8) -> [u8; 8] {
+    [0xb7, register, 0, 0, number, 0, 0, 0]
 }
 
 /// Replaces every occurrence by something of the same length; how many there were.
