@@ -6,11 +6,14 @@ use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use anyhow::Context;
+
 use redirector_tests::matrix::{Caller, Part, SERVED, SIDECAR_PORTS};
 use redirector_tests::observation::Observation;
 use redirector_tests::pod::{APP, PROXY, SECOND4, VIP4, VIP6, at};
 use redirector_tests::privileged::{require_envoy, require_root};
 use redirector_tests::process::{Daemon, Place};
+use redirector_tests::redirector::{exit, redirector};
 use redirector_tests::retry;
 use redirector_tests::scenario::{Family, Scenario};
 use redirector_tests::side::{By, Setup, Side};
@@ -157,6 +160,20 @@ fn check(dual_stack: bool) -> anyhow::Result<()> {
     ] {
         assert!(left.iter().any(|logged| logged == line), "{line} is not in {left:#?}");
     }
+    verified(&twin.subject, dual_stack)
+}
+
+/// `redirector verify` tries an Envoy at work, and leaves it so.
+fn verified(side: &Side, dual_stack: bool) -> anyhow::Result<()> {
+    let instance = side.instance.as_ref().context("an instance")?;
+    let report = redirector(&["verify", instance.name()], &[])?.expect(exit::OK)?.json()?;
+    for probe in report["probes"].as_array().context("probes")? {
+        let tried = dual_stack || probe["family"] == "ipv4";
+        assert_eq!(probe["status"], if tried { "ok" } else { "skipped" }, "{probe:#}");
+        assert!(!tried || probe["listener"] == "proxy", "{probe:#}");
+    }
+    let seen = side.pod().observe(APP, &[Scenario::to(at(VIP4, SERVED))])?;
+    assert_eq!(seen[0].summary(), "remote:8080");
     Ok(())
 }
 

@@ -159,5 +159,9 @@ fn names_refresh_and_change() -> anyhow::Result<()> {
         node.command(&[], &["attach", "--name", "pod", "--pid", &proxy.pid().to_string(), "-u", "1400"]);
     command.env("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", name);
     assert_eq!(Run::of(&mut command)?.expect(exit::OK)?.json()?["outcome"], "changed");
-    expect(1400, 1337)
+    expect(1400, 1337)?;
+    let report = node.run(&["verify", "pod"])?.expect(exit::OK)?.json()?;
+    // As the kernel counts.
+    assert_eq!(report["probes"][0]["uid"], inside(1400, 1400).uid, "{report:#}");
+    Ok(())
 }

@@ -181,7 +181,11 @@ fn failures_are_found() -> anyhow::Result<()> {
 fn other_policies() -> anyhow::Result<()> {
     let Some((node, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
-    let cases: [(&[&str], &[&str]); 5] = [
+    let container = pod.cgroup.child("proxy")?.display().to_string();
+    let cases: [(&[&str], &[&str]); 7] = [
+        // Known by its cgroup, and of no certain user.
+        (&["--ipv6", "off", "--proxy-cgroup", &container], &["ok", "ok", "ok"]),
+        (&["--ipv6", "off", "--proxy-cgroup", &container, "-u", "7"], &["ok", "ok", "ok"]),
         (
             &["-p", "16001", "-z", "16006", "-u", "7,8", "-i", "10.96.0.0/16,fd00:96::/64", "-b", "9000"],
             &["ok", "ok", "ok", "ok", "ok", "ok"],

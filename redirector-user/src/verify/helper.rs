@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -46,10 +46,10 @@ pub struct Room {
 }
 
 impl Room {
-    /// Makes it below the instance's cgroup.
-    pub fn new(target: &Target) -> Result<Self> {
-        sweep(&target.cgroup.path);
-        let dir = target.cgroup.path.join(format!("{PREFIX}{}", std::process::id()));
+    /// Makes it below a cgroup.
+    pub fn new(parent: &Path) -> Result<Self> {
+        sweep(parent);
+        let dir = parent.join(format!("{PREFIX}{}", std::process::id()));
         std::fs::create_dir(&dir).context(|| format!("create the cgroup {}", dir.display()))?;
         Ok(Self { dir })
     }
@@ -63,7 +63,7 @@ impl Drop for Room {
 }
 
 /// Removes cgroups of runs that were killed; one that has a process in it stays.
-fn sweep(parent: &std::path::Path) {
+fn sweep(parent: &Path) {
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(PREFIX) {
             let _ = std::fs::remove_dir(entry.path());

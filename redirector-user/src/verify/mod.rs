@@ -19,7 +19,7 @@ use crate::sys::netns::NetNs;
 use crate::sys::{bpf, test_run};
 use crate::target::{Target, listeners, owners};
 use helper::{Helper, Room};
-use plan::{Attempt, Skipped};
+use plan::{Attempt, Skipped, User};
 use redirector_common::counter::Counter;
 use serde::Serialize;
 use std::collections::HashMap;
@@ -65,14 +65,24 @@ pub fn verify(root: &Root, name: &str, options: &Options) -> Result<Report> {
     let record = record::read(&instance.dir, slot)?;
     let target = find::target_of(name, &record, &meta)?;
     let mirror = mirror::read(target.netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))?;
-    let room = Room::new(&target)?;
+    let room = Room::new(&target.cgroup.path)?;
+    let proxys_room = record.policy.proxy_cgroup.as_deref().map(Room::new).transpose()?;
     let policy = owners::as_the_kernel_counts(&record.policy, &target.netns)?;
     let ports = [policy.outbound_port, policy.inbound_port, policy.dns_port];
     let present = listeners::present(&target.netns, &ports)?;
-    let mut run = Run { root, instance, target, options, present, proxy: None, users: HashMap::new(), room };
-    let owner =
-        policy.proxy_uids.first().map(|uid| (*uid, policy.proxy_gids.first().copied().unwrap_or(*uid)));
-    run.listen(&ports[..if policy.dns == crate::config::Dns::Off { 2 } else { 3 }], policy.ipv6, owner)?;
+    let mut run = Run {
+        root,
+        instance,
+        target,
+        options,
+        present,
+        proxy: None,
+        users: HashMap::new(),
+        room,
+        proxys_room,
+    };
+    let ports = &ports[..if policy.dns == crate::config::Dns::Off { 2 } else { 3 }];
+    run.listen(ports, policy.ipv6, plan::proxy(&policy).unwrap_or(plan::ROOT))?;
     let mut probes = Vec::new();
     for attempt in plan::plan(&policy, &mirror, options.probe_port) {
         probes.push(match attempt {
@@ -95,13 +105,15 @@ struct Run<'a> {
     present: Vec<(u16, bool)>,
     /// Who listens in the proxy's place, where it does not.
     proxy: Option<Helper>,
-    users: HashMap<(u32, u32), Helper>,
+    users: HashMap<User, Helper>,
     room: Room,
+    /// Below the proxy's cgroup, if the policy has one.
+    proxys_room: Option<Room>,
 }
 
 impl Run<'_> {
     /// Listens on the ports of the proxy on which nobody does.
-    fn listen(&mut self, ports: &[u16], ipv6: bool, owner: Option<(u32, u32)>) -> Result<()> {
+    fn listen(&mut self, ports: &[u16], ipv6: bool, user: User) -> Result<()> {
         let free: Vec<u16> = ports.iter().copied().filter(|port| !self.served(*port)).collect();
         if free.is_empty() {
             return Ok(());
@@ -111,11 +123,15 @@ impl Run<'_> {
             any.push(Ipv6Addr::UNSPECIFIED.into());
         }
         let addresses = any.iter().flat_map(|ip| free.iter().map(|port| SocketAddr::new(*ip, *port)));
-        let (uid, gid) = owner.unwrap_or((0, 0));
-        let mut helper = Helper::start(&self.target, &self.room, uid, gid)?;
+        let mut helper = self.helper(user)?;
         helper.listen(addresses.collect())?;
         self.proxy = Some(helper);
         Ok(())
+    }
+
+    fn helper(&self, user: User) -> Result<Helper> {
+        let room = self.proxys_room.as_ref().filter(|_| user.proxy_cgroup).unwrap_or(&self.room);
+        Helper::start(&self.target, room, user.uid, user.gid)
     }
 
     /// Whether somebody else listens on a port of the proxy.
@@ -133,8 +149,8 @@ impl Run<'_> {
             return Ok(probe);
         }
         let before = self.instance.counters()?;
-        match (attempt.owner, &self.options.from) {
-            (Some(owner), _) => self.connect(attempt, owner, &mut probe)?,
+        match (attempt.user, &self.options.from) {
+            (Some(user), _) => self.connect(attempt, user, &mut probe)?,
             (None, Some(_)) => self.arrive(attempt, &mut probe)?,
             (None, None) => self.ask_program(attempt, &mut probe)?,
         }
@@ -148,13 +164,12 @@ impl Run<'_> {
     }
 
     /// From inside the pod.
-    fn connect(&mut self, attempt: &Attempt, owner: (u32, u32), probe: &mut Probe) -> Result<()> {
-        let client = match self.users.entry(owner) {
-            std::collections::hash_map::Entry::Occupied(there) => there.into_mut(),
-            std::collections::hash_map::Entry::Vacant(free) => {
-                free.insert(Helper::start(&self.target, &self.room, owner.0, owner.1)?)
-            }
-        };
+    fn connect(&mut self, attempt: &Attempt, user: User, probe: &mut Probe) -> Result<()> {
+        if !self.users.contains_key(&user) {
+            let helper = self.helper(user)?;
+            self.users.insert(user, helper);
+        }
+        let Some(client) = self.users.get_mut(&user) else { return Ok(()) };
         probe.how = "connection";
         let connected = client.connect(attempt.bind, attempt.to, self.options.patience)?;
         probe.seen.of_client(&connected);

@@ -12,8 +12,21 @@ const NOBODY4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const NOBODY6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 /// A proxy's user that no container is likely to have.
 const APP: u32 = 65_530;
+/// Who listens in the place of a proxy that no user stands for.
+pub const ROOT: User = User { uid: 0, gid: 0, proxy_cgroup: false };
 /// Networks of a list that are looked at.
 const FEW: usize = 64;
+
+/// Who makes a connection; ids as the kernel counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct User {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// In the proxy's cgroup.
+    pub proxy_cgroup: bool,
+}
 
 /// A connection to try.
 #[derive(Clone, Debug)]
@@ -21,7 +34,7 @@ pub struct Attempt {
     /// What it is there to prove.
     pub kind: &'static str,
     /// Who makes it; None: it comes from the network.
-    pub owner: Option<(u32, u32)>,
+    pub user: Option<User>,
     /// Address it is bound to; from the network: its sender.
     pub bind: Option<IpAddr>,
     /// Destination.
@@ -55,6 +68,15 @@ pub fn plan(policy: &Policy, mirror: &Mirror, probe_port: u16) -> Plan {
     plan
 }
 
+/// The proxy: by its cgroup, if the policy has one, else the first of its users, for which the rule of the proxy's
+/// calls to its own pod is.
+pub fn proxy(policy: &Policy) -> Option<User> {
+    let proxy_cgroup = policy.proxy_cgroup.is_some();
+    let uid = policy.proxy_uids.first().copied().or(proxy_cgroup.then_some(APP))?;
+    let gid = policy.proxy_gids.first().copied().unwrap_or(uid);
+    Some(User { uid, gid, proxy_cgroup })
+}
+
 struct Family<'a> {
     policy: &'a Policy,
     mirror: &'a Mirror,
@@ -83,7 +105,7 @@ impl Family<'_> {
     /// What istio-validation does: the proxy's user from 127.0.0.1 to 127.0.0.6, `[::1]` to `[::6]`.
     fn own_pod(&self, port: u16) -> Result<Attempt, Skipped> {
         const KIND: &str = "proxy_to_own_pod";
-        let Some(&uid) = self.policy.proxy_uids.first() else {
+        let Some(user) = proxy(self.policy) else {
             return self.skipped(KIND, "the policy names no user of the proxy");
         };
         let passthrough6 = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
@@ -91,10 +113,9 @@ impl Family<'_> {
         if self.v6 && !lo.flat_map(|it| &it.addresses).any(|net| net.addr() == IpAddr::from(passthrough6)) {
             return self.skipped(KIND, "::6 is not on lo: IPv6 is off there");
         }
-        let gid = self.policy.proxy_gids.first().copied().unwrap_or(uid);
         let bind = self.pick(Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
         let to = self.pick(Ipv4Addr::new(127, 0, 0, 6).into(), passthrough6.into());
-        Ok(self.attempt(KIND, (uid, gid), Some(bind), SocketAddr::new(to, port)))
+        Ok(self.attempt(KIND, user, Some(bind), SocketAddr::new(to, port)))
     }
 
     /// Somebody's connection to the outside, of those that are captured.
@@ -122,12 +143,12 @@ impl Family<'_> {
 
     /// The first destination that the policy and the routes let be captured.
     fn captured(&self, kind: &'static str, verdict: &str, to: &[(IpAddr, u16)]) -> Result<Attempt, Skipped> {
-        let Some(owner) = self.application() else {
+        let Some(user) = self.application() else {
             return self.skipped(kind, "the policy names every group that could be tried");
         };
         let mut refused = false;
         for &(ip, port) in to {
-            let attempt = self.attempt(kind, owner, None, SocketAddr::new(ip, port));
+            let attempt = self.attempt(kind, user, None, SocketAddr::new(ip, port));
             if attempt.expected.verdict == verdict {
                 return Ok(attempt);
             }
@@ -142,7 +163,7 @@ impl Family<'_> {
     }
 
     /// A user and group whose connections are captured as an application's.
-    fn application(&self) -> Option<(u32, u32)> {
+    fn application(&self) -> Option<User> {
         let policy = self.policy;
         let uid = (APP..APP + 64).find(|uid| !policy.proxy_uids.contains(uid))?;
         let free = |gid: &u32| !policy.proxy_gids.contains(gid) && !policy.owner_groups_exclude.contains(gid);
@@ -150,26 +171,20 @@ impl Family<'_> {
             Selection::List(groups) => groups.iter().copied().find(free)?,
             _ => (APP..APP + 128).find(free)?,
         };
-        Some((uid, gid))
+        Some(User { uid, gid, proxy_cgroup: false })
     }
 
-    fn attempt(
-        &self,
-        kind: &'static str,
-        (uid, gid): (u32, u32),
-        bind: Option<IpAddr>,
-        to: SocketAddr,
-    ) -> Attempt {
+    fn attempt(&self, kind: &'static str, user: User, bind: Option<IpAddr>, to: SocketAddr) -> Attempt {
         let query = Outgoing {
             protocol: Protocol::Tcp,
-            uid: Some(uid),
-            gid: Some(gid),
-            proxy: false,
+            uid: Some(user.uid),
+            gid: Some(user.gid),
+            proxy: user.proxy_cgroup,
             source: bind,
             to,
         };
         let expected = explain::outgoing(self.policy, self.offline, &query);
-        Attempt { kind, owner: Some((uid, gid)), bind, to, expected }
+        Attempt { kind, user: Some(user), bind, to, expected }
     }
 
     /// A connection from the network to the pod's own address.
@@ -196,7 +211,7 @@ impl Family<'_> {
             expected.notes.clear();
             if expected.verdict == "inbound" {
                 let sender = self.pick(NOBODY4.into(), NOBODY6.into());
-                return Ok(Attempt { kind, owner: None, bind: Some(sender), to, expected });
+                return Ok(Attempt { kind, user: None, bind: Some(sender), to, expected });
             }
         }
         self.skipped(kind, "the policy captures nothing inbound, or nothing that could be guessed from it")
