@@ -18,6 +18,7 @@ pub mod compare;
 pub mod documented;
 pub mod iptables;
 pub mod istio;
+pub mod kubelet;
 pub mod matrix;
 pub mod mesh;
 pub mod names;

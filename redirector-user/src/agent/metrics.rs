@@ -35,6 +35,7 @@ pub struct Metrics {
     pub attach_seconds: Histogram,
     steps: Family<Labels<1>, Count>,
     errors: Family<Labels<1>, Count>,
+    cni: Family<Labels<2>, Count>,
     wanted: Family<Labels<1>, Gauge>,
     /// Counters of each instance as they were when it was last looked at, by cookie of its namespace.
     seen: Mutex<HashMap<u64, Vec<u64>>>,
@@ -54,6 +55,7 @@ impl Metrics {
             attach_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 11)),
             steps: Family::default(),
             errors: Family::default(),
+            cni: Family::default(),
             wanted: Family::default(),
             seen: Mutex::default(),
         };
@@ -84,6 +86,11 @@ impl Metrics {
         registry.register("steps", "What the agent has done to instances", this.steps.clone());
         registry.register("errors", "What went wrong, by reason", this.errors.clone());
         registry.register(
+            "cni_requests",
+            "Requests of the CNI plugin by operation and outcome",
+            this.cni.clone(),
+        );
+        registry.register(
             "targets",
             "Targets that are wanted, by whether they are there",
             this.wanted.clone(),
@@ -103,6 +110,11 @@ impl Metrics {
     /// Something was done to an instance.
     pub fn step(&self, step: &'static str) {
         self.steps.get_or_create(&[("step", step)]).inc();
+    }
+
+    /// The plugin has been answered.
+    pub fn cni(&self, operation: &'static str, outcome: &'static str) {
+        self.cni.get_or_create(&[("operation", operation), ("outcome", outcome)]).inc();
     }
 
     /// So many targets are wanted, of which so many are there.

@@ -13,33 +13,44 @@ mod metrics;
 mod namespaces;
 mod place;
 pub mod plan;
+pub mod pods;
+pub mod protocol;
 mod reconcile;
 mod run_dir;
+mod socket;
 mod watch;
 
+use crate::cni::install::Places;
 use crate::error::{Context, Error, Result};
 use crate::instance::root::Root;
 use health::Health;
 use metrics::Metrics;
 use namespaces::Namespaces;
+use pods::Pods;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use watch::Watcher;
 
 /// Values of the label `reason` of `redirector_errors_total`.
-pub const REASONS: [&str; 7] = ["config", "target", "attach", "detach", "upgrade", "refresh", "follow"];
+pub const REASONS: [&str; 12] = [
+    "config", "pods", "target", "attach", "detach", "upgrade", "refresh", "follow", "cni", "peer", "request",
+    "install",
+];
 
 /// What the agent is asked to do.
-#[derive(Clone, Debug)]
 pub struct Options {
     /// Where instances are.
     pub root: Root,
     /// Directory of the files that name targets.
     pub config: Option<PathBuf>,
+    /// Who knows the pods.
+    pub pods: Pods,
+    /// Where the CNI plugin is installed; None: it is not.
+    pub plugin: Option<Places>,
     /// Directory of the lock and the socket.
     pub run_dir: PathBuf,
     /// Address of `/metrics`; None for none.
@@ -52,6 +63,8 @@ pub struct Options {
 pub struct Agent {
     root: Root,
     config: Option<PathBuf>,
+    pods: Pods,
+    plugin: Option<Places>,
     resync: Duration,
     metrics: Metrics,
     health: Health,
@@ -83,10 +96,12 @@ async fn start(options: Options) -> Result<()> {
     {
         return Err(Error::Input(format!("--config {} is no directory", dir.display())));
     }
-    let Options { root, config, run_dir, http, resync } = options;
+    let Options { root, config, pods, plugin, run_dir, http, resync } = options;
     let agent = Arc::new(Agent {
         root,
         config,
+        pods,
+        plugin,
         resync,
         metrics: Metrics::new(),
         health: Health::new(resync),
@@ -121,6 +136,7 @@ fn on(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {
 /// The agent's work, once no other agent is at work on this node.
 async fn work(agent: Arc<Agent>, run_dir: PathBuf) -> Result<()> {
     let _lock = run_dir::lock(&agent, &run_dir).await?;
+    tokio::spawn(socket::serve(socket::bind(&run_dir)?, Arc::clone(&agent)));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), bpffs = %agent.root.dir().display(), "working");
     tokio::spawn(reconcile::follow(Arc::clone(&agent)));
     let watching = Arc::clone(&agent);
@@ -131,4 +147,8 @@ async fn work(agent: Arc<Agent>, run_dir: PathBuf) -> Result<()> {
         }
     });
     reconcile::passes(agent).await
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

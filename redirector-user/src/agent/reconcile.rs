@@ -1,10 +1,11 @@
 //! Passes: gather, plan, execute. What fails is tried again, later each time.
 
-use super::Agent;
 use super::files::{self, Entry};
 use super::namespaces::Changes;
-use super::plan::{At, FILE, Step, Want, plan};
+use super::plan::{At, FILE, POD, Step, Want, plan};
 use super::watch::{Names, Signs};
+use super::{Agent, lock};
+use crate::cni::install;
 use crate::config::Policy;
 use crate::error::{Error, Result, chain};
 use crate::instance::attach::{self, Report};
@@ -12,12 +13,12 @@ use crate::instance::change::{self, Outcome};
 use crate::instance::survey::{State, Surveyed, survey};
 use crate::instance::{detach, find};
 use crate::mirror::{self, Mirror};
-use crate::target::{Target, chains};
+use crate::target::{Target, chains, pod};
 use crate::virtual_interfaces;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// What the agent remembers from one pass to the next. Nothing of it is needed to start again.
@@ -48,10 +49,10 @@ struct Failure {
 }
 
 /// Something that shall be captured and is there.
-struct Here {
-    target: Target,
-    policy: Policy,
-    allow_partial: bool,
+pub(super) struct Here {
+    pub target: Target,
+    pub policy: Policy,
+    pub allow_partial: bool,
 }
 
 /// Passes for ever: one now, then one whenever something happens, or after a while.
@@ -92,6 +93,9 @@ impl Agent {
         let mut here = BTreeMap::new();
         let mut wants = self.wants(&mut here);
         self.unwanted_files(&mut wants, &there);
+        self.pod_wants(&there, &mut wants, &mut here);
+        self.metrics.wanted(wants.len(), here.len());
+        self.install_plugin();
         for step in plan(&wants, &there) {
             self.execute(step, &here);
         }
@@ -118,7 +122,11 @@ impl Agent {
                 Err(e) => self.failed("the configuration", "config", &e),
             }
         }
-        self.metrics.wanted(wants.len(), here.len());
+        if let Some(places) = &self.plugin {
+            signs.entry(places.bin_dir.clone()).or_default().add(Names::one(install::TYPE.as_ref()));
+            let conf = signs.entry(places.conf_dir.clone()).or_default();
+            [".conflist", ".conf", ".json"].into_iter().for_each(|kind| conf.add(Names::suffix(kind)));
+        }
         // Something may have happened between the look and the watch.
         if self.watcher.set(signs) {
             self.wake.notify_one();
@@ -137,18 +145,22 @@ impl Agent {
         let entry = match entry {
             Ok(entry) => entry,
             Err(e) => {
-                self.failed(name, "config", &e);
+                self.failed(&about_target(name), "config", &e);
                 return unknown(None);
             }
         };
         for (path, names) in entry.place.signs() {
             signs.entry(path).or_default().add(names);
         }
-        let target = match entry.place.find() {
+        let found = entry.place.find();
+        if found.is_ok() {
+            self.fine(&about_target(name));
+        }
+        let target = match found {
             Ok(Some(target)) => target,
             Ok(None) => return unknown(Some(entry.policy)),
             Err(e) => {
-                self.failed(name, "target", &e);
+                self.failed(&about_target(name), "target", &e);
                 return unknown(Some(entry.policy));
             }
         };
@@ -172,6 +184,28 @@ impl Agent {
         }
     }
 
+    /// The plugin's binary and entry are put back whenever somebody has taken them away.
+    fn install_plugin(&self) {
+        const ABOUT: &str = "the CNI plugin";
+        let Some(places) = &self.plugin else { return };
+        match install::install(places) {
+            Ok(install::State::Unchanged) => self.fine(ABOUT),
+            Ok(install::State::Written(path)) => {
+                self.fine(ABOUT);
+                self.metrics.step("install");
+                tracing::info!(path = %path.display(), "installed the CNI plugin");
+            }
+            Ok(install::State::NoNetwork) => {
+                let why = format!(
+                    "there is no network's configuration in {} to chain to",
+                    places.conf_dir.display()
+                );
+                self.failed(ABOUT, "install", &Error::Failed(why));
+            }
+            Err(e) => self.failed(ABOUT, "install", &e),
+        }
+    }
+
     fn execute(&self, step: Step, here: &BTreeMap<String, Here>) {
         let (name, what) = match &step {
             Step::Attach(name) => (name.clone(), "attach"),
@@ -191,7 +225,7 @@ impl Agent {
             Step::Upgrade(_) => change::upgrade(&self.root, &name),
             Step::Detach { why, .. } => {
                 tracing::info!(instance = name, "detaching: {why}");
-                self.detach(&name)
+                self.detach_ended(&name)
             }
         };
         match result {
@@ -246,6 +280,16 @@ impl Agent {
         let cgroup = target.cgroup.path.display();
         tracing::info!(instance = name, netns = %target.netns_path.display(), %cgroup, milliseconds, "{step} done");
         Ok(report)
+    }
+
+    /// The same for one whose target has ended.
+    pub(super) fn detach_ended(&self, name: &str) -> Result<Vec<String>> {
+        let cgroup = find::recorded_cgroup(&self.root, name);
+        let notes = self.detach(name)?;
+        if name.starts_with(POD) {
+            cgroup.as_deref().into_iter().for_each(pod::leave);
+        }
+        Ok(notes)
     }
 
     /// Detaches an instance, with its last connections counted.
@@ -355,7 +399,7 @@ impl Agent {
         failures.insert(about.to_owned(), Failure { times, next: Instant::now() + wait, text });
     }
 
-    fn fine(&self, about: &str) {
+    pub(super) fn fine(&self, about: &str) {
         if lock(&self.memory.failures).remove(about).is_some() {
             tracing::info!(about, "works again");
         }
@@ -376,6 +420,11 @@ impl Agent {
     }
 }
 
+/// What a failure to find a target is about: not the instance, which may have to be detached meanwhile.
+pub(super) fn about_target(name: &str) -> String {
+    format!("{name} (target)")
+}
+
 /// A mirror without what an attach adds: that is no change to be followed.
 fn without_ours(mut mirror: Mirror) -> Mirror {
     let ours = IpAddr::from(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
@@ -384,8 +433,4 @@ fn without_ours(mut mirror: Mirror) -> Mirror {
         interface.addresses.retain(|net| net.addr() != ours);
     }
     mirror
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,11 @@
 //! `redirector agent`.
 
 use super::Env;
+use crate::agent::pods::{Pods, Source};
+use crate::agent::protocol::SOCKET;
 use crate::agent::{self, Options, log};
-use crate::error::Result;
+use crate::cni::install::Places;
+use crate::error::{Context, Result};
 use crate::kernel;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -29,6 +32,28 @@ pub struct Args {
     /// Directory with a file for each target to capture; changes take effect at once.
     #[arg(long, value_name = "DIR")]
     config: Option<PathBuf>,
+    /// Directory with a Pod object (JSON) for each pod of this node, for the CNI plugin: where there is no
+    /// API server.
+    #[arg(long, value_name = "DIR")]
+    pods: Option<PathBuf>,
+    /// Leave pods of these namespaces alone.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    exclude_namespaces: Vec<String>,
+    /// What becomes of a pod that nobody knows when it starts.
+    #[arg(long, value_enum, default_value_t = UnknownPods::Refuse)]
+    unknown_pods: UnknownPods,
+    /// The cgroup (v2) below which the kubelet makes those of pods [default: looked for].
+    #[arg(long, value_name = "DIR")]
+    cgroup_root: Option<PathBuf>,
+    /// Install the CNI plugin: directory of the plugins' binaries (/opt/cni/bin).
+    #[arg(long, value_name = "DIR", requires = "cni_conf_dir")]
+    cni_bin_dir: Option<PathBuf>,
+    /// Install the CNI plugin: directory of the configurations (/etc/cni/net.d).
+    #[arg(long, value_name = "DIR", requires = "cni_bin_dir")]
+    cni_conf_dir: Option<PathBuf>,
+    /// The agent's socket as the plugin sees it [default: agent.sock in --run-dir].
+    #[arg(long, value_name = "FILE", requires = "cni_bin_dir")]
+    cni_socket: Option<PathBuf>,
     /// Directory for the agent's lock and socket.
     #[arg(long, value_name = "DIR", default_value = "/run/redirector")]
     run_dir: PathBuf,
@@ -44,6 +69,32 @@ pub struct Args {
     /// What to log.
     #[arg(long, value_enum, default_value_t = log::Level::Info)]
     log_level: log::Level,
+}
+
+/// `--unknown-pods`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum UnknownPods {
+    /// It does not start, and the kubelet tries again.
+    Refuse,
+    /// It starts uncaptured.
+    Pass,
+}
+
+impl Args {
+    fn pods(&self) -> Pods {
+        let source = self.pods.clone().map_or(Source::None, Source::Files);
+        let pass = self.unknown_pods == UnknownPods::Pass;
+        Pods::new(source, self.exclude_namespaces.clone(), self.cgroup_root.clone(), pass)
+    }
+
+    fn plugin(&self) -> Result<Option<Places>> {
+        let (Some(bin_dir), Some(conf_dir)) = (self.cni_bin_dir.clone(), self.cni_conf_dir.clone()) else {
+            return Ok(None);
+        };
+        let socket = self.cni_socket.clone().unwrap_or_else(|| self.run_dir.join(SOCKET));
+        let socket = std::path::absolute(&socket).context(|| format!("resolve {}", socket.display()))?;
+        Ok(Some(Places { bin_dir, conf_dir, socket, exclude_namespaces: self.exclude_namespaces.clone() }))
+    }
 }
 
 /// `--http`.
@@ -65,6 +116,8 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
     log::init(args.log_format, args.log_level);
     agent::run(Options {
         root: env.root.clone(),
+        pods: args.pods(),
+        plugin: args.plugin()?,
         config: args.config,
         run_dir: args.run_dir,
         http: args.http.0,

@@ -2,21 +2,16 @@
 
 use super::Env;
 use super::output::{Format, json, print};
-use crate::config::{self, CaptureFlags, Policy, Requests, Resolved, TargetFacts, VARIABLES_HELP};
+use crate::config::{self, CaptureFlags, Policy, Requests, Resolved, VARIABLES_HELP};
 use crate::error::{Error, Result};
 use crate::instance::attach::{self, default_name};
 use crate::instance::change::Outcome;
 use crate::instance::{detach, find};
-use crate::mirror;
 use crate::target::Target;
 use crate::verify::{self, Report};
 use crate::{kernel, target};
-use std::net::{IpAddr, Ipv6Addr};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-
-const PASSTHROUGH_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
 
 const EXAMPLES: &str = "\
 Examples:
@@ -85,7 +80,8 @@ pub(super) struct How {
 
 /// The policy of the flags for a target.
 pub(super) fn resolve(env: &Env, flags: &CaptureFlags, target: &Target) -> Result<Resolved> {
-    let resolved = config::resolve(flags, &facts(target)?).map_err(|e| Error::Input(e.to_string()))?;
+    let resolved =
+        config::resolve(flags, &target::facts::of(target)?).map_err(|e| Error::Input(e.to_string()))?;
     for remark in &resolved.notes {
         env.note(&format!("{}: {}", remark.about, remark.text));
     }
@@ -189,22 +185,6 @@ fn undone(env: &Env, attached: &attach::Report, error: Error) -> Error {
         Error::Validation(_) => Error::Validation(text("")),
         other => Error::Failed(text(&format!(" ({other})"))),
     }
-}
-
-/// What the flags may ask about the target.
-fn facts(target: &Target) -> Result<TargetFacts> {
-    let mirror = mirror::read(target.netns.as_fd()).map_err(|e| Error::Failed(crate::error::chain(&e)))?;
-    // Not our own ::6, or `--ipv6 auto` would find IPv6 in use because of an earlier attach.
-    let ours = |i: &mirror::Interface, ip: IpAddr| i.loopback && ip == PASSTHROUGH_V6;
-    let all = mirror.interfaces.iter().flat_map(|i| i.addresses.iter().map(move |net| (i, net.addr())));
-    let mut addresses: Vec<IpAddr> = all.filter(|(i, ip)| !ours(i, *ip)).map(|(_, ip)| ip).collect();
-    // The kernel lists IPv4 before IPv6, whatever the interface (rtnl_dump_all).
-    addresses.sort_by_key(IpAddr::is_ipv6);
-    Ok(TargetFacts {
-        root: target.pid.map(|pid| PathBuf::from(format!("/proc/{pid}/root"))),
-        nameservers: None,
-        addresses: Some(addresses),
-    })
 }
 
 /// Refuses what belongs to other verbs and flags: an option is never silently ignored.

@@ -3,6 +3,7 @@
 mod agent;
 mod attach;
 mod check;
+mod cni;
 mod detach;
 mod explain;
 mod import;
@@ -72,7 +73,8 @@ enum Verb {
     #[command(after_long_help = explain::long_help())]
     Explain(Box<explain::Args>),
     Import(import::Args),
-    Agent(agent::Args),
+    Agent(Box<agent::Args>),
+    Cni(cni::Args),
     Verify(verify::Args),
     #[command(name = crate::verify::helper::VERB, hide = true)]
     VerifyHelper(verify::HelperArgs),
@@ -96,6 +98,13 @@ pub fn main() -> ExitCode {
     if istio_iptables::is_called(std::env::args_os().next().as_deref()) {
         return istio_iptables::main();
     }
+    // Runtimes pass no arguments; `redirector cni` is for whoever tries it by hand.
+    let mut arguments = std::env::args().skip(1);
+    if crate::cni::is_called()
+        && matches!((arguments.next().as_deref(), arguments.next()), (None | Some("cni"), None))
+    {
+        return crate::cni::main();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
@@ -113,7 +122,8 @@ pub fn main() -> ExitCode {
         Verb::Check(args) => check::run(&env, &args),
         Verb::Explain(args) => explain::run(&env, &args),
         Verb::Import(args) => import::run(&env, &args),
-        Verb::Agent(args) => agent::run(&env, args),
+        Verb::Agent(args) => agent::run(&env, *args),
+        Verb::Cni(args) => cni::run(&env, args),
         Verb::Verify(args) => verify::run(&env, &args),
         Verb::VerifyHelper(args) => verify::helper(&args),
     };

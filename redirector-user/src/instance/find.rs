@@ -11,7 +11,7 @@ use crate::sys::netns::NetNs;
 use crate::target::cgroup::Cgroup;
 use crate::target::{Target, process};
 use redirector_common::abi::Meta;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Name of the instance of an open namespace.
 pub fn by_netns(root: &Root, netns: &NetNs) -> Result<Option<String>> {
@@ -34,6 +34,23 @@ pub fn by_file(root: &Root, path: &Path) -> Result<Option<String>> {
     let was_given =
         |name: &String| any_record(&root.instance(name)).is_some_and(|record| record.netns == path);
     Ok(root.names()?.into_iter().find(was_given))
+}
+
+/// The cgroup that an instance was given.
+pub fn recorded_cgroup(root: &Root, name: &str) -> Option<PathBuf> {
+    any_record(&root.instance(name)).map(|record| record.cgroup)
+}
+
+/// What an instance is attached to.
+///
+/// # Errors
+///
+/// [`Error::Failed`] if it is gone, or the instance is damaged.
+pub fn target(root: &Root, name: &str) -> Result<Target> {
+    let meta = Instance::open(root, name)?.meta()?;
+    let record = any_record(&root.instance(name));
+    let record = record.ok_or_else(|| Error::Failed(format!("the instance {name} has no record")))?;
+    target_of(name, &record, &meta)
 }
 
 /// The namespace of an instance, if it still exists.

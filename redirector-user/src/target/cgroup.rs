@@ -106,6 +106,16 @@ pub fn mount() -> Result<PathBuf> {
     })
 }
 
+/// Where the trees of cgroup v1 are mounted; none in a unified layout.
+pub fn v1_mounts() -> Vec<PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = text.lines().filter_map(|line| {
+        let (front, back) = line.split_once(" - ")?;
+        (back.split(' ').next()? == "cgroup").then_some(front.split(' ').nth(4)?)
+    });
+    mounts.map(PathBuf::from).collect()
+}
+
 /// Mount point of the first cgroup2 whose root is the whole tree, else of the first.
 fn find_mount(mountinfo: &str) -> Option<PathBuf> {
     let mounts: Vec<(&str, &str)> = mountinfo

@@ -2,8 +2,10 @@
 
 pub mod cgroup;
 pub mod chains;
+pub mod facts;
 pub mod listeners;
 pub mod owners;
+pub mod pod;
 pub mod process;
 
 use crate::error::{Context, Error, Result};
@@ -104,6 +106,17 @@ impl Target {
         // Later commands run elsewhere.
         let path = std::path::absolute(netns_path).context(|| format!("resolve {}", netns_path.display()))?;
         Ok(Self { netns, netns_path: path, cgroup: Cgroup::open(cgroup)?, pid: None })
+    }
+
+    /// A namespace that is open already, by the file of its descriptor, and known by another.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if it is none, or the machine's own.
+    pub fn of_open(file: &Path, known_as: PathBuf, cgroup: Cgroup) -> Result<Self> {
+        let netns = open_netns(file, || format!("{} is not open", file.display()))?;
+        refuse_own(&netns, &known_as)?;
+        Ok(Self { netns, netns_path: known_as, cgroup, pid: None })
     }
 
     /// A cgroup v2 directory and the namespace of the processes in it; None if there is no process in it.

@@ -1,0 +1,275 @@
+//! Pods: which there are, which of them are captured, and how.
+
+use super::Agent;
+use super::plan::{At, POD, Want};
+use super::protocol::PodName;
+use super::reconcile::{Here, about_target};
+use crate::config::annotations::{Membership, Pod, resolve_pod};
+use crate::config::{CaptureFlags, Policy};
+use crate::error::{Context, Error, Result};
+use crate::instance::find;
+use crate::instance::survey::{Active, State, Surveyed};
+use crate::target::{self, Target};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// The annotation by which the kubelet marks the API's copy of a static pod; its cgroup and CNI_ARGS have
+/// this uid, the API another.
+const STATIC_UID: &str = "kubernetes.io/config.hash";
+
+/// A pod as somebody knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its name.
+    pub name: PodName,
+    /// The uid that the node knows it by.
+    pub uid: String,
+    /// What of it matters to capture.
+    pub pod: Pod,
+}
+
+impl Known {
+    /// From an object of the API.
+    ///
+    /// # Errors
+    ///
+    /// If it is no pod.
+    pub fn parse(object: &serde_json::Value) -> Result<Self, String> {
+        let pod: Pod = serde_json::from_value(object.clone()).map_err(|e| e.to_string())?;
+        let text = |name: &str| object["metadata"][name].as_str().map(str::to_owned);
+        let uid = pod.annotations.get(STATIC_UID).cloned().or_else(|| text("uid"));
+        let uid = uid.filter(|uid| is_uid(uid)).ok_or("it has no uid")?;
+        let name = text("name").ok_or("it has no name")?;
+        let name = PodName { namespace: pod.namespace.clone(), name, uid: Some(uid.clone()) };
+        Ok(Self { name, uid, pod })
+    }
+
+    /// Name of its instance.
+    pub fn instance(&self) -> String {
+        instance(&self.uid)
+    }
+}
+
+/// Name of the instance of a pod.
+pub fn instance(uid: &str) -> String {
+    format!("{POD}{uid}")
+}
+
+/// It becomes part of paths and of the instance's name.
+pub fn is_uid(text: &str) -> bool {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=59).contains(&text.len()) && text.bytes().all(good)
+}
+
+/// Who knows the pods of this node.
+pub enum Source {
+    /// Nobody: there are no pods.
+    None,
+    /// A directory of Pod objects in JSON.
+    Files(PathBuf),
+}
+
+/// What a source knows of a pod.
+pub enum Found {
+    /// This.
+    Pod(Box<Known>),
+    /// Nothing, and why.
+    Unknown(String),
+}
+
+impl Source {
+    /// The pod of this name (and uid, if it is known).
+    pub fn find(&self, wanted: &PodName) -> Found {
+        match self {
+            Self::None => Found::Unknown("the agent was started without a source of pods".into()),
+            Self::Files(dir) => {
+                let same = |known: &Known| {
+                    (&known.name.namespace, &known.name.name) == (&wanted.namespace, &wanted.name)
+                        && wanted.uid.as_ref().is_none_or(|uid| *uid == known.uid)
+                };
+                match files(dir) {
+                    Ok(all) => all.into_iter().find(same).map_or_else(
+                        || Found::Unknown(format!("no file in {} is of the pod {wanted}", dir.display())),
+                        |known| Found::Pod(Box::new(known)),
+                    ),
+                    Err(e) => Found::Unknown(e.to_string()),
+                }
+            }
+        }
+    }
+
+    /// All pods of the node that are known.
+    ///
+    /// # Errors
+    ///
+    /// If nobody can say.
+    pub fn all(&self) -> Result<Vec<Known>> {
+        match self {
+            Self::None => Ok(Vec::new()),
+            Self::Files(dir) => files(dir),
+        }
+    }
+}
+
+fn files(dir: &Path) -> Result<Vec<Known>> {
+    let mut all = Vec::new();
+    for entry in
+        std::fs::read_dir(dir).context(|| format!("read the directory of pods {}", dir.display()))?.flatten()
+    {
+        let path = entry.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).context(|| format!("read {}", path.display()))?;
+        let known =
+            serde_json::from_str(&text).map_err(|e| e.to_string()).and_then(|value| Known::parse(&value));
+        all.push(known.map_err(|why| Error::Input(format!("{}: {why}", path.display())))?);
+    }
+    Ok(all)
+}
+
+/// What the agent does with pods.
+pub struct Pods {
+    /// Who knows them.
+    pub source: Source,
+    /// Namespaces that are left alone.
+    pub excluded: Vec<String>,
+    /// Where the kubelet's cgroups are, if not somewhere below the root.
+    pub cgroup_root: Option<PathBuf>,
+    /// Let pods start that nobody knows, uncaptured.
+    pub pass_unknown: bool,
+    /// The policy of each instance, and the pod it was made from: not to ask the namespace each time.
+    policies: Mutex<HashMap<String, (Pod, Policy)>>,
+}
+
+impl Pods {
+    /// No policy is known yet.
+    pub fn new(
+        source: Source,
+        excluded: Vec<String>,
+        cgroup_root: Option<PathBuf>,
+        pass_unknown: bool,
+    ) -> Self {
+        Self { source, excluded, cgroup_root, pass_unknown, policies: Mutex::default() }
+    }
+
+    /// Whether a pod is captured, or why not.
+    pub fn membership(&self, pod: &Pod) -> Membership {
+        pod.membership(&self.excluded)
+    }
+
+    /// The policy of a pod that is at this target.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if an annotation is wrong.
+    pub fn policy(&self, known: &Known, target: &Target) -> Result<Policy> {
+        let resolved = resolve_pod(&known.pod, &CaptureFlags::default(), &target::facts::of(target)?)
+            .map_err(|e| Error::Input(e.to_string()))?;
+        for note in &resolved.notes {
+            tracing::info!(pod = %known.name, "{}: {}", note.about, note.text);
+        }
+        self.remember(known, &resolved.policy);
+        Ok(resolved.policy)
+    }
+
+    fn remember(&self, known: &Known, policy: &Policy) {
+        let mut policies = super::lock(&self.policies);
+        policies.insert(known.instance(), (known.pod.clone(), policy.clone()));
+    }
+
+    fn remembered(&self, known: &Known) -> Option<Policy> {
+        let policies = super::lock(&self.policies);
+        policies.get(&known.instance()).filter(|(pod, _)| *pod == known.pod).map(|(_, policy)| policy.clone())
+    }
+
+    fn forget(&self, all: &[Known]) {
+        let mut policies = super::lock(&self.policies);
+        if policies.len() > all.len() + 64 {
+            let names: Vec<String> = all.iter().map(Known::instance).collect();
+            policies.retain(|name, _| names.contains(name));
+        }
+    }
+}
+
+impl Agent {
+    /// What is wanted of the node's pods.
+    pub(super) fn pod_wants(
+        &self,
+        there: &[Surveyed],
+        wants: &mut BTreeMap<String, Want>,
+        here: &mut BTreeMap<String, Here>,
+    ) {
+        let all = match self.pods.source.all() {
+            Ok(all) => all,
+            Err(e) => return self.failed("the pods", "pods", &e),
+        };
+        self.fine("the pods");
+        for known in all.iter().filter(|known| self.pods.membership(&known.pod) == Membership::Inside) {
+            let name = known.instance();
+            let active = there.iter().find(|instance| instance.name == name).and_then(|i| match &i.state {
+                State::Active(active) => Some(&**active),
+                _ => None,
+            });
+            let want = match active {
+                Some(active) => self.captured_pod(known, active, here),
+                None => self.missed_pod(known, here),
+            };
+            let want = match want {
+                Ok(want) => {
+                    self.fine(&about_target(&name));
+                    want
+                }
+                Err(e) => {
+                    self.failed_pod(known, "target", &e);
+                    Want { at: At::Unknown, policy: None }
+                }
+            };
+            wants.insert(name, want);
+        }
+        self.pods.forget(&all);
+    }
+
+    /// A pod that is captured may have got other annotations.
+    fn captured_pod(
+        &self,
+        known: &Known,
+        active: &Active,
+        here: &mut BTreeMap<String, Here>,
+    ) -> Result<Want> {
+        let at = At::Here { netns: active.netns_cookie, cgroup: active.cgroup_id };
+        if let Some(policy) = self.pods.remembered(known)
+            && active.policy.as_ref() == Some(&policy)
+            && active.complete
+        {
+            return Ok(Want { at, policy: Some(policy) });
+        }
+        // It is about to end, if nobody can reach it.
+        let Ok(target) = find::target(&self.root, &known.instance()) else {
+            return Ok(Want { at, policy: None });
+        };
+        let policy = self.pods.policy(known, &target)?;
+        here.insert(known.instance(), Here { target, policy: policy.clone(), allow_partial: true });
+        Ok(Want { at, policy: Some(policy) })
+    }
+
+    /// A pod that started while there was no plugin.
+    fn missed_pod(&self, known: &Known, here: &mut BTreeMap<String, Here>) -> Result<Want> {
+        let unknown = Want { at: At::Unknown, policy: None };
+        let Some(cgroup) = target::pod::find(&known.uid, self.pods.cgroup_root.as_deref())? else {
+            return Ok(unknown);
+        };
+        let cgroup = target::cgroup::Cgroup::open(&cgroup)?;
+        let Some(target) = Target::of_cgroup(cgroup)? else { return Ok(unknown) };
+        let at = At::Here { netns: target.netns.cookie, cgroup: target.cgroup.id };
+        let policy = self.pods.policy(known, &target)?;
+        here.insert(known.instance(), Here { target, policy: policy.clone(), allow_partial: true });
+        Ok(Want { at, policy: Some(policy) })
+    }
+
+    /// Something about a pod has failed.
+    pub(super) fn failed_pod(&self, known: &Known, reason: &'static str, error: &Error) {
+        self.failed(&about_target(&known.instance()), reason, error);
+    }
+}

@@ -1,0 +1,291 @@
+//! The socket on which the CNI plugin asks. Only root's processes may.
+
+use super::Agent;
+use super::pods::{Found, Known, instance, is_uid};
+use super::protocol::{LONGEST, Operation, Reply, Request, SOCKET, VERSION};
+use crate::cni::error::code;
+use crate::config::annotations::Membership;
+use crate::error::{Context, Result};
+use crate::instance::survey::{State, survey};
+use crate::instance::{find, observe};
+use crate::sys::netns::NetNs;
+use crate::target::{Target, pod};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use std::io::{ErrorKind, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+
+/// The kubelet makes a pod's cgroup before its sandbox, so that this is for machines that stall.
+const CGROUP_PATIENCE: Duration = Duration::from_secs(3);
+/// A plugin sends at once.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Requests that are worked on at once; more wait in the backlog.
+const CONNECTIONS: usize = 64;
+
+/// Opens the socket, in place of one that a killed agent has left: the caller is the only one at work.
+///
+/// # Errors
+///
+/// If the directory cannot be written to.
+pub fn bind(run_dir: &Path) -> Result<UnixListener> {
+    let path = run_dir.join(SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            return Err(e).context(|| format!("remove {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).context(|| format!("listen on {}", path.display()))?;
+    // The directory keeps others out meanwhile.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .context(|| format!("chmod 600 {}", path.display()))?;
+    Ok(listener)
+}
+
+/// Answers for ever.
+pub async fn serve(listener: UnixListener, agent: Arc<Agent>) {
+    let free = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let uid = stream.peer_cred().map(|peer| peer.uid());
+        let Ok(stream) = stream.into_std() else { continue };
+        let agent = Arc::clone(&agent);
+        tokio::task::spawn_blocking(move || {
+            agent.converse(stream, uid.ok());
+            drop(permit);
+        });
+    }
+}
+
+impl Agent {
+    fn converse(&self, mut stream: UnixStream, uid: Option<u32>) {
+        let set = stream.set_nonblocking(false);
+        if set
+            .and(stream.set_read_timeout(Some(PATIENCE)))
+            .and(stream.set_write_timeout(Some(PATIENCE)))
+            .is_err()
+        {
+            return;
+        }
+        // Read in any case: closing with something unread would take the answer away.
+        let reply = match (receive(&mut stream), uid) {
+            (Ok((request, netns)), Some(0)) => self.answer(&request, netns),
+            (Err(why), Some(0)) => self.refuse("request", why),
+            (_, other) => {
+                self.refuse("peer", format!("only root may ask, not user {}", other.unwrap_or(u32::MAX)))
+            }
+        };
+        let text = serde_json::to_vec(&reply).unwrap_or_default();
+        // Whoever has hung up gets no answer; the runtime asks again.
+        let _ = stream.write_all(&text);
+    }
+
+    fn refuse(&self, reason: &'static str, why: String) -> Reply {
+        self.metrics.error(reason);
+        tracing::warn!(reason, "refused a request: {why}");
+        Reply::Failed { code: code::CAPTURE, why }
+    }
+
+    fn answer(&self, request: &Request, netns: Option<OwnedFd>) -> Reply {
+        if request.version != VERSION {
+            let why = format!(
+                "the plugin speaks version {} of the protocol, this agent {VERSION}; it is being replaced",
+                request.version
+            );
+            return Reply::Failed { code: code::TRY_AGAIN, why };
+        }
+        tracing::debug!(operation = request.operation.name(), container = request.container, "asked");
+        let reply = match request.operation {
+            Operation::Add => self.add(request, netns),
+            Operation::Del => self.del(request, netns),
+            Operation::Check => self.check(request),
+            Operation::Gc => {
+                self.wake.notify_one();
+                Reply::Done { instance: None }
+            }
+            Operation::Status => match self.health.ready() {
+                Ok(_) => Reply::Done { instance: None },
+                Err(why) => Reply::Failed { code: code::NOT_AVAILABLE, why },
+            },
+        };
+        let operation = request.operation.name();
+        let pod = request.pod.as_ref().map(ToString::to_string);
+        let outcome = match &reply {
+            Reply::Done { .. } => "done",
+            Reply::Ignored { why } => {
+                tracing::info!(operation, pod, container = request.container, "ignored: {why}");
+                "ignored"
+            }
+            Reply::Failed { why, .. } => {
+                tracing::error!(operation, pod, container = request.container, "failed: {why}");
+                "failed"
+            }
+        };
+        self.metrics.cni(operation, outcome);
+        reply
+    }
+
+    /// The pod that a request is about, if it is to be captured.
+    fn member(&self, request: &Request) -> Result<Known, Reply> {
+        let ignored = |why: String| Reply::Ignored { why };
+        let Some(name) = &request.pod else { return Err(ignored("CNI_ARGS names no pod".into())) };
+        if name.uid.as_deref().is_some_and(|uid| !is_uid(uid)) {
+            return Err(Reply::Failed {
+                code: code::INVALID_ENVIRONMENT,
+                why: "K8S_POD_UID is no uid".into(),
+            });
+        }
+        // Not worth a question.
+        if self.pods.excluded.contains(&name.namespace) {
+            return Err(ignored(format!("namespace {} is excluded", name.namespace)));
+        }
+        let known = match self.pods.source.find(name) {
+            Found::Pod(known) => *known,
+            Found::Unknown(why) if self.pods.pass_unknown => {
+                return Err(ignored(format!("nobody knows the pod, and --unknown-pods is pass: {why}")));
+            }
+            Found::Unknown(why) => {
+                let why = format!("nobody knows whether the pod {name} is to be captured: {why}");
+                return Err(Reply::Failed { code: code::TRY_AGAIN, why });
+            }
+        };
+        match self.pods.membership(&known.pod) {
+            Membership::Inside => Ok(known),
+            Membership::Outside(why) => Err(ignored(why.to_string())),
+        }
+    }
+
+    fn add(&self, request: &Request, netns: Option<OwnedFd>) -> Reply {
+        let known = match self.member(request) {
+            Ok(known) => known,
+            Err(reply) => return reply,
+        };
+        let Some(netns) = netns else {
+            return Reply::Failed {
+                code: code::INVALID_ENVIRONMENT,
+                why: "no network namespace was passed".into(),
+            };
+        };
+        match self.capture(&known, &netns, &request.netns) {
+            Ok(name) => Reply::Done { instance: Some(name) },
+            Err(e) => {
+                self.failed_pod(&known, "cni", &e);
+                Reply::Failed { code: code::CAPTURE, why: e.to_string() }
+            }
+        }
+    }
+
+    fn capture(&self, known: &Known, netns: &OwnedFd, path: &str) -> Result<String> {
+        let cgroup = pod::cgroup_of(&known.uid, self.pods.cgroup_root.as_deref(), CGROUP_PATIENCE)?;
+        let passed = PathBuf::from(format!("/proc/self/fd/{}", netns.as_raw_fd()));
+        let target = Target::of_open(&passed, PathBuf::from(path), cgroup)?;
+        let policy = self.pods.policy(known, &target)?;
+        let name = known.instance();
+        self.replace_sandbox(&name, &target)?;
+        self.attach(&name, &target, &policy, true)?;
+        self.fine(&name);
+        Ok(name)
+    }
+
+    /// A pod whose sandbox has ended gets another one, with another namespace.
+    fn replace_sandbox(&self, name: &str, target: &Target) -> Result<()> {
+        let old = survey(&self.root)?.into_iter().find(|instance| instance.name == name);
+        let Some(State::Active(active)) = old.map(|old| old.state) else { return Ok(()) };
+        if active.netns_cookie != target.netns.cookie || active.cgroup_id != target.cgroup.id {
+            tracing::info!(instance = name, "detaching: the pod has a new sandbox");
+            self.detach(name)?;
+            self.metrics.step("detach");
+        }
+        Ok(())
+    }
+
+    /// Never fails: what is missing needs no removing, and what is left goes with its namespace.
+    fn del(&self, request: &Request, netns: Option<OwnedFd>) -> Reply {
+        let name = match self.ended(request, netns) {
+            Some(name) => name,
+            None => return Reply::Done { instance: None },
+        };
+        match self.detach_ended(&name) {
+            Ok(_) => {
+                self.metrics.step("detach");
+                tracing::info!(instance = name, "detach done: the pod ends");
+            }
+            Err(e) => {
+                self.failed(&name, "detach", &e);
+                self.wake.notify_one();
+            }
+        }
+        Reply::Done { instance: Some(name) }
+    }
+
+    /// The instance that belongs to the sandbox that ends: not that of a newer one of the same pod.
+    fn ended(&self, request: &Request, netns: Option<OwnedFd>) -> Option<String> {
+        if let Some(netns) = netns {
+            let netns = NetNs::open(Path::new(&format!("/proc/self/fd/{}", netns.as_raw_fd()))).ok()?;
+            let name = find::by_netns(&self.root, &netns).ok()??;
+            return name.starts_with(super::plan::POD).then_some(name);
+        }
+        let name = instance(request.pod.as_ref()?.uid.as_deref().filter(|uid| is_uid(uid))?);
+        let there = survey(&self.root).ok()?.into_iter().find(|instance| instance.name == name)?;
+        match there.state {
+            State::Active(active) if !active.netns_alive => Some(name),
+            _ => None,
+        }
+    }
+
+    fn check(&self, request: &Request) -> Reply {
+        let known = match self.member(request) {
+            Ok(known) => known,
+            Err(reply) => return reply,
+        };
+        let name = known.instance();
+        match observe::status(&self.root, &name) {
+            Ok(status) if status.effective && status.state == "active" => {
+                Reply::Done { instance: Some(name) }
+            }
+            Ok(_) => {
+                self.wake.notify_one();
+                let why = format!("not every hook of {name} is in force; see `redirector show {name} -v`");
+                Reply::Failed { code: code::NOT_CAPTURED, why }
+            }
+            Err(e) => {
+                self.wake.notify_one();
+                Reply::Failed { code: code::NOT_CAPTURED, why: e.to_string() }
+            }
+        }
+    }
+}
+
+/// Takes a request, and the descriptor that came with it.
+fn receive(stream: &mut UnixStream) -> Result<(Request, Option<OwnedFd>), String> {
+    let mut text = vec![0; LONGEST];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let first = recvmsg(&*stream, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC)
+        .map_err(|e| format!("receive: {e}"))?;
+    let mut netns = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            // The first counts; others are closed.
+            netns = netns.or(fds.into_iter().next());
+        }
+    }
+    text.truncate(first.bytes);
+    if !text.ends_with(b"\n") {
+        let room = (LONGEST - text.len()) as u64;
+        stream.take(room).read_to_end(&mut text).map_err(|e| format!("receive: {e}"))?;
+    }
+    let request = serde_json::from_slice(&text).map_err(|e| format!("not a request: {e}"))?;
+    Ok((request, netns))
+}

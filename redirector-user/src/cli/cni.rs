@@ -1,0 +1,53 @@
+//! `redirector cni`: the plugin when a runtime calls it, and its removal by hand.
+
+use super::Env;
+use super::output::{Format, json, print};
+use crate::cni::install;
+use crate::error::{Error, Result};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  redirector cni uninstall
+  CNI_COMMAND=VERSION redirector cni
+
+Container runtimes call the plugin with CNI_COMMAND in the environment. The agent installs it
+(`redirector agent --cni-bin-dir ... --cni-conf-dir ...`). See docs/agent.md.";
+
+/// The CNI plugin that has a pod captured before its first process.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Take the plugin off this node: its entry in the network's configuration, then its binary. End
+    /// the agent first, or it puts them back.
+    Uninstall {
+        /// Directory of the plugins' binaries.
+        #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+        bin_dir: PathBuf,
+        /// Directory of the configurations.
+        #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+        conf_dir: PathBuf,
+    },
+}
+
+pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
+    let Some(Verb::Uninstall { bin_dir, conf_dir }) = args.verb else {
+        return Err(Error::Input(
+            "CNI_COMMAND is not set: container runtimes call the plugin, see `redirector cni --help`".into(),
+        ));
+    };
+    let done = install::uninstall(&bin_dir, &conf_dir)?;
+    match env.format {
+        Format::Json => json(&serde_json::json!({ "done": done }))?,
+        Format::Table if done.is_empty() => env.note("the plugin is not installed there"),
+        Format::Table => done.iter().try_for_each(|line| print(line))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

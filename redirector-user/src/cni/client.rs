@@ -1,0 +1,73 @@
+//! Asking the agent.
+
+use super::error::{CniError, Result, code};
+use crate::agent::protocol::{LONGEST, Operation, Reply, Request};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::fs::File;
+use std::io::{IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// Longer than the agent takes for anything; the runtime waits for minutes.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Sends a request, with the namespace's descriptor if it has one, and waits for the answer.
+///
+/// # Errors
+///
+/// If the agent cannot be reached ("try again later": it may just be replaced), or says nothing of use.
+pub fn ask(socket: &Path, request: &Request) -> Result<Reply> {
+    let netns = open_netns(request)?;
+    let unreachable = |what: &str, e: &dyn std::fmt::Display| {
+        let text = format!("{what} the agent at {}: {e}; is `redirector agent` running?", socket.display());
+        CniError::new(code::TRY_AGAIN, "the agent cannot be asked", text)
+    };
+    let stream = UnixStream::connect(socket).map_err(|e| unreachable("cannot connect to", &e))?;
+    let io = |e: std::io::Error| unreachable("lost the connection to", &e);
+    stream.set_read_timeout(Some(PATIENCE)).map_err(io)?;
+    stream.set_write_timeout(Some(PATIENCE)).map_err(io)?;
+    let mut text = serde_json::to_vec(request).map_err(|e| unreachable("cannot write to", &e))?;
+    text.push(b'\n');
+    send(&stream, &text, netns.as_ref()).map_err(io)?;
+    stream.shutdown(Shutdown::Write).map_err(io)?;
+    let mut answer = Vec::new();
+    stream.take(LONGEST as u64).read_to_end(&mut answer).map_err(io)?;
+    if answer.is_empty() {
+        return Err(unreachable("no answer from", &"it has hung up"));
+    }
+    serde_json::from_slice(&answer).map_err(|e| unreachable("no sense in the answer of", &e))
+}
+
+/// The file is opened here: the agent may have other mounts.
+fn open_netns(request: &Request) -> Result<Option<File>> {
+    if request.netns.is_empty() {
+        return Ok(None);
+    }
+    match File::open(&request.netns) {
+        Ok(file) => Ok(Some(file)),
+        Err(_) if request.operation == Operation::Del => Ok(None),
+        Err(e) => {
+            let text = format!("CNI_NETNS={}: {e}", request.netns);
+            Err(CniError::new(code::INVALID_ENVIRONMENT, "the network namespace cannot be opened", text))
+        }
+    }
+}
+
+fn send(stream: &UnixStream, text: &[u8], netns: Option<&File>) -> std::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds: Vec<_> = netns.iter().map(|file| file.as_fd()).collect();
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    // Descriptors go with the first byte; requests are shorter than a socket's buffer.
+    let sent = sendmsg(stream, &[IoSlice::new(text)], &mut control, SendFlags::NOSIGNAL)?;
+    if sent < text.len() {
+        return Err(std::io::ErrorKind::WriteZero.into());
+    }
+    Ok(())
+}

@@ -1,0 +1,454 @@
+//! The CNI plugin, called as a runtime calls it, and the agent behind it.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::Context;
+use serde_json::json;
+
+use redirector_tests::agent::{Agent, Home, until_active};
+use redirector_tests::command;
+use redirector_tests::kubelet::{Call, Id, Kubelet, PREVIOUS};
+use redirector_tests::matrix::SERVED;
+use redirector_tests::node::Node;
+use redirector_tests::pod::{APP, PROXY, VIP4, World, at};
+use redirector_tests::privileged::require_root;
+use redirector_tests::probe::many::{Load, Report};
+use redirector_tests::process::{Daemon, Place};
+use redirector_tests::proxy::{Server, everywhere, proxy_listeners};
+use redirector_tests::retry;
+
+/// Everything of a node with one pod that has a namespace and a cgroup, and no process yet.
+struct Setup {
+    agent: Agent,
+    kubelet: Kubelet,
+    world: World,
+    home: Home,
+    node: Node,
+    id: Id,
+}
+
+impl Setup {
+    fn new(arguments: &[&str]) -> anyhow::Result<Option<Self>> {
+        if !require_root() {
+            return Ok(None);
+        }
+        let (node, home, world, kubelet) = (Node::new()?, Home::new()?, World::new()?, Kubelet::new()?);
+        let id = Id::new(1);
+        kubelet.know(&id, &id.object())?;
+        kubelet.make_cgroup(&id)?;
+        let agent = kubelet.agent(&node, &home, arguments)?;
+        Ok(Some(Self { agent, kubelet, world, home, node, id }))
+    }
+
+    fn call(&self, command: &str) -> Call {
+        Call::new(command, &self.home, &self.id, self.world.pod().netns.file())
+    }
+
+    fn app(&self) -> anyhow::Result<Place> {
+        self.kubelet.place(&self.id, &self.world, "app", APP)
+    }
+
+    fn proxy(&self) -> anyhow::Result<Server> {
+        Server::start(
+            &self.kubelet.place(&self.id, &self.world, "proxy", PROXY)?,
+            "proxy",
+            proxy_listeners(1),
+        )
+    }
+
+    fn is_captured(&self) -> anyhow::Result<bool> {
+        Ok(self.node.list()?.iter().any(|i| i["name"] == self.id.instance() && i["state"] == "active"))
+    }
+}
+
+fn load(place: &Place, count: u16) -> anyhow::Result<Report> {
+    let to = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        at(Ipv4Addr::new(10, 96, high, low), SERVED)
+    };
+    let load = Load { destinations: (0..count).map(to).collect(), threads: 2, hold: false, same_port: true };
+    let report = command::run(&mut place.probe(&["many"]), &serde_json::to_string(&load)?)?;
+    serde_json::from_str(&report).context("a report")
+}
+
+#[test]
+fn the_life_of_a_pod() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
+    // Nobody runs in the pod, and the first one who does is captured.
+    assert_eq!(setup.call("ADD").succeed()?, PREVIOUS);
+    assert!(setup.is_captured()?);
+    let outside = setup.world.serve_outside(everywhere(&[SERVED]))?;
+    let first = load(&setup.app()?, 1)?;
+    assert_eq!(first.failed, [("ECONNREFUSED".to_owned(), 1)].into(), "no proxy yet: {first:#?}");
+    assert!(outside.accepted().is_empty());
+    let _proxy = setup.proxy()?;
+    assert_eq!(load(&setup.app()?, 50)?.reached, HashMap::from([("proxy:15001".to_owned(), 50)]));
+    assert_eq!(setup.call("CHECK").succeed()?, "");
+    // As a runtime does that has lost the answer.
+    assert_eq!(setup.call("ADD").succeed()?, PREVIOUS);
+    assert_eq!(setup.call("STATUS").succeed()?, "");
+    assert_eq!(setup.call("GC").succeed()?, "");
+
+    // DEL of a sandbox that is none of the pod's present one leaves it alone.
+    let other = World::new()?;
+    Call::new("DEL", &setup.home, &setup.id, other.pod().netns.file()).succeed()?;
+    setup.call("DEL").with("CNI_NETNS", None).succeed()?;
+    setup.call("DEL").with("CNI_NETNS", Some("/run/netns/gone")).succeed()?;
+    assert!(setup.is_captured()?);
+    assert_eq!(setup.call("DEL").succeed()?, "");
+    assert!(!setup.is_captured()?);
+    setup.call("DEL").succeed()?;
+    let (code, why) = setup.call("CHECK").fail()?;
+    assert_eq!(code, 101, "{why}");
+    let metrics = setup.agent.metrics()?;
+    for (name, value) in [
+        ("redirector_cni_requests_total{operation=\"add\",outcome=\"done\"}", 2.0),
+        ("redirector_cni_requests_total{operation=\"del\",outcome=\"done\"}", 5.0),
+        ("redirector_cni_requests_total{operation=\"check\",outcome=\"failed\"}", 1.0),
+        ("redirector_attach_seconds_count", 1.0),
+    ] {
+        assert_eq!(metrics.get(name), Some(&value), "{name}: {metrics:#?}");
+    }
+    Ok(())
+}
+
+/// The pod's sandbox ends without a DEL, and the pod gets another.
+#[test]
+fn a_new_sandbox() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
+    setup.call("ADD").succeed()?;
+    let second = World::new()?;
+    let netns = second.pod().netns.file();
+    Call::new("ADD", &setup.home, &setup.id, netns).succeed()?;
+    let list = setup.node.list()?;
+    assert_eq!(list.len(), 1, "{list:#?}");
+    assert_eq!(list[0]["netns"], netns.display().to_string());
+    // The namespace ends, nobody says DEL: gone all the same.
+    drop(second);
+    until_active(&setup.node, &setup.agent, &setup.id.instance(), false)?;
+    Ok(())
+}
+
+#[test]
+fn who_is_captured() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new(&["--exclude-namespaces", "kube-system"])? else { return Ok(()) };
+    let plain = |change: fn(&mut serde_json::Value)| {
+        let mut object = setup.id.object();
+        change(&mut object);
+        setup.kubelet.know(&setup.id, &object)
+    };
+    for change in [
+        (|o: &mut serde_json::Value| o["metadata"]["annotations"] = json!({})) as fn(&mut serde_json::Value),
+        |o| o["metadata"]["labels"] = json!({ "sidecar.istio.io/inject": "false" }),
+        |o| o["spec"]["containers"][1]["name"] = "envoy".into(),
+        |o| o["spec"]["initContainers"] = json!([{ "name": "istio-init" }]),
+        |o| o["spec"]["containers"][1]["args"] = json!(["proxy", "router"]),
+    ] {
+        plain(change)?;
+        assert_eq!(setup.call("ADD").succeed()?, PREVIOUS);
+        setup.call("CHECK").succeed()?;
+        assert!(!setup.is_captured()?);
+    }
+    let elsewhere = "K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=dns;K8S_POD_UID=1-2";
+    setup.call("ADD").with("CNI_ARGS", Some(elsewhere)).succeed()?;
+    setup.call("ADD").with("CNI_ARGS", None).succeed()?;
+
+    // A native sidecar (Kubernetes 1.29) is among the init containers; a runtime of before 2021 tells no uid.
+    plain(|o| {
+        let proxy = o["spec"]["containers"].as_array_mut().and_then(Vec::pop).unwrap_or_default();
+        o["spec"]["initContainers"] = json!([proxy]);
+        o["metadata"]["annotations"]["traffic.sidecar.istio.io/excludeOutboundPorts"] = "8080".into();
+    })?;
+    let old = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={}", setup.id.name);
+    setup.call("ADD").with("CNI_ARGS", Some(&old)).succeed()?;
+    assert!(setup.is_captured()?);
+    let show = setup.node.show(&setup.id.instance())?;
+    assert_eq!(show["record"]["policy"]["outbound_exclude_ports"], json!([8080]), "{show:#}");
+    Ok(())
+}
+
+/// What cannot be captured does not start, and leaves nothing behind.
+#[test]
+fn failures() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
+    let mut object = setup.id.object();
+    let key = "traffic.sidecar.istio.io/excludeOutboundPorts";
+    object["metadata"]["annotations"][key] = "80,http".into();
+    setup.kubelet.know(&setup.id, &object)?;
+    let (code, why) = setup.call("ADD").fail()?;
+    assert!(code == 100 && why.contains(key), "{code} {why}");
+
+    let unknown = Id::new(2);
+    let (code, why) = Call::new("ADD", &setup.home, &unknown, setup.world.pod().netns.file()).fail()?;
+    assert!(code == 11 && why.contains(&unknown.name), "{code} {why}");
+    setup.kubelet.know(&unknown, &unknown.object())?;
+    let (code, why) = Call::new("ADD", &setup.home, &unknown, setup.world.pod().netns.file()).fail()?;
+    assert!(code == 100 && why.contains("cgroup"), "{code} {why}");
+
+    setup.kubelet.know(&setup.id, &setup.id.object())?;
+    let (code, why) = setup.call("ADD").with("CNI_NETNS", Some("/proc/self/ns/net")).fail()?;
+    assert!(code == 100 && why.contains("machine's own"), "{code} {why}");
+    let (code, why) = setup.call("ADD").with("CNI_NETNS", Some("/proc/self/ns/uts")).fail()?;
+    assert!(code == 100 && why.contains("not a network namespace"), "{code} {why}");
+    let (code, why) = setup.call("ADD").with("CNI_NETNS", Some("/run/netns/none")).fail()?;
+    assert!(code == 4 && why.contains("/run/netns/none"), "{code} {why}");
+    setup.node.expect_empty()?;
+
+    // Nobody to ask.
+    let Setup { agent, ref world, ref home, ref id, .. } = setup;
+    agent.kill()?;
+    let call = |command| Call::new(command, home, id, world.pod().netns.file());
+    let (code, why) = call("ADD").fail()?;
+    assert!(code == 11 && why.contains("agent.sock"), "{code} {why}");
+    assert_eq!(call("STATUS").fail()?.0, 50);
+    assert_eq!(call("CHECK").fail()?.0, 11);
+    assert_eq!(call("DEL").succeed()?, "");
+    let excluded = call("ADD").config.replacen('{', r#"{"excludeNamespaces":["shop"],"#, 1);
+    assert_eq!(call("ADD").configured(excluded).succeed()?, PREVIOUS);
+    Ok(())
+}
+
+#[test]
+fn what_nobody_knows_may_be_let_through() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new(&["--unknown-pods", "pass"])? else { return Ok(()) };
+    let unknown = Id::new(2);
+    let call = Call::new("ADD", &setup.home, &unknown, setup.world.pod().netns.file());
+    assert_eq!(call.succeed()?, PREVIOUS);
+    setup.node.expect_empty()
+}
+
+#[test]
+fn malformed_calls() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
+    let good = setup.call("ADD");
+    let config = good.config.clone();
+    let version = setup.call("VERSION").configured("").succeed()?;
+    let version: serde_json::Value = serde_json::from_str(&version)?;
+    assert_eq!(version["supportedVersions"], json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
+    for (call, code) in [
+        (good.clone().with("CNI_COMMAND", Some("")), 4),
+        (good.clone().with("CNI_COMMAND", Some("add")), 4),
+        (good.clone().with("CNI_CONTAINERID", None), 4),
+        (good.clone().with("CNI_CONTAINERID", Some("/etc")), 4),
+        (good.clone().with("CNI_NETNS", None), 4),
+        (good.clone().with("CNI_IFNAME", Some("a/b")), 4),
+        (good.clone().with("CNI_ARGS", Some("K8S_POD_NAME")), 4),
+        (good.clone().with("CNI_ARGS", Some("K8S_POD_NAMESPACE=shop;K8S_POD_NAME=a;K8S_POD_UID=../..")), 4),
+        (good.clone().configured(""), 6),
+        (good.clone().configured("[1]"), 6),
+        (good.clone().configured(&config[..config.len() - 1]), 6),
+        (good.clone().configured(config.replace("1.0.0", "9.9.9")), 1),
+        (good.clone().configured(config.replace("shop-net", "")), 7),
+        (good.clone().configured(config.replace("prevResult", "previous")), 7),
+        (setup.call("STATUS").configured(config.as_str()), 1),
+    ] {
+        let (got, why) = call.fail()?;
+        assert_eq!(got, code, "{why}\n{call:?}");
+    }
+    setup.node.expect_empty()
+}
+
+/// The socket's mode keeps others out; where somebody has changed it, their credentials do.
+#[test]
+fn only_root_may_ask() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
+    let socket = setup.home.run().join("agent.sock");
+    assert_eq!(std::fs::metadata(&socket)?.permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::metadata(setup.home.run())?.permissions().mode() & 0o777, 0o700);
+    let user = ["setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups"];
+    let ask = || setup.call("STATUS").by(&user).fail();
+    let (code, why) = ask()?;
+    assert!(code == 50 && why.contains("Permission denied"), "{code} {why}");
+    for path in [socket.as_path(), &setup.home.run(), setup.home.run().parent().context("a parent")?] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777))?;
+    }
+    let (code, why) = ask()?;
+    assert!(code == 100 && why.contains("only root may ask, not user 1000"), "{code} {why}");
+    assert_eq!(setup.agent.metric("redirector_errors_total{reason=\"peer\"}")?, 1.0);
+    setup.call("STATUS").succeed()?;
+    Ok(())
+}
+
+/// An agent that comes later captures what runs already; one that comes again keeps what is there; annotations that
+/// change are followed.
+#[test]
+fn pods_that_the_plugin_missed() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    let name = setup.id.instance();
+    let Setup { agent, ref kubelet, ref world, ref home, ref node, ref id } = setup;
+    agent.kill()?;
+    let app = kubelet.place(id, world, "app", APP)?;
+    let _outside = world.serve_outside(everywhere(&[SERVED]))?;
+    assert_eq!(load(&app, 1)?.reached, HashMap::from([(format!("remote:{SERVED}"), 1)]));
+    let agent = kubelet.agent(node, home, &["--resync", "1"])?;
+    until_active(node, &agent, &name, true)?;
+    assert_eq!(load(&app, 20)?.reached, HashMap::from([("proxy:15001".to_owned(), 20)]));
+
+    let mut object = id.object();
+    object["metadata"]["annotations"]["traffic.sidecar.istio.io/excludeOutboundIPRanges"] =
+        "10.96.0.0/16".into();
+    kubelet.know(id, &object)?;
+    retry::until("the new policy to be in force", || {
+        load(&app, 1)
+            .is_ok_and(|report| report.reached.contains_key(&format!("remote:{SERVED}")))
+            .then_some(())
+    })
+    .with_context(|| agent.log())?;
+    // A wrong one changes nothing, and a pod that is gone from the API but runs stays captured.
+    object["metadata"]["annotations"]["traffic.sidecar.istio.io/excludeOutboundIPRanges"] = "nonsense".into();
+    kubelet.know(id, &object)?;
+    agent.wait_for_event(0, |event| event["reason"] == "target")?;
+    std::fs::remove_file(kubelet.objects().join(format!("{}.json", id.name)))?;
+    let lines = agent.line_count();
+    drop(agent);
+    let agent = kubelet.agent(node, home, &[])?;
+    agent.wait_for(0, "adopted")?;
+    assert!(
+        setup.world.pods.len() == 1 && node.list()?.iter().any(|i| i["name"] == name.as_str()),
+        "{lines}"
+    );
+    Ok(())
+}
+
+/// In a hybrid layout the kubelet makes the pod's cgroup in the v1 trees only.
+#[test]
+fn a_cgroup_of_v1_only() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
+    let v1 = Path::new("/sys/fs/cgroup/pids");
+    if !v1.join("tasks").exists() {
+        println!("no cgroup v1 here");
+        return Ok(());
+    }
+    let id = Id::new(3);
+    setup.kubelet.know(&id, &id.object())?;
+    let root = v1.join(setup.kubelet.cgroup.directory().file_name().context("a name")?);
+    let pod = root.join("burstable").join(format!("pod{}", id.uid));
+    std::fs::create_dir_all(&pod)?;
+    let result = Call::new("ADD", &setup.home, &id, setup.world.pod().netns.file()).succeed();
+    for directory in [&pod, &root.join("burstable"), &root] {
+        std::fs::remove_dir(directory)?;
+    }
+    assert_eq!(result?, PREVIOUS);
+    let cgroup = setup.kubelet.cgroup.directory().join("burstable").join(format!("pod{}", id.uid));
+    assert_eq!(setup.node.list()?[0]["cgroup"], cgroup.display().to_string());
+    Ok(())
+}
+
+/// The agent is killed again and again while pods start: whoever is told that his pod may start is captured.
+#[test]
+fn killed_while_pods_start() -> anyhow::Result<()> {
+    const PODS: u32 = 12;
+    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
+    let Setup { agent, ref kubelet, ref home, ref node, .. } = setup;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let agents = std::thread::scope(|scope| {
+        let killing = scope.spawn(|| {
+            let (mut agent, mut count) = (agent, 0);
+            loop {
+                // In the middle of an ADD, and after one, in turn.
+                let moment = if count % 2 == 0 { "\"asked\"" } else { "\"attach done\"" };
+                let seen = retry::until("the moment to kill", || {
+                    let done = done.load(std::sync::atomic::Ordering::Relaxed);
+                    (done || agent.log().contains(moment)).then_some(!done)
+                })?;
+                if !seen {
+                    return anyhow::Ok(count);
+                }
+                agent.kill()?;
+                agent = kubelet.agent(node, home, &[])?;
+                count += 1;
+            }
+        });
+        let pods = (|| {
+            for number in 10..10 + PODS {
+                let (id, world) = (Id::new(number), World::new()?);
+                kubelet.know(&id, &id.object())?;
+                kubelet.make_cgroup(&id)?;
+                let call = Call::new("ADD", home, &id, world.pod().netns.file());
+                retry::until("ADD to succeed, as the kubelet would", || call.succeed().ok())?;
+                let report = load(&kubelet.place(&id, &world, "app", APP)?, 1)?;
+                assert_eq!(report.failed, [("ECONNREFUSED".to_owned(), 1)].into(), "uncaptured: {report:#?}");
+                let held = Daemon::start(
+                    "app",
+                    kubelet.place(&id, &world, "app", APP)?.program("/bin/sleep".as_ref()).arg("60"),
+                )?;
+                drop((held, world));
+            }
+            anyhow::Ok(())
+        })();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        let agents = killing.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        pods.map(|()| agents)
+    })?;
+    println!("{agents} agents were killed while {PODS} pods started");
+    assert!(agents > PODS / 2);
+    // Their namespaces are gone, and a last agent leaves nothing of them.
+    let agent = kubelet.agent(node, home, &[])?;
+    retry::until("the bpffs to be empty", || node.expect_empty().ok()).with_context(|| agent.log())
+}
+
+/// The agent chains the plugin, again whenever another tool has written the list anew; `uninstall` leaves the node as
+/// it was.
+#[test]
+fn installed_and_uninstalled() -> anyhow::Result<()> {
+    const LIST: &str =
+        r#"{"cniVersion":"1.0.0", "name":"n","plugins":[{"type":"bridge"}, {"type":"portmap"}]}"#;
+    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
+    let Setup { agent, ref kubelet, ref home, ref node, .. } = setup;
+    agent.kill()?;
+    let directory = tempfile::Builder::new().prefix("redirtest-cni").tempdir()?;
+    let [bin, conf] = ["bin", "net.d"].map(|name| directory.path().join(name));
+    std::fs::create_dir(&bin)?;
+    std::fs::create_dir(&conf)?;
+    let list = conf.join("10-n.conflist");
+    std::fs::write(&list, LIST)?;
+    let types = || -> Option<Vec<String>> {
+        let list: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&list).ok()?).ok()?;
+        list["plugins"].as_array()?.iter().map(|p| p["type"].as_str().map(str::to_owned)).collect()
+    };
+    let [bin_text, conf_text] = [&bin, &conf].map(|path| path.display().to_string());
+    let arguments = [
+        "--cni-bin-dir",
+        &bin_text,
+        "--cni-conf-dir",
+        &conf_text,
+        "--resync",
+        "3600",
+        "--exclude-namespaces",
+        "a,b",
+    ];
+    let agent = kubelet.agent(node, home, &arguments)?;
+    let until_chained = |others: &[&str]| {
+        let expected: Vec<String> = others.iter().chain(&["redirector"]).map(|t| (*t).to_owned()).collect();
+        retry::until("the plugin to be chained", || (types()? == expected).then_some(()))
+    };
+    until_chained(&["bridge", "portmap"]).with_context(|| agent.log())?;
+    let entry: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&list)?)?;
+    assert_eq!(entry["plugins"][2]["excludeNamespaces"], json!(["a", "b"]), "{entry:#}");
+    assert_eq!(entry["plugins"][2]["socket"], home.run().join("agent.sock").display().to_string());
+
+    // What is installed works: called at its place, by its entry.
+    let mut installed = std::process::Command::new(bin.join("redirector"));
+    let version = command::run(installed.env_clear().env("CNI_COMMAND", "VERSION"), "")?;
+    assert!(version.contains("1.1.0"), "{version}");
+
+    std::fs::write(&list, LIST.replace("portmap", "bandwidth"))?;
+    until_chained(&["bridge", "bandwidth"]).with_context(|| agent.log())?;
+    std::fs::remove_file(bin.join("redirector"))?;
+    retry::until("the binary to be back", || bin.join("redirector").exists().then_some(()))?;
+    agent.kill()?;
+    let arguments = ["cni", "uninstall", "--bin-dir", &bin_text, "--conf-dir", &conf_text];
+    node.run(&arguments)?.expect(0)?;
+    assert_eq!(std::fs::read_to_string(&list)?, LIST.replace("portmap", "bandwidth"));
+    assert_eq!(std::fs::read_dir(&conf)?.count(), 1);
+    assert_eq!(std::fs::read_dir(&bin)?.count(), 0);
+    assert_eq!(node.run(&arguments)?.expect(0)?.json()?, json!({ "done": [] }));
+    // Without a runtime it says what it is for.
+    node.run(&["cni"])?.expect(2)?;
+    assert!(setup.world.pod().v4() != VIP4);
+    Ok(())
+}
