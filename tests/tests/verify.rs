@@ -182,7 +182,8 @@ fn other_policies() -> anyhow::Result<()> {
     let Some((node, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let container = pod.cgroup.child("proxy")?.display().to_string();
-    let cases: [(&[&str], &[&str]); 7] = [
+    let cases: [(&[&str], &[&str]); 8] = [
+        (&["-m", "TPROXY"], &["ok", "ok", "ok", "ok", "ok", "ok"]),
         // Known by its cgroup, and of no certain user.
         (&["--ipv6", "off", "--proxy-cgroup", &container], &["ok", "ok", "ok"]),
         (&["--ipv6", "off", "--proxy-cgroup", &container, "-u", "7"], &["ok", "ok", "ok"]),
@@ -205,6 +206,36 @@ fn other_policies() -> anyhow::Result<()> {
     expect_clean(pod)
 }
 
+/// A verify that is killed leaves an empty cgroup at most, and the next one removes it.
+#[test]
+fn killed() -> anyhow::Result<()> {
+    let Some((node, world)) = world()? else { return Ok(()) };
+    let pod = world.pod();
+    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    // Its first connection is not answered.
+    drop_on_lo(pod)?;
+    let mut command = node.command(&[], &["verify", NAME, "--timeout", "60"]);
+    let mut child = command.stdout(std::process::Stdio::null()).spawn()?;
+    let room = pod.cgroup.directory().join(format!("redirector-verify-{}", child.id()));
+    let processes = || std::fs::read_to_string(room.join("cgroup.procs")).unwrap_or_default();
+    redirector_tests::retry::until("helpers to be at work", || {
+        (processes().lines().count() == 2).then_some(())
+    })?;
+    child.kill()?;
+    child.wait()?;
+    redirector_tests::retry::until("the helpers to end", || processes().is_empty().then_some(()))?;
+    verify(&node, &["--timeout", "1"])?.expect(exit::FAILED)?;
+    expect_clean(pod)
+}
+
+/// Drops what is redirected to the proxy's inbound listener: what could go wrong under the nose of any instance.
+fn drop_on_lo(pod: &Pod) -> anyhow::Result<()> {
+    let mut command = pod.netns.command("iptables");
+    command.args(["-A", "INPUT", "-i", "lo", "-p", "tcp", "--dport", "15006", "-j", "DROP"]);
+    redirector_tests::command::run(&mut command, "")?;
+    Ok(())
+}
+
 /// `attach --run-validation`: the instance is verified, and a new one that fails is not left behind.
 #[test]
 fn run_validation() -> anyhow::Result<()> {
@@ -217,10 +248,7 @@ fn run_validation() -> anyhow::Result<()> {
     let report = node.attach(pod, NAME, &only)?.expect(exit::OK)?.json()?;
     assert_eq!(report["ok"], true);
 
-    // What could go wrong under the nose of any instance.
-    let mut drop = std::process::Command::new("ip");
-    drop.args(["netns", "exec", pod.netns.name(), "iptables", "-A", "INPUT", "-i", "lo", "-p", "tcp"]);
-    redirector_tests::command::run(drop.args(["--dport", "15006", "-j", "DROP"]), "")?;
+    drop_on_lo(pod)?;
     let flags = ["--run-validation", "--probe-timeout=300ms", "--iptables-probe-port=7"];
     let run = node.attach(pod, NAME, &flags)?.refused(exit::FAILED, &["validation", "failed"])?;
     let own = run.json()?;

@@ -8,7 +8,7 @@
 use super::sockets::{self, Accepted, Connected, Listener};
 use crate::error::{Context, Error, Result};
 use crate::target::Target;
-use rustix::process::{Gid, Uid};
+use rustix::process::{Gid, Signal, Uid, set_parent_process_death_signal};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -160,6 +160,9 @@ pub fn serve(uid: u32, gid: u32) -> Result<()> {
     let (mut listeners, mut connection) = (Vec::new(), None);
     for line in std::io::stdin().lock().lines() {
         let line = line.context(|| "read an order".into())?;
+        // Not before: the thread that has started us ends at once, and would take us with it. By now
+        // our parent is one that stays.
+        set_parent_process_death_signal(Some(Signal::KILL)).context(|| "ask to end with verify".into())?;
         let order = serde_json::from_str(&line).map_err(|e| Error::Input(format!("an order: {e}")))?;
         let answer = obey(order, &mut listeners, &mut connection);
         let mut out = std::io::stdout().lock();
