@@ -166,6 +166,37 @@ fn iptables_chains() -> anyhow::Result<()> {
     expect_untouched(&node, pod)
 }
 
+/// Tables of newer Istio, which makes them by nft: in sidecar and ambient mode. Others, and what is left of them without
+/// chains of their own, are nobody's business.
+#[test]
+fn native_nftables() -> anyhow::Result<()> {
+    let Some((node, world)) = world()? else { return Ok(()) };
+    if require_program("nft").is_none() {
+        return Ok(());
+    }
+    let pod = world.pod();
+    let nft = |text: &str| redirector_tests::command::run(pod.netns.command("nft").args(["-f", "-"]), text);
+    let base = |table: &str| {
+        let hook = "{ type nat hook output priority -100; }";
+        format!("add table inet {table}\nadd chain inet {table} output {hook}\n")
+    };
+    nft(&format!("{}add chain inet mine istio-output\n{}", base("mine"), base("istio-proxy-nat")))?;
+    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    for table in ["istio-proxy-nat", "istio-proxy-mangle", "istio-proxy-raw", "istio-ambient-nat"] {
+        let jump = format!("add rule inet {table} output counter jump istio-output\n");
+        nft(&format!("{}add chain inet {table} istio-output\n{jump}", base(table)))?;
+        let words = [format!("nftables table {table}"), "--native-nftables".to_owned()];
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        node.attach(pod, NAME, &[])?.refused(exit::USAGE, &words)?;
+        node.attach(pod, NAME, &["--dry-run"])?.refused(exit::USAGE, &words)?;
+        expect_untouched(&node, pod)?;
+        nft(&format!("delete table inet {table}"))?;
+    }
+    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    Ok(())
+}
+
 /// An `ISTIO_OUTPUT` chain, and one whose name only looks a little like it.
 struct Chains<'a> {
     netns: &'a Netns,

@@ -15,6 +15,7 @@ const IPROUTE2: Package = Package { name: "iproute2", programs: &["ip", "ss", "t
 const ALL: &[Package] = &[
     IPROUTE2,
     Package { name: "iptables", programs: &["iptables", "ip6tables", "iptables-save", "iptables-restore"] },
+    Package { name: "nftables", programs: &["nft"] },
     Package { name: "bpftool", programs: &["bpftool"] },
     Package { name: "redsocks", programs: &["redsocks"] },
     Package { name: "strace", programs: &["strace"] },

@@ -1,11 +1,11 @@
-//! Live istio-iptables chains in a namespace: attaching beside them would redirect twice.
+//! Live rules of Istio in a namespace: attaching beside them would redirect twice.
 
 use crate::error::{Context, Error, Result};
 use crate::sys::netns::NetNs;
 use crate::sys::xtables;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
-/// Refuses a namespace whose netfilter has `ISTIO_*` chains.
+/// Refuses a namespace whose netfilter has `ISTIO_*` chains, or chains in nftables tables of Istio.
 ///
 /// # Errors
 ///
@@ -16,14 +16,15 @@ pub fn refuse_istio(netns: &NetNs) -> Result<()> {
         return Ok(());
     }
     Err(Error::Input(format!(
-        "the network namespace has live iptables chains of istio-init ({}), and would be redirected twice; remove \
-         them first (istio-iptables --cleanup-only in the namespace, or iptables -t nat -F and -X), or restart the \
-         pod without istio-init",
+        "the network namespace has live netfilter rules of Istio ({}), and would be redirected twice; remove them \
+         first (istio-iptables --cleanup-only in the namespace, with --native-nftables if it has made tables), or \
+         restart the pod without istio-init",
         chains.join(", ")
     )))
 }
 
-/// Names of the `ISTIO_*` chains of the calling thread's namespace, by both iptables flavours.
+/// Names of the `ISTIO_*` chains of the calling thread's namespace, by both iptables flavours, and of Istio's own
+/// nftables tables.
 fn istio_chains() -> Result<Vec<String>> {
     let mut chains = nft_chains()?;
     for (v6, file) in
@@ -43,6 +44,11 @@ fn istio_chains() -> Result<Vec<String>> {
 }
 
 const PREFIX: &[u8] = b"ISTIO_";
+
+/// How the tables begin that Istio makes by nft, and the chains in them that are not base chains: `istio-proxy-nat` by
+/// `istio-iptables --native-nftables` (`tools/istio-nftables/pkg/constants`), `istio-ambient-nat` by its CNI plugin
+/// (`cni/pkg/nftables`). A table with base chains alone redirects nothing.
+const NATIVE: &str = "istio-";
 
 /// Names of the `ISTIO_*` chains in a table of legacy iptables. A chain begins with a rule whose
 /// target is called `ERROR` (`struct xt_error_target`): 2 bytes of size, 29 of the target's name,
@@ -66,10 +72,11 @@ const NFT_MSG_GETCHAIN: u16 = 4;
 const NLM_F_REQUEST_DUMP: u16 = 0x301;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 const HEADERS: usize = 20; // nlmsghdr and nfgenmsg
 
-/// Dumps the chains of nf_tables, which iptables-nft uses. A kernel without nf_tables has none.
+/// Dumps the chains of nf_tables, which iptables-nft uses, too. A kernel without nf_tables has none.
 fn nft_chains() -> Result<Vec<String>> {
     let what = || "ask nf_tables for its chains".to_owned();
     let mut socket = match Socket::new(NETLINK_NETFILTER) {
@@ -97,7 +104,7 @@ fn nft_chains() -> Result<Vec<String>> {
                     0 | libc::EINVAL | libc::EOPNOTSUPP => return Ok(names),
                     errno => return Err(std::io::Error::from_raw_os_error(errno)).context(what),
                 },
-                _ => names.extend(chain_name(message).filter(|name| name.as_bytes().starts_with(PREFIX))),
+                _ => names.extend(of_istio(message)),
             }
             rest = next;
         }
@@ -118,14 +125,24 @@ fn errno(message: &[u8]) -> i32 {
     bytes.map_or(libc::EBADMSG, |bytes| i32::from_ne_bytes(bytes).saturating_neg())
 }
 
-/// The NFTA_CHAIN_NAME attribute.
-fn chain_name(message: &[u8]) -> Option<String> {
+/// What to call a chain if it is one of Istio's: its name, or for a table of Istio's own that table's.
+fn of_istio(message: &[u8]) -> Option<String> {
+    let name = attribute(message, NFTA_CHAIN_NAME)?;
+    if name.as_bytes().starts_with(PREFIX) {
+        return Some(name);
+    }
+    let table = attribute(message, NFTA_CHAIN_TABLE)?;
+    (table.starts_with(NATIVE) && name.starts_with(NATIVE)).then(|| format!("nftables table {table}"))
+}
+
+/// An attribute of a chain that is a text.
+fn attribute(message: &[u8], wanted: u16) -> Option<String> {
     let mut attributes = message.get(HEADERS..)?;
     loop {
         let len = u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?) as usize;
         let kind = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
         let value = attributes.get(4..len)?;
-        if kind == NFTA_CHAIN_NAME {
+        if kind == wanted {
             return Some(String::from_utf8_lossy(value).trim_end_matches('\0').to_owned());
         }
         attributes = attributes.get(len.next_multiple_of(4)..)?;
@@ -154,8 +171,8 @@ mod tests {
 
     #[test]
     fn malformed_messages_end_without_a_panic() {
-        assert_eq!(chain_name(&[0; 21]), None);
-        assert_eq!(chain_name(&[0; 40]), None);
+        assert_eq!(of_istio(&[0; 21]), None);
+        assert_eq!(of_istio(&[0; 40]), None);
         assert!(split(&[1, 0, 0]).is_none());
         assert_eq!(errno(&[0; 4]), libc::EBADMSG);
         assert!(split(&[255, 255, 255, 255, 0, 0, 0, 0]).is_none());
