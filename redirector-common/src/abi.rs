@@ -117,6 +117,10 @@ pub mod meta_flag {
     /// attach added rules and routes for virtual interfaces (`-k`), and made the proxy's outbound
     /// listeners transparent.
     pub const VIRTUAL: u32 = 1 << 8;
+    /// attach changed `net.ipv4.fwmark_reflect` from 0 to 1.
+    pub const FWMARK_REFLECT4: u32 = 1 << 9;
+    /// attach changed `net.ipv6.fwmark_reflect` from 0 to 1.
+    pub const FWMARK_REFLECT6: u32 = 1 << 10;
 }
 
 /// Key of `TABLES`: which list (and of which policy slot), then an address or a number.

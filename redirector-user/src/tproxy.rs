@@ -2,7 +2,8 @@
 //! from the client's address must come back to the proxy, although the client's address is not
 //! local. The proxy marks its socket, the app's accepted socket inherits the mark, and marked
 //! packets are routed to lo. istio-iptables does the same with `ip rule` and `ip route`
-//! (tools/common/tproxy); the mark reaches the app's socket by a sysctl instead of CONNMARK.
+//! (tools/common/tproxy); the mark reaches the app's socket by a sysctl instead of CONNMARK, and what the
+//! kernel answers where nobody listens (a reset) by another.
 
 use crate::config::{Mode, Policy};
 use crate::error::{Context, Error, Result, chain};
@@ -12,7 +13,12 @@ use redirector_common::abi::meta_flag;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
 use std::io;
 
-const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+/// Parameters of the kernel that are 1 in TPROXY mode.
+const SYSCTLS: [(u32, &str); 3] = [
+    (meta_flag::FWMARK_ACCEPT, "/proc/sys/net/ipv4/tcp_fwmark_accept"),
+    (meta_flag::FWMARK_REFLECT4, "/proc/sys/net/ipv4/fwmark_reflect"),
+    (meta_flag::FWMARK_REFLECT6, "/proc/sys/net/ipv6/fwmark_reflect"),
+];
 
 /// One change of the namespace and the flag that remembers it.
 #[derive(Clone, Copy)]
@@ -30,16 +36,18 @@ const PIECES: [(u32, u8, Piece); 4] = [
 
 /// Flags of everything this module may change, to be noted before it does.
 pub const ALL_FLAGS: u32 = meta_flag::FWMARK_ACCEPT
+    | meta_flag::FWMARK_REFLECT4
     | meta_flag::TPROXY_RULE4
     | meta_flag::TPROXY_ROUTE4
-    | meta_flag::TPROXY_RULE6
-    | meta_flag::TPROXY_ROUTE6;
+    | V6_FLAGS;
+
+const V6_FLAGS: u32 = meta_flag::FWMARK_REFLECT6 | meta_flag::TPROXY_RULE6 | meta_flag::TPROXY_ROUTE6;
 
 /// Flags of what a policy needs.
 pub fn flags_of(policy: &Policy) -> u32 {
     match policy.mode {
         Mode::Tproxy if policy.ipv6 => ALL_FLAGS,
-        Mode::Tproxy => ALL_FLAGS & !(meta_flag::TPROXY_RULE6 | meta_flag::TPROXY_ROUTE6),
+        Mode::Tproxy => ALL_FLAGS & !V6_FLAGS,
         Mode::Redirect => 0,
     }
 }
@@ -70,10 +78,12 @@ pub fn undo(netns: &NetNs, policy: &Policy, flags: u32) -> Result<()> {
 }
 
 fn apply_here(mark: u32, table: u32, flags: u32, done: &mut u32) -> Result<()> {
-    let value = std::fs::read_to_string(SYSCTL).context(|| format!("read {SYSCTL}"))?;
-    if flags & meta_flag::FWMARK_ACCEPT != 0 && value.trim() == "0" {
-        std::fs::write(SYSCTL, "1").context(|| format!("write 1 to {SYSCTL}"))?;
-        *done |= meta_flag::FWMARK_ACCEPT;
+    for (flag, path) in SYSCTLS.into_iter().filter(|(flag, _)| flags & flag != 0) {
+        let value = std::fs::read_to_string(path).context(|| format!("read {path}"))?;
+        if value.trim() == "0" {
+            std::fs::write(path, "1").context(|| format!("write 1 to {path}"))?;
+            *done |= flag;
+        }
     }
     let mut netlink = open()?;
     // Never one that is ours already: the kernel takes an equal rule twice.
@@ -89,8 +99,8 @@ fn apply_here(mark: u32, table: u32, flags: u32, done: &mut u32) -> Result<()> {
 }
 
 fn undo_here(mark: u32, table: u32, flags: u32) -> Result<()> {
-    if flags & meta_flag::FWMARK_ACCEPT != 0 {
-        std::fs::write(SYSCTL, "0").context(|| format!("write 0 to {SYSCTL}"))?;
+    for (_, path) in SYSCTLS.into_iter().filter(|(flag, _)| flags & flag != 0) {
+        std::fs::write(path, "0").context(|| format!("write 0 to {path}"))?;
     }
     let mut netlink = open()?;
     for (_, family, piece) in PIECES.into_iter().filter(|(flag, ..)| flags & flag != 0) {

@@ -1,4 +1,4 @@
-//! The oracle: the nat rules of `istio-iptables`, in its order, loaded into real netfilter.
+//! The oracle: the nat rules of `istio-iptables` ([`mangle`] has those of TPROXY mode), in its order, loaded into real netfilter.
 //!
 //! The order is that of istio's `run.go`, as written down in the reference (c.2 outbound, c.3 inbound). These rules are
 //! the definition of right and wrong for everything else here, hence `tests/oracle.rs` tests them first.
@@ -9,6 +9,7 @@ use anyhow::Context;
 
 use crate::command::run;
 use crate::istio::{Cidrs, Options, Ports};
+use crate::mangle;
 use crate::netns::Netns;
 
 /// Address family of a rule set.
@@ -30,6 +31,7 @@ impl Family {
 /// When netfilter refuses them.
 pub fn install(netns: &Netns, options: &Options) -> anyhow::Result<()> {
     load(netns, &rule_texts(options))?;
+    mangle::route(netns, "add", options)?;
     if options.ipv6 {
         // istio-iptables adds the address from which Envoy connects to the application.
         netns.ip("address add ::6/128 dev lo nodad\n")?;
@@ -37,11 +39,11 @@ pub fn install(netns: &Netns, options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The rules of both families, IPv4 first. Without IPv6 its table is empty.
+/// The rules of both families, IPv4 first. Without IPv6 its tables are empty; without TPROXY mangle is.
 #[must_use]
 pub fn rule_texts(options: &Options) -> [String; 2] {
     let v6 = if options.ipv6 { rules(options, Family::V6) } else { Table::default().render() };
-    [rules(options, Family::V4), v6]
+    [rules(options, Family::V4) + &mangle::table(options, false), v6 + &mangle::table(options, true)]
 }
 
 /// Loads rules of both families instead of those that were there.
@@ -83,7 +85,8 @@ fn rules(options: &Options, family: Family) -> String {
 }
 
 fn inbound(table: &mut Table, options: &Options) {
-    if options.inbound_ports == Ports::List(Vec::new()) {
+    // With TPROXY it is mangle's business.
+    if options.inbound_ports == Ports::List(Vec::new()) || options.tproxy.is_some() {
         return;
     }
     table.add("PREROUTING", format_args!("-p tcp -j ISTIO_INBOUND"));

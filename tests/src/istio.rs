@@ -15,6 +15,8 @@ pub struct Options {
     pub proxy_uids: Vec<u32>,
     /// `-g`.
     pub proxy_gids: Vec<u32>,
+    /// `-m TPROXY`; `None` is `-m REDIRECT`.
+    pub tproxy: Option<Tproxy>,
     /// `-b`: `*`, a list, or nothing.
     pub inbound_ports: Ports,
     /// `-d`: excluded when inbound is `*`.
@@ -47,6 +49,21 @@ pub struct Options {
     pub ipv6: bool,
 }
 
+/// What `-m TPROXY` needs to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tproxy {
+    /// `-t`: the mark of connections with the client's address.
+    pub mark: u32,
+    /// `-r`: the routing table of marked packets.
+    pub table: u32,
+}
+
+impl Default for Tproxy {
+    fn default() -> Self {
+        Self { mark: 1337, table: 133 }
+    }
+}
+
 /// A list of ports, or all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ports {
@@ -75,6 +92,7 @@ impl Options {
             inbound_tunnel_port: 15008,
             proxy_uids: vec![1337],
             proxy_gids: vec![1337],
+            tproxy: None,
             inbound_ports: Ports::All,
             inbound_ports_exclude: vec![15090, 15021, 15020],
             outbound_cidrs: Cidrs::All,
@@ -110,7 +128,9 @@ impl Options {
             ("-e", self.inbound_tunnel_port.to_string()),
             ("-u", join(&self.proxy_uids)),
             ("-g", join(&self.proxy_gids)),
-            ("-m", "REDIRECT".to_owned()),
+            ("-m", if self.tproxy.is_some() { "TPROXY" } else { "REDIRECT" }.to_owned()),
+            ("-t", self.tproxy.unwrap_or_default().mark.to_string()),
+            ("-r", self.tproxy.unwrap_or_default().table.to_string()),
             ("-b", ports),
             ("-d", join(&self.inbound_ports_exclude)),
             ("-i", cidrs),

@@ -19,6 +19,7 @@ pub mod documented;
 pub mod iptables;
 pub mod istio;
 pub mod kubelet;
+pub mod mangle;
 pub mod matrix;
 pub mod mesh;
 pub mod names;

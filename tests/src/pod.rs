@@ -34,6 +34,8 @@ use crate::scenario::{Owner, Scenario};
 pub const APP: Owner = Owner { uid: 1000, gid: 1000 };
 /// The proxy's user.
 pub const PROXY: Owner = Owner { uid: 1337, gid: 1337 };
+/// The proxy's in TPROXY mode: listening for any address takes privileges, so it is known by its group.
+pub const TRANSPARENT_PROXY: Owner = Owner { uid: 0, gid: 1337 };
 /// Root.
 pub const ROOT: Owner = Owner { uid: 0, gid: 0 };
 

@@ -10,7 +10,7 @@ use crate::pod::{APP, PROXY, Pod, PodOptions, World, observe};
 use crate::probe::serve::Listen;
 use crate::proxy::{Server, everywhere, proxy_listeners};
 use crate::redirector::Instance;
-use crate::scenario::Scenario;
+use crate::scenario::{Owner, Scenario};
 
 /// Processes for the scenarios of one caller. They mostly wait.
 const PROCESSES: usize = 6;
@@ -85,13 +85,15 @@ pub struct Setup {
     pub pod: PodOptions,
     /// The proxy's listeners; none: there is no proxy.
     pub proxy: Vec<Listen>,
+    /// The proxy's user.
+    pub proxy_owner: Owner,
     /// Start the proxy before redirection, as when redirecting a running pod.
     pub proxy_first: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { pod: PodOptions::default(), proxy: proxy_listeners(1), proxy_first: false }
+        Self { pod: PodOptions::default(), proxy: proxy_listeners(1), proxy_owner: PROXY, proxy_first: false }
     }
 }
 
@@ -113,7 +115,7 @@ impl Side {
         let pod = world.pod();
         let start_proxy = || -> anyhow::Result<Option<Server>> {
             let wanted = !setup.proxy.is_empty();
-            wanted.then(|| pod.serve(PROXY, "proxy", setup.proxy.clone())).transpose()
+            wanted.then(|| pod.serve(setup.proxy_owner, "proxy", setup.proxy.clone())).transpose()
         };
         let early = if setup.proxy_first { start_proxy()? } else { None };
         let instance = by.start(pod)?;

@@ -1,4 +1,4 @@
-//! TPROXY mode and virtual interfaces change rules, routes and a kernel parameter of the pod: these come and go with
+//! TPROXY mode and virtual interfaces change rules, routes and kernel parameters of the pod: these come and go with
 //! them, however it ends.
 
 use std::process::Command;
@@ -22,11 +22,11 @@ const TPROXY: [&str; 6] = ["-m", "TPROXY", "-t", "7", "-r", "77"];
 const VIRTUAL: [&str; 2] = ["-k", "vnet0"];
 /// Steps of each test at most, beside the last ten.
 const FEW: usize = 14;
-/// Rules, routes and the parameter of TPROXY mode; rules and routes of a virtual interface.
-type Changes = [usize; 9];
-const ALL: Changes = [1, 1, 1, 1, 1, 0, 0, 0, 0];
-const OF_VIRTUAL: Changes = [0, 0, 0, 0, 0, 1, 1, 1, 1];
-const NONE: Changes = [0; 9];
+/// Rules, routes and the parameters of TPROXY mode; rules and routes of a virtual interface.
+type Changes = [usize; 11];
+const ALL: Changes = [1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0];
+const OF_VIRTUAL: Changes = [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1];
+const NONE: Changes = [0; 11];
 
 struct Bench {
     node: Node,
@@ -58,7 +58,7 @@ impl Bench {
         self.expect_nothing()
     }
 
-    /// How many rules and routes there are, of both families, and what the parameter is.
+    /// How many rules and routes there are, of both families, and what the parameters are.
     fn changes(&self) -> anyhow::Result<Changes> {
         let ask = |arguments: &str, word: &str| -> anyhow::Result<usize> {
             let words = arguments.split(' ');
@@ -67,14 +67,18 @@ impl Bench {
                 run(Command::new("ip").args(["-n", self.netns().name()]).args(words), "").unwrap_or_default();
             Ok(text.matches(word).count())
         };
-        let parameter =
-            self.netns().enter(|| Ok(std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fwmark_accept")?))?;
+        let parameter = |path: &str| -> anyhow::Result<usize> {
+            let path = format!("/proc/sys/net/{path}");
+            Ok(self.netns().enter(|| Ok(std::fs::read_to_string(path)?))?.trim().parse()?)
+        };
         Ok([
             ask("-4 rule show", "fwmark 0x7 lookup 77")?,
             ask("-6 rule show", "fwmark 0x7 lookup 77")?,
             ask("-4 route show table 77", "local default dev lo")?,
             ask("-6 route show table 77", "local default dev lo")?,
-            parameter.trim().parse()?,
+            parameter("ipv4/tcp_fwmark_accept")?,
+            parameter("ipv4/fwmark_reflect")?,
+            parameter("ipv6/fwmark_reflect")?,
             ask("-4 rule show", "1:\tfrom all iif vnet0 [detached] ipproto tcp lookup 15001 proto 151")?,
             ask("-6 rule show", "1:\tfrom all iif vnet0 [detached] ipproto tcp lookup 15001 proto 151")?,
             ask("-4 route show table 15001", "local default dev lo proto 151")?,
@@ -139,7 +143,7 @@ fn it_comes_and_goes() -> anyhow::Result<()> {
     let mut without_ipv6 = TPROXY.to_vec();
     without_ipv6.extend(["--ipv6", "off"]);
     bench.attach(&without_ipv6)?;
-    assert_eq!(bench.changes()?, [1, 0, 1, 0, 1, 0, 0, 0, 0]);
+    assert_eq!(bench.changes()?, [1, 0, 1, 0, 1, 1, 0, 0, 0, 0, 0]);
     bench.attach(&TPROXY)?;
     assert_eq!(bench.changes()?, ALL);
     bench.detach()?;
@@ -151,7 +155,7 @@ fn it_comes_and_goes() -> anyhow::Result<()> {
     bench.attach(&TPROXY)?;
     bench.node.run(&["refresh", NAME])?.expect(exit::OK)?;
     bench.node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
-    assert_eq!(bench.changes()?, [1, 0, 0, 0, 1, 0, 0, 0, 0]);
+    assert_eq!(bench.changes()?, [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     Ok(())
 }
 
@@ -173,7 +177,7 @@ fn routes_of_virtual_interfaces_are_those_of_the_policy() -> anyhow::Result<()> 
     bench.attach(&["-k", "vnet0", "-i", "10.96.0.0/16,10.94.0.0/16"])?;
     assert_eq!(routes()?, ["10.94.0.0/16", "10.96.0.0/16"]);
     // IPv6 has no network, and no rule.
-    assert_eq!(bench.changes()?, [0, 0, 0, 0, 0, 1, 0, 0, 0]);
+    assert_eq!(bench.changes()?, [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
     bench.attach(&["-k", "vnet0", "-i", "10.96.0.0/16,10.95.0.0/16"])?;
     assert_eq!(routes()?, ["10.95.0.0/16", "10.96.0.0/16"]);
     bench.attach(&REDIRECT)?;

@@ -220,7 +220,7 @@ pub(super) fn unknown(dir: &Path) -> Option<String> {
     let record = find::any_record(dir)?;
     let lo6 = record.policy.ipv6.then_some("::6 on lo (`ip -6 address show dev lo`)");
     let tproxy = (record.policy.mode == Mode::Tproxy)
-        .then_some("rules and routes for TPROXY (`ip rule`, `ip -6 rule`), and net.ipv4.tcp_fwmark_accept");
+        .then_some("rules and routes for TPROXY (`ip rule`, `ip -6 rule`), and tcp_fwmark_accept and fwmark_reflect in net.ipv4 and net.ipv6");
     let guests = (!record.policy.virtual_interfaces.is_empty())
         .then_some("rules and routes of table 15001 (`ip rule`, `ip -6 rule`)");
     let all: Vec<&str> = lo6.into_iter().chain(tproxy).chain(guests).collect();

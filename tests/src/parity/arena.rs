@@ -10,6 +10,7 @@ use super::known::is_known;
 use super::probes::Probe;
 use crate::compare::{Difference, compare, forgive_replaced_ports};
 use crate::iptables;
+use crate::mangle;
 use crate::istio::Options;
 use crate::names;
 use crate::observation::Observation;
@@ -103,14 +104,22 @@ impl Arena {
     /// # Errors
     /// When a side refuses it.
     pub fn configure(&mut self, configuration: &Configuration) -> anyhow::Result<()> {
-        self.options = configuration.options();
+        let before = std::mem::replace(&mut self.options, configuration.options());
+        if before.tproxy.is_some() && self.options.tproxy.is_some() && before.tproxy != self.options.tproxy {
+            // Mark and table cannot be exchanged.
+            self.detach()?;
+        }
         let mut texts = iptables::rule_texts(&self.options);
         if let Some(mistake) = self.mistake {
             texts = texts.map(|text| mistake(&text));
         }
         let netns = &self.oracle.world.pod().netns;
         std::thread::scope(|scope| {
-            let oracle = scope.spawn(|| iptables::load(netns, &texts));
+            let oracle = scope.spawn(|| {
+                mangle::route(netns, "del", &before)?;
+                mangle::route(netns, "add", &self.options)?;
+                iptables::load(netns, &texts)
+            });
             let subject = attach(&self.subject, &mut self.instance, configuration);
             oracle.join().map_err(|_| anyhow!("a thread panicked"))??;
             subject

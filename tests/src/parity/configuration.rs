@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use super::options::Choice;
-use crate::istio::{Cidrs, Options, Ports};
+use crate::istio::{Cidrs, Options, Ports, Tproxy};
 
 /// The name servers of the pod's resolv.conf.
 pub const NAME_SERVERS: [&str; 2] = ["10.96.0.53", "fd00:96::53"];
@@ -67,6 +67,19 @@ impl Configuration {
         self.value(choice).and_then(|value| value.parse().ok()).unwrap_or(default)
     }
 
+    /// Any other word is REDIRECT.
+    fn is_tproxy(&self) -> bool {
+        self.value(Choice::Mode) == Some("TPROXY")
+    }
+
+    /// The mode; mark and table count with TPROXY only.
+    fn tproxy(&self) -> Option<Tproxy> {
+        let Tproxy { mark, table } = Tproxy::default();
+        let number = |choice, default| self.value(choice).and_then(|text| text.parse().ok()).unwrap_or(default);
+        let given = Tproxy { mark: number(Choice::Mark, mark), table: number(Choice::RouteTable, table) };
+        self.is_tproxy().then_some(given)
+    }
+
     /// Whether DNS capture depends on resolv.conf.
     #[must_use]
     pub fn needs_name_servers(&self) -> bool {
@@ -89,6 +102,7 @@ impl Configuration {
             inbound_tunnel_port: self.number(Choice::TunnelPort, 15008),
             proxy_gids: ids(Choice::ProxyGids, &proxy_uids),
             proxy_uids,
+            tproxy: self.tproxy(),
             inbound_ports: match self.value(Choice::InboundPorts) {
                 Some("*") => Ports::All,
                 _ => Ports::List(self.numbers(Choice::InboundPorts)),
@@ -102,7 +116,7 @@ impl Configuration {
             outbound_ports: self.numbers(Choice::OutboundPorts),
             outbound_ports_exclude: self.numbers(Choice::OutboundPortsExclude),
             exclude_interfaces: self.words(Choice::ExcludeInterfaces),
-            virtual_interfaces: self.words(Choice::VirtualInterfaces),
+            virtual_interfaces: if self.is_tproxy() { Vec::new() } else { self.words(Choice::VirtualInterfaces) },
             owner_groups: match self.value(Choice::OwnerGroups) {
                 None | Some("*") => None,
                 Some(_) => Some(self.numbers(Choice::OwnerGroups)),
@@ -126,6 +140,8 @@ impl Configuration {
                 (Choice::Dns, "servers") => &["--redirect-dns"],
                 (Choice::Dns, "all") => &["--redirect-dns", "--capture-all-dns"],
                 (Choice::Dns, _) => &["--capture-all-dns"],
+                // Refused beside it.
+                (Choice::VirtualInterfaces, _) if self.is_tproxy() => &[],
                 (Choice::Ipv6, "dual-stack") => &["--ipv6", "auto", "--dual-stack"],
                 (Choice::Ipv6, when) => &["--ipv6", when],
                 _ if choice.is_variable() => &[],

@@ -10,7 +10,7 @@ use super::configuration::NAME_SERVERS;
 use super::options::SERVED;
 use super::probes::{From, OWN_PORT, Probe};
 use crate::observation::Observation;
-use crate::pod::{PROXY, PodOptions, ROOT, SECOND6, World};
+use crate::pod::{PodOptions, ROOT, SECOND6, TRANSPARENT_PROXY, World};
 use crate::process::Daemon;
 use crate::proxy::{Server, everywhere};
 
@@ -52,13 +52,14 @@ impl Half {
         ))?;
         let pod = world.pod();
         let mut proxy = everywhere(&PROXY_PORTS);
+        proxy.iter_mut().for_each(|listen| listen.transparent = true);
         proxy.extend(dns_listeners());
         let mut app = everywhere(&SERVED);
         app.extend(pod_queries());
         let mut remote = everywhere(&SERVED);
         remote.extend(outside_queries());
         let servers = [
-            pod.serve(PROXY, "proxy", proxy)?,
+            pod.serve(TRANSPARENT_PROXY, "proxy", proxy)?,
             // Root may bind port 53.
             pod.serve(ROOT, "app", app)?,
             world.serve_outside(remote)?,

@@ -23,6 +23,12 @@ pub enum Choice {
     ProxyUids,
     /// `-g`.
     ProxyGids,
+    /// `-m`.
+    Mode,
+    /// `-t`.
+    Mark,
+    /// `-r`.
+    RouteTable,
     /// `-b`.
     InboundPorts,
     /// `-d`.
@@ -52,12 +58,15 @@ pub enum Choice {
 }
 
 /// All of them.
-pub const ALL: [Choice; 18] = [
+pub const ALL: [Choice; 21] = [
     Choice::EnvoyPort,
     Choice::InboundCapturePort,
     Choice::TunnelPort,
     Choice::ProxyUids,
     Choice::ProxyGids,
+    Choice::Mode,
+    Choice::Mark,
+    Choice::RouteTable,
     Choice::InboundPorts,
     Choice::InboundPortsExclude,
     Choice::ExcludeInterfaces,
@@ -106,6 +115,9 @@ impl Choice {
             Self::TunnelPort => "-e",
             Self::ProxyUids => "-u",
             Self::ProxyGids => "-g",
+            Self::Mode => "-m",
+            Self::Mark => "-t",
+            Self::RouteTable => "-r",
             Self::InboundPorts => "-b",
             Self::InboundPortsExclude => "-d",
             Self::ExcludeInterfaces => "-c",
@@ -135,6 +147,9 @@ impl Choice {
             Self::InboundCapturePort => (&["15006", "16006", "16099"], &[]),
             Self::TunnelPort => (&["15008", "15009", "8080", "9000", "53"], &[]),
             Self::ProxyUids | Self::ProxyGids => (&[""], IDS),
+            Self::Mode => (&["TPROXY", "TPROXY", "TPROXY", "REDIRECT"], &[]),
+            Self::Mark => (&["1337", "7", "65536"], &[]),
+            Self::RouteTable => (&["133", "77"], &[]),
             Self::InboundPorts => (&["*", "*", ""], PORTS),
             Self::InboundPortsExclude | Self::OutboundPorts | Self::OutboundPortsExclude => (&[""], PORTS),
             Self::ExcludeInterfaces => (&[""], &["eth0", "eth1", "vnet0", "lo", "absent0"]),

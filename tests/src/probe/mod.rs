@@ -7,6 +7,7 @@ pub mod connect_proxy;
 pub mod enter;
 pub mod hold;
 pub mod many;
+mod relay;
 pub mod serve;
 pub mod sys;
 pub mod udp;

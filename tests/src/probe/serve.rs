@@ -16,7 +16,7 @@ use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseaddr, set_socket_reu
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use serde::{Deserialize, Serialize};
 
-use super::{print_line, sys, udp};
+use super::{print_line, relay, sys, udp};
 use crate::observation::{Accepted, Question, Seen};
 
 /// A client that keeps a connection open without a word is forgotten after this long.
@@ -53,6 +53,9 @@ pub struct Listen {
     /// Accept connections to any address (`IP_TRANSPARENT`); takes privileges.
     #[serde(default)]
     pub transparent: bool,
+    /// Hand connections on to the application from the client's address, with this mark, instead of answering.
+    #[serde(default)]
+    pub relay: Option<u32>,
 }
 
 impl Listen {
@@ -67,6 +70,7 @@ impl Listen {
             fast_open: false,
             udp: false,
             transparent: false,
+            relay: None,
         }
     }
 
@@ -105,6 +109,7 @@ struct Listener {
     fd: Arc<OwnedFd>,
     address: SocketAddr,
     udp: bool,
+    relay: Option<u32>,
 }
 
 /// Serves until stdin ends.
@@ -159,7 +164,8 @@ fn obey(command: Command, listeners: &mut Vec<Option<Listener>>) -> anyhow::Resu
 fn open(listen: &Listen, listeners: &mut Vec<Option<Listener>>) -> anyhow::Result<()> {
     for _ in 0..listen.sockets {
         let fd = open_one(listen).with_context(|| format!("listening on {}", listen.address))?;
-        listeners.push(Some(Listener { fd: Arc::new(fd), address: listen.address, udp: listen.udp }));
+        let (address, udp, relay) = (listen.address, listen.udp, listen.relay);
+        listeners.push(Some(Listener { fd: Arc::new(fd), address, udp, relay }));
     }
     Ok(())
 }
@@ -212,10 +218,13 @@ fn accept(listener: &Listener, role: &str) -> anyhow::Result<()> {
         original_dst6: sys::original_dst(&fd, libc::SOL_IPV6),
     };
     print_line(&Event::Accepted(Box::new(accepted.clone())))?;
-    let listener = Arc::downgrade(&listener.fd);
+    let (relay, listener) = (listener.relay, Arc::downgrade(&listener.fd));
     std::thread::Builder::new().stack_size(128 * 1024).spawn(move || {
         // The client may leave at any time; that is its business.
-        let _ = attend(fd, &listener, &accepted);
+        let _ = match relay {
+            Some(mark) => relay::relay(fd, &accepted, mark).map_err(anyhow::Error::from),
+            None => attend(fd, &listener, &accepted),
+        };
     })?;
     Ok(())
 }

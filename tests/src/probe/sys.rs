@@ -92,14 +92,25 @@ fn decode(bytes: &[u8; 128]) -> Option<SocketAddr> {
 /// # Errors
 /// What `setsockopt` says.
 pub fn switch_on(fd: impl AsFd, level: i32, name: i32) -> io::Result<()> {
-    let one: libc::c_int = 1;
+    set(fd, level, name, 1)
+}
+
+/// `SO_MARK`.
+///
+/// # Errors
+/// What `setsockopt` says.
+pub fn set_mark(fd: impl AsFd, mark: u32) -> io::Result<()> {
+    set(fd, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())
+}
+
+fn set(fd: impl AsFd, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
     // SAFETY: the pointer is to a live int and the length is that of an int.
     let result = unsafe {
         libc::setsockopt(
             fd.as_fd().as_raw_fd(),
             level,
             name,
-            (&raw const one).cast(),
+            (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
