@@ -7,6 +7,7 @@ use crate::maps::{self, ORIGINAL_DST};
 use crate::storage;
 use redirector_common::Addr;
 use redirector_common::abi::{FlowKey, sock_kind};
+use redirector_common::policy::flag;
 
 const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
@@ -51,7 +52,7 @@ fn answer(ctx: &Sockopt, level: i32) -> bool {
         return false;
     }
     let need = if level == SOL_IP { SOCKADDR_IN } else { SOCKADDR_IN6 };
-    let found = original(sk, retval == 0).filter(|(addr, _)| addr.is_v4() == (level == SOL_IP));
+    let found = original(sk, level, retval == 0).filter(|(addr, _)| addr.is_v4() == (level == SOL_IP));
     if retval == -ENOPROTOOPT && maps::has_set_retval() {
         if ctx.optlen() < need {
             set_errno(EINVAL as u16);
@@ -86,7 +87,7 @@ fn answer(ctx: &Sockopt, level: i32) -> bool {
 /// Original destination of a connection. `known`: the kernel has an answer of its own, which
 /// counts unless the connection is one we redirected.
 #[inline(always)]
-fn original(sk: Sock, known: bool) -> Option<(Addr, u16)> {
+fn original(sk: Sock, level: i32, known: bool) -> Option<(Addr, u16)> {
     let tcp_state = sk.state();
     if tcp_state == TCP_LISTEN || tcp_state == TCP_CLOSE {
         return None;
@@ -111,6 +112,10 @@ fn original(sk: Sock, known: bool) -> Option<(Addr, u16)> {
         return Some((state.orig, state.orig_port));
     }
     if known {
+        return None;
+    }
+    // Without IPv6 rules nothing tracks IPv6: ENOENT stays.
+    if level == SOL_IPV6 && maps::active().is_some_and(|active| !active.has(flag::IPV6)) {
         return None;
     }
     // conntrack tracks every connection: one that was not redirected has its own destination.

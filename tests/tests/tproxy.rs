@@ -60,7 +60,8 @@ fn parts(side: &Side) -> Vec<Part> {
 /// What a proxy saw, without the ports that were picked.
 fn accepted(side: &Side) -> Vec<[String; 5]> {
     let of = |it: &Accepted| {
-        let peer = it.accept_peer.address().map_or_else(|| it.accept_peer.to_string(), |peer| peer.ip().to_string());
+        let peer =
+            it.accept_peer.address().map_or_else(|| it.accept_peer.to_string(), |peer| peer.ip().to_string());
         let rest = [&it.local, &it.original_dst, &it.original_dst6].map(ToString::to_string);
         let [local, original, original6] = rest;
         [it.listener.to_string(), peer, local, original, original6]
@@ -86,9 +87,9 @@ fn check(options: &Options) -> anyhow::Result<(Vec<Observation>, Vec<[String; 5]
 
 /// Whether somebody in the cluster reached the app by the proxy: both saw the client's address.
 fn both_saw(seen: &[Observation], proxy: &[[String; 5]], client: &str, to: &str) -> bool {
-    let by_proxy = proxy.iter().any(|[listener, peer, local, ..]| {
-        listener.ends_with(":15006") && peer == client && local == to
-    });
+    let by_proxy = proxy
+        .iter()
+        .any(|[listener, peer, local, ..]| listener.ends_with(":15006") && peer == client && local == to);
     let scenario = format!("to {to}");
     let app = seen.iter().find(|it| it.scenario == scenario).and_then(|it| it.reached.as_ref());
     let peer = app.filter(|app| app.role == "app").and_then(|app| app.accept_peer.address());

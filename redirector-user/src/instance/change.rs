@@ -130,6 +130,15 @@ fn swap(
     let mut meta = instance.meta()?;
     let flags = meta.flags;
     let before = record::read(&instance.dir, old).map(|record| record.policy);
+    if let Err(e) = &before
+        && surroundings::needs_old(&meta, policy)
+    {
+        return Err(Error::Failed(format!(
+            "what TPROXY mode has changed cannot be taken back without the record of its mark and table; detach the \
+             instance {} and attach again: {e}",
+            instance.name
+        )));
+    }
     let mut tables = instance.tables()?;
     let done = prepare(&mut instance, &mut meta, new, target, (record, &counted))
         .and_then(|()| instance.set_meta(&Meta { active: new + 1, ..meta }));

@@ -148,6 +148,11 @@ pub(super) fn settle(instance: &mut Instance, target: &Target, slot: u32) -> Res
     Ok(())
 }
 
+/// Whether [`leave`] cannot do without the old policy.
+pub(super) fn needs_old(meta: &Meta, new: &Policy) -> bool {
+    new.mode != Mode::Tproxy && meta.flags & tproxy::ALL_FLAGS != 0
+}
+
 /// Takes back what only the old policy needed.
 pub(super) fn leave(
     instance: &mut Instance,
@@ -156,7 +161,7 @@ pub(super) fn leave(
     old: &Policy,
     new: &Policy,
 ) -> Result<()> {
-    if new.mode != Mode::Tproxy && meta.flags & tproxy::ALL_FLAGS != 0 {
+    if needs_old(meta, new) {
         tproxy::undo(&target.netns, old, meta.flags)?;
         meta.flags &= !tproxy::ALL_FLAGS;
         instance.set_meta(meta)?;

@@ -75,7 +75,8 @@ impl Configuration {
     /// The mode; mark and table count with TPROXY only.
     fn tproxy(&self) -> Option<Tproxy> {
         let Tproxy { mark, table } = Tproxy::default();
-        let number = |choice, default| self.value(choice).and_then(|text| text.parse().ok()).unwrap_or(default);
+        let number =
+            |choice, default| self.value(choice).and_then(|text| text.parse().ok()).unwrap_or(default);
         let given = Tproxy { mark: number(Choice::Mark, mark), table: number(Choice::RouteTable, table) };
         self.is_tproxy().then_some(given)
     }
@@ -116,7 +117,11 @@ impl Configuration {
             outbound_ports: self.numbers(Choice::OutboundPorts),
             outbound_ports_exclude: self.numbers(Choice::OutboundPortsExclude),
             exclude_interfaces: self.words(Choice::ExcludeInterfaces),
-            virtual_interfaces: if self.is_tproxy() { Vec::new() } else { self.words(Choice::VirtualInterfaces) },
+            virtual_interfaces: if self.is_tproxy() {
+                Vec::new()
+            } else {
+                self.words(Choice::VirtualInterfaces)
+            },
             owner_groups: match self.value(Choice::OwnerGroups) {
                 None | Some("*") => None,
                 Some(_) => Some(self.numbers(Choice::OwnerGroups)),
