@@ -13,6 +13,7 @@ pub mod agent;
 pub mod bench;
 pub mod bpftool;
 pub mod cgroup;
+pub mod cluster;
 pub mod command;
 pub mod compare;
 pub mod documented;

@@ -26,6 +26,22 @@ const ALL: &[Package] = &[
     Package { name: "musl-tools", programs: &["musl-gcc"] },
 ];
 
+/// What a node is made of, besides Kubernetes.
+const NODE: &[Package] = &[
+    Package { name: "containerd", programs: &["containerd", "ctr"] },
+    Package { name: "runc", programs: &["runc"] },
+    Package { name: "containernetworking-plugins", programs: &["/usr/lib/cni/bridge"] },
+    Package { name: "busybox-static", programs: &["busybox"] },
+    Package { name: "etcd-server", programs: &["etcd"] },
+    Package { name: "openssl", programs: &["openssl"] },
+];
+
+/// Installs the parts of a node, and what all tests need.
+pub fn for_node() -> Result<()> {
+    all(true)?;
+    apt::install(&missing(NODE), true)
+}
+
 /// Installs everything, Envoy included.
 pub fn all(quiet: bool) -> Result<()> {
     apt::install(&missing(ALL), quiet)?;

@@ -4,11 +4,15 @@
 //! eBPF toolchain. Each verb installs what it needs.
 
 mod apt;
+mod archive;
 mod cmd;
 mod deps;
+mod dist;
 mod ebpf;
 mod envoy;
 mod exit;
+mod image;
+mod kubernetes;
 mod linker;
 mod lint;
 mod project;
@@ -143,6 +147,32 @@ Examples:
         #[arg(last = true, value_name = "PARITY ARGS")]
         args: Vec<String>,
     },
+    /// Try redirector on a real node: containerd, runc, CNI plugins, Kubernetes (root)
+    ///
+    /// Everything runs in namespaces of its own and is removed. `up` builds Kubernetes from Debian's source the
+    /// first time, which takes minutes.
+    #[command(after_help = "\
+Examples:
+  cargo xtask node runtime --starts 1000    containers started by containerd, captured by the CNI plugin
+  cargo xtask node up                       a whole Kubernetes node, until Enter is pressed
+  cargo xtask node build                    only build Kubernetes")]
+    Node {
+        /// What to try, with its own arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "VERB")]
+        args: Vec<String>,
+    },
+    /// Build the static binary and the container image into target/dist
+    ///
+    /// musl where rustup has it, else a static glibc. The image holds this one file.
+    #[command(after_help = "\
+Examples:
+  cargo xtask dist
+  cargo xtask dist --name registry.example/redirector:1.0")]
+    Dist {
+        /// Name of the image
+        #[arg(long, default_value = concat!("localhost/redirector:", env!("CARGO_PKG_VERSION")))]
+        name: String,
+    },
     /// Check formatting, clippy and documentation; warnings are errors
     #[command(after_help = "\
 Examples:
@@ -167,6 +197,8 @@ fn dispatch(verb: Verb) -> Result<()> {
         Verb::Deps { quiet } => deps::all(quiet),
         Verb::Test { args } => run::test(&args),
         Verb::Demo { args } => run::demo(&args),
+        Verb::Dist { name } => dist::dist(&name),
+        Verb::Node { args } => run::node(&args),
         Verb::Mesh { args } => run::mesh(&args),
         Verb::Bench { quick, mut args } => {
             if quick {

@@ -63,6 +63,11 @@ pub enum Profile {
 pub struct Binaries(BTreeMap<String, PathBuf>);
 
 impl Binaries {
+    /// From the JSON messages of `cargo build`.
+    pub fn of(messages: &str) -> Self {
+        Self(messages.lines().filter_map(executable).collect())
+    }
+
     /// The path of the program `name`.
     pub fn get(&self, name: &str) -> Result<&Path> {
         self.0.get(name).map(PathBuf::as_path).with_context(|| {
@@ -100,7 +105,7 @@ pub fn build(profile: Profile, only: &[&str]) -> Result<Binaries> {
         cargo = cargo.args(["--bin", name]);
     }
     let messages = cargo.arg("--message-format=json-render-diagnostics").read()?;
-    Ok(Binaries(messages.lines().filter_map(executable).collect()))
+    Ok(Binaries::of(&messages))
 }
 
 fn executable(line: &str) -> Option<(String, PathBuf)> {

@@ -1,10 +1,12 @@
 //! `cargo xtask test | demo | bench | parity`: build everything, then run it with what it needs.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result};
 
 use crate::{
     cmd::Cmd,
-    deps, envoy, exit,
+    deps, envoy, exit, kubernetes,
     project::{self, Profile},
 };
 
@@ -51,6 +53,21 @@ pub fn mesh(args: &[String]) -> Result<()> {
     run("mesh", Profile::Dev, args)
 }
 
+/// Tries the product on a real node.
+pub fn node(args: &[String]) -> Result<()> {
+    project::need_root("node")?;
+    deps::for_node()?;
+    let mut env = Vec::new();
+    // Of the verbs, these need a Kubernetes; `runtime` does not.
+    if ["build", "up", "kubernetes"].iter().any(|verb| args.first().is_some_and(|first| first == verb)) {
+        env.push(("REDIRECTOR_KUBERNETES", kubernetes::ensure()?));
+    }
+    if args.first().is_some_and(|verb| verb == "build") {
+        return Ok(());
+    }
+    run_with("node", Profile::Dev, args, &env)
+}
+
 /// Measures the product against iptables and a user-space proxy.
 pub fn bench(args: &[String]) -> Result<()> {
     project::need_root("bench")?;
@@ -67,13 +84,17 @@ pub fn parity(args: &[String]) -> Result<()> {
 
 /// Builds and runs one program of `redirector-tests`; its exit code becomes ours.
 fn run(name: &str, profile: Profile, args: &[String]) -> Result<()> {
+    run_with(name, profile, args, &[])
+}
+
+/// The same, telling it where things are.
+fn run_with(name: &str, profile: Profile, args: &[String], env: &[(&str, PathBuf)]) -> Result<()> {
     let programs = project::build(profile, &["redirector", name])?;
-    let status = Cmd::new(programs.get(name)?)
-        .env("REDIRECTOR_BIN", programs.get("redirector")?)
-        .args(args)
-        .dir(project::root())
-        .interactive()
-        .status()?;
+    let mut program = Cmd::new(programs.get(name)?).env("REDIRECTOR_BIN", programs.get("redirector")?);
+    for (variable, value) in env {
+        program = program.env(variable, value);
+    }
+    let status = program.args(args).dir(project::root()).interactive().status()?;
     if status.success() {
         return Ok(());
     }

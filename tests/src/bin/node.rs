@@ -1,0 +1,103 @@
+//! A real node: `cargo xtask node`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use clap::{Parser, Subcommand};
+use redirector_tests::cluster::kubernetes::Kubernetes;
+use redirector_tests::cluster::machine::{global_sysctls, nothing_left};
+use redirector_tests::cluster::starts::{Node, Plugin};
+use redirector_tests::privileged::require_root;
+use redirector_tests::probe::run_if_asked;
+
+/// redirector on a real node, in namespaces of its own
+#[derive(Debug, Parser)]
+#[command(name = "node", bin_name = "cargo xtask node")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Containers whose first instruction connects, started by containerd, captured by the CNI plugin
+    Runtime {
+        /// How many containers
+        #[arg(long, default_value_t = 100)]
+        starts: u32,
+        /// How many at a time
+        #[arg(long, default_value_t = 2)]
+        threads: u32,
+    },
+    /// Bring up a whole node and leave it until Enter is pressed
+    Up,
+}
+
+fn main() -> ExitCode {
+    run_if_asked();
+    if !require_root() {
+        return ExitCode::FAILURE;
+    }
+    match run(&Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: &Verb) -> anyhow::Result<()> {
+    let before = global_sysctls()?;
+    let name = match verb {
+        Verb::Runtime { starts, threads } => runtime(*starts, *threads)?,
+        Verb::Up => up()?,
+    };
+    nothing_left(&name)?;
+    ensure!(before == global_sysctls()?, "global sysctls have changed: they were {before:?}");
+    println!("Everything is removed; the machine's sysctls are as before.");
+    Ok(())
+}
+
+fn runtime(starts: u32, threads: u32) -> anyhow::Result<String> {
+    let node = Node::start()?;
+    let name = node.machine.name().to_owned();
+    let report = node.starts(Plugin::Shipped, starts, threads)?;
+    let mut adds = report.adds.clone();
+    adds.sort();
+    println!(
+        "{starts} containers whose first instruction connects, in {:.1} s: {} refused (no proxy yet), {} at the proxy, \
+         {} escaped\n   ADD of all plugins: median {:?}, longest {:?}",
+        report.took.as_secs_f32(),
+        report.refused,
+        report.proxy,
+        report.escaped,
+        adds.get(adds.len() / 2).context("a start")?,
+        adds.last().context("a start")?,
+    );
+    ensure!(report.escaped == 0, "{} containers escaped", report.escaped);
+    let late = node.starts(Plugin::Late, 5, 1)?;
+    println!("The same with a plugin that attaches late: {} of 5 escaped", late.escaped);
+    ensure!(late.escaped > 0, "the test sees no escape where there must be one");
+    Ok(name)
+}
+
+fn cluster() -> anyhow::Result<Kubernetes> {
+    let start = Instant::now();
+    let binaries = std::env::var_os("REDIRECTOR_KUBERNETES").map(PathBuf::from);
+    let cluster = Kubernetes::start(&binaries.context("REDIRECTOR_KUBERNETES names no directory")?, 250)?;
+    println!("Kubernetes is up after {:.1} s", start.elapsed().as_secs_f32());
+    Ok(cluster)
+}
+
+fn up() -> anyhow::Result<String> {
+    let kubernetes = cluster()?;
+    println!("{}", kubernetes.kubectl(&["get", "nodes", "-o", "wide"], "")?);
+    println!("Enter it:    nsenter --target {} --all", kubernetes.machine.init());
+    println!("In there:    kubectl --kubeconfig /var/lib/kube/admin.conf get pods -A");
+    println!("Press Enter to remove it.");
+    std::io::stdin().read_line(&mut String::new())?;
+    Ok(kubernetes.machine.name().to_owned())
+}

@@ -1,0 +1,8 @@
+//! Nodes: machines made of namespaces, with a real container runtime, real CNI plugins and a real Kubernetes.
+
+pub mod cni;
+pub mod containerd;
+pub mod image;
+pub mod kubernetes;
+pub mod machine;
+pub mod starts;
