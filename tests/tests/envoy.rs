@@ -8,9 +8,10 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use redirector_tests::istio::{Options, Tproxy};
 use redirector_tests::matrix::{Caller, Part, SERVED, SIDECAR_PORTS};
 use redirector_tests::observation::Observation;
-use redirector_tests::pod::{APP, PROXY, SECOND4, VIP4, VIP6, at};
+use redirector_tests::pod::{APP, PROXY, SECOND4, TRANSPARENT_PROXY, VIP4, VIP6, at};
 use redirector_tests::privileged::{require_envoy, require_root};
 use redirector_tests::process::{Daemon, Place};
 use redirector_tests::redirector::{exit, redirector};
@@ -19,6 +20,17 @@ use redirector_tests::scenario::{Family, Scenario};
 use redirector_tests::side::{By, Setup, Side};
 use redirector_tests::twin::Twin;
 
+/// How Envoy listens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// On 0.0.0.0.
+    V4,
+    /// On [::], for IPv4, too.
+    DualStack,
+    /// As `DualStack`, and with the client's address on both legs, as Istio configures it for TPROXY.
+    Tproxy,
+}
+
 /// An Envoy with the two listeners of a sidecar, both passing everything on to its original destination.
 struct Envoy {
     daemon: Daemon,
@@ -26,13 +38,14 @@ struct Envoy {
 }
 
 impl Envoy {
-    fn start(envoy: &Path, side: &Side, dual_stack: bool) -> anyhow::Result<Self> {
+    fn start(envoy: &Path, side: &Side, kind: Kind) -> anyhow::Result<Self> {
         let mut config = tempfile::Builder::new().prefix("redirtest-envoy").suffix(".yaml").tempfile()?;
-        config.write_all(configuration(dual_stack).as_bytes())?;
+        config.write_all(configuration(kind).as_bytes())?;
         // Envoy runs as another user.
         let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
         std::fs::set_permissions(config.path(), readable)?;
-        let mut command = side.pod().place(PROXY)?.program(envoy);
+        let owner = if kind == Kind::Tproxy { TRANSPARENT_PROXY } else { PROXY };
+        let mut command = side.pod().place(owner)?.program(envoy);
         command.arg("-c").arg(config.path());
         // Hot restart would share memory with every other Envoy on the machine.
         command.args(["--concurrency", "2", "--disable-hot-restart", "--file-flush-interval-msec", "50"]);
@@ -71,8 +84,8 @@ fn without_picked_port(word: &str) -> String {
     }
 }
 
-fn configuration(dual_stack: bool) -> String {
-    let address = if dual_stack { "\"::\", ipv4_compat: true" } else { "0.0.0.0" };
+fn configuration(kind: Kind) -> String {
+    let address = if kind != Kind::V4 { "\"::\", ipv4_compat: true" } else { "0.0.0.0" };
     let listener = |name: &str, port: u16, how: &str, cluster: &str, word: &str| {
         format!(
             r#"
@@ -97,6 +110,21 @@ fn configuration(dual_stack: bool) -> String {
     - name: envoy.filters.listener.original_dst
       typed_config:
         "@type": type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst"#;
+    let tproxy = r#"transparent: true
+    listener_filters:
+    - name: envoy.filters.listener.original_dst
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst
+    - name: envoy.filters.listener.original_src
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.filters.listener.original_src.v3.OriginalSrc
+        mark: 1337"#;
+    let original_dst = if kind == Kind::Tproxy { tproxy } else { original_dst };
+    let passthrough = "upstream_bind_config:
+      source_address: { address: 127.0.0.6, port_value: 0 }
+      extra_source_addresses:
+      - address: { address: \"::6\", port_value: 0 }";
+    let passthrough = if kind == Kind::Tproxy { "" } else { passthrough };
     let outbound = listener("virtualOutbound", 15001, "use_original_dst: true", "passthrough", "OUT");
     let inbound = listener("virtualInbound", 15006, original_dst, "inbound_passthrough", "IN");
     format!(
@@ -112,10 +140,7 @@ static_resources:
     type: ORIGINAL_DST
     connect_timeout: 2s
     lb_policy: CLUSTER_PROVIDED
-    upstream_bind_config:
-      source_address: {{ address: 127.0.0.6, port_value: 0 }}
-      extra_source_addresses:
-      - address: {{ address: "::6", port_value: 0 }}
+    {passthrough}
 "#
     )
 }
@@ -143,17 +168,30 @@ fn parts(side: &Side, dual_stack: bool) -> Vec<Part> {
     vec![Part::of(APP, out), Part::of(PROXY, as_proxy), Part { caller: Caller::Outside, scenarios: into }]
 }
 
-fn check(dual_stack: bool) -> anyhow::Result<()> {
+fn check(kind: Kind) -> anyhow::Result<()> {
+    let dual_stack = kind != Kind::V4;
     let (true, Some(envoy)) = (require_root(), require_envoy()) else { return Ok(()) };
-    let twin = Twin::of_redirector(&Setup { proxy: Vec::new(), ..Setup::default() })?;
-    let oracles = Envoy::start(&envoy, &twin.oracle, dual_stack)?;
-    let subjects = Envoy::start(&envoy, &twin.subject, dual_stack)?;
+    let setup = Setup { proxy: Vec::new(), ..Setup::default() };
+    let twin = if kind == Kind::Tproxy {
+        let options = Options { tproxy: Some(Tproxy::default()), ..Options::sidecar() };
+        Twin::new(options.clone(), By::RedirectorWith(options), &setup)?
+    } else {
+        Twin::of_redirector(&setup)?
+    };
+    let oracles = Envoy::start(&envoy, &twin.oracle, kind)?;
+    let subjects = Envoy::start(&envoy, &twin.subject, kind)?;
     let seen = twin.check(&parts(&twin.oracle, dual_stack))?;
     let find = |name: &str| seen.iter().find(|seen| seen.scenario == name).map(Observation::summary);
     assert_eq!(find("to 10.96.0.10:8080").as_deref(), Some("remote:8080"));
     let expected = if dual_stack { 9 } else { 7 };
     let (left, right) = (oracles.log(expected)?, subjects.log(expected)?);
     assert_eq!(left, right, "the access logs differ");
+    let client = seen.iter().filter_map(|it| it.reached.as_ref()).any(|reached| {
+        reached.role == "app"
+            && reached.local.to_string() == "10.77.0.2:8080"
+            && reached.accept_peer.to_string().starts_with("10.77.0.1:")
+    });
+    assert_eq!(client, kind == Kind::Tproxy, "whether the application sees the client");
     for line in [
         "OUT from 10.77.0.2:* to 10.96.0.10:8080 upstream 10.96.0.10:8080",
         "IN from 10.77.0.1:* to 10.77.0.2:8080 upstream 10.77.0.2:8080",
@@ -180,13 +218,19 @@ fn verified(side: &Side, dual_stack: bool) -> anyhow::Result<()> {
 /// Listeners on 0.0.0.0.
 #[test]
 fn ipv4() -> anyhow::Result<()> {
-    check(false)
+    check(Kind::V4)
 }
 
 /// Listeners on [::] that accept IPv4, too.
 #[test]
 fn dual_stack() -> anyhow::Result<()> {
-    check(true)
+    check(Kind::DualStack)
+}
+
+/// TPROXY mode: Envoy connects to the application from the client's address (its filter `original_src`).
+#[test]
+fn tproxy() -> anyhow::Result<()> {
+    check(Kind::Tproxy)
 }
 
 /// What a user does first: curl out of the pod and curl into it, with web servers at both ends and no netfilter rule
@@ -195,7 +239,7 @@ fn dual_stack() -> anyhow::Result<()> {
 fn curl() -> anyhow::Result<()> {
     let (true, Some(envoy)) = (require_root(), require_envoy()) else { return Ok(()) };
     let side = Side::with(By::Redirector, &Setup { proxy: Vec::new(), ..Setup::default() })?;
-    let envoy = Envoy::start(&envoy, &side, false)?;
+    let envoy = Envoy::start(&envoy, &side, Kind::V4)?;
     let pages = tempfile::Builder::new().prefix("redirtest-web").tempdir()?;
     std::fs::set_permissions(pages.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     std::fs::write(pages.path().join("index.html"), "hello\n")?;
