@@ -1,17 +1,21 @@
 //! `redirector agent`, as a test runs it: on a node of the test's own, with directories of its own.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::netns::Netns;
 use crate::node::Node;
 use crate::pod::Pod;
 use crate::process::Daemon;
@@ -75,6 +79,7 @@ pub fn target(pod: &Pod, policy: &str) -> String {
 pub struct Agent {
     daemon: Daemon,
     at: SocketAddr,
+    netns: Option<PathBuf>,
 }
 
 impl Agent {
@@ -91,24 +96,45 @@ impl Agent {
     /// # Errors
     /// When it does not.
     pub fn with(node: &Node, home: &Home, arguments: &[&str]) -> anyhow::Result<Self> {
-        let mut command = Self::command(node, home, arguments);
-        let daemon = Daemon::start("agent", &mut command)?;
+        Self::spawn(&mut Self::command(node, home, &[], arguments), None)
+    }
+
+    /// The same in another network namespace, by which it reaches an API server.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn inside(netns: &Netns, node: &Node, home: &Home, arguments: &[&str]) -> anyhow::Result<Self> {
+        let net = format!("--net={}", netns.file().display());
+        let mut command = Self::command(node, home, &["nsenter", &net, "--"], arguments);
+        Self::spawn(&mut command, Some(netns.file().to_owned()))
+    }
+
+    /// The same, run by another program.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn by(by: &[&str], node: &Node, home: &Home, arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::spawn(&mut Self::command(node, home, by, arguments), None)
+    }
+
+    fn spawn(command: &mut Command, netns: Option<PathBuf>) -> anyhow::Result<Self> {
+        let daemon = Daemon::start("agent", command)?;
         let at = daemon.wait_for(0, |line| {
             let event: Value = serde_json::from_str(line).ok()?;
             let serving = event["message"].as_str()?.starts_with("serving /metrics");
             serving.then(|| event["at"].as_str()?.parse().ok()).flatten()
         })?;
-        Ok(Self { daemon, at })
+        Ok(Self { daemon, at, netns })
     }
 
-    /// The command that starts it.
+    /// The command that starts it, run by another program if one is given.
     #[must_use]
-    pub fn command(node: &Node, home: &Home, arguments: &[&str]) -> Command {
+    pub fn command(node: &Node, home: &Home, by: &[&str], arguments: &[&str]) -> Command {
         let run = home.run();
         let mut all = vec!["agent", "--run-dir", path(&run), "--http", "127.0.0.1:0"];
         all.extend(["--log-format", "json", "--log-level", "debug"]);
         all.extend(arguments);
-        node.command(&[], &all)
+        node.command(by, &all)
     }
 
     /// Ends it as the kernel does when memory is short.
@@ -162,7 +188,10 @@ impl Agent {
     /// # Errors
     /// When it does not answer.
     pub fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
-        let mut stream = TcpStream::connect(self.at)?;
+        let mut stream = match &self.netns {
+            None => TcpStream::connect(self.at)?,
+            Some(netns) => connect_in(netns, self.at)?,
+        };
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
@@ -194,6 +223,18 @@ impl Agent {
     pub fn metric(&self, name: &str) -> anyhow::Result<f64> {
         Ok(self.metrics()?.get(name).copied().unwrap_or_default())
     }
+}
+
+/// A connection from inside a namespace.
+fn connect_in(netns: &Path, to: SocketAddr) -> anyhow::Result<TcpStream> {
+    let netns = File::open(netns)?;
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+            anyhow::Ok(TcpStream::connect(to)?)
+        });
+        inside.join().map_err(|_| anyhow!("the thread panicked"))?
+    })
 }
 
 /// Waits until an instance is (or is not) in force.

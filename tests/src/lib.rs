@@ -10,6 +10,7 @@
 //! * [`twin`] puts the same [`matrix`] of connections through two worlds and [`compare`]s.
 
 pub mod agent;
+pub mod apiserver;
 pub mod bench;
 pub mod bpftool;
 pub mod cgroup;

@@ -83,6 +83,19 @@ fn cached_envoy() -> Option<PathBuf> {
     found.pop()
 }
 
+/// Directory of Kubernetes' binaries: `REDIRECTOR_KUBERNETES`, else where `cargo xtask node kubernetes` keeps what it has
+/// built. It takes minutes to build, so its absence is no failure: whoever runs that part has it.
+#[must_use]
+pub fn find_kubernetes() -> Option<PathBuf> {
+    let cached = || repository().join(".cache/kubernetes-1.20.2");
+    let found = std::env::var_os("REDIRECTOR_KUBERNETES").map_or_else(cached, PathBuf::from);
+    if found.join("kube-apiserver").is_file() {
+        return Some(found);
+    }
+    eprintln!("SKIPPED: no Kubernetes in {}. `cargo xtask node kubernetes` builds it.", found.display());
+    None
+}
+
 /// The repository's root.
 #[must_use]
 pub fn repository() -> &'static Path {

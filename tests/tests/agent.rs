@@ -333,3 +333,31 @@ fn a_second_agent_waits() -> anyhow::Result<()> {
     drop(side);
     Ok(())
 }
+
+/// The capabilities that SECURITY.md lists for the agent suffice for everything it does.
+#[test]
+fn capabilities() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, home, side) = (Node::new()?, Home::new()?, Side::new(By::Nobody)?);
+    home.write("shop", &target(side.pod(), ""))?;
+    let config = home.config().display().to_string();
+    let arguments = ["--config", config.as_str()];
+    let with = |capabilities: &str| {
+        let bounding = format!("--bounding-set=-all,{capabilities}");
+        Agent::by(&["setpriv", &bounding], &node, &home, &arguments)
+    };
+    let error = with("+bpf,+net_admin,+perfmon,+sys_admin,+sys_ptrace").err().context("it must not start")?;
+    assert!(format!("{error:#}").contains("CAP_NET_BROADCAST"), "{error:#}");
+    let agent = with("+bpf,+net_admin,+net_broadcast,+perfmon,+sys_admin,+sys_ptrace")?;
+    until_active(&node, &agent, NAME, true)?;
+    ends_at(&side, VIP4, PROXIED)?;
+    let new = Ipv4Addr::new(10, 77, 0, 99);
+    side.pod().netns.ip(&format!("address add {new}/24 dev eth0"))?;
+    ends_at(&side, new, &format!("app:{SERVED}")).with_context(|| agent.log())?;
+    drop(side);
+    until_active(&node, &agent, NAME, false)?;
+    assert!(!agent.metrics()?.keys().any(|name| name.starts_with("redirector_errors")), "{}", agent.log());
+    Ok(())
+}

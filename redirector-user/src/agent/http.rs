@@ -65,7 +65,7 @@ async fn answer(agent: Arc<Agent>, request: Request<Incoming>) -> Result<Respons
     Ok(match request.uri().path() {
         "/metrics" => metrics(agent).await,
         "/healthz" => check(agent.health.alive()),
-        "/readyz" => check(agent.health.ready()),
+        "/readyz" => check(agent.ready()),
         _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".into()),
     })
 }

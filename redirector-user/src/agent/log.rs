@@ -1,6 +1,9 @@
 //! Logs: tracing, as text or as JSON, a line an event, on standard error.
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// `--log-format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -22,7 +25,7 @@ pub enum Level {
     Trace,
 }
 
-/// Sets the process's logger up.
+/// Sets the process's logger up. What libraries have to say in detail is of no use here.
 pub fn init(format: Format, level: Level) {
     let level = match level {
         Level::Error => LevelFilter::ERROR,
@@ -31,10 +34,15 @@ pub fn init(format: Format, level: Level) {
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
     };
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    let ours =
+        Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("redirector_user", level);
+    // The API server's client logs what it also returns.
+    let ours = ours.with_target("kube", LevelFilter::OFF);
+    let registry = tracing_subscriber::registry().with(ours);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     // Somebody who embeds us may have a logger already.
     let _ = match format {
-        Format::Text => builder.with_ansi(false).with_target(false).try_init(),
-        Format::Json => builder.json().flatten_event(true).try_init(),
+        Format::Text => registry.with(layer.with_ansi(false).with_target(false)).try_init(),
+        Format::Json => registry.with(layer.json().flatten_event(true)).try_init(),
     };
 }

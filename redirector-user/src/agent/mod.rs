@@ -8,6 +8,7 @@
 mod files;
 mod health;
 mod http;
+mod kubernetes;
 pub mod log;
 mod metrics;
 mod namespaces;
@@ -24,9 +25,10 @@ use crate::cni::install::Places;
 use crate::error::{Context, Error, Result};
 use crate::instance::root::Root;
 use health::Health;
+use kubernetes::Kubernetes;
 use metrics::Metrics;
 use namespaces::Namespaces;
-use pods::Pods;
+use pods::{Pods, Source};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,9 +38,9 @@ use tokio::sync::Notify;
 use watch::Watcher;
 
 /// Values of the label `reason` of `redirector_errors_total`.
-pub const REASONS: [&str; 12] = [
-    "config", "pods", "target", "attach", "detach", "upgrade", "refresh", "follow", "cni", "peer", "request",
-    "install",
+pub const REASONS: [&str; 13] = [
+    "api", "config", "pods", "target", "attach", "detach", "upgrade", "refresh", "follow", "cni", "peer",
+    "request", "install",
 ];
 
 /// What the agent is asked to do.
@@ -47,8 +49,8 @@ pub struct Options {
     pub root: Root,
     /// Directory of the files that name targets.
     pub config: Option<PathBuf>,
-    /// Who knows the pods.
-    pub pods: Pods,
+    /// Who knows the pods, and which of them are captured.
+    pub pods: PodOptions,
     /// Where the CNI plugin is installed; None: it is not.
     pub plugin: Option<Places>,
     /// Directory of the lock and the socket.
@@ -57,6 +59,36 @@ pub struct Options {
     pub http: Option<SocketAddr>,
     /// The node is looked at this often even if nothing seems to happen.
     pub resync: Duration,
+}
+
+/// What is asked for about pods.
+#[derive(Clone, Debug, Default)]
+pub struct PodOptions {
+    /// Directory of Pod objects.
+    pub files: Option<PathBuf>,
+    /// The node whose pods the API server is asked for.
+    pub node: Option<String>,
+    /// How to reach the server, if not as a pod of the cluster.
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespaces that are left alone.
+    pub excluded: Vec<String>,
+    /// Where the kubelet's cgroups are, if not somewhere below the root.
+    pub cgroup_root: Option<PathBuf>,
+    /// Let pods start that nobody knows, uncaptured.
+    pub pass_unknown: bool,
+}
+
+impl PodOptions {
+    async fn source(&self) -> Result<Source> {
+        match (&self.files, &self.node) {
+            (Some(dir), _) => Ok(Source::Files(dir.clone())),
+            (None, Some(node)) => {
+                let server = Kubernetes::new(node, self.kubeconfig.as_deref()).await?;
+                Ok(Source::Kubernetes(Arc::new(server)))
+            }
+            (None, None) => Ok(Source::None),
+        }
+    }
 }
 
 /// What every task of the agent shares.
@@ -90,6 +122,16 @@ pub fn run(options: Options) -> Result<()> {
     result
 }
 
+impl Agent {
+    /// `/readyz`, and the plugin's STATUS.
+    fn ready(&self) -> Result<&'static str, String> {
+        match (self.health.ready(), self.pods.source.waits_for()) {
+            (Ok("ok"), Some(what)) => Err(format!("waiting for {what}")),
+            (ready, _) => ready,
+        }
+    }
+}
+
 async fn start(options: Options) -> Result<()> {
     if let Some(dir) = &options.config
         && !dir.is_dir()
@@ -97,6 +139,7 @@ async fn start(options: Options) -> Result<()> {
         return Err(Error::Input(format!("--config {} is no directory", dir.display())));
     }
     let Options { root, config, pods, plugin, run_dir, http, resync } = options;
+    let pods = Pods::new(pods.source().await?, pods.excluded, pods.cgroup_root, pods.pass_unknown);
     let agent = Arc::new(Agent {
         root,
         config,
@@ -138,6 +181,9 @@ async fn work(agent: Arc<Agent>, run_dir: PathBuf) -> Result<()> {
     let _lock = run_dir::lock(&agent, &run_dir).await?;
     tokio::spawn(socket::serve(socket::bind(&run_dir)?, Arc::clone(&agent)));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), bpffs = %agent.root.dir().display(), "working");
+    if let Source::Kubernetes(server) = &agent.pods.source {
+        tokio::spawn(kubernetes::watch(Arc::clone(server), Arc::clone(&agent)));
+    }
     tokio::spawn(reconcile::follow(Arc::clone(&agent)));
     let watching = Arc::clone(&agent);
     tokio::spawn(async move {

@@ -3,7 +3,7 @@
 //! A socket inside a namespace would keep the namespace from ending. This one is in a namespace of its
 //! own, in which those to be followed get ids (RTM_NEWNSID): netlink then tells their changes here with
 //! their id (NETLINK_LISTEN_ALL_NSID, Linux 4.2), and with RTM_DELNSID that one has ended
-//! (`unhash_nsid` in net/core/net_namespace.c). The ids end with the agent.
+//! (`unhash_nsid` in net/core/net_namespace.c). The ids end with the agent. It takes CAP_NET_BROADCAST.
 
 use crate::error::{Context, Error, Result, chain};
 use crate::mirror::netlink::{Message, Netlink, Payload, number};
@@ -60,7 +60,8 @@ impl Namespaces {
     /// If the kernel does not let us.
     pub fn new() -> Result<Self> {
         let (events, requests) = in_new(|| -> Result<_> {
-            let events = listen().context(|| "listen to netlink".into())?;
+            let events = listen()
+                .context(|| "listen to the netlink of other namespaces (needs CAP_NET_BROADCAST)".into())?;
             let requests = Netlink::open().map_err(|e| Error::Failed(chain(&e)))?;
             Ok((events, requests))
         })

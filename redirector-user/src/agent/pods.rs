@@ -1,6 +1,7 @@
 //! Pods: which there are, which of them are captured, and how.
 
 use super::Agent;
+use super::kubernetes::Kubernetes;
 use super::plan::{At, POD, Want};
 use super::protocol::PodName;
 use super::reconcile::{Here, about_target};
@@ -12,7 +13,7 @@ use crate::instance::survey::{Active, State, Surveyed};
 use crate::target::{self, Target};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// The annotation by which the kubelet marks the API's copy of a static pod; its cgroup and CNI_ARGS have
 /// this uid, the API another.
@@ -25,6 +26,8 @@ pub struct Known {
     pub name: PodName,
     /// The uid that the node knows it by.
     pub uid: String,
+    /// The uid that the API knows it by: another for a static pod.
+    pub api_uid: String,
     /// What of it matters to capture.
     pub pod: Pod,
 }
@@ -38,11 +41,14 @@ impl Known {
     pub fn parse(object: &serde_json::Value) -> Result<Self, String> {
         let pod: Pod = serde_json::from_value(object.clone()).map_err(|e| e.to_string())?;
         let text = |name: &str| object["metadata"][name].as_str().map(str::to_owned);
-        let uid = pod.annotations.get(STATIC_UID).cloned().or_else(|| text("uid"));
-        let uid = uid.filter(|uid| is_uid(uid)).ok_or("it has no uid")?;
+        let api_uid = text("uid").ok_or("it has no uid")?;
+        let uid = pod.annotations.get(STATIC_UID).unwrap_or(&api_uid).clone();
+        if !is_uid(&uid) {
+            return Err(format!("{uid:?} is no uid"));
+        }
         let name = text("name").ok_or("it has no name")?;
         let name = PodName { namespace: pod.namespace.clone(), name, uid: Some(uid.clone()) };
-        Ok(Self { name, uid, pod })
+        Ok(Self { name, uid, api_uid, pod })
     }
 
     /// Name of its instance.
@@ -68,6 +74,8 @@ pub enum Source {
     None,
     /// A directory of Pod objects in JSON.
     Files(PathBuf),
+    /// The API server.
+    Kubernetes(Arc<Kubernetes>),
 }
 
 /// What a source knows of a pod.
@@ -83,6 +91,7 @@ impl Source {
     pub fn find(&self, wanted: &PodName) -> Found {
         match self {
             Self::None => Found::Unknown("the agent was started without a source of pods".into()),
+            Self::Kubernetes(server) => server.find(wanted),
             Self::Files(dir) => {
                 let same = |known: &Known| {
                     (&known.name.namespace, &known.name.name) == (&wanted.namespace, &wanted.name)
@@ -108,6 +117,27 @@ impl Source {
         match self {
             Self::None => Ok(Vec::new()),
             Self::Files(dir) => files(dir),
+            // What is captured stays so without anybody saying anything.
+            Self::Kubernetes(server) => Ok(server.all().unwrap_or_default()),
+        }
+    }
+}
+
+impl Source {
+    /// Tells whoever looks at the pod.
+    fn warn(&self, known: &Known, error: &Error) {
+        if let Self::Kubernetes(server) = self {
+            server.warn(known, "CaptureFailed", &format!("redirector cannot capture this pod: {error}"));
+        }
+    }
+
+    /// What is missing before a pod can start; None: nothing.
+    pub fn waits_for(&self) -> Option<&'static str> {
+        match self {
+            Self::Kubernetes(server) if server.all().is_none() => {
+                Some("the API server to tell the node's pods")
+            }
+            _ => None,
         }
     }
 }
@@ -203,7 +233,10 @@ impl Agent {
     ) {
         let all = match self.pods.source.all() {
             Ok(all) => all,
-            Err(e) => return self.failed("the pods", "pods", &e),
+            Err(e) => {
+                self.failed("the pods", "pods", &e);
+                return;
+            }
         };
         self.fine("the pods");
         for known in all.iter().filter(|known| self.pods.membership(&known.pod) == Membership::Inside) {
@@ -270,6 +303,16 @@ impl Agent {
 
     /// Something about a pod has failed.
     pub(super) fn failed_pod(&self, known: &Known, reason: &'static str, error: &Error) {
-        self.failed(&about_target(&known.instance()), reason, error);
+        if self.failed(&about_target(&known.instance()), reason, error) {
+            self.pods.source.warn(known, error);
+        }
+    }
+
+    /// The same of an instance, which may be a pod's.
+    pub(super) fn tell(&self, instance: &str, error: &Error) {
+        let all = self.pods.source.all().unwrap_or_default();
+        if let Some(known) = all.iter().find(|known| known.instance() == instance) {
+            self.pods.source.warn(known, error);
+        }
     }
 }

@@ -94,7 +94,8 @@ impl Agent {
         let mut wants = self.wants(&mut here);
         self.unwanted_files(&mut wants, &there);
         self.pod_wants(&there, &mut wants, &mut here);
-        self.metrics.wanted(wants.len(), here.len());
+        let there_now = wants.values().filter(|want| want.at != At::Unknown).count();
+        self.metrics.wanted(wants.len(), there_now);
         self.install_plugin();
         for step in plan(&wants, &there) {
             self.execute(step, &here);
@@ -119,7 +120,9 @@ impl Agent {
                     }
                     self.fine("the configuration");
                 }
-                Err(e) => self.failed("the configuration", "config", &e),
+                Err(e) => {
+                    self.failed("the configuration", "config", &e);
+                }
             }
         }
         if let Some(places) = &self.plugin {
@@ -202,7 +205,9 @@ impl Agent {
                 );
                 self.failed(ABOUT, "install", &Error::Failed(why));
             }
-            Err(e) => self.failed(ABOUT, "install", &e),
+            Err(e) => {
+                self.failed(ABOUT, "install", &e);
+            }
         }
     }
 
@@ -239,7 +244,11 @@ impl Agent {
                     tracing::info!(instance = name, "{note}");
                 }
             }
-            Err(e) => self.failed(&name, what, &e),
+            Err(e) => {
+                if self.failed(&name, what, &e) {
+                    self.tell(&name, &e);
+                }
+            }
         }
     }
 
@@ -331,7 +340,9 @@ impl Agent {
                     self.metrics.step("adopt");
                     tracing::info!(instance = name, "adopted");
                 }
-                Err(e) => self.failed(&format!("{name} (follow)"), "follow", &e),
+                Err(e) => {
+                    self.failed(&format!("{name} (follow)"), "follow", &e);
+                }
             }
         }
         let still = there.len();
@@ -386,17 +397,19 @@ impl Agent {
         }
     }
 
-    /// Something has failed: said when it is new, tried again later each time.
-    pub(super) fn failed(&self, about: &str, reason: &'static str, error: &Error) {
+    /// Something has failed: said when it is new (then true), tried again later each time.
+    pub(super) fn failed(&self, about: &str, reason: &'static str, error: &Error) -> bool {
         self.metrics.error(reason);
         let text = error.to_string();
         let mut failures = lock(&self.memory.failures);
         let times = failures.get(about).map_or(0, |failure| failure.times) + 1;
         let wait = Duration::from_millis(500 << times.min(7));
-        if failures.get(about).is_none_or(|failure| failure.text != text) {
+        let new = failures.get(about).is_none_or(|failure| failure.text != text);
+        if new {
             tracing::error!(about, reason, "{text}");
         }
         failures.insert(about.to_owned(), Failure { times, next: Instant::now() + wait, text });
+        new
     }
 
     pub(super) fn fine(&self, about: &str) {

@@ -4,7 +4,7 @@ use super::Agent;
 use crate::error::{Context, Error, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -57,5 +57,7 @@ fn make(dir: &Path) -> Result<()> {
             dir.display()
         )));
     }
-    Ok(())
+    // The kubelet makes directories of volumes for everybody to read.
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+        .context(|| format!("chmod 700 {}", dir.display()))
 }

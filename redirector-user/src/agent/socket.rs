@@ -3,6 +3,7 @@
 use super::Agent;
 use super::pods::{Found, Known, instance, is_uid};
 use super::protocol::{LONGEST, Operation, Reply, Request, SOCKET, VERSION};
+use super::reconcile::about_target;
 use crate::cni::error::code;
 use crate::config::annotations::Membership;
 use crate::error::{Context, Result};
@@ -114,7 +115,7 @@ impl Agent {
                 self.wake.notify_one();
                 Reply::Done { instance: None }
             }
-            Operation::Status => match self.health.ready() {
+            Operation::Status => match self.ready() {
                 Ok(_) => Reply::Done { instance: None },
                 Err(why) => Reply::Failed { code: code::NOT_AVAILABLE, why },
             },
@@ -195,6 +196,7 @@ impl Agent {
         self.replace_sandbox(&name, &target)?;
         self.attach(&name, &target, &policy, true)?;
         self.fine(&name);
+        self.fine(&about_target(&name));
         Ok(name)
     }
 

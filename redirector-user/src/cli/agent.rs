@@ -1,9 +1,8 @@
 //! `redirector agent`.
 
 use super::Env;
-use crate::agent::pods::{Pods, Source};
 use crate::agent::protocol::SOCKET;
-use crate::agent::{self, Options, log};
+use crate::agent::{self, Options, PodOptions, log};
 use crate::cni::install::Places;
 use crate::error::{Context, Result};
 use crate::kernel;
@@ -36,6 +35,12 @@ pub struct Args {
     /// API server.
     #[arg(long, value_name = "DIR")]
     pods: Option<PathBuf>,
+    /// The node whose pods are captured: the API server is asked for them.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", conflicts_with = "pods")]
+    node_name: Option<String>,
+    /// How to reach the API server [default: as a pod of the cluster].
+    #[arg(long, value_name = "FILE", requires = "node_name")]
+    kubeconfig: Option<PathBuf>,
     /// Leave pods of these namespaces alone.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     exclude_namespaces: Vec<String>,
@@ -81,10 +86,15 @@ enum UnknownPods {
 }
 
 impl Args {
-    fn pods(&self) -> Pods {
-        let source = self.pods.clone().map_or(Source::None, Source::Files);
-        let pass = self.unknown_pods == UnknownPods::Pass;
-        Pods::new(source, self.exclude_namespaces.clone(), self.cgroup_root.clone(), pass)
+    fn pods(&self) -> PodOptions {
+        PodOptions {
+            files: self.pods.clone(),
+            node: self.node_name.clone().filter(|name| !name.is_empty()),
+            kubeconfig: self.kubeconfig.clone(),
+            excluded: self.exclude_namespaces.clone(),
+            cgroup_root: self.cgroup_root.clone(),
+            pass_unknown: self.unknown_pods == UnknownPods::Pass,
+        }
     }
 
     fn plugin(&self) -> Result<Option<Places>> {

@@ -1,0 +1,175 @@
+//! The agent against a real API server (1.20): pods by watch, annotations, events, the server away and back. The
+//! kubelet's and the runtime's part is played by the test.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use anyhow::Context;
+
+use redirector_tests::agent::{Agent, Home, until_active};
+use redirector_tests::apiserver::ApiServer;
+use redirector_tests::command;
+use redirector_tests::kubelet::{Call, Id, Kubelet, PREVIOUS};
+use redirector_tests::matrix::SERVED;
+use redirector_tests::node::Node;
+use redirector_tests::pod::{APP, PROXY, World, at};
+use redirector_tests::privileged::{find_kubernetes, require_root};
+use redirector_tests::probe::many::Load;
+use redirector_tests::process::Place;
+use redirector_tests::proxy::{Server, everywhere, proxy_listeners};
+use redirector_tests::retry;
+
+const NODE: &str = "node-1";
+
+struct Setup {
+    kubelet: Kubelet,
+    world: World,
+    home: Home,
+    node: Node,
+    server: ApiServer,
+}
+
+impl Setup {
+    fn new() -> anyhow::Result<Option<Self>> {
+        if !require_root() {
+            return Ok(None);
+        }
+        let Some(binaries) = find_kubernetes() else { return Ok(None) };
+        let server = ApiServer::start(&binaries)?;
+        let (node, home, world, kubelet) = (Node::new()?, Home::new()?, World::new()?, Kubelet::new()?);
+        Ok(Some(Self { kubelet, world, home, node, server }))
+    }
+
+    fn agent(&self) -> anyhow::Result<Agent> {
+        let config = self.server.kubeconfig("agent").display().to_string();
+        let root = self.kubelet.cgroup.directory().display().to_string();
+        let arguments = ["--node-name", NODE, "--kubeconfig", &config, "--cgroup-root", &root];
+        Agent::inside(&self.server.netns, &self.node, &self.home, &arguments)
+    }
+
+    /// A pod that the scheduler has put on this node.
+    fn pod(&self, number: u32) -> anyhow::Result<Id> {
+        let id = Id::new(number);
+        let mut object = id.object();
+        object["metadata"].as_object_mut().and_then(|metadata| metadata.remove("uid"));
+        let uid = self.server.create(NODE, &object)?;
+        let id = Id { uid, ..id };
+        self.kubelet.make_cgroup(&id)?;
+        Ok(id)
+    }
+
+    fn call(&self, command: &str, id: &Id) -> Call {
+        Call::new(command, &self.home, id, self.world.pod().netns.file())
+    }
+}
+
+/// Where one connection of the app ends.
+fn reached(place: &Place) -> anyhow::Result<HashMap<String, usize>> {
+    let destinations = vec![at(Ipv4Addr::new(10, 96, 1, 1), SERVED)];
+    let load = Load { destinations, threads: 1, hold: false, same_port: true };
+    let report = command::run(&mut place.probe(&["many"]), &serde_json::to_string(&load)?)?;
+    let report: redirector_tests::probe::many::Report = serde_json::from_str(&report)?;
+    Ok(report.reached)
+}
+
+fn until_reached(place: &Place, agent: &Agent, server: &str) -> anyhow::Result<()> {
+    let is = || reached(place).is_ok_and(|reached| reached.contains_key(server));
+    retry::until(&format!("a connection to reach {server}"), || is().then_some(()))
+        .with_context(|| agent.log())
+}
+
+#[test]
+fn pods_of_the_api_server() -> anyhow::Result<()> {
+    let Some(mut setup) = Setup::new()? else { return Ok(()) };
+    let agent = setup.agent()?;
+    agent.wait_for(0, "the API server has told the node's pods")?;
+    retry::until("the agent to be ready", || {
+        agent.get("/readyz").is_ok_and(|(s, _)| s == 200).then_some(())
+    })?;
+
+    // The plugin may be quicker than the watch.
+    let id = setup.pod(1)?;
+    assert_eq!(setup.call("ADD", &id).succeed()?, PREVIOUS);
+    until_active(&setup.node, &agent, &id.instance(), true)?;
+    let _outside = setup.world.serve_outside(everywhere(&[SERVED]))?;
+    let _proxy = {
+        let place = setup.kubelet.place(&id, &setup.world, "proxy", PROXY)?;
+        Server::start(&place, "proxy", proxy_listeners(1))?
+    };
+    let app = setup.kubelet.place(&id, &setup.world, "app", APP)?;
+    until_reached(&app, &agent, "proxy:15001")?;
+
+    // Annotations of a running pod are followed by watch; a wrong one changes nothing and is told.
+    let key = "traffic.sidecar.istio.io/excludeOutboundPorts";
+    setup.server.annotate(&id.name, key, Some(&SERVED.to_string()))?;
+    until_reached(&app, &agent, &format!("remote:{SERVED}"))?;
+    setup.server.annotate(&id.name, key, Some("http"))?;
+    retry::until("the event", || {
+        let warnings = setup.server.warnings(&id.name).ok()?;
+        warnings.iter().any(|text| text.contains(key) && text.contains("http")).then_some(())
+    })
+    .with_context(|| agent.log())?;
+    assert!(reached(&app)?.contains_key(&format!("remote:{SERVED}")));
+    setup.server.annotate(&id.name, key, None)?;
+    until_reached(&app, &agent, "proxy:15001")?;
+
+    // The server is away: what is captured stays, a pod that is known starts, one that is not does not.
+    let (known, unknown) = (setup.pod(2)?, Id::new(3));
+    retry::until("the pod to be known", || {
+        agent.metric("redirector_targets{state=\"awaited\"}").is_ok_and(|n| n == 1.0).then_some(())
+    })
+    .with_context(|| agent.log())?;
+    setup.server.stop();
+    agent.wait_for_event(0, |event| event["reason"] == "api")?;
+    assert!(reached(&app)?.contains_key("proxy:15001"));
+    let second = World::new()?;
+    let call = Call::new("ADD", &setup.home, &known, second.pod().netns.file());
+    assert_eq!(call.succeed()?, PREVIOUS);
+    let (code, why) = setup.call("ADD", &unknown).fail()?;
+    assert!(code == 11 && why.contains("API server"), "{code} {why}");
+
+    // It comes back, and so does the agent's view of it.
+    setup.server.resume()?;
+    setup.server.annotate(&id.name, key, Some(&SERVED.to_string()))?;
+    until_reached(&app, &agent, &format!("remote:{SERVED}"))?;
+    Ok(())
+}
+
+/// Pods that run when the agent comes are captured; those of other nodes and those that are none of the mesh's are not.
+#[test]
+fn an_agent_that_comes_later() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let id = setup.pod(1)?;
+    let mut plain = Id::new(2).object();
+    plain["metadata"]["annotations"] = serde_json::json!({});
+    setup.server.create(NODE, &plain)?;
+    setup.server.create("node-2", &Id::new(3).object())?;
+    let _proxy = {
+        let place = setup.kubelet.place(&id, &setup.world, "proxy", PROXY)?;
+        Server::start(&place, "proxy", proxy_listeners(1))?
+    };
+    let agent = setup.agent()?;
+    until_active(&setup.node, &agent, &id.instance(), true)?;
+    let app = setup.kubelet.place(&id, &setup.world, "app", APP)?;
+    until_reached(&app, &agent, "proxy:15001")?;
+    assert_eq!(setup.node.list()?.len(), 1);
+    // ADD without a uid asks the server.
+    let old = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={}", id.name);
+    assert_eq!(setup.call("ADD", &id).with("CNI_ARGS", Some(&old)).succeed()?, PREVIOUS);
+    assert_eq!(setup.node.list()?.len(), 1);
+
+    // An attach that fails is told, too: the pod's namespace has another instance.
+    let other = setup.pod(4)?;
+    let world = World::new()?;
+    let _process = {
+        let place = setup.kubelet.place(&other, &world, "proxy", PROXY)?;
+        setup.node.attach(world.pod(), "by-hand", &[])?.expect(0)?;
+        Server::start(&place, "proxy", proxy_listeners(1))?
+    };
+    retry::until("the event", || {
+        agent.signal(rustix::process::Signal::HUP).ok()?;
+        let warnings = setup.server.warnings(&other.name).ok()?;
+        warnings.iter().any(|text| text.contains("captured by the instance by-hand")).then_some(())
+    })
+    .with_context(|| agent.log())
+}
