@@ -9,6 +9,9 @@ use crate::project;
 /// Formatting, clippy and documentation; warnings are errors.
 pub fn all() -> Result<()> {
     timed("fmt", || project::cargo().args(["fmt", "--all", "--check"]).run())?;
+    // Not of the workspace; `fuzz_seeds` compiles what is in it.
+    let fuzz = ["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"];
+    timed("fmt of fuzz", || project::cargo().args(fuzz).run())?;
     timed("clippy", || project::cargo().args(["clippy", "--all-targets", "--", "-Dwarnings"]).run())?;
     timed("doc", || project::cargo().args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-Dwarnings").run())
 }

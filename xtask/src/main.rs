@@ -11,6 +11,7 @@ mod dist;
 mod ebpf;
 mod envoy;
 mod exit;
+mod fuzz;
 mod image;
 mod kubernetes;
 mod linker;
@@ -119,8 +120,11 @@ Examples:
 Examples:
   cargo xtask bench --quick     a first impression
   cargo xtask bench             the numbers for the README
+  cargo xtask bench cidrs       policies with 50,000 networks
   cargo xtask bench -- --help   what the benchmark itself can do")]
     Bench {
+        /// A part of its own: cidrs
+        part: Option<String>,
         /// Few repetitions
         #[arg(long)]
         quick: bool,
@@ -173,6 +177,26 @@ Examples:
         #[arg(long, default_value = concat!("localhost/redirector:", env!("CARGO_PKG_VERSION")))]
         name: String,
     },
+    /// Feed the readers of input with what nobody would write: flags, policy files, rules, annotations
+    ///
+    /// Finds or builds cargo-fuzz, builds the targets in fuzz/ with coverage and runs them one after the other; stops
+    /// at the first input that breaks one, and says where it is. The corpus stays in fuzz/corpus.
+    #[command(after_help = "\
+Examples:
+  cargo xtask fuzz                          each target for a minute
+  cargo xtask fuzz import --seconds 600     one, for ten minutes
+  cargo xtask fuzz policy --input FILE      one input once more")]
+    Fuzz {
+        /// The target; all if none is named
+        #[arg(value_enum)]
+        target: Option<fuzz::Target>,
+        /// How long each one runs
+        #[arg(long, default_value_t = 60, value_name = "N")]
+        seconds: u32,
+        /// Run one input instead of making up more
+        #[arg(long, value_name = "FILE", requires = "target")]
+        input: Option<std::path::PathBuf>,
+    },
     /// Check formatting, clippy and documentation; warnings are errors
     #[command(after_help = "\
 Examples:
@@ -200,10 +224,11 @@ fn dispatch(verb: Verb) -> Result<()> {
         Verb::Dist { name } => dist::dist(&name),
         Verb::Node { args } => run::node(&args),
         Verb::Mesh { args } => run::mesh(&args),
-        Verb::Bench { quick, mut args } => {
+        Verb::Bench { part, quick, mut args } => {
             if quick {
                 args.insert(0, "--quick".to_owned());
             }
+            args.splice(0..0, part);
             run::bench(&args)
         }
         Verb::Parity { configs, seed, mut args } => {
@@ -211,6 +236,7 @@ fn dispatch(verb: Verb) -> Result<()> {
             args.extend(seed.map(|seed| format!("--seed={seed}")));
             run::parity(&args)
         }
+        Verb::Fuzz { target, seconds, input } => fuzz::run(target, seconds, input.as_deref()),
         Verb::Lint => lint::all(),
     }
 }

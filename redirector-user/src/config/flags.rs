@@ -95,13 +95,15 @@ pub struct CaptureFlags {
     /// Comma list of interfaces (of VMs) whose incoming traffic is treated as outbound
     #[arg(
         long = "kube-virt-interfaces", short = 'k', env = "KUBE_VIRT_INTERFACES",
-        help_heading = INBOUND, overrides_with = "virtual_interfaces", value_name = "IFS"
+        help_heading = INBOUND, overrides_with = "virtual_interfaces", value_name = "IFS",
+        allow_hyphen_values = true
     )]
     pub virtual_interfaces: Option<Given>,
     /// Comma list of interfaces on which nothing is captured, in or out
     #[arg(
         long = "istio-exclude-interfaces", short = 'c', env = "ISTIO_EXCLUDE_INTERFACES",
-        help_heading = INBOUND, overrides_with = "exclude_interfaces", value_name = "IFS"
+        help_heading = INBOUND, overrides_with = "exclude_interfaces", value_name = "IFS",
+        allow_hyphen_values = true
     )]
     pub exclude_interfaces: Option<Given>,
     /// Packet mark of the proxy's connections in TPROXY mode (1337)

@@ -202,8 +202,11 @@ pub fn interface(name: &str, item: &str) -> Result<String, ConfigError> {
     if item.contains(char::is_whitespace) {
         return refuse("has a blank in it", "write the list without blanks, as in `eth1,net1`");
     }
-    if item.is_empty() || item == "." || item == ".." || item.contains(['/', ':', '\0']) {
+    if matches!(item, "" | "." | ".." | "*") || item.contains(['/', ':', '\0']) {
         return refuse("is not an interface name", "write names as `ip link` shows them");
+    }
+    if item.contains(',') {
+        return refuse("has a comma in it, which no flag could say", "rename the interface");
     }
     if item.ends_with('+') {
         return refuse("is a pattern", "name every interface: patterns are not known here");

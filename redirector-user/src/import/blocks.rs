@@ -178,7 +178,12 @@ impl Reader {
 
     /// `-A CHAIN …` and its like, perhaps after counters or the name of the program.
     fn command(&mut self, line: usize, text: &str) -> bool {
-        let Some(words) = save::words(text) else { return false };
+        let of_iptables = |word: &str| {
+            let program = word.rsplit('/').next().unwrap_or(word);
+            program.starts_with("iptables") || program.starts_with("ip6tables")
+        };
+        let shell = text.split_whitespace().find(|word| !word.starts_with('[')).is_some_and(of_iptables);
+        let Some(words) = save::words(text, shell) else { return self.unreadable(line, text) };
         let mut words = words.as_slice();
         if words.first().is_some_and(|word| word.starts_with('[') && word.ends_with(']')) {
             words = &words[1..];
@@ -218,6 +223,17 @@ impl Reader {
             },
             _ => return false,
         }
+        true
+    }
+
+    /// A rule that is there, whatever it says.
+    fn unreadable(&mut self, line: usize, text: &str) -> bool {
+        let mut words = text
+            .split_whitespace()
+            .skip_while(|word| !matches!(*word, "-A" | "--append" | "-I" | "--insert"));
+        let Some(chain) = words.nth(1).map(str::to_owned) else { return false };
+        let spec = Err("a quote in it is not closed".into());
+        self.block().rules.push(Line { chain, insert: None, line, text: text.into(), spec });
         true
     }
 

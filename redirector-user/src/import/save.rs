@@ -6,18 +6,24 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::rules::{Is, Protocol, Spec, Target};
 
-/// Splits a line as a shell would; `None` if a quote is not closed.
-pub(super) fn words(line: &str) -> Option<Vec<String>> {
+/// Splits a line, `None` if a quote is not closed: a command as a shell would, a line of iptables-save as
+/// iptables-restore does (`add_param_to_argv` in xshared.c), to which only `"` is special.
+pub(super) fn words(line: &str, shell: bool) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;
     let mut chars = line.chars();
     while let Some(c) = chars.next() {
         match (c, quote) {
-            ('\\', Some('"') | None) => word.get_or_insert_default().push(chars.next()?),
+            ('\\', Some('"')) => word.get_or_insert_default().push(chars.next()?),
+            ('\\', None) if shell => word.get_or_insert_default().push(chars.next()?),
             (c, Some(open)) if c == open => quote = None,
             (c, Some(_)) => word.get_or_insert_default().push(c),
-            ('"' | '\'', None) => {
+            ('"', None) => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            ('\'', None) if shell => {
                 quote = Some(c);
                 word.get_or_insert_default();
             }

@@ -6,6 +6,7 @@ mod round_trip;
 use super::{Import, ImportError, import};
 use crate::config::{Dns, Mode, Policy, Selection};
 use crate::rules::Family;
+use crate::rules::Rules;
 
 /// Printouts: by iptables 1.8.9 of the sidecar's rules and of istio's `tproxy` test case, and of istio 1.0 and 1.9 as
 /// found in articles.
@@ -76,7 +77,7 @@ fn tproxy_ports_in_any_order() {
         inbound_exclude_ports: Vec::new(),
         ..Policy::default()
     };
-    let text = round_trip::save(&policy);
+    let text = Rules::of(&policy).save();
     let swapped = text
         .replace("--dport 80 ", "--dport 1 ")
         .replace("--dport 443 ", "--dport 80 ")
@@ -222,4 +223,24 @@ fn what_is_no_iptables_is_refused() {
     assert_eq!(import(empty), Err(ImportError::NotIstio));
     let listing = "Chain PREROUTING (policy ACCEPT)\ntarget prot opt source destination\nISTIO_INBOUND all -- anywhere anywhere\n";
     assert_eq!(import(listing), Err(ImportError::ListingWithoutInterfaces(2)));
+}
+
+/// Found by fuzzing: of such lines the rule was taken for no rule at all.
+#[test]
+fn quotes_are_those_of_iptables() {
+    let policy = Policy { exclude_interfaces: vec!["it's".into(), r"a\b".into()], ..Policy::default() };
+    let text = Rules::of(&policy).save();
+    let found = import(&text).expect("rules");
+    assert!(found.is_exact(), "{found:#?}");
+    assert_eq!(found.policy.exclude_interfaces, ["a\\b", "it's"]);
+
+    let text = text.replace("-o it's", "-o \"its");
+    let found = import(&text).expect("rules");
+    assert!(found.inexpressible.iter().any(|rule| rule.why.contains("quote")), "{found:#?}");
+
+    let commands = "iptables -t nat -N ISTIO_OUTPUT\niptables -t nat -A OUTPUT -o 'eth 1' -j RETURN\n\
+                    iptables -t nat -A OUTPUT -j ISTIO_OUTPUT\n\
+                    iptables -t nat -A ISTIO_OUTPUT -j RETURN\n";
+    let found = import(commands).expect("rules");
+    assert!(found.inexpressible.iter().all(|rule| !rule.why.contains("quote")), "{found:#?}");
 }

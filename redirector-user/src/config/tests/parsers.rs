@@ -109,6 +109,16 @@ fn numbers() {
 }
 
 #[test]
+fn a_value_may_begin_with_a_dash() {
+    let flags = flags(&["-c", "-x", "-k", "--netns"]);
+    let policy = resolved(&flags).policy;
+    assert_eq!(
+        (policy.exclude_interfaces, policy.virtual_interfaces),
+        (vec!["-x".into()], vec!["--netns".into()])
+    );
+}
+
+#[test]
 fn interface_names() {
     assert_eq!(interfaces(NAME, "eth0,,vm-1.2@x"), Ok(vec!["eth0".into(), "vm-1.2@x".into()]));
     for text in ["eth+", "..", ".", "a/b", "eth0:1", "sixteen-bytes-xx", "eth0, eth1", "*"] {

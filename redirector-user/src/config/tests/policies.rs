@@ -72,6 +72,8 @@ fn bad_files_are_refused_with_a_reason() {
         (r#"{"tproxy_table": 254}"#, "tproxy_table"),
         (r#"{"loopback_cidr": "10.0.0.0/8"}"#, "loopback_cidr"),
         (r#"{"exclude_interfaces": ["a b"]}"#, "exclude_interfaces"),
+        (r#"{"exclude_interfaces": ["eth,1"]}"#, "exclude_interfaces: \"eth,1\" has a comma"),
+        (r#"{"virtual_interfaces": ["*"]}"#, "virtual_interfaces: \"*\""),
         (r#"{"max_connections": 0}"#, "max_connections"),
         (r#"{"ipv6": 1}"#, "boolean"),
         ("{", "EOF"),

@@ -1,0 +1,107 @@
+//! `cargo xtask fuzz`: the targets in `fuzz/`, run by libFuzzer.
+//!
+//! cargo-fuzz needs unstable flags of rustc, which RUSTC_BOOTSTRAP=1 allows to any compiler. Without a sanitizer: what
+//! is fuzzed has no unsafe code, and debug assertions and overflow checks are on.
+
+use std::{fs, path::Path, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+
+use crate::{apt, cmd::Cmd, project};
+
+/// The pinned version of cargo-fuzz.
+const VERSION: &str = "0.13.2";
+
+/// What is fuzzed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Target {
+    /// Flags and environment variables
+    Flags,
+    /// Policy files, TOML and JSON
+    Policy,
+    /// What iptables-save, -S and -vnL print
+    Import,
+    /// A pod's annotations: downward API, JSON map, Pod
+    Annotations,
+}
+
+impl Target {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Flags => "flags",
+            Self::Policy => "policy",
+            Self::Import => "import",
+            Self::Annotations => "annotations",
+        }
+    }
+
+    /// Inputs to begin with.
+    const fn seeds(self) -> &'static str {
+        match self {
+            Self::Flags => "fuzz/seeds/flags",
+            Self::Policy => "fuzz/seeds/policy",
+            Self::Import => "redirector-user/src/import/testdata",
+            Self::Annotations => "fuzz/seeds/annotations",
+        }
+    }
+}
+
+/// Runs one target or all.
+pub fn run(target: Option<Target>, seconds: u32, input: Option<&Path>) -> Result<()> {
+    let cargo_fuzz = find_or_install()?;
+    if apt::find_program("c++").is_none() {
+        apt::install(&["g++"], false)?;
+    }
+    let chosen = target.map_or_else(|| Target::value_variants().to_vec(), |one| vec![one]);
+    chosen.into_iter().try_for_each(|target| run_one(&cargo_fuzz, target, seconds, input))
+}
+
+fn run_one(cargo_fuzz: &Path, target: Target, seconds: u32, input: Option<&Path>) -> Result<()> {
+    let name = target.name();
+    let command = Cmd::new(cargo_fuzz)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .args(["run", "--sanitizer", "none", "--target-dir"])
+        .arg(project::cache("fuzz"))
+        .arg(name)
+        .dir(project::root());
+    let what =
+        || format!("the target `{name}` has failed: its input is named above, and `--input` runs it again");
+    if let Some(input) = input {
+        return command
+            .arg(fs::canonicalize(input).context(input.display().to_string())?)
+            .run()
+            .with_context(what);
+    }
+    let corpus = format!("fuzz/corpus/{name}");
+    fs::create_dir_all(project::root().join(&corpus)).context("cannot make the corpus directory")?;
+    command
+        .args([corpus.as_str(), target.seeds(), "--"])
+        .arg(format!("-dict=fuzz/dictionaries/{name}"))
+        .arg(format!("-max_total_time={seconds}"))
+        .args(["-timeout=20", "-print_final_stats=1"])
+        .run()
+        .with_context(what)
+}
+
+fn find_or_install() -> Result<PathBuf> {
+    let own = project::cache("cargo-fuzz");
+    let binary = own.join("bin/cargo-fuzz");
+    let candidates = [Some(binary.clone()), apt::find_program("cargo-fuzz")];
+    if let Some(found) = candidates.into_iter().flatten().find(|program| is_pinned(program)) {
+        return Ok(found);
+    }
+    project::cargo()
+        .args(["install", "cargo-fuzz", "--version", VERSION, "--locked", "--root"])
+        .arg(&own)
+        .run()
+        .with_context(|| format!("cannot build cargo-fuzz {VERSION}"))?;
+    Ok(binary)
+}
+
+fn is_pinned(program: &Path) -> bool {
+    Cmd::new(program)
+        .arg("--version")
+        .probe()
+        .is_some_and(|version| version == format!("cargo-fuzz {VERSION}"))
+}
