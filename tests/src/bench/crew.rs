@@ -59,7 +59,11 @@ pub struct Crew {
 }
 
 impl Crew {
-    fn gather(name: &'static str, by: &By, pod: &Pod, cpu: usize) -> anyhow::Result<Self> {
+    /// Starts redirecting in a pod, a server there in the proxy's place, and a client.
+    ///
+    /// # Errors
+    /// When the machine does not let us.
+    pub fn gather(name: &'static str, by: &By, pod: &Pod, cpu: usize) -> anyhow::Result<Self> {
         pod.netns.sysctl(PORTS)?;
         let instance = by.start(pod)?;
         let (direct, service) = (matches!(by, By::Nobody), at(VIP4, SERVICE));

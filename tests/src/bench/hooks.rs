@@ -30,9 +30,9 @@ pub struct Hook {
 }
 
 /// What the kernel has counted of a program.
-struct Count {
-    runs: u64,
-    nanoseconds: u64,
+pub(super) struct Count {
+    pub runs: u64,
+    pub nanoseconds: u64,
 }
 
 /// Makes connections of each kind with the statistics on, and looks at the difference.
@@ -83,7 +83,7 @@ pub fn measure(stage: &mut Stage, settings: Settings) -> anyhow::Result<Vec<Hook
 }
 
 /// Name and program id of each hook, from `redirector show`.
-fn programs(shown: &Value) -> anyhow::Result<Vec<(String, u64)>> {
+pub(super) fn programs(shown: &Value) -> anyhow::Result<Vec<(String, u64)>> {
     let hooks = shown["hooks"].as_array().context("`redirector show` lists no hooks")?;
     hooks
         .iter()
@@ -94,7 +94,7 @@ fn programs(shown: &Value) -> anyhow::Result<Vec<(String, u64)>> {
         .collect()
 }
 
-fn counts(ids: &[(String, u64)]) -> anyhow::Result<Vec<Count>> {
+pub(super) fn counts(ids: &[(String, u64)]) -> anyhow::Result<Vec<Count>> {
     ids.iter()
         .map(|(_, id)| {
             let shown = run(Command::new("bpftool").args(["-j", "prog", "show", "id", &id.to_string()]), "")?;

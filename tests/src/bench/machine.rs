@@ -1,5 +1,6 @@
 //! Where and when the figures were taken.
 
+use std::fmt;
 use std::path::Path;
 use std::process::Command;
 
@@ -49,6 +50,13 @@ impl Machine {
             cpus: cpus.lines().filter(|line| line.starts_with("processor")).count(),
             load: load.split(' ').take(3).collect::<Vec<_>>().join(" "),
         })
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { date, redirector, kernel, cpu, cpus, load, .. } = self;
+        write!(f, "{redirector}, {date}\nLinux {kernel}, {cpu}, {cpus} CPUs, load {load}")
     }
 }
 

@@ -8,9 +8,11 @@
 //! * [`worker`] is what runs in the pods: this same program, started in another role.
 //! * [`crew`] is a pod with its server and client, [`rounds`] lets the crews take turns.
 //! * [`hooks`] and [`attach`] measure the eBPF programs and the command.
+//! * [`cidrs`] is a benchmark of its own: policies with long lists, beside one without.
 //! * [`report`] says what came of it, [`expected`] what should have.
 
 pub mod attach;
+pub mod cidrs;
 pub mod crew;
 pub mod expected;
 pub mod hooks;
@@ -21,10 +23,12 @@ pub mod stats;
 pub mod sys;
 pub mod worker;
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use anyhow::ensure;
 use clap::{Parser, ValueEnum};
+use serde::Serialize;
 
 use self::crew::Stage;
 use self::machine::Machine;
@@ -37,6 +41,7 @@ Examples:
   cargo xtask bench                              narrower intervals, about five minutes
   cargo xtask bench --quick -- --output json     for programs
   cargo xtask bench -- --rounds 20 --cpu 1       what you like
+  cargo xtask bench -- cidrs                     long lists of networks: attach, connect, memory
 
 The exit code does not depend on the figures: expectations are not a gate.";
 
@@ -44,6 +49,9 @@ The exit code does not depend on the figures: expectations are not a gate.";
 #[derive(Debug, Parser)]
 #[command(name = "bench", after_help = HELP)]
 pub struct Cli {
+    /// What to measure
+    #[arg(value_enum, default_value_t = Part::Redirection)]
+    part: Part,
     /// Few repetitions
     #[arg(long)]
     quick: bool,
@@ -59,6 +67,14 @@ pub struct Cli {
     /// How to print the results
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Redirector beside no redirection and beside iptables
+    Redirection,
+    /// Policies with 50,000 networks beside one without
+    Cidrs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -101,18 +117,24 @@ pub fn main() -> anyhow::Result<()> {
         attaches: if cli.quick { 11 } else { 41 },
         cpu: machine::choose_cpu(cli.cpu)?,
     };
-    let report = measure(settings)?;
-    match cli.output {
+    // Neighbours on the machine would otherwise widen every interval. Workers and commands inherit it.
+    rustix::process::nice(-20)?;
+    let machine = Machine::look()?;
+    match cli.part {
+        Part::Redirection => print(cli.output, &measure(machine, settings)?),
+        Part::Cidrs => print(cli.output, &cidrs::measure(machine, settings)?),
+    }
+}
+
+fn print<T: Display + Serialize>(output: Output, report: &T) -> anyhow::Result<()> {
+    match output {
         Output::Table => print!("{report}"),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Json => println!("{}", serde_json::to_string_pretty(report)?),
     }
     Ok(())
 }
 
-fn measure(settings: Settings) -> anyhow::Result<Report> {
-    // Neighbours on the machine would otherwise widen every interval. Workers and commands inherit it.
-    rustix::process::nice(-20)?;
-    let machine = Machine::look()?;
+fn measure(machine: Machine, settings: Settings) -> anyhow::Result<Report> {
     say("setting up three pods");
     let mut stage = Stage::set(settings.cpu)?;
     let rates = rounds::run(&mut stage, settings)?;

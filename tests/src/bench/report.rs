@@ -49,20 +49,16 @@ impl From<Settings> for Shown {
     }
 }
 
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rounds, slice_ms, on_cpu, .. } = self;
+        write!(f, "everything on CPU {on_cpu}; {rounds} rounds of {slice_ms} ms; medians [95% interval]")
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (machine, settings) = (&self.machine, &self.settings);
-        writeln!(f, "{}, {}", machine.redirector, machine.date)?;
-        writeln!(
-            f,
-            "Linux {}, {}, {} CPUs, load {}",
-            machine.kernel, machine.cpu, machine.cpus, machine.load
-        )?;
-        writeln!(
-            f,
-            "{}; everything on CPU {}; {} rounds of {} ms; medians [95% interval]\n",
-            machine.iptables, settings.on_cpu, settings.rounds, settings.slice_ms
-        )?;
+        writeln!(f, "{}\n{}; {}\n", self.machine, self.machine.iptables, self.settings)?;
 
         let mut rates = Table::new(&["", "direct", "iptables", "redirector", "of direct", "of iptables"]);
         for rate in &self.rates {
@@ -106,15 +102,15 @@ impl fmt::Display for Report {
     }
 }
 
-fn ratio(estimate: Estimate) -> String {
+pub(super) fn ratio(estimate: Estimate) -> String {
     format!("{:.3} [{:.3}, {:.3}]", estimate.median, estimate.low, estimate.high)
 }
 
-fn milliseconds(estimate: Estimate) -> String {
+pub(super) fn milliseconds(estimate: Estimate) -> String {
     format!("{:.1} [{:.1}, {:.1}]", estimate.median, estimate.low, estimate.high)
 }
 
-fn whole(estimate: Estimate) -> String {
+pub(super) fn whole(estimate: Estimate) -> String {
     format!("{:.0} [{:.0}, {:.0}]", estimate.median, estimate.low, estimate.high)
 }
 
@@ -122,7 +118,7 @@ fn short(number: f64) -> String {
     if number < 10.0 { format!("{number:.3}") } else { format!("{number:.0}") }
 }
 
-fn thousands(number: f64) -> String {
+pub(super) fn thousands(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut grouped = String::new();
     for (position, digit) in digits.chars().enumerate() {
@@ -135,16 +131,16 @@ fn thousands(number: f64) -> String {
 }
 
 /// Columns that line up: the first one to the left, numbers to the right.
-struct Table {
+pub(super) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    fn new(head: &[&str]) -> Self {
+    pub fn new(head: &[&str]) -> Self {
         Self { rows: vec![head.iter().map(|cell| (*cell).to_owned()).collect()] }
     }
 
-    fn row(&mut self, cells: impl Into<Vec<String>>) {
+    pub fn row(&mut self, cells: impl Into<Vec<String>>) {
         self.rows.push(cells.into());
     }
 }
