@@ -15,7 +15,7 @@ use crate::process::Daemon;
 use crate::proxy::{Server, everywhere};
 
 /// Ports at which the proxy listens, whatever the configuration.
-const PROXY_PORTS: [u16; 4] = [15001, 15006, 16001, 16006];
+pub(super) const PROXY_PORTS: [u16; 4] = [15001, 15006, 16001, 16006];
 
 /// Bound ports, of which each probe gets one of its own.
 const OWN_PORTS: std::ops::Range<u16> = 20_000..32_000;

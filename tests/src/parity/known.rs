@@ -1,6 +1,7 @@
 //! Differences that depend on the configuration, each with its reason. Those of all configurations are in
 //! [`documented`](crate::documented).
 
+use super::half::PROXY_PORTS;
 use crate::compare::Difference;
 use crate::documented::is_documented;
 use crate::istio::Options;
@@ -15,7 +16,9 @@ struct Known {
     _why: &'static str,
 }
 
-const KNOWN: [Known; 1] = [Known {
+const KNOWN: [Known; 2] = [VIRTUAL_UNHEARD, TPROXY_UNHEARD];
+
+const VIRTUAL_UNHEARD: Known = Known {
     applies: |options| !options.virtual_interfaces.is_empty(),
     is: |difference| {
         let elsewhere = difference.scenario.starts_with("tcp guest to 10.9");
@@ -31,7 +34,24 @@ const KNOWN: [Known; 1] = [Known {
     },
     _why: "Nobody listens at the proxy's port: over IPv4 the kernel sends no refusal from an address that is not \
                its own, and the guest waits.",
-}];
+};
+
+const TPROXY_UNHEARD: Known = Known {
+    applies: |options| options.tproxy.is_some() && !PROXY_PORTS.contains(&options.inbound_capture_port),
+    is: |difference| {
+        let shown = [difference.field.as_str(), &difference.left, &difference.right];
+        let refused = match shown {
+            ["connect", left, right] => (left, right) == ("EINPROGRESS", "ECONNREFUSED"),
+            // As they are before an answer, and after a refusal.
+            ["local", left, right] => left.ends_with(":<own>") && right.ends_with(":<own>"),
+            ["original_dst" | "original_dst6", "(absent)", right] => !right.contains(':'),
+            _ => false,
+        };
+        difference.scenario.starts_with("tcp inbound to ") && refused
+    },
+    _why: "Nobody listens at the proxy's port: the TPROXY target drops the packet without a word \
+               (tproxy_tg4, NF_DROP), and the client waits. We refuse it, as REDIRECT does.",
+};
 
 /// Whether a difference is meant, or known, under a configuration.
 #[must_use]
