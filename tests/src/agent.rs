@@ -131,10 +131,19 @@ impl Agent {
     #[must_use]
     pub fn command(node: &Node, home: &Home, by: &[&str], arguments: &[&str]) -> Command {
         let run = home.run();
-        let mut all = vec!["agent", "--run-dir", path(&run), "--http", "127.0.0.1:0"];
+        let mut all = vec!["agent", "--run-dir", path(&run)];
+        if !arguments.contains(&"--http") {
+            all.extend(["--http", "127.0.0.1:0"]);
+        }
         all.extend(["--log-format", "json", "--log-level", "debug"]);
         all.extend(arguments);
         node.command(by, &all)
+    }
+
+    /// Where it serves.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.at
     }
 
     /// Ends it as the kernel does when memory is short.

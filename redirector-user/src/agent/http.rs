@@ -9,6 +9,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,22 +20,36 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// Scrapers and probes are few; more wait in the backlog.
 const CONNECTIONS: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(200);
 
-/// Opens the port.
+/// Opens the port; None if it is taken: an agent that is about to end may have it (a rollout on the host's
+/// network).
 ///
 /// # Errors
 ///
-/// If it is taken.
-pub async fn bind(at: SocketAddr) -> Result<TcpListener> {
-    let listener = TcpListener::bind(at).await.context(|| format!("listen on {at} for /metrics (--http)"))?;
+/// Any other of the kernel's.
+pub async fn bind(at: SocketAddr) -> Result<Option<TcpListener>> {
+    match TcpListener::bind(at).await {
+        Err(e) if e.kind() == ErrorKind::AddrInUse => Ok(None),
+        other => other.map(Some).context(|| format!("listen on {at} for /metrics (--http)")),
+    }
+}
+
+/// Answers for ever, as soon as it can have the port.
+pub async fn serve(at: SocketAddr, mut bound: Option<TcpListener>, agent: Arc<Agent>) {
+    if bound.is_none() {
+        tracing::warn!(%at, "the address of --http is in use; trying again until it is free");
+    }
+    let listener = loop {
+        match bound.take() {
+            Some(listener) => break listener,
+            None => tokio::time::sleep(AGAIN).await,
+        }
+        bound = bind(at).await.unwrap_or(None);
+    };
     if let Ok(at) = listener.local_addr() {
         tracing::info!(%at, "serving /metrics, /healthz and /readyz");
     }
-    Ok(listener)
-}
-
-/// Answers for ever.
-pub async fn serve(listener: TcpListener, agent: Arc<Agent>) {
     let free = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };

@@ -156,7 +156,7 @@ async fn start(options: Options) -> Result<()> {
     let (mut terminated, mut hangup) = (on(SignalKind::terminate())?, on(SignalKind::hangup())?);
     let mut interrupted = on(SignalKind::interrupt())?;
     if let Some(at) = http {
-        tokio::spawn(http::serve(http::bind(at).await?, Arc::clone(&agent)));
+        tokio::spawn(http::serve(at, http::bind(at).await?, Arc::clone(&agent)));
     }
     let work = work(Arc::clone(&agent), run_dir);
     tokio::pin!(work);

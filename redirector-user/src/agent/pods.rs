@@ -316,3 +316,7 @@ impl Agent {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "pods_tests.rs"]
+mod tests;

@@ -82,6 +82,10 @@ pub async fn follow(agent: Arc<Agent>) {
 impl Agent {
     /// Looks at everything once; says when to look again at the latest.
     fn pass(&self) -> Duration {
+        // What a killed agent has left half-made; others at work have it in hand.
+        for swept in detach::sweep_if_idle(&self.root).unwrap_or_default() {
+            tracing::info!("{swept}");
+        }
         // First what there is, then what is wanted: whoever wants something says so before making it.
         let there = match survey(&self.root) {
             Ok(there) => there,

@@ -1,0 +1,47 @@
+use super::*;
+use serde_json::json;
+
+fn object(annotations: serde_json::Value) -> serde_json::Value {
+    json!({ "metadata": { "namespace": "shop", "name": "web", "uid": "0a-1", "annotations": annotations } })
+}
+
+#[test]
+fn a_pod_is_known_by_the_uid_that_the_node_uses() {
+    let known = Known::parse(&object(json!({}))).unwrap();
+    assert_eq!((known.uid.as_str(), known.api_uid.as_str()), ("0a-1", "0a-1"));
+    assert_eq!(known.instance(), "pod-0a-1");
+    assert_eq!(known.name.to_string(), "shop/web");
+    // A static pod, whose API object is a copy.
+    let known = Known::parse(&object(json!({ STATIC_UID: "ffff" }))).unwrap();
+    assert_eq!((known.uid.as_str(), known.api_uid.as_str()), ("ffff", "0a-1"));
+    assert_eq!(known.name.uid.as_deref(), Some("ffff"));
+}
+
+#[test]
+fn what_is_no_pod_is_refused() {
+    for wrong in [json!({}), json!([]), json!({ "metadata": {} }), object(json!({ STATIC_UID: "../.." }))] {
+        assert!(Known::parse(&wrong).is_err(), "{wrong}");
+    }
+    for (text, good) in [("", false), ("a/b", false), ("A", false), ("0a-f", true), (&*"a".repeat(60), false)]
+    {
+        assert_eq!(is_uid(text), good, "{text}");
+    }
+}
+
+#[test]
+fn files_are_found_by_name_and_uid() {
+    let dir = std::env::temp_dir().join(format!("redirector-pod-files-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("web.json"), object(json!({})).to_string()).unwrap();
+    std::fs::write(dir.join("notes.txt"), "?").unwrap();
+    let source = Source::Files(dir.clone());
+    let found = |name: &str, uid: Option<&str>| {
+        let wanted = PodName { namespace: "shop".into(), name: name.into(), uid: uid.map(str::to_owned) };
+        matches!(source.find(&wanted), Found::Pod(_))
+    };
+    assert!(found("web", None) && found("web", Some("0a-1")));
+    assert!(!found("web", Some("0a-2")) && !found("other", None));
+    std::fs::write(dir.join("wrong.json"), "{").unwrap();
+    assert!(source.all().is_err() && !found("web", None), "fail closed");
+    std::fs::remove_dir_all(&dir).unwrap();
+}
