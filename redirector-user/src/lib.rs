@@ -14,6 +14,7 @@ pub mod instance;
 pub mod kernel;
 pub mod mirror;
 pub mod original_dst;
+mod routing_table;
 pub mod rules;
 pub mod sys;
 pub mod target;

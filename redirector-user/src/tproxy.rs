@@ -8,6 +8,7 @@
 use crate::config::{Mode, Policy};
 use crate::error::{Context, Error, Result, chain};
 use crate::mirror::netlink::{Message, Netlink};
+use crate::routing_table;
 use crate::sys::netns::NetNs;
 use redirector_common::abi::meta_flag;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
@@ -78,6 +79,8 @@ pub fn undo(netns: &NetNs, policy: &Policy, flags: u32) -> Result<()> {
 }
 
 fn apply_here(mark: u32, table: u32, flags: u32, done: &mut u32) -> Result<()> {
+    let mut netlink = open()?;
+    routing_table::check_free(&mut netlink, table, "choose another table (-r)")?;
     for (flag, path) in SYSCTLS.into_iter().filter(|(flag, _)| flags & flag != 0) {
         let value = std::fs::read_to_string(path).context(|| format!("read {path}"))?;
         if value.trim() == "0" {
@@ -85,7 +88,6 @@ fn apply_here(mark: u32, table: u32, flags: u32, done: &mut u32) -> Result<()> {
             *done |= flag;
         }
     }
-    let mut netlink = open()?;
     // Never one that is ours already: the kernel takes an equal rule twice.
     for (flag, family, piece) in PIECES.into_iter().filter(|(flag, ..)| flags & flag != 0) {
         let message = message(true, family, piece, mark, table);
@@ -161,9 +163,10 @@ fn failed(verb: &str, family: u8, piece: Piece, table: u32, errno: i32) -> Error
         Piece::Rule => "rule",
         Piece::Route => "route",
     };
-    let version = if i32::from(family) == libc::AF_INET6 { "IPv6" } else { "IPv4" };
+    let v6 = i32::from(family) == libc::AF_INET6;
+    let (version, hint) = (if v6 { "IPv6" } else { "IPv4" }, routing_table::hint(v6, errno));
     Error::Os {
-        what: format!("{verb} the {version} {what} of TPROXY mode (table {table})"),
+        what: format!("{verb} the {version} {what} of TPROXY mode (table {table}){hint}"),
         source: io::Error::from_raw_os_error(errno),
     }
 }

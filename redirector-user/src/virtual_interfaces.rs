@@ -10,6 +10,7 @@ use crate::config::{Mode, Policy, Selection};
 use crate::error::{Context, Error, Result, chain};
 use crate::mirror::MirrorError;
 use crate::mirror::netlink::{Message, Netlink, Payload};
+use crate::routing_table;
 use crate::sys::netns::NetNs;
 use ipnet::IpNet;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
@@ -61,7 +62,11 @@ pub fn add(netns: &NetNs, policy: &Policy) -> Result<()> {
     if pieces.is_empty() {
         return Ok(());
     }
-    run(netns, || change(&mut open()?, true, pieces))
+    run(netns, || {
+        let mut netlink = open()?;
+        routing_table::check_free(&mut netlink, TABLE, "remove them, or attach without -k")?;
+        change(&mut netlink, true, pieces)
+    })
 }
 
 /// Takes away what is there and `policy` does not need; None needs nothing.
@@ -119,7 +124,10 @@ fn change(netlink: &mut Netlink, add: bool, pieces: BTreeSet<Piece>) -> Result<(
                     Piece::Rule { v6, interface } => {
                         format!("{verb} the IPv{} rule for what enters {interface}", if *v6 { 6 } else { 4 })
                     }
-                    Piece::Route(net) => format!("{verb} the route local {net} dev lo table {TABLE}"),
+                    Piece::Route(net) => {
+                        let hint = routing_table::hint(net.addr().is_ipv6(), errno);
+                        format!("{verb} the route local {net} dev lo table {TABLE}{hint}")
+                    }
                 };
                 return Err(Error::Os { what, source: io::Error::from_raw_os_error(errno) });
             }
@@ -177,11 +185,7 @@ fn list(netlink: &mut Netlink) -> Result<BTreeSet<Piece>> {
 /// A kernel without a family lists nothing of it.
 fn listed(list: std::result::Result<Vec<Piece>, MirrorError>) -> Result<Vec<Piece>> {
     match list {
-        Err(MirrorError::Dump { source, .. })
-            if matches!(source.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT)) =>
-        {
-            Ok(Vec::new())
-        }
+        Err(e) if routing_table::is_absent(&e) => Ok(Vec::new()),
         list => list.map_err(failed),
     }
 }

@@ -176,6 +176,29 @@ fn refresh_sees_new_routes_addresses_and_interfaces() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A name of `-c` or `-k` that is no interface has no effect, and attach says so.
+#[test]
+fn interfaces_that_are_not_there_are_named() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, side) = world()?;
+    let named = |answer: Value, option: &str| {
+        let notes = answer["notes"].as_array().cloned().unwrap_or_default();
+        let about = |note: &&Value| note.as_str().is_some_and(|text| text.starts_with(option));
+        notes.iter().filter(about).map(Value::to_string).collect::<Vec<_>>().join(" ")
+    };
+    let flags = ["-c", "eth1,net7", "-k", "vnet8,eth1"];
+    let attached = attach(&node, &side, &flags)?;
+    let (excluded, virtual_ones) = (named(attached.clone(), "-c:"), named(attached, "-k: there is"));
+    assert!(excluded.contains("net7") && !excluded.contains("eth1"), "{excluded}");
+    assert!(virtual_ones.contains("vnet8") && !virtual_ones.contains("eth1"), "{virtual_ones}");
+    side.pod().netns.ip("link set eth1 down\nlink set eth1 name net7\n")?;
+    let refreshed = named(node.run(&["refresh", NAME])?.expect(exit::OK)?.json()?, "-c:");
+    assert!(refreshed.contains("eth1") && !refreshed.contains("net7"), "{refreshed}");
+    Ok(())
+}
+
 /// `refresh` finds the namespace again when the process that stood for it has ended.
 #[test]
 fn refresh_outlives_the_process_of_the_attach() -> anyhow::Result<()> {

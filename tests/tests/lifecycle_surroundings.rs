@@ -190,7 +190,64 @@ fn routes_of_virtual_interfaces_are_those_of_the_policy() -> anyhow::Result<()> 
 
     let both = bench.attach_by(&[], &["-k", "vnet0", "-m", "TPROXY"])?;
     both.refused(exit::USAGE, &["-k", "TPROXY"])?;
+    let explained = ["explain", "--to", "192.0.2.1:80", "-k", "vnet0", "-m", "TPROXY"];
+    bench.node.run(&explained)?.refused(exit::USAGE, &["-k", "TPROXY"])?;
     bench.node.expect_empty()
+}
+
+/// Where IPv6 is switched off, as container runtimes do in clusters without it, nothing is made for it until it comes.
+#[test]
+fn without_ipv6_in_the_pod() -> anyhow::Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    // With IPv6 anywhere but on lo, what must be routed over lo would go around the proxy.
+    bench.netns().sysctl(&[("ipv6/conf/lo/disable_ipv6", "1")])?;
+    for flags in [&TPROXY[..], &VIRTUAL[..]] {
+        bench.attach_by(&[], flags)?.refused(exit::CANNOT, &["IPv6", "lo", "--ipv6 off"])?;
+        bench.expect_nothing()?;
+    }
+    bench.netns().sysctl(&[("ipv6/conf/lo/disable_ipv6", "0")])?;
+
+    let switch = |off: &str| bench.netns().sysctl(&[("ipv6/conf/all/disable_ipv6", off)]);
+    // The rules and routes of IPv6, and its parameter.
+    let without = |mut of: Changes| {
+        [1, 3, 6, 8, 10].into_iter().for_each(|of_ipv6| of[of_ipv6] = 0);
+        of
+    };
+    for (flags, all) in [(&TPROXY[..], ALL), (&VIRTUAL[..], OF_VIRTUAL)] {
+        switch("1")?;
+        let run = bench.attach_by(&[], flags)?.expect(exit::OK)?;
+        ensure!(run.stderr.contains("IPv6") && run.stderr.contains("refresh"), "{}", run.stderr);
+        assert_eq!(bench.changes()?, without(all));
+        bench.node.run(&["refresh", NAME])?.expect(exit::OK)?;
+        switch("0")?;
+        bench.node.run(&["refresh", NAME])?.expect(exit::OK)?;
+        assert_eq!(bench.changes()?, all);
+        bench.detach()?;
+    }
+    Ok(())
+}
+
+/// A table that somebody else uses would lead captured traffic around the proxy.
+#[test]
+fn a_table_that_leads_elsewhere_is_refused() -> anyhow::Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    for (flags, table, remedy) in [(&TPROXY[..], "77", "-r"), (&VIRTUAL[..], "15001", "remove")] {
+        for route in ["default via 10.77.0.1", "throw 10.96.0.0/16", "fd00:96::/64 via fd00:77:0::1"] {
+            let line = format!("{route} table {table}\n");
+            bench.netns().ip(&format!("route add {line}"))?;
+            let text = route.split(' ').find(|word| word.contains(['/', ':'])).unwrap_or("default");
+            bench.attach_by(&[], flags)?.refused(exit::FAILED, &[table, text, remedy])?;
+            bench.expect_nothing()?;
+            // Nor does an instance change to such a policy.
+            bench.attach(&REDIRECT)?;
+            bench.attach_by(&[], flags)?.refused(exit::FAILED, &[table, text, remedy])?;
+            ensure!(bench.expect_consistent()? == NONE && bench.changes()? == NONE, "{:?}", bench.changes()?);
+            bench.netns().ip(&format!("route del {line}"))?;
+            bench.attach(flags)?;
+            bench.detach()?;
+        }
+    }
+    Ok(())
 }
 
 #[test]

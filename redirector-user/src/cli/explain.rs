@@ -159,6 +159,7 @@ fn imagined(env: &Env, args: &Args) -> Result<(Policy, Offline)> {
         env.note(&remark.to_string());
     }
     let policy = resolved.policy;
+    crate::virtual_interfaces::check(&policy)?;
     let offline = match (&args.oif, &args.iif) {
         (Some(output), _) => Offline::leaving_on(&policy, &args.local_addr, output),
         (None, input) => {

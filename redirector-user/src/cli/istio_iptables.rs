@@ -9,7 +9,7 @@ use crate::kernel;
 use crate::target::Target;
 use crate::verify::original;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args as _, Command, FromArgMatches};
+use clap::{Arg, ArgMatches, Args as _, Command, FromArgMatches};
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -77,8 +77,11 @@ fn command() -> Command {
 
 /// Ids of redirector's own flags, which the original does not have.
 fn own_flags(command: &Command) -> Vec<String> {
-    let own = command.get_arguments().filter(|arg| arg.get_help_heading() == Some(CaptureFlags::OWN_HEADING));
-    own.map(|arg| arg.get_id().to_string()).filter(|id| !SHARED.contains(&id.as_str())).collect()
+    let is_own = |arg: &&Arg| {
+        let headed = arg.get_help_heading() == Some(CaptureFlags::OWN_HEADING);
+        (headed && !SHARED.contains(&arg.get_id().as_str())) || arg.get_id() == CaptureFlags::OWN_OF_THE_PROXY
+    };
+    command.get_arguments().filter(is_own).map(|arg| arg.get_id().to_string()).collect()
 }
 
 fn refuse_own_flags(command: &Command, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
@@ -160,7 +163,8 @@ mod tests {
     #[test]
     fn only_the_originals_flags() {
         command().debug_assert();
-        for own in ["--istio-defaults", "--ipv6=on", "--policy=x", "--max-connections=7"] {
+        for own in ["--istio-defaults", "--ipv6=on", "--policy=x", "--max-connections=7", "--proxy-cgroup=x"]
+        {
             assert!(refused(&[own]), "{own}");
         }
         for shared in ["--dual-stack", "-n", "--dry-run=false", "-p=1", "--cleanup-only", "--log_as_json"] {

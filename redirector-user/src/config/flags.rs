@@ -32,6 +32,8 @@ pub enum Ipv6 {
 impl CaptureFlags {
     /// Heading of what is redirector's own; `--dual-stack` and `--dry-run` are there, too.
     pub const OWN_HEADING: &'static str = OWN;
+    /// What is redirector's own under another heading.
+    pub const OWN_OF_THE_PROXY: &'static str = "proxy_cgroup";
 }
 
 /// What to capture, as given: absent, given empty and given differ.

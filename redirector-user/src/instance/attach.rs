@@ -149,7 +149,7 @@ fn create(root: &Root, name: &str, target: &Target, policy: &Policy, trace: bool
     let kernel = Kernel::probe()?;
     let counted = Counted::new(policy, target)?;
     let mut facts = surroundings::facts(target)?;
-    let add_lo6 = surroundings::foresee_lo6(policy, &mut facts);
+    let needs = surroundings::foresee(policy, &mut facts);
     let compiled = counted.compile(&facts);
     let flags = compiled.policy.flags;
     kernel.require(flags)?;
@@ -173,9 +173,10 @@ fn create(root: &Root, name: &str, target: &Target, policy: &Policy, trace: bool
         meta.flags |= meta_flag::TRACE;
         instance.set_meta(&meta)?;
     }
-    surroundings::apply(&mut instance, &mut meta, target, policy, add_lo6)?;
+    surroundings::apply(&mut instance, &mut meta, target, policy, needs)?;
     // After the links: from then on sockops registers what listens anew.
-    let notes = listeners::register(&instance, target, policy, 0)?;
+    let mut notes = surroundings::remarks(policy, &facts);
+    notes.extend(listeners::register(&instance, target, policy, 0)?);
 
     let home = root.instance(name);
     std::fs::rename(&dir, &home).context(|| format!("rename {} to {}", dir.display(), home.display()))?;

@@ -141,19 +141,21 @@ fn swap(
     }
     let mut tables = instance.tables()?;
     let done = prepare(&mut instance, &mut meta, new, target, (record, &counted))
-        .and_then(|()| instance.set_meta(&Meta { active: new + 1, ..meta }));
-    if let Err(e) = done {
-        surroundings::take_back(&mut instance, &mut meta, target, policy, flags);
-        // What cannot be cleared now is cleared by the next change.
-        let _ = listeners::clear(&instance, new);
-        let _ = tables::clear(&mut tables, new);
-        let _ = record::remove(&instance.dir, new);
-        return Err(e);
-    }
+        .and_then(|remarks| instance.set_meta(&Meta { active: new + 1, ..meta }).map(|()| remarks));
+    let mut notes = match done {
+        Ok(remarks) => remarks,
+        Err(e) => {
+            surroundings::take_back(&mut instance, &mut meta, target, policy, flags);
+            // What cannot be cleared now is cleared by the next change.
+            let _ = listeners::clear(&instance, new);
+            let _ = tables::clear(&mut tables, new);
+            let _ = record::remove(&instance.dir, new);
+            return Err(e);
+        }
+    };
     meta.active = new + 1;
 
     // It is done: what goes wrong from here on is no failure of the change.
-    let mut notes = Vec::new();
     // Listeners that appeared meanwhile were registered under the old policy.
     match listeners::register(&instance, target, policy, new) {
         Ok(more) => notes.extend(more),
@@ -177,23 +179,23 @@ fn swap(
     Ok(notes)
 }
 
-/// Makes everything a policy needs, in the slot that is not in force. `counted` is the policy with
-/// the kernel's numbers.
+/// Makes everything a policy needs, in the slot that is not in force; returns remarks. `counted` is the
+/// policy with the kernel's numbers.
 fn prepare(
     instance: &mut Instance,
     meta: &mut Meta,
     new: u32,
     target: &Target,
     (record, counted): (&Record, &Counted),
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let policy = &record.policy;
     // A command that was killed half-way may have left something in the slot.
     let mut tables = instance.tables()?;
     tables::clear(&mut tables, new)?;
     record::write(&instance.dir, new, record)?;
     let mut facts = surroundings::facts(target)?;
-    let add_lo6 = surroundings::foresee_lo6(policy, &mut facts);
-    surroundings::apply(instance, meta, target, policy, add_lo6)?;
+    let needs = surroundings::foresee(policy, &mut facts);
+    surroundings::apply(instance, meta, target, policy, needs)?;
     let compiled = counted.compile(&facts);
     compiled.write(&mut tables, new)?;
     instance.policies()?.set(new, compiled.policy, 0).context(|| "write POLICIES".into())?;
@@ -209,5 +211,6 @@ fn prepare(
         meta.program_flags = flags;
     }
     // A hook that only the new policy needs does nothing under the old one.
-    links::attach_wanted(&instance.dir, target, policy)
+    links::attach_wanted(&instance.dir, target, policy)?;
+    Ok(surroundings::remarks(policy, &facts))
 }

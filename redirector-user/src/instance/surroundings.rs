@@ -25,9 +25,46 @@ pub(super) fn facts(target: &Target) -> Result<Mirror> {
     mirror::read(target.netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))
 }
 
-/// Whether a policy needs `::6` on lo: not if it is there, nor if IPv6 is off on lo. If so, adds
-/// it to the facts, as it will be when the policy is in force.
-pub(super) fn foresee_lo6(policy: &Policy, facts: &mut Mirror) -> bool {
+/// What a policy needs of a namespace as it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Needs {
+    /// `::6` on lo.
+    lo6: bool,
+    /// Rules and routes for IPv6. Where all of it is off, as container runtimes have it in clusters without
+    /// IPv6, the kernel refuses routes over lo, and nothing could follow them.
+    ipv6: bool,
+}
+
+/// Finds what a policy needs, and adds `::6` to the facts, as it will be when the policy is in force.
+pub(super) fn foresee(policy: &Policy, facts: &mut Mirror) -> Needs {
+    Needs { lo6: foresee_lo6(policy, facts), ipv6: policy.ipv6 && has_ipv6(facts) }
+}
+
+fn has_ipv6(facts: &Mirror) -> bool {
+    facts.interfaces.iter().flat_map(|it| &it.addresses).any(|net| net.addr().is_ipv6())
+}
+
+/// What of a policy has no effect in a namespace as it is.
+pub(super) fn remarks(policy: &Policy, facts: &Mirror) -> Vec<String> {
+    let absent = |name: &&String| !facts.interfaces.iter().any(|it| it.name == **name);
+    let excluded = policy.exclude_interfaces.iter().filter(absent).map(|name| {
+        format!(
+            "-c: there is no interface {name}; should it come, its traffic is captured until `redirector refresh`"
+        )
+    });
+    let guests = policy.virtual_interfaces.iter().filter(absent);
+    let guests = guests.map(|name| format!("-k: there is no interface {name} yet"));
+    let routed = policy.mode == Mode::Tproxy || !policy.virtual_interfaces.is_empty();
+    let ipv6 = (routed && policy.ipv6 && !has_ipv6(facts)).then(|| {
+        "IPv6 is off in this network namespace, so no rules and routes were made for it; run `redirector refresh` when \
+         it is on"
+            .to_owned()
+    });
+    excluded.chain(guests).chain(ipv6).collect()
+}
+
+/// Whether a policy needs `::6` on lo: not if it is there, nor if IPv6 is off on lo.
+fn foresee_lo6(policy: &Policy, facts: &mut Mirror) -> bool {
     let lo = facts.interfaces.iter().find(|i| i.loopback);
     let has = |ip: IpAddr| lo.is_some_and(|lo| lo.addresses.iter().any(|net| net.addr() == ip));
     let needed = policy.ipv6 && has(Ipv6Addr::LOCALHOST.into()) && !has(PASSTHROUGH_V6.into());
@@ -45,10 +82,10 @@ pub(super) fn apply(
     meta: &mut Meta,
     target: &Target,
     policy: &Policy,
-    add_lo6: bool,
+    needs: Needs,
 ) -> Result<()> {
     let before = meta.flags;
-    let result = apply_noted(instance, meta, target, policy, add_lo6);
+    let result = apply_noted(instance, meta, target, policy, needs);
     if result.is_err() {
         take_back(instance, meta, target, policy, before);
     }
@@ -60,14 +97,15 @@ fn apply_noted(
     meta: &mut Meta,
     target: &Target,
     policy: &Policy,
-    add_lo6: bool,
+    needs: Needs,
 ) -> Result<()> {
-    if add_lo6 {
+    if needs.lo6 {
         instance.set_meta(&Meta { flags: meta.flags | meta_flag::ADDED_LO6, ..*meta })?;
         mirror::add_loopback_address(target.netns.as_fd(), PASSTHROUGH_V6)
             .map_err(|e| Error::Failed(chain(&e)))?;
         meta.flags |= meta_flag::ADDED_LO6;
     }
+    let policy = &Policy { ipv6: needs.ipv6, ..policy.clone() };
     let missing = tproxy::flags_of(policy) & !meta.flags;
     if missing != 0 {
         instance.set_meta(&Meta { flags: meta.flags | missing, ..*meta })?;
