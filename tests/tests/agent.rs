@@ -215,6 +215,9 @@ fn metrics_tell_the_traffic() -> anyhow::Result<()> {
     assert!(!metrics.keys().any(|name| name.starts_with("redirector_errors")), "{metrics:#?}");
     assert!(metrics.keys().any(|name| name.starts_with("redirector_build_info{version=")), "{metrics:#?}");
 
+    // What the agent has attached itself needs no second look.
+    assert!(!agent.log().contains("\"adopted\"") && !agent.log().contains("refreshed"), "{}", agent.log());
+
     // They do not go back when the instance goes, nor count twice when it comes again.
     home.remove("shop")?;
     until_active(&node, &agent, NAME, false)?;

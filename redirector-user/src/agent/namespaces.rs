@@ -71,6 +71,12 @@ impl Namespaces {
         Ok(Self { events, inner: Mutex::new(inner) })
     }
 
+    /// Whether a namespace is followed, and has not ended.
+    pub fn follows(&self, cookie: u64) -> bool {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.cookies.values().any(|known| *known == cookie)
+    }
+
     /// Begins to follow a namespace; nothing happens if it is followed already.
     ///
     /// # Errors

@@ -46,6 +46,17 @@ impl Place {
         }
     }
 
+    /// Whether the namespace's file is there and the namespace not mounted on it: `ip netns` is making or
+    /// removing it, and no event will tell when it has.
+    pub fn is_in_the_making(&self) -> bool {
+        match self {
+            Self::Cgroup { netns: Some(netns), .. } | Self::Unit { netns: Some(netns), .. } => {
+                is_placeholder(netns)
+            }
+            _ => false,
+        }
+    }
+
     /// What changes when the target appears or goes.
     pub fn signs(&self) -> Signs {
         let mut signs = Signs::new();
@@ -90,12 +101,18 @@ fn approach(path: &Path, signs: &mut Signs) {
     }
 }
 
+fn is_placeholder(path: &Path) -> bool {
+    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    let empty = std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() == 0);
+    empty && rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type != NSFS_MAGIC)
+}
+
 fn in_cgroup(dir: &Path, netns: Option<&Path>) -> Result<Option<Target>> {
     if !dir.exists() {
         return Ok(None);
     }
     match netns {
-        Some(netns) if !netns.exists() => Ok(None),
+        Some(netns) if !netns.exists() || is_placeholder(netns) => Ok(None),
         Some(netns) => Target::of_paths(netns, dir).map(Some),
         None => Target::of_cgroup(Cgroup::open(dir)?),
     }
@@ -169,6 +186,17 @@ mod tests {
         std::fs::create_dir_all(root.join("user.slice/shop.service")).unwrap();
         assert!(matches!(unit(&root, "shop.service"), Err(Error::Input(_))));
         std::fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn a_namespace_that_is_being_made() {
+        let file = std::env::temp_dir().join(format!("redirector-placeholder-{}", std::process::id()));
+        std::fs::write(&file, "").unwrap();
+        assert!(is_placeholder(&file));
+        std::fs::write(&file, "something else").unwrap();
+        assert!(!is_placeholder(&file));
+        std::fs::remove_file(&file).unwrap();
+        assert!(!is_placeholder(&file) && !is_placeholder(Path::new("/proc/self/ns/net")));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::virtual_interfaces;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,9 +29,11 @@ pub struct Memory {
     /// How each followed namespace was when its instance was last refreshed, by cookie.
     mirrors: Mutex<HashMap<u64, Mirror>>,
     ending: Mutex<Ending>,
+    /// A namespace is being made or removed.
+    soon: AtomicBool,
 }
 
-/// How many passes in a row have seen a namespace that nobody can follow.
+/// How many passes in a row have seen a namespace that is not whole, or that nobody can follow.
 #[derive(Default)]
 struct Ending(u32);
 
@@ -104,7 +107,7 @@ impl Agent {
         for step in plan(&wants, &there) {
             self.execute(step, &here);
         }
-        let ending = self.follow_all(&there);
+        let ending = self.follow_all(&there) | self.memory.soon.swap(false, Ordering::Relaxed);
         let times = lock(&self.memory.ending).next(ending);
         let soon = times.map(|times| Duration::from_millis(250 << times.min(8)));
         [self.retry_in(), soon].into_iter().flatten().fold(self.resync, Duration::min)
@@ -160,6 +163,9 @@ impl Agent {
             signs.entry(path).or_default().add(names);
         }
         let found = entry.place.find();
+        if entry.place.is_in_the_making() {
+            self.memory.soon.store(true, Ordering::Relaxed);
+        }
         if found.is_ok() {
             self.fine(&about_target(name));
         }
@@ -276,10 +282,10 @@ impl Agent {
         chains::refuse_istio(&target.netns)?;
         // Before the attach looks at it: what changes afterwards is heard of.
         let before = self.follow_one(target.netns.as_fd(), target.netns.cookie)?;
+        self.remember(target.netns.cookie, before);
         let begin = Instant::now();
         let report = attach::attach(&self.root, name, target, policy, false)?;
         let took = begin.elapsed();
-        self.remember(target.netns.cookie, before);
         let step = match report.outcome {
             Outcome::Attached => "attach",
             Outcome::Changed => "change",
@@ -321,10 +327,8 @@ impl Agent {
     /// end, and nobody will tell.
     fn follow_all(&self, there: &[Surveyed]) -> bool {
         let mut ending = false;
-        let mut alive = Vec::new();
         for Surveyed { name, state } in there {
             let State::Active(active) = state else { continue };
-            alive.push(active.netns_cookie);
             let known = lock(&self.memory.mirrors).contains_key(&active.netns_cookie);
             if known || !active.netns_alive || self.is_too_early(&format!("{name} (follow)")) {
                 continue;
@@ -349,11 +353,7 @@ impl Agent {
                 }
             }
         }
-        let still = there.len();
-        let mut mirrors = lock(&self.memory.mirrors);
-        if mirrors.len() > 2 * still + 16 {
-            mirrors.retain(|cookie, _| alive.contains(cookie));
-        }
+        lock(&self.memory.mirrors).retain(|cookie, _| self.namespaces.follows(*cookie));
         ending
     }
 
