@@ -56,7 +56,7 @@ fn find(venv: &Path) -> Option<PathBuf> {
 
 /// A Python that can make virtual environments. Debian's own cannot until `python3-venv` is there,
 /// while one from pyenv can.
-fn python(quiet: bool) -> Result<&'static str> {
+pub fn python(quiet: bool) -> Result<&'static str> {
     let usable = |python: &&str| Cmd::new(python).args(["-c", "import ensurepip, venv"]).probe().is_some();
     if let Some(python) = ["python3", "/usr/bin/python3"].iter().find(|python| usable(python)) {
         return Ok(python);

@@ -16,6 +16,7 @@ mod image;
 mod kubernetes;
 mod linker;
 mod lint;
+mod manifests;
 mod project;
 mod run;
 mod shim;
@@ -151,6 +152,11 @@ Examples:
         #[arg(last = true, value_name = "PARITY ARGS")]
         args: Vec<String>,
     },
+    /// Check the manifests and the chart in deploy/ against the schemas of Kubernetes
+    #[command(after_help = "\
+Examples:
+  cargo xtask manifests       the built manifests stay in target/manifests")]
+    Manifests,
     /// Try redirector on a real node: containerd, runc, CNI plugins, Kubernetes (root)
     ///
     /// Everything runs in namespaces of its own and is removed. `up` builds Kubernetes from Debian's source the
@@ -158,7 +164,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   cargo xtask node runtime --starts 1000    containers started by containerd, captured by the CNI plugin
-  cargo xtask node up                       a whole Kubernetes node, until Enter is pressed
+  cargo xtask node kubernetes               a whole node, with the agent as a DaemonSet
+  cargo xtask node up                       the same node, until Enter is pressed
   cargo xtask node build                    only build Kubernetes")]
     Node {
         /// What to try, with its own arguments
@@ -222,6 +229,7 @@ fn dispatch(verb: Verb) -> Result<()> {
         Verb::Test { args } => run::test(&args),
         Verb::Demo { args } => run::demo(&args),
         Verb::Dist { name } => dist::dist(&name),
+        Verb::Manifests => manifests::check(),
         Verb::Node { args } => run::node(&args),
         Verb::Mesh { args } => run::mesh(&args),
         Verb::Bench { part, quick, mut args } => {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     cmd::Cmd,
-    deps, envoy, exit, kubernetes,
+    deps, envoy, exit, kubernetes, manifests,
     project::{self, Profile},
 };
 
@@ -64,6 +64,9 @@ pub fn node(args: &[String]) -> Result<()> {
     }
     if args.first().is_some_and(|verb| verb == "build") {
         return Ok(());
+    }
+    if args.first().is_some_and(|verb| verb == "kubernetes") {
+        env.push(("REDIRECTOR_KUSTOMIZE", manifests::kustomize()?));
     }
     run_with("node", Profile::Dev, args, &env)
 }

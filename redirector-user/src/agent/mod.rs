@@ -5,6 +5,7 @@
 //! ends) only wakes the next pass. Traffic does not depend on the agent: everything that captures
 //! is pinned, and stays as it is while there is none.
 
+mod cgroup_namespace;
 mod files;
 mod health;
 mod http;
@@ -112,6 +113,7 @@ pub struct Agent {
 ///
 /// If the agent cannot start.
 pub fn run(options: Options) -> Result<()> {
+    cgroup_namespace::enter_hosts()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -6,10 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
+use redirector_tests::cluster::deployment;
 use redirector_tests::cluster::kubernetes::Kubernetes;
 use redirector_tests::cluster::machine::{global_sysctls, nothing_left};
+use redirector_tests::cluster::scenario::Stage;
 use redirector_tests::cluster::starts::{Node, Plugin};
-use redirector_tests::privileged::require_root;
+use redirector_tests::privileged::{require_envoy, require_root};
 use redirector_tests::probe::run_if_asked;
 
 /// redirector on a real node, in namespaces of its own
@@ -30,6 +32,15 @@ enum Verb {
         /// How many at a time
         #[arg(long, default_value_t = 2)]
         threads: u32,
+    },
+    /// A whole node: the agent as a DaemonSet, pods with Envoy, the agent killed and replaced, many pods
+    Kubernetes {
+        /// How many pods whose first instruction connects, in each part
+        #[arg(long, default_value_t = 10)]
+        starts: usize,
+        /// How many pods at once in the last part
+        #[arg(long, default_value_t = 20)]
+        pods: usize,
     },
     /// Bring up a whole node and leave it until Enter is pressed
     Up,
@@ -53,6 +64,7 @@ fn run(verb: &Verb) -> anyhow::Result<()> {
     let before = global_sysctls()?;
     let name = match verb {
         Verb::Runtime { starts, threads } => runtime(*starts, *threads)?,
+        Verb::Kubernetes { starts, pods } => kubernetes(*starts, *pods)?,
         Verb::Up => up()?,
     };
     nothing_left(&name)?;
@@ -90,6 +102,36 @@ fn cluster() -> anyhow::Result<Kubernetes> {
     let cluster = Kubernetes::start(&binaries.context("REDIRECTOR_KUBERNETES names no directory")?, 250)?;
     println!("Kubernetes is up after {:.1} s", start.elapsed().as_secs_f32());
     Ok(cluster)
+}
+
+fn kubernetes(starts: usize, pods: usize) -> anyhow::Result<String> {
+    let mut stage = Stage::new(cluster()?, &require_envoy().context("no Envoy")?)?;
+    println!("the agent is ready as a DaemonSet, with the shipped role and capabilities");
+    deployment::all_accepted(&stage.kubernetes)?;
+    println!("the API server takes every overlay");
+    stage.sidecar()?;
+    println!("a pod with Envoy and no init container is served both ways");
+    let took = stage.first_instructions("first", starts, |_, _| Ok(()))?;
+    println!("{starts} pods whose first instruction connects: 0 escaped, {:.1} s", took.as_secs_f32());
+    println!("a wrong annotation: the pod does not start, its event says: {}", stage.wrong_annotation()?);
+    stage.server_restarts()?;
+    println!("the API server was away: a captured pod was served, new ones are captured since");
+    let kills = stage.killed(starts)?;
+    println!("the same while the agent is killed {kills} times with -9: 0 escaped, no instance left");
+    let calls = stage.rollout(starts)?;
+    println!(
+        "the same during a rollout of the agent: 0 escaped, {calls} calls of a captured pod, none failed"
+    );
+    let many = stage.many(pods)?;
+    println!(
+        "{pods} pods: ready after {:.0} s, gone after {:.0} s; each: attach {:?}, {} KiB of maps, {} KiB in the agent",
+        many.up.as_secs_f32(),
+        many.gone.as_secs_f32(),
+        many.attach,
+        many.maps / 1024,
+        many.agent / 1024
+    );
+    Ok(stage.kubernetes.machine.name().to_owned())
 }
 
 fn up() -> anyhow::Result<String> {

@@ -26,7 +26,7 @@ const NETWORK: &str = include_str!("10-network.conflist");
 const KUBELET: &str = include_str!("kubelet.yaml");
 
 /// How long something of a cluster may take; generous because the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A running cluster. The machine is dropped last: everything ends with it.
 pub struct Kubernetes {

@@ -2,7 +2,9 @@
 
 pub mod cni;
 pub mod containerd;
+pub mod deployment;
 pub mod image;
 pub mod kubernetes;
 pub mod machine;
+pub mod scenario;
 pub mod starts;

@@ -46,7 +46,7 @@ pub enum Plugin {
 /// A node with a runtime, the agent and its plugin; no Kubernetes.
 pub struct Node {
     service: Server,
-    _agent: Inside,
+    agent: Inside,
     _containerd: Containerd,
     /// Dropped last: everything ends with it.
     pub machine: Machine,
@@ -83,25 +83,19 @@ impl Node {
         let outside =
             Place { netns: format!("/proc/{}/ns/net", machine.init()).into(), cgroup: None, owner: ROOT };
         let service = Server::start(&outside, "remote", vec![Listen::on(any4(PORT))])?;
-        let agent = machine.daemon(
-            redirector::binary(),
-            &[
-                "agent",
-                "--pods",
-                OBJECTS,
-                "--cni-bin-dir",
-                "/opt/cni/bin",
-                "--cni-conf-dir",
-                "/etc/cni/net.d",
-            ],
-        )?;
-        let node = Self { service, _agent: agent, _containerd: containerd, machine };
+        let agent = machine.daemon("sh", &["-euc", &contained_agent()?])?;
+        let node = Self { service, agent, _containerd: containerd, machine };
         retry::until("the agent to install its plugin", || {
             let list = node.list().ok()?;
             let plugins = list["plugins"].as_array()?.iter().any(|plugin| plugin["type"] == "redirector");
             (plugins && node.machine.outside(Path::new("/run/redirector/agent.sock")).exists()).then_some(())
         })
-        .with_context(|| node._agent.daemon.lines().join("\n"))?;
+        .with_context(|| node.agent.daemon.lines().join("\n"))?;
+        let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/cgroup"));
+        ensure!(
+            namespace(node.agent.pid()?)? == namespace(node.machine.init())?,
+            "the agent is not in the host's cgroup namespace"
+        );
         Ok(node)
     }
 
@@ -174,18 +168,29 @@ impl Node {
         let add = before.elapsed();
         let proxy = number.is_multiple_of(WITH_PROXY);
         let server = proxy.then(|| pod.proxy(self)).transpose()?;
-        let said = pod.run(self)?;
+        let (code, said) = pod.run(self)?;
         drop(server);
         cni::del(&self.machine, list, &result, &pod.sandbox)?;
         pod.remove(self)?;
-        let what = match said.trim() {
-            "errno 111" if !proxy => What::Refused,
-            said if said.contains("\"role\":\"proxy\"") => What::Proxy,
-            said if said.contains("\"role\":\"remote\"") => What::Escaped,
-            other => bail!("the container said {other:?} (proxy: {proxy})"),
+        let what = match code {
+            Some(111) if !proxy => What::Refused,
+            Some(7) if proxy => What::Proxy,
+            Some(8) => What::Escaped,
+            other => bail!("the container ended with {other:?} (proxy: {proxy}) and said {said:?}"),
         };
         Ok(Met { what, add })
     }
+}
+
+/// The agent with a cgroup and a cgroup namespace of its own, as containers have on a unified layout.
+fn contained_agent() -> anyhow::Result<String> {
+    let cgroup = crate::cgroup::mount_point()?.join("agent");
+    Ok(format!(
+        "mkdir {0}; echo 0 >{0}/cgroup.procs; exec unshare --cgroup {1} agent --pods {OBJECTS} \
+         --cni-bin-dir /opt/cni/bin --cni-conf-dir /etc/cni/net.d",
+        cgroup.display(),
+        redirector::binary().display()
+    ))
 }
 
 /// An image with the program of `first.c`, compiled now.
@@ -279,16 +284,15 @@ impl Pod {
         Server::start(&Place { netns, cgroup: Some(cgroup), owner: PROXY }, "proxy", proxy_listeners(1))
     }
 
-    /// Runs the container to its end, and gives what it said.
-    fn run(&self, node: &Node) -> anyhow::Result<String> {
+    /// Runs the container to its end, and gives its exit code and what was said.
+    fn run(&self, node: &Node) -> anyhow::Result<(Option<i32>, String)> {
         let mut command = node.machine.command("ctr");
         command.args(["--namespace", "k8s.io", "run", "--rm"]);
         command.args(["--with-ns", &format!("network:/run/netns/{}", self.sandbox.netns)]);
         command.args(["--cgroup", &format!("{}/app", self.cgroup), FIRST, &self.sandbox.netns]);
         let output = output(&mut command, "")?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(!said.is_empty(), "ctr: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(said)
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8_lossy(&said).into_owned()))
     }
 
     fn remove(&self, node: &Node) -> anyhow::Result<()> {

@@ -1,0 +1,123 @@
+//! The agent as users deploy it: its image, the manifests of `deploy/`, and what it tells.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use super::image::Image;
+use super::kubernetes::Kubernetes;
+use crate::command::run;
+use crate::privileged::repository;
+use crate::redirector;
+
+/// The image's name in the manifests.
+const IMAGE: &str = "localhost/redirector:0.1.0";
+const LABEL: &str = "app.kubernetes.io/name=redirector";
+
+/// Deploys an overlay of `deploy/kustomize`, and waits until the agent is ready and its plugin installed.
+///
+/// # Errors
+/// When the apiserver refuses it, or it does not get ready.
+pub fn deploy(kubernetes: &Kubernetes, overlay: &str) -> anyhow::Result<()> {
+    import(kubernetes)?;
+    kubernetes.machine.sh("mkdir -p /run/redirector")?;
+    kubernetes.apply(&for_this_version(&build(overlay)?))?;
+    agent(kubernetes)?;
+    kubernetes.wait("the plugin in the network's configuration", |kubernetes| {
+        let file = kubernetes.machine.outside(Path::new("/etc/cni/net.d/10-network.conflist"));
+        std::fs::read_to_string(file).ok()?.contains("\"redirector\"").then_some(())
+    })
+}
+
+/// The API server takes every overlay as it is.
+///
+/// # Errors
+/// When it refuses one.
+pub fn all_accepted(kubernetes: &Kubernetes) -> anyhow::Result<()> {
+    for overlay in ["base", "overlays/istio", "overlays/istio-cni", "overlays/standalone", "uninstall"] {
+        let manifests = for_this_version(&build(overlay)?);
+        kubernetes
+            .kubectl(&["apply", "--dry-run=server", "--filename=-"], &manifests)
+            .with_context(|| overlay.to_owned())?;
+    }
+    Ok(())
+}
+
+/// The image of `cargo xtask dist`, if there is one (`REDIRECTOR_IMAGE`); else one of the binary under test.
+fn import(kubernetes: &Kubernetes) -> anyhow::Result<()> {
+    if let Some(archive) = std::env::var_os("REDIRECTOR_IMAGE") {
+        return kubernetes.containerd.import_archive(&kubernetes.machine, Path::new(&archive));
+    }
+    let image = Image { name: IMAGE.into(), files: Vec::new(), entrypoint: vec!["/redirector".into()] };
+    kubernetes.containerd.import(&kubernetes.machine, &image.with(&redirector::binary(), "/redirector")?)
+}
+
+/// What kustomize makes of an overlay.
+///
+/// # Errors
+/// When kustomize fails.
+pub fn build(overlay: &str) -> anyhow::Result<String> {
+    let kustomize = std::env::var_os("REDIRECTOR_KUSTOMIZE").map(PathBuf::from);
+    let directory = repository().join("deploy/kustomize").join(overlay);
+    run(
+        Command::new(kustomize.context("REDIRECTOR_KUSTOMIZE names no program")?).arg("build").arg(directory),
+        "",
+    )
+}
+
+/// Kubernetes 1.20 has no surge for DaemonSets (1.22), and insists on one that may be unavailable.
+fn for_this_version(manifests: &str) -> String {
+    manifests.replace("      maxSurge: 1\n", "").replace("maxUnavailable: 0", "maxUnavailable: 1")
+}
+
+/// The agent's pod, once it is ready.
+///
+/// # Errors
+/// When it does not get ready in time.
+pub fn agent(kubernetes: &Kubernetes) -> anyhow::Result<Value> {
+    let found = kubernetes.ready(LABEL, 1);
+    let mut pods = found.with_context(|| format!("the agent says:\n{}", log(kubernetes)))?;
+    pods.pop().context("a pod")
+}
+
+/// What the agent has logged.
+#[must_use]
+pub fn log(kubernetes: &Kubernetes) -> String {
+    let selector = format!("--selector={LABEL}");
+    let arguments = ["logs", "--namespace=redirector-system", &selector, "--tail=60", "--prefix=false"];
+    kubernetes.kubectl(&arguments, "").unwrap_or_else(|error| error.to_string())
+}
+
+/// The pid of the agent's process, inside the machine.
+///
+/// # Errors
+/// When there is not exactly one.
+pub fn pid(kubernetes: &Kubernetes) -> anyhow::Result<u32> {
+    let pids = kubernetes.machine.sh("grep -lsa '^/redirector.agent' /proc/[0-9]*/cmdline | cut -d/ -f3")?;
+    let pids: Vec<u32> = pids.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+    ensure!(pids.len() == 1, "processes of the agent: {pids:?}");
+    Ok(pids[0])
+}
+
+/// A value of `/metrics`, summed over labels that contain `label`.
+///
+/// # Errors
+/// When the agent does not answer.
+pub fn metric(kubernetes: &Kubernetes, name: &str, label: &str) -> anyhow::Result<f64> {
+    let metrics = kubernetes.machine.sh("curl -sf http://127.0.0.1:9464/metrics")?;
+    let values = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
+    Ok(values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+}
+
+/// Names of the instances on the node, by the command line.
+///
+/// # Errors
+/// When `redirector list` fails.
+pub fn instances(kubernetes: &Kubernetes) -> anyhow::Result<Vec<String>> {
+    let mut command = kubernetes.machine.command(redirector::binary());
+    let list: Value = serde_json::from_str(&run(command.args(["list", "--output", "json"]), "")?)?;
+    let names = list.as_array().context("a list")?.iter().filter_map(|instance| instance["name"].as_str());
+    Ok(names.map(str::to_owned).collect())
+}

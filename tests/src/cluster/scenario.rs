@@ -1,0 +1,383 @@
+//! What pods of a real Kubernetes meet, and what becomes of them when the agent is killed, replaced, or has hundreds.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
+
+use super::containerd::PAUSE;
+use super::deployment;
+use super::image::Image;
+use super::kubernetes::Kubernetes;
+use super::starts::{FIRST, first_image};
+use crate::mesh::configuration;
+use crate::pod::ROOT;
+use crate::probe::serve::Listen;
+use crate::process::Place;
+use crate::proxy::{Server, any4};
+
+const ENVOY: &str = "local.test/envoy:1";
+/// A web server on the node, for pods to call.
+const WEB: &str = "10.96.0.10:8081";
+
+/// A cluster with the agent deployed, and a service nobody may reach past a proxy.
+pub struct Stage {
+    service: Server,
+    /// The cluster.
+    pub kubernetes: Kubernetes,
+}
+
+impl Stage {
+    /// Starts everything.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn new(kubernetes: Kubernetes, envoy: &std::path::Path) -> anyhow::Result<Self> {
+        let machine = &kubernetes.machine;
+        machine.sh(
+            "ip addr add 10.96.0.10/32 dev lo; mkdir /run/web; echo hello from the node >/run/web/index.html; \
+             busybox httpd -p 10.96.0.10:8081 -h /run/web",
+        )?;
+        kubernetes.containerd.import(machine, &first_image(machine)?)?;
+        let file = machine.directory().join("envoy.json");
+        let nowhere = [[192, 0, 2, 1].into(), [192, 0, 2, 2].into()];
+        std::fs::write(&file, configuration::sidecar(nowhere).to_string())?;
+        let mut image = Image::busybox(ENVOY).with(envoy, "/envoy")?;
+        image.files.push((file, "/etc/envoy.json".into()));
+        kubernetes.containerd.import(machine, &image)?;
+        let place =
+            Place { netns: format!("/proc/{}/ns/net", machine.init()).into(), cgroup: None, owner: ROOT };
+        let service = Server::start(&place, "remote", vec![Listen::on(any4(8080))])?;
+        deployment::deploy(&kubernetes, "overlays/istio")?;
+        Ok(Self { service, kubernetes })
+    }
+
+    /// A pod with an Envoy sidecar and no init container, served both ways; Envoy's log shows it.
+    ///
+    /// # Errors
+    /// When a connection fails or goes past Envoy.
+    pub fn sidecar(&self) -> anyhow::Result<()> {
+        let app = [
+            "sh",
+            "-c",
+            "cd /tmp; echo hello from the app >index.html; exec busybox httpd -f -p 9090 -h /tmp",
+        ];
+        let envoy = [
+            "/envoy",
+            "-c",
+            "/etc/envoy.json",
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "warn",
+        ];
+        let proxy = json!({
+            "name": "istio-proxy", "image": ENVOY, "imagePullPolicy": "Never", "command": envoy,
+            "securityContext": {"runAsUser": 1337, "runAsGroup": 1337}
+        });
+        let app = json!({"name": "app", "image": ENVOY, "imagePullPolicy": "Never", "command": app});
+        self.kubernetes.apply(&pod("mesh", &[proxy, app], "Always").to_string())?;
+        let found = self.kubernetes.ready("app=mesh", 1)?;
+        let address = Kubernetes::address(found.first().context("a pod")?)?;
+        self.kubernetes.wait("an answer of the app through Envoy", |kubernetes| {
+            let answer =
+                kubernetes.machine.sh(&format!("curl -sf --max-time 5 http://{address}:9090/")).ok()?;
+            (answer == "hello from the app\n").then_some(())
+        })?;
+        let out = self.kubernetes.kubectl(
+            &["exec", "mesh", "-c", "app", "--", "/bin/busybox", "wget", "-qO-", &format!("http://{WEB}/")],
+            "",
+        )?;
+        ensure!(out == "hello from the node\n", "outbound: {out}");
+        self.kubernetes.wait("both in Envoy's log", |kubernetes| {
+            let log = kubernetes.kubectl(&["logs", "mesh", "-c", "istio-proxy"], "").ok()?;
+            let has = |what: &str| log.lines().any(|line| line.starts_with(what) && line.ends_with(" 200"));
+            (has(&format!("IN {address}:9090 GET")) && has(&format!("OUT {WEB} GET"))).then_some(())
+        })
+    }
+
+    /// A pod with an annotation that cannot be meant does not start, and an event on it says why.
+    ///
+    /// # Errors
+    /// When it starts, or nobody is told.
+    pub fn wrong_annotation(&self) -> anyhow::Result<String> {
+        let mut wrong = pod("wrong", &[sleeper("istio-proxy"), sleeper("app")], "Always");
+        wrong["metadata"]["annotations"]["traffic.sidecar.istio.io/excludeOutboundPorts"] = json!("http");
+        self.kubernetes.apply(&wrong.to_string())?;
+        let note = self.kubernetes.wait("an event of the agent", |kubernetes| {
+            let events = kubernetes.get(&["events", "--field-selector=involvedObject.name=wrong"]).ok()?;
+            let mine = |event: &&Value| event["reportingComponent"] == "redirector";
+            Some(events["items"].as_array()?.iter().find(mine)?["message"].as_str()?.to_owned())
+        })?;
+        let phase = self.kubernetes.get(&["pod", "wrong"])?["status"]["phase"].clone();
+        ensure!(phase == "Pending", "it is {phase}");
+        self.kubernetes.kubectl(&["delete", "pod", "wrong", "--grace-period=1"], "")?;
+        self.no_orphans()?;
+        Ok(note)
+    }
+
+    /// The API server is away for a while: what is captured stays so, and goes on with its return.
+    ///
+    /// # Errors
+    /// When a captured pod is not served, or new ones are not captured afterwards.
+    pub fn server_restarts(&mut self) -> anyhow::Result<()> {
+        let mesh = self.kubernetes.ready("app=mesh", 1)?;
+        let address = Kubernetes::address(mesh.first().context("a pod")?)?;
+        self.kubernetes.stop("kube-apiserver")?;
+        let answer = self.kubernetes.machine.sh(&format!("curl -sf --max-time 5 http://{address}:9090/"))?;
+        ensure!(answer == "hello from the app\n", "without the API server: {answer}");
+        self.kubernetes.apiserver()?;
+        self.first_instructions("back", 3, |_, _| Ok(())).map(drop)
+    }
+
+    /// Starts `count` pods whose first instruction connects, while `disturb` works; no container may reach the service.
+    ///
+    /// # Errors
+    /// When one does, or a pod does not come to its end.
+    pub fn first_instructions(
+        &self,
+        series: &str,
+        count: usize,
+        disturb: impl Fn(&Kubernetes, &AtomicBool) -> anyhow::Result<()> + Sync,
+    ) -> anyhow::Result<Duration> {
+        let started = Instant::now();
+        let over = AtomicBool::new(false);
+        let before = self.service.accepted().len();
+        std::thread::scope(|scope| -> anyhow::Result<()> {
+            let disturber = scope.spawn(|| disturb(&self.kubernetes, &over));
+            let result = self.all_refused(series, count);
+            over.store(true, Ordering::Relaxed);
+            disturber.join().map_err(|_| anyhow::anyhow!("the disturbing thread panicked"))??;
+            result
+        })?;
+        let reached = self.service.accepted().len() - before;
+        ensure!(reached == 0, "{reached} connections reached the service past the proxy");
+        self.delete(series)?;
+        Ok(started.elapsed())
+    }
+
+    fn all_refused(&self, series: &str, count: usize) -> anyhow::Result<()> {
+        let pods: Vec<Value> = (0..count)
+            .map(|number| {
+                let app = json!({"name": "app", "image": FIRST, "imagePullPolicy": "Never"});
+                let mut pod = pod(&format!("{series}-{number}"), &[app, sleeper("istio-proxy")], "Never");
+                pod["metadata"]["labels"] = json!({"series": series, "injected": "yes"});
+                pod
+            })
+            .collect();
+        self.kubernetes.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}).to_string())?;
+        let codes = self.kubernetes.wait(&format!("{count} first instructions"), |kubernetes| {
+            let codes = exit_codes(&kubernetes.get(&["pods", &format!("--selector=series={series}")]).ok()?);
+            (codes.len() == count).then_some(codes)
+        })?;
+        // ECONNREFUSED: captured, and the proxy does not listen.
+        ensure!(codes.iter().all(|code| *code == 111), "containers ended with {codes:?}");
+        Ok(())
+    }
+
+    /// Deletes pods, and waits until their instances are gone, too.
+    fn delete(&self, series: &str) -> anyhow::Result<()> {
+        let selector = format!("--selector=series={series}");
+        self.kubernetes.kubectl(&["delete", "pods", &selector, "--grace-period=1", "--wait=true"], "")?;
+        self.no_orphans()
+    }
+
+    /// As many instances as there are injected pods, and no other.
+    ///
+    /// # Errors
+    /// When some stay.
+    pub fn no_orphans(&self) -> anyhow::Result<()> {
+        let mut last = Vec::new();
+        let none = self.kubernetes.wait("instances to be those of the pods", |kubernetes| {
+            let pods = kubernetes.get(&["pods", "--selector=injected=yes"]).ok()?;
+            let uids = pods["items"].as_array()?.iter().filter_map(|pod| pod["metadata"]["uid"].as_str());
+            let mut wanted: Vec<String> = uids.map(|uid| format!("pod-{uid}")).collect();
+            let mut there = deployment::instances(kubernetes).ok()?;
+            wanted.sort();
+            there.sort();
+            last.clone_from(&there);
+            (wanted == there).then_some(())
+        });
+        none.with_context(|| {
+            format!("instances: {last:?}\nthe agent says:\n{}", deployment::log(&self.kubernetes))
+        })
+    }
+
+    /// Kills the agent with SIGKILL again and again while pods start.
+    ///
+    /// # Errors
+    /// When a connection escapes, or instances are left.
+    pub fn killed(&self, count: usize) -> anyhow::Result<u32> {
+        let kills = std::sync::atomic::AtomicU32::new(0);
+        self.first_instructions("killed", count, |kubernetes, over| {
+            // kubelet waits longer before each restart: 0, 10, 20 seconds.
+            while !over.load(Ordering::Relaxed) && kills.load(Ordering::Relaxed) < 3 {
+                if let Ok(pid) = deployment::pid(kubernetes) {
+                    kubernetes.machine.sh(&format!("kill -9 {pid}"))?;
+                    kills.fetch_add(1, Ordering::Relaxed);
+                    kubernetes.wait("the agent to be back", |kubernetes| deployment::pid(kubernetes).ok())?;
+                }
+            }
+            deployment::agent(kubernetes).map(drop)
+        })?;
+        Ok(kills.into_inner())
+    }
+
+    /// Replaces the agent by a rollout while pods start and a captured pod makes connections; none may fail.
+    ///
+    /// # Errors
+    /// When one does.
+    pub fn rollout(&self, count: usize) -> anyhow::Result<usize> {
+        let calls = std::sync::atomic::AtomicUsize::new(0);
+        let failed = std::sync::Mutex::new(Vec::new());
+        self.first_instructions("rollout", count, |kubernetes, over| {
+            std::thread::scope(|scope| -> anyhow::Result<()> {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        let script =
+                            format!("for i in $(seq 20); do busybox wget -qO- http://{WEB}/ || exit 1; done");
+                        let exec = ["exec", "mesh", "-c", "app", "--", "/bin/sh", "-c", &script];
+                        match kubernetes.kubectl(&exec, "") {
+                            Ok(_) => drop(calls.fetch_add(20, Ordering::Relaxed)),
+                            Err(error) => {
+                                failed.lock().map(|mut all| all.push(error.to_string())).unwrap_or(())
+                            }
+                        }
+                    }
+                });
+                let namespace = "--namespace=redirector-system";
+                let set = ["set", "env", namespace, "daemonset/redirector", "ROLLOUT=1"];
+                kubernetes.kubectl(&set, "")?;
+                let status = ["rollout", "status", namespace, "daemonset/redirector", "--timeout=120s"];
+                kubernetes.kubectl(&status, "")?;
+                deployment::agent(kubernetes).map(drop)
+            })
+        })?;
+        let failed = failed.into_inner().map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+        ensure!(failed.is_empty(), "calls failed during the rollout: {failed:?}");
+        Ok(calls.into_inner())
+    }
+
+    /// Many pods at once: they attach, and vanish.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub fn many(&self, count: usize) -> anyhow::Result<Many> {
+        let before = self.memory()?;
+        let attached =
+            |kubernetes: &Kubernetes| deployment::metric(kubernetes, "redirector_attach_seconds_sum", "");
+        let (seconds, started) = (attached(&self.kubernetes)?, Instant::now());
+        let pods: Vec<Value> = (0..count)
+            .map(|number| {
+                let mut pod =
+                    pod(&format!("many-{number}"), &[sleeper("istio-proxy"), sleeper("app")], "Always");
+                pod["metadata"]["labels"] = json!({"series": "many", "injected": "yes"});
+                pod
+            })
+            .collect();
+        self.kubernetes.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}).to_string())?;
+        self.ready_by_and_by("series=many", count)?;
+        let up = started.elapsed();
+        self.no_orphans()?;
+        let after = self.memory()?;
+        let attach = attached(&self.kubernetes)? - seconds;
+        let started = Instant::now();
+        self.delete("many")?;
+        let per_pod = |bytes: u64| bytes / u64::try_from(count).unwrap_or(1);
+        Ok(Many {
+            up,
+            gone: started.elapsed(),
+            attach: Duration::from_secs_f64(attach / f64::from(u32::try_from(count)?)),
+            maps: per_pod(after.maps.saturating_sub(before.maps)),
+            agent: per_pod(after.agent.saturating_sub(before.agent)),
+        })
+    }
+
+    /// Hundreds of pods take minutes on a small machine: as long as more get ready, it goes on.
+    fn ready_by_and_by(&self, label: &str, count: usize) -> anyhow::Result<()> {
+        let (mut most, mut since) = (0, Instant::now());
+        while most < count {
+            let list = self.kubernetes.get(&["pods", &format!("--selector={label}")])?;
+            let pods = list["items"].as_array().context("pods")?;
+            let ready = pods.iter().filter(|pod| is_ready(pod)).count();
+            if ready > most {
+                (most, since) = (ready, Instant::now());
+            }
+            if since.elapsed() > Duration::from_secs(120) {
+                bail!(
+                    "{most} of {count} pods are ready, and no more get so:\n{}",
+                    deployment::log(&self.kubernetes)
+                );
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        Ok(())
+    }
+
+    fn memory(&self) -> anyhow::Result<Memory> {
+        let maps = self.kubernetes.machine.sh(
+            "bpftool --json map show | python3 -c 'import json,sys; print(sum(m[\"bytes_memlock\"] for m in json.load(sys.stdin)))'",
+        )?;
+        let pid = deployment::pid(&self.kubernetes)?;
+        let agent =
+            self.kubernetes.machine.sh(&format!("awk '/VmRSS/ {{print $2 * 1024}}' /proc/{pid}/status"))?;
+        Ok(Memory { maps: maps.trim().parse()?, agent: agent.trim().parse()? })
+    }
+}
+
+struct Memory {
+    /// Of all eBPF maps of the machine underneath.
+    maps: u64,
+    /// Resident memory of the agent.
+    agent: u64,
+}
+
+/// What many pods cost.
+#[derive(Clone, Debug)]
+pub struct Many {
+    /// Until all were ready.
+    pub up: Duration,
+    /// Until all were gone, with their instances.
+    pub gone: Duration,
+    /// Mean time of an attach.
+    pub attach: Duration,
+    /// Bytes of maps for each pod.
+    pub maps: u64,
+    /// Bytes of the agent for each pod.
+    pub agent: u64,
+}
+
+/// A pod as the injector leaves it when a CNI plugin captures: a sidecar, and no init container.
+fn pod(name: &str, containers: &[Value], restart: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": name, "labels": {"app": name, "injected": "yes"},
+            "annotations": {"sidecar.istio.io/status": "{}"}
+        },
+        "spec": {
+            "restartPolicy": restart, "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false,
+            "dnsPolicy": "Default", "containers": containers
+        }
+    })
+}
+
+fn sleeper(name: &str) -> Value {
+    let command = ["/bin/busybox", "tail", "-f", "/dev/null"];
+    json!({"name": name, "image": PAUSE, "imagePullPolicy": "Never", "command": command})
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
+}
+
+/// With which codes the containers `app` of a list of pods have ended.
+fn exit_codes(list: &Value) -> Vec<i64> {
+    let pods = list["items"].as_array().map_or(&[][..], Vec::as_slice);
+    let statuses = pods.iter().filter_map(|pod| pod["status"]["containerStatuses"].as_array()).flatten();
+    let apps = statuses.filter(|status| status["name"] == "app");
+    apps.filter_map(|status| status["state"]["terminated"]["exitCode"].as_i64()).collect()
+}

