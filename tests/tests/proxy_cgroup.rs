@@ -205,6 +205,41 @@ fn which_cgroup_and_which_users() -> anyhow::Result<()> {
     expect([("app", APP, true), ("app", PROXY, false), ("proxy", APP, true), ("proxy", PROXY, false)])
 }
 
+/// A restarted unit has the same path and another cgroup: it is told, and the same attach finds the new one.
+#[test]
+fn another_cgroup_of_the_same_path() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, world) = (Node::new()?, World::new()?);
+    let pod = world.pod();
+    let proxy = pod.cgroup.directory().join("proxy");
+    let flags = ["--proxy-cgroup", &proxy.display().to_string()];
+    place(pod, "proxy")?;
+    let attach = || anyhow::Ok(node.attach(pod, "pod", &flags)?.expect(exit::OK)?.json()?["outcome"].clone());
+    let told = || -> anyhow::Result<[bool; 2]> {
+        let list = node.list()?;
+        let problems = [&list[0]["problem"], &node.show("pod")?["problem"]];
+        Ok(problems.map(|problem| problem.as_str().is_some_and(|text| text.contains("--proxy-cgroup"))))
+    };
+    assert_eq!(attach()?, "attached");
+    assert_eq!(told()?, [false, false]);
+    std::fs::remove_dir(&proxy)?;
+    assert_eq!(told()?, [true, true], "it is gone");
+    node.run(&["refresh", "pod"])?.refused(exit::USAGE, &["--proxy-cgroup", "does not exist"])?;
+    std::fs::create_dir(&proxy)?;
+    assert_eq!(told()?, [true, true], "it is another one");
+
+    let _remote = world.serve_outside(everywhere(&[SERVED]))?;
+    let to = [Scenario::to(at(VIP4, SERVED))];
+    assert_eq!(attach()?, "changed");
+    assert_eq!(told()?, [false, false]);
+    let seen = observe(&place(pod, "proxy")?, &to)?;
+    assert_eq!(seen.first().map(Observation::summary).as_deref(), Some("remote:8080"));
+    assert_eq!(attach()?, "unchanged");
+    Ok(())
+}
+
 /// The same policy from a file, and what `explain` says of it.
 #[test]
 fn files_and_explain() -> anyhow::Result<()> {

@@ -56,6 +56,7 @@ fn text(s: &Status, verbose: bool) -> Result<()> {
         format!("connections  {} redirected and alive", s.connections),
         format!("effective    {}", effective(s)),
     ];
+    lines.extend(s.problem.iter().map(|problem| format!("problem      {problem}")));
     for l in &s.listeners {
         let problem = l.problem.as_ref().map(|problem| format!("  <- {problem}")).unwrap_or_default();
         lines.push(format!(

@@ -44,7 +44,10 @@ pub(super) fn change(
     surroundings::settle(&mut instance, target, slot)?;
     let repairs = repair(&instance, slot, target, policy)?;
     // Without its record nobody knows the policy in force: it is written anew.
-    if before.as_ref().is_some_and(|record| record.policy == *policy) {
+    // The same path may lead to another cgroup of the proxy by now.
+    let in_force = instance.policies()?.get(&slot, 0).context(|| "read POLICIES".into())?;
+    let same_proxy = Counted::new(policy, target)?.proxy_cgroup() == in_force.proxy_cgroup;
+    if same_proxy && before.as_ref().is_some_and(|record| record.policy == *policy) {
         let outcome = if repairs.is_empty() { Outcome::Unchanged } else { Outcome::Changed };
         return Ok((outcome, repairs));
     }

@@ -9,6 +9,7 @@ use super::state::{Instance, Phase};
 use crate::error::{Context, Result};
 use crate::sys::bpf::{self, Link};
 use crate::target::cgroup::Cgroup;
+use crate::target::owners;
 use redirector_common::abi::{ABI_VERSION, FlowKey, OriginalDst};
 use redirector_common::counter::Counter;
 use redirector_common::decide::Verdict;
@@ -74,10 +75,19 @@ fn fill(line: &mut Summary, root: &Root) -> Result<()> {
     if phase != Phase::Inert && find::linked_to(&instance.dir) == Some(0) {
         line.problem = Some("its network namespace is gone; detach it".into());
     }
-    line.whose(&any_record(&instance, phase)?);
+    let record = any_record(&instance, phase)?;
+    line.whose(&record);
+    line.problem = line.problem.take().or(problem(&instance, phase, &record)?);
     line.connections = Some(instance.live()?);
     line.state = phase_name(phase);
     Ok(())
+}
+
+/// What is wrong with an instance that is not damaged.
+fn problem(instance: &Instance, phase: Phase, record: &Record) -> Result<Option<String>> {
+    let Phase::Active(slot) = phase else { return Ok(None) };
+    let in_force = instance.policies()?.get(&slot, 0).context(|| "read POLICIES".into())?;
+    Ok(owners::problem_of_proxy_cgroup(&record.policy, in_force.proxy_cgroup))
 }
 
 impl Summary {
@@ -165,6 +175,8 @@ pub struct Status {
     pub connections: u64,
     /// True if every hook is effective.
     pub effective: bool,
+    /// What is wrong although it is.
+    pub problem: Option<String>,
     /// Each hook.
     pub hooks: Vec<HookStatus>,
     /// The proxy's listeners.
@@ -208,6 +220,7 @@ pub fn status(root: &Root, name: &str) -> Result<Status> {
     Ok(Status {
         name: name.to_owned(),
         state: phase_name(phase),
+        problem: problem(&instance, phase, &record)?,
         abi: ABI_VERSION,
         netns_inode: meta.netns_inode,
         netns_cookie: meta.netns_cookie,

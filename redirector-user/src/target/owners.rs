@@ -37,6 +37,11 @@ impl Counted {
         Ok(Self { policy: as_the_kernel_counts(policy, &target.netns)?, proxy_cgroup })
     }
 
+    /// Id of the proxy's cgroup, 0 for none.
+    pub fn proxy_cgroup(&self) -> u64 {
+        self.proxy_cgroup
+    }
+
     /// In the form of the maps.
     pub fn compile(&self, facts: &Mirror) -> Compiled {
         let mut compiled = Compiled::new(&self.policy, facts);
@@ -57,6 +62,20 @@ fn proxy_cgroup(path: &Path, target: &Target) -> Result<u64> {
         )));
     }
     Ok(cgroup.id)
+}
+
+/// What is wrong if the path of the proxy's cgroup leads to another one than `known`, which the programs
+/// were told, or nowhere: its container or unit was started anew.
+pub fn problem_of_proxy_cgroup(policy: &Policy, known: u64) -> Option<String> {
+    let path = policy.proxy_cgroup.as_ref()?;
+    let same = Cgroup::open(path).is_ok_and(|cgroup| cgroup.id == known);
+    (!same).then(|| {
+        format!(
+            "the proxy's cgroup {} is gone or another one than at the attach, so the proxy's own connections are \
+             captured as anybody's; run attach with --proxy-cgroup again",
+            path.display()
+        )
+    })
 }
 
 /// The policy with the kernel's numbers of its users and groups.
