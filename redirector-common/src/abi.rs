@@ -39,10 +39,19 @@ pub mod name {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Target {
-    /// Cookie of the network namespace; sockets of another one are left alone.
+    /// Cookie of the network namespace; sockets of another one are left alone. 0 where not every
+    /// hook can ask for a socket's (before 5.15): then `netns_inode` tells.
     pub netns_cookie: u64,
     /// Id of the cgroup the programs are attached to.
     pub cgroup_id: u64,
+    /// Inode number of the network namespace.
+    pub netns_inode: u32,
+    /// Offset in bytes of `sock_common.skc_net`, with which a `sock` begins.
+    pub sock_net: u32,
+    /// Offset of `net.ns.inum`.
+    pub net_inum: u32,
+    /// 1 if sk_lookup tells the interface (5.17).
+    pub has_ingress_ifindex: u32,
     /// Offset in bytes of `sock.sk_socket`, from the running kernel's BTF.
     pub sock_socket: u32,
     /// Offset of `socket.file`.
@@ -272,7 +281,7 @@ pub const fn listener_slot(policy: u32, verdict: u32, v6: bool) -> u32 {
 
 const _: () = {
     assert!(size_of::<Policy>() == 48);
-    assert!(size_of::<Target>() == 64);
+    assert!(size_of::<Target>() == 80);
     assert!(size_of::<Meta>() == 48);
     assert!(size_of::<TableKey>() == 20);
     assert!(size_of::<Route>() == 24);

@@ -3,7 +3,7 @@
 use crate::bound::{ALLOW, Bound, effective, refuse};
 use crate::ctx::{IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr, opaque};
 use crate::maps::{self, Active, count};
-use crate::{dns, inbound, owner, storage};
+use crate::{dns, inbound, netns, owner, storage};
 use redirector_common::Addr;
 use redirector_common::abi::{Route, SockState, sock_kind};
 use redirector_common::counter::Counter;
@@ -11,11 +11,17 @@ use redirector_common::decide::{self, Decision, Outgoing, Verdict};
 use redirector_common::policy::flag;
 
 const EINVAL: u16 = 22;
+const ENETUNREACH: u16 = 101;
 const ENOBUFS: u16 = 105;
 
 pub fn connect4(ctx: &SockAddr) -> i32 {
     match handle(ctx, false) {
         Ok(()) => ALLOW,
+        Err(errno) if says_unreachable(ctx, errno) => {
+            // tcp_v4_connect refuses a broadcast route so, without a packet.
+            ctx.set_ip4(&Addr::v4(u32::MAX));
+            ALLOW
+        }
         Err(errno) => refuse(errno),
     }
 }
@@ -23,8 +29,21 @@ pub fn connect4(ctx: &SockAddr) -> i32 {
 pub fn connect6(ctx: &SockAddr) -> i32 {
     match handle(ctx, true) {
         Ok(()) => ALLOW,
+        Err(errno) if says_unreachable(ctx, errno) => {
+            // tcp_v6_connect looks for multicast before anything else: ff02::1.
+            ctx.set_ip6(&Addr::v6([0xff02_0000_u32.to_be(), 0, 0, 1_u32.to_be()]));
+            ALLOW
+        }
         Err(errno) => refuse(errno),
     }
+}
+
+/// Whether to have the kernel itself say ENETUNREACH, by a destination that is never reachable: without
+/// `bpf_set_retval` a refusal is EPERM, which a program that tries one address after the other may
+/// take for final. Not for UDP, to which a broadcast may be reachable.
+#[inline(always)]
+fn says_unreachable(ctx: &SockAddr, errno: u16) -> bool {
+    !maps::has_set_retval() && errno == ENETUNREACH && ctx.protocol() == IPPROTO_TCP
 }
 
 /// `socket6`: the socket is of family AF_INET6, whatever the destination is.
@@ -34,7 +53,7 @@ fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
     // An MPTCP socket connects through a subflow, which is a TCP socket of its own.
     let tcp = ctx.protocol() == IPPROTO_TCP;
     let dns = ctx.protocol() == IPPROTO_UDP && active.has(flag::DNS);
-    if !(tcp || dns) || ctx.netns_cookie() != maps::netns_cookie() {
+    if !(tcp || dns) || !netns::is_ours(ctx) {
         return Ok(());
     }
     if dns {

@@ -4,7 +4,7 @@
 use crate::bound::{ALLOW, Bound, effective, refuse};
 use crate::ctx::{IPPROTO_UDP, Sock, SockAddr, opaque};
 use crate::maps::{self, Active, count};
-use crate::{owner, storage};
+use crate::{netns, owner, storage};
 use redirector_common::Addr;
 use redirector_common::abi::{SockState, sock_kind};
 use redirector_common::counter::Counter;
@@ -104,8 +104,7 @@ fn answered(ctx: &SockAddr, from: Addr) -> Option<&'static SockState> {
 #[inline(always)]
 fn dns_policy(ctx: &SockAddr) -> Option<Active> {
     let active = maps::active()?;
-    let ours =
-        active.has(flag::DNS) && ctx.protocol() == IPPROTO_UDP && ctx.netns_cookie() == maps::netns_cookie();
+    let ours = active.has(flag::DNS) && ctx.protocol() == IPPROTO_UDP && netns::is_ours(ctx);
     ours.then_some(active)
 }
 

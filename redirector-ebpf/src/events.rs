@@ -3,7 +3,7 @@
 
 use crate::ctx::{AF_INET6, Ops, TCP_CLOSE};
 use crate::maps::{self, LISTENERS, ORIGINAL_DST, REFUSED, count};
-use crate::{storage, trace};
+use crate::{netns, storage, trace};
 use aya_ebpf::bindings::{
     BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
     BPF_SOCK_OPS_TCP_LISTEN_CB,
@@ -76,7 +76,7 @@ fn accepted(ops: &Ops) {
     let known = storage::get(sk);
     if known.is_none() {
         let Some(active) = maps::active() else { return };
-        if verdict_of(active.policy, port).is_none() || ops.netns_cookie() != maps::netns_cookie() {
+        if verdict_of(active.policy, port).is_none() || !netns::is_ours_in_sockops(ops) {
             return;
         }
     }
@@ -131,7 +131,7 @@ fn listening(ops: &Ops) {
     let Some(active) = maps::active_or_next() else { return };
     let port = ops.local_port();
     let Some(verdict) = verdict_of(active.policy, port) else { return };
-    if ops.netns_cookie() != maps::netns_cookie() {
+    if !netns::is_ours_in_sockops(ops) {
         return;
     }
     let Some(sk) = ops.sock() else { return };

@@ -63,7 +63,7 @@ fn from_network(ctx: &Lookup, active: &Active) -> Result<Wanted, Other> {
         return Err(Other::Pass);
     }
     let local = !active.has(flag::HAS_VIRTUAL_INTERFACES) || active.route(dst).is_none_or(|r| r.local != 0);
-    let incoming = opaque(Incoming { dst, dport: ctx.local_port(), iif: ctx.ingress_ifindex(), local });
+    let incoming = opaque(Incoming { dst, dport: ctx.local_port(), iif: interface(ctx), local });
     let decision = opaque(decide::incoming(active.policy, active, &incoming));
     count(decision.rule);
     trace::arriving(ctx, decision, incoming.dport);
@@ -76,10 +76,20 @@ fn from_network(ctx: &Lookup, active: &Active) -> Result<Wanted, Other> {
 /// Whether the SYN came over lo. For 127.0.0.1 the interface tells; for an address of another
 /// interface it is that interface, although the packet used lo (`ip_route_output_key_hash_rcu`
 /// sets rt_iif so). But then the sender's address is one of the namespace's own, which no
-/// packet from the network may have (`fib_validate_source`).
+/// packet from the network may have (`fib_validate_source`). Nor may it have a loopback address, which is
+/// all that tells where the interface is not known.
 #[inline(always)]
 fn is_from_lo(ctx: &Lookup, active: &Active) -> bool {
-    ctx.ingress_ifindex() == LOOPBACK_IFINDEX || active.route(ctx.remote()).is_some_and(|r| r.local != 0)
+    let remote = ctx.remote();
+    interface(ctx) == LOOPBACK_IFINDEX
+        || !maps::has_ingress_ifindex() && remote.is_loopback()
+        || active.route(remote).is_some_and(|r| r.local != 0)
+}
+
+/// Index of the interface, 0 before 5.17; a policy that needs it is not attached there.
+#[inline(always)]
+fn interface(ctx: &Lookup) -> u32 {
+    if maps::has_ingress_ifindex() { ctx.ingress_ifindex() } else { 0 }
 }
 
 /// On lo the decision was taken in connect(); what is left is to find the listener whatever

@@ -13,6 +13,7 @@ mod events;
 mod inbound;
 mod maps;
 mod names;
+mod netns;
 mod original_dst;
 mod owner;
 mod storage;

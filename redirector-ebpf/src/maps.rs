@@ -84,6 +84,10 @@ definition!(
 pub static TARGET: Target = Target {
     netns_cookie: 0,
     cgroup_id: 0,
+    netns_inode: 0,
+    sock_net: 0,
+    net_inum: 0,
+    has_ingress_ifindex: 0,
     sock_socket: 0,
     socket_file: 0,
     file_cred: 0,
@@ -108,13 +112,13 @@ macro_rules! target {
 pub(crate) use target;
 
 #[inline(always)]
-pub fn netns_cookie() -> u64 {
-    target!(netns_cookie)
+pub fn has_set_retval() -> bool {
+    target!(has_set_retval) != 0
 }
 
 #[inline(always)]
-pub fn has_set_retval() -> bool {
-    target!(has_set_retval) != 0
+pub fn has_ingress_ifindex() -> bool {
+    target!(has_ingress_ifindex) != 0
 }
 
 /// The policy in force and where its lists are.

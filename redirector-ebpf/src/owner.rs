@@ -12,10 +12,7 @@ use redirector_common::decide::NOBODY;
 /// or whose process changes its uid, keeps its owner.
 #[inline(always)]
 pub fn of(sk: Sock) -> (u32, u32) {
-    // The verifier forbids arithmetic on a socket pointer; read back from the stack it is a number.
-    let pointer = sk.0;
-    let sock: u64 = read((&raw const pointer) as u64);
-    let socket: u64 = read(sock.wrapping_add(target!(sock_socket) as u64));
+    let socket: u64 = read(address_of(sk).wrapping_add(target!(sock_socket) as u64));
     if socket == 0 {
         return (NOBODY, NOBODY);
     }
@@ -37,9 +34,7 @@ const DEPTH: u32 = 16;
 /// `--path` sees it (`cgroup_mt_v2` in net/netfilter/xt_cgroup.c). The cgroup is below that of the instance.
 #[inline(always)]
 pub fn is_in_cgroup(sk: Sock, wanted: u64) -> bool {
-    let pointer = sk.0;
-    let sock: u64 = read((&raw const pointer) as u64);
-    let mut cgroup: u64 = read(sock.wrapping_add(target!(sock_cgroup) as u64));
+    let mut cgroup: u64 = read(address_of(sk).wrapping_add(target!(sock_cgroup) as u64));
     for _ in 0..DEPTH {
         if cgroup == 0 {
             return false;
@@ -57,7 +52,15 @@ pub fn is_in_cgroup(sk: Sock, wanted: u64) -> bool {
     false
 }
 
-trait Zero: Copy {
+/// Where the kernel's `sock` is. The verifier forbids arithmetic on a socket pointer; read back from the
+/// stack it is a number.
+#[inline(always)]
+pub fn address_of(sk: Sock) -> u64 {
+    let pointer = sk.0;
+    read((&raw const pointer) as u64)
+}
+
+pub trait Zero: Copy {
     const ZERO: Self;
 }
 impl Zero for u64 {
@@ -69,7 +72,7 @@ impl Zero for u32 {
 
 /// Reads kernel memory; zero if the address is bad (the helper clears its buffer then).
 #[inline(always)]
-fn read<T: Zero>(address: u64) -> T {
+pub fn read<T: Zero>(address: u64) -> T {
     let mut value = T::ZERO;
     // SAFETY: the helper checks the source, the destination is a local of that size.
     unsafe { bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const _) };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
@@ -78,11 +79,27 @@ impl Objects {
 /// # Errors
 /// When `bpftool` cannot be asked.
 pub fn links_of(pod: &Pod) -> anyhow::Result<[usize; 2]> {
-    // Without programs anywhere below, it prints nothing.
-    let cgroups = list_of(&["cgroup", "tree", &pod.cgroup.directory().display().to_string()])?;
-    let programs = cgroups.iter().filter_map(|cgroup| cgroup["programs"].as_array()).map(Vec::len).sum();
+    // Not by `cgroup tree`: it asks for kinds of programs that older kernels do not know, and then prints nothing.
+    let mut cgroups = BTreeSet::new();
+    collect_ids(pod.cgroup.directory(), &mut cgroups)?;
     let inode = std::fs::metadata(pod.netns.file())?.ino();
-    Ok([programs, list("link")?.iter().filter(|link| link["netns_ino"] == inode).count()])
+    let links = list("link")?;
+    let of_cgroup = |link: &&Value| link["cgroup_id"].as_u64().is_some_and(|id| cgroups.contains(&id));
+    Ok([
+        links.iter().filter(of_cgroup).count(),
+        links.iter().filter(|link| link["netns_ino"] == inode).count(),
+    ])
+}
+
+/// Ids of a cgroup and of those below: their inode numbers.
+fn collect_ids(directory: &Path, ids: &mut BTreeSet<u64>) -> anyhow::Result<()> {
+    ids.insert(std::fs::metadata(directory)?.ino());
+    for entry in std::fs::read_dir(directory)?.filter_map(Result::ok) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect_ids(&entry.path(), ids)?;
+        }
+    }
+    Ok(())
 }
 
 /// Maps of any kind in which the cookie of a network namespace is found: those of META and of the constants of the

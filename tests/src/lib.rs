@@ -20,6 +20,7 @@ pub mod compare;
 pub mod documented;
 pub mod iptables;
 pub mod istio;
+pub mod kernel;
 pub mod kubelet;
 pub mod mangle;
 pub mod matrix;

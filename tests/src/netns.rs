@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::command::run;
-use crate::{names, retry};
+use crate::{kernel, names, retry};
 
 const DIRECTORY: &str = "/run/netns";
 
@@ -116,12 +116,18 @@ impl Netns {
         &self.file
     }
 
-    /// Runs lines of `ip` commands (without the leading `ip`) in the namespace, as one batch.
+    /// Runs lines of `ip` commands (without the leading `ip`) in the namespace, as one batch; on a kernel without IPv6
+    /// without those that name an address of it.
     ///
     /// # Errors
     /// When one of them fails; the error names its line.
     pub fn ip(&self, lines: &str) -> anyhow::Result<()> {
-        run(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), lines)
+        let possible: String = lines
+            .lines()
+            .filter(|line| kernel::has_ipv6() || !names_ipv6(line))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        run(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), &possible)
             .with_context(|| lines.to_owned())?;
         Ok(())
     }
@@ -151,6 +157,9 @@ impl Netns {
     pub fn sysctl(&self, settings: &[(&str, &str)]) -> anyhow::Result<()> {
         self.enter(|| {
             for (name, value) in settings {
+                if name.starts_with("ipv6/") && !kernel::has_ipv6() {
+                    continue;
+                }
                 let path = Path::new("/proc/sys/net").join(name);
                 std::fs::write(&path, value).with_context(|| format!("{} = {value}", path.display()))?;
             }
@@ -220,6 +229,10 @@ fn remove_stale() {
     }
 }
 
+fn names_ipv6(line: &str) -> bool {
+    line.split([' ', '/']).any(|word| word.parse::<std::net::Ipv6Addr>().is_ok())
+}
+
 /// Looks for a listening socket: `sl local_address rem_address st ...`, where the state is 0A.
 fn listens(tables: &str, port: u16) -> bool {
     let end = format!(":{port:04X}");
@@ -231,7 +244,16 @@ fn listens(tables: &str, port: u16) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::listens;
+    use super::{listens, names_ipv6};
+
+    #[test]
+    fn addresses_of_ipv6_are_recognised() {
+        assert!(
+            names_ipv6("address add fd00:77::2/64 dev eth0")
+                && names_ipv6("address add ::6/128 dev lo nodad")
+        );
+        assert!(!names_ipv6("neighbour add 10.77.0.1 lladdr 02:00:00:00:00:01 dev eth0"));
+    }
 
     #[test]
     fn only_listening_sockets_count() {

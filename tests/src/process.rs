@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 
 use crate::probe::AS_PROBE;
-use crate::retry::PATIENCE;
+use crate::retry::patience;
 use crate::scenario::Owner;
 
 /// Where a process runs: namespace, cgroup, user.
@@ -120,7 +120,7 @@ impl Daemon {
     /// # Errors
     /// When the process ends or time is up before; with everything it printed.
     pub fn wait_for<T>(&self, skip: usize, mut wanted: impl FnMut(&str) -> Option<T>) -> anyhow::Result<T> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         let mut seen = skip;
         let mut guard = lock(&self.output);
         loop {

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Context;
 
+use crate::kernel;
 use crate::observation::Accepted;
 use crate::probe::serve::{Command, Event, Listen, Service};
 use crate::process::{Daemon, Place};
@@ -85,10 +86,11 @@ pub fn any6(port: u16) -> SocketAddr {
     (Ipv6Addr::UNSPECIFIED, port).into()
 }
 
-/// Listeners on the wildcard addresses of both families.
+/// Listeners on the wildcard addresses of every family the kernel has.
 #[must_use]
 pub fn everywhere(ports: &[u16]) -> Vec<Listen> {
-    ports.iter().flat_map(|port| [Listen::on(any4(*port)), Listen::on(any6(*port))]).collect()
+    let both = ports.iter().flat_map(|port| [any4(*port), any6(*port)]);
+    both.filter(|address| address.is_ipv4() || kernel::has_ipv6()).map(Listen::on).collect()
 }
 
 /// The proxy's listeners, `sockets` of each.

@@ -32,6 +32,8 @@ pub struct Run {
     pub command: String,
     /// Exit code; `None` after a signal.
     pub code: Option<i32>,
+    /// How it ended, for messages.
+    pub status: std::process::ExitStatus,
     /// Standard output.
     pub stdout: String,
     /// Standard error.
@@ -54,6 +56,7 @@ impl Run {
         Ok(Self {
             command: show(command),
             code: output.status.code(),
+            status: output.status,
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         })
@@ -66,9 +69,9 @@ impl Run {
     pub fn expect(self, code: i32) -> anyhow::Result<Self> {
         ensure!(
             self.code == Some(code),
-            "`{}` ended with {:?} instead of {code}.\nstdout: {}\nstderr: {}",
+            "`{}` ended with {} instead of {code}.\nstdout: {}\nstderr: {}",
             self.command,
-            self.code,
+            self.status,
             self.stdout.trim(),
             self.stderr.trim()
         );

@@ -3,20 +3,34 @@
 use std::time::{Duration, Instant};
 
 /// How long a test waits for something that normally takes milliseconds; generous because CI machines stall.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Asks `condition` until it gives something, for at most [`PATIENCE`].
+/// A time that is long enough on a real machine, on this one: `REDIRECTOR_TESTS_SLOWNESS` times as long, which
+/// `cargo xtask vm` sets where the machine is emulated.
+#[must_use]
+pub fn long_enough(time: Duration) -> Duration {
+    let slowness = std::env::var("REDIRECTOR_TESTS_SLOWNESS").ok().and_then(|text| text.parse().ok());
+    time * slowness.unwrap_or(1).max(1)
+}
+
+/// How long to wait for something that normally takes milliseconds.
+#[must_use]
+pub fn patience() -> Duration {
+    long_enough(PATIENCE)
+}
+
+/// Asks `condition` until it gives something, for at most [`patience`].
 ///
 /// # Errors
 /// When the time is up, naming `what` was awaited.
 pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     let mut pause = Duration::from_millis(1);
     loop {
         if let Some(found) = condition() {
             return Ok(found);
         }
-        anyhow::ensure!(Instant::now() < deadline, "gave up waiting after {PATIENCE:?}: {what}");
+        anyhow::ensure!(Instant::now() < deadline, "gave up waiting after {:?}: {what}", patience());
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
     }

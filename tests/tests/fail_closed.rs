@@ -7,7 +7,6 @@ use std::process::Command;
 use anyhow::Context;
 use serde_json::Value;
 
-use redirector_tests::command;
 use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
 use redirector_tests::pod::{APP, VIP4, at};
@@ -17,6 +16,7 @@ use redirector_tests::redirector::exit;
 use redirector_tests::retry;
 use redirector_tests::scenario::Scenario;
 use redirector_tests::side::{By, Side};
+use redirector_tests::{command, kernel};
 
 const NAME: &str = "pod";
 
@@ -55,7 +55,7 @@ fn as_many_connections_as_allowed_and_no_more() -> anyhow::Result<()> {
     let place = side.pod().place(APP)?;
     let first = Held::start(&place, at(VIP4, SERVED))?;
     let _second = Held::start(&place, at(VIP4, SERVED))?;
-    assert_eq!(connect(&side)?, "ENOBUFS");
+    assert_eq!(connect(&side)?, kernel::refusal("ENOBUFS"));
     assert_eq!(counter(&node, "refused_full")?, 1);
     drop(first);
     retry::until("the entry of the ended connection to go", || {

@@ -1,11 +1,6 @@
 //! Attach, look, detach: exit codes, and that nothing is left behind.
 
-use std::os::unix::fs::MetadataExt;
-use std::process::Command;
-
-use serde_json::Value;
-
-use redirector_tests::command::run;
+use redirector_tests::bpftool::links_of;
 use redirector_tests::matrix::{SERVED, UNSERVED};
 use redirector_tests::names;
 use redirector_tests::observation::Observation;
@@ -22,19 +17,6 @@ fn outcome(side: &Side) -> anyhow::Result<[String; 2]> {
     Ok([summary(&out), summary(&into)])
 }
 
-/// How many programs `bpftool` finds attached in the pod: to its cgroups, and to its namespace.
-fn attached(side: &Side) -> anyhow::Result<[usize; 2]> {
-    let ask = |command: &mut Command| -> anyhow::Result<Vec<Value>> {
-        Ok(serde_json::from_str(&run(command, "")?)?)
-    };
-    let cgroups =
-        ask(Command::new("bpftool").args(["-j", "cgroup", "tree"]).arg(side.pod().cgroup.directory()))?;
-    let programs = cgroups.iter().filter_map(|cgroup| cgroup["programs"].as_array()).map(Vec::len).sum();
-    let inode = std::fs::metadata(side.pod().netns.file())?.ino();
-    let links = ask(Command::new("bpftool").args(["-j", "link", "show"]))?;
-    Ok([programs, links.iter().filter(|link| link["netns_ino"] == inode).count()])
-}
-
 #[test]
 fn detach_leaves_nothing_behind() -> anyhow::Result<()> {
     if !require_root() || require_program("bpftool").is_none() {
@@ -43,7 +25,7 @@ fn detach_leaves_nothing_behind() -> anyhow::Result<()> {
     let mut side = Side::new(By::Redirector)?;
     let captured = ["proxy:15001 original 10.96.0.10:8080", "proxy:15006 original 10.77.0.2:8080"];
     assert_eq!(outcome(&side)?, captured);
-    let [to_cgroup, to_netns] = attached(&side)?;
+    let [to_cgroup, to_netns] = links_of(side.pod())?;
     assert!(to_cgroup > 0 && to_netns > 0, "{to_cgroup}, {to_netns}: the check sees nothing");
     let Some(instance) = side.instance.take() else { unreachable!("the side is redirected by it") };
     let name = instance.name().to_owned();
@@ -51,7 +33,7 @@ fn detach_leaves_nothing_behind() -> anyhow::Result<()> {
     instance.show()?;
     instance.detach()?;
     assert!(!is_listed(&name)?);
-    assert_eq!(attached(&side)?, [0, 0]);
+    assert_eq!(links_of(side.pod())?, [0, 0]);
     assert_eq!(outcome(&side)?, ["remote:8080", "app:8080"]);
     Ok(())
 }

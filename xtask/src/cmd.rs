@@ -93,7 +93,13 @@ impl Cmd {
     }
 
     /// Runs it and returns its standard output.
-    pub fn read(mut self) -> Result<String> {
+    pub fn read(self) -> Result<String> {
+        let shown = self.shown.clone();
+        String::from_utf8(self.read_bytes()?).with_context(|| format!("`{shown}` did not write UTF-8"))
+    }
+
+    /// The same, of a program that does not write text.
+    pub fn read_bytes(mut self) -> Result<Vec<u8>> {
         if !self.quiet {
             eprintln!("+ {}", self.shown);
         }
@@ -104,7 +110,7 @@ impl Cmd {
             .output()
             .with_context(|| not_started(&self.shown))?;
         check(&self.shown, output.status)?;
-        String::from_utf8(output.stdout).with_context(|| format!("`{}` did not write UTF-8", self.shown))
+        Ok(output.stdout)
     }
 
     /// Asks a question silently: `None` when the program is missing or says no.

@@ -1,8 +1,13 @@
 //! `cargo xtask deps`: the programs that the tests and the benchmark run.
 
-use anyhow::Result;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
 
 use crate::{apt, envoy, project};
+
+/// Debian's name of this machine's architecture.
+pub const DEBIAN_ARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
 
 /// A Debian package and the programs we need from it.
 struct Package {
@@ -58,6 +63,25 @@ pub fn all(quiet: bool) -> Result<()> {
 /// Installs the little the demonstration needs.
 pub fn for_demo() -> Result<()> {
     apt::install(&missing(&[IPROUTE2]), true)
+}
+
+/// Installs what `cargo xtask vm` needs besides the programs of the tests; QEMU's path.
+pub fn for_vm() -> Result<PathBuf> {
+    const QEMU: Package = if cfg!(target_arch = "aarch64") {
+        Package { name: "qemu-system-arm", programs: &["qemu-system-aarch64"] }
+    } else {
+        Package { name: "qemu-system-x86", programs: &["qemu-system-x86_64"] }
+    };
+    let here = [
+        QEMU,
+        // The other package of this program needs libraries.
+        Package { name: "busybox-static", programs: &["busybox"] },
+        Package { name: "xz-utils", programs: &["xz"] },
+    ];
+    apt::install(&missing(&here), true)?;
+    apt::install(&missing(ALL), true)?;
+    let found = QEMU.programs.iter().find_map(|program| apt::find_program(program));
+    found.with_context(|| format!("{} brought no {}", QEMU.name, QEMU.programs.join(" ")))
 }
 
 fn missing(packages: &[Package]) -> Vec<&'static str> {

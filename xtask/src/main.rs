@@ -22,6 +22,7 @@ mod run;
 mod shim;
 mod sources;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -204,6 +205,18 @@ Examples:
         #[arg(long, value_name = "FILE", requires = "target")]
         input: Option<std::path::PathBuf>,
     },
+    /// Run the end-to-end tests on other kernels, in virtual machines
+    ///
+    /// Fetches the newest release of each series with apt, builds the tests, and boots each kernel in QEMU: with KVM where
+    /// it works, else emulated. Exits 1 if anything fails. Consoles are kept in target/vm.
+    #[command(after_help = "\
+Examples:
+  cargo xtask vm                                   the default kernels, all tests, and other set-ups of the newest
+  cargo xtask vm --kernel 6.1 -- lifecycle         one kernel, one test file
+  cargo xtask vm --kernel 7.2 --variant hybrid     cgroup v1 beside v2
+  cargo xtask vm --deb linux-image-6.9_amd64.deb   a kernel of your own
+  cargo xtask vm --image bzImage -- kernel         the same without modules")]
+    Vm(vm::Options),
     /// Check formatting, clippy and documentation; warnings are errors
     #[command(after_help = "\
 Examples:
@@ -245,6 +258,7 @@ fn dispatch(verb: Verb) -> Result<()> {
             run::parity(&args)
         }
         Verb::Fuzz { target, seconds, input } => fuzz::run(target, seconds, input.as_deref()),
+        Verb::Vm(options) => vm::run(&options),
         Verb::Lint => lint::all(),
     }
 }

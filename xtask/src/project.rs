@@ -26,6 +26,11 @@ pub fn cache(name: &str) -> PathBuf {
     root().join(".cache").join(name)
 }
 
+/// Where cargo puts what it builds.
+pub fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 /// A cargo command of the toolchain that runs us, in the root of the checkout.
 pub fn cargo() -> Cmd {
     Cmd::new(env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from)).dir(root())

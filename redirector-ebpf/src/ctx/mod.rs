@@ -147,6 +147,8 @@ impl Sock {
 /// Makes the system call fail with `-errno`. Without this helper (before 5.18) it is EPERM.
 #[inline(always)]
 pub fn set_errno(errno: u16) {
+    // Since 7.2 the verifier wants to see that it is an errno (MAX_ERRNO).
+    let errno = i32::from(errno & 0xfff);
     // SAFETY: a helper without memory arguments.
-    unsafe { bpf_set_retval(-i32::from(errno)) };
+    unsafe { bpf_set_retval(-errno) };
 }

@@ -98,8 +98,15 @@ impl SockAddr {
     #[inline(always)]
     pub fn bind6(&self, addr: &Addr) -> bool {
         let [a, b, c, d] = addr.words;
-        let mut sin6 = [AF_INET6, 0, a, b, c, d, 0];
+        let mut sin6 = core::mem::MaybeUninit::<[u32; 7]>::uninit();
+        let first: *mut u32 = sin6.as_mut_ptr().cast();
+        // Word by word: for an unspecified address LLVM would call memset, and a call counts 32 bytes of the
+        // stack more on kernels before 6.7, which connect6 does not have.
+        for (i, word) in [AF_INET6, 0, a, b, c, d, 0].into_iter().enumerate() {
+            // SAFETY: one of the seven words.
+            unsafe { core::ptr::write_volatile(first.wrapping_add(i), word) };
+        }
         // SAFETY: a sockaddr_in6 of 28 bytes: family and port, flow info, address, scope.
-        unsafe { bpf_bind(self.0, sin6.as_mut_ptr().cast(), 28) == 0 }
+        unsafe { bpf_bind(self.0, first.cast(), 28) == 0 }
     }
 }

@@ -20,7 +20,7 @@ pub fn run(env: &Env, _args: &Args) -> Result<ExitCode> {
             ["CAPABILITY", "STATE", "NEEDED FOR", "REMEDY"],
             findings.iter().map(|f| {
                 let state = if f.present { "ok" } else { "missing" };
-                [f.name.to_owned(), state.to_owned(), f.needed_for.to_owned(), f.remedy.clone()]
+                [f.name.clone(), state.to_owned(), f.needed_for.to_owned(), f.remedy.clone()]
             }),
         )?,
     }

@@ -90,18 +90,20 @@ fn existing(root: &Root, name: &str, target: &Target, notes: &mut Vec<String>) -
                 )));
             }
         };
-        if other == name && meta.netns_cookie != target.netns.cookie {
-            if find::linked_to(&dir) == Some(0) {
-                detach::remove_dir(&dir)?;
-                notes.push(format!("removed the older {name}, whose network namespace is gone"));
-                continue;
-            }
+        // Of the same number, too: before 5.14 it is the inode's, and used again.
+        let ours = meta.netns_cookie == target.netns.cookie;
+        if (other == name || ours) && find::linked_to(&dir) == Some(0) {
+            detach::remove_dir(&dir)?;
+            notes.push(format!("removed the older {other}, whose network namespace is gone"));
+            continue;
+        }
+        if other == name && !ours {
             return Err(Error::Input(format!(
                 "the name {name} belongs to another network namespace (inode {}); choose another --name, or detach it",
                 meta.netns_inode
             )));
         }
-        if meta.netns_cookie != target.netns.cookie {
+        if !ours {
             continue;
         }
         if other != name {
@@ -154,7 +156,7 @@ fn create(root: &Root, name: &str, target: &Target, policy: &Policy, trace: bool
     let flags = compiled.policy.flags;
     kernel.require(flags)?;
     let maps = Maps::New { capacity: policy.max_connections };
-    let constants = kernel.target(target.netns.cookie, target.cgroup.id, flags);
+    let constants = kernel.target(target, flags);
     let loaded = Loaded::new(&constants, maps, trace, hooks::wanted(policy))?;
 
     let mut staging = Staging { dir: root.staging(name), done: false };

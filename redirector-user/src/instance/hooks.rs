@@ -22,6 +22,18 @@ impl Hook {
         !self.dns || policy.dns != Dns::Off
     }
 
+    /// What is done there, for people.
+    pub fn what(&self) -> &'static str {
+        match self.short() {
+            "getsockopt" => "SO_ORIGINAL_DST",
+            "sk_lookup" => "inbound capture",
+            "sockops" => "handing over the original destination",
+            "connect4" | "connect6" => "outbound capture",
+            _ if self.dns => "DNS over UDP",
+            _ => "names of sockets",
+        }
+    }
+
     /// Name of the pinned program.
     pub fn program_pin(&self) -> String {
         format!("prog_{}", self.short())

@@ -47,7 +47,7 @@ pub(super) fn replace_programs(instance: &Instance, target: &Target, flags: u32)
     let trace = instance.meta()?.flags & meta_flag::TRACE != 0;
     let kernel = Kernel::probe()?;
     kernel.require(flags)?;
-    let constants = kernel.target(target.netns.cookie, target.cgroup.id, flags);
+    let constants = kernel.target(target, flags);
     let loaded = Loaded::new(&constants, Maps::Of(&instance.dir), trace, hooks::ALL.into_iter())?;
     for hook in hooks::ALL {
         // Those that are not attached too: a later policy may need them, under the same flags.

@@ -48,10 +48,28 @@ impl Loaded {
         trace: bool,
         hooks: impl Iterator<Item = Hook>,
     ) -> Result<Self> {
+        let mut loaded = Self::without_programs(target, maps, trace)?;
+        for hook in hooks {
+            loaded.load(hook)?;
+        }
+        Ok(loaded)
+    }
+
+    /// The same with the maps alone, so that programs can be loaded one by one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the kernel refuses a map, with its reason.
+    pub fn without_programs(target: &Target, maps: Maps<'_>, trace: bool) -> Result<Self> {
         // Levels of aya-log: 0 is below all of them, 4 is debug.
         let level: u8 = if trace { 4 } else { 0 };
         let mut loader = EbpfLoader::new();
-        loader.verifier_log_level(VerifierLogLevel::STATS).override_global(name::TARGET, target, true);
+        // Asked for only when a program is refused; the last lines say why.
+        loader.verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS).override_global(
+            name::TARGET,
+            target,
+            true,
+        );
         loader.override_global("AYA_LOG_LEVEL", &level, true);
         if !trace {
             // A ring buffer cannot be smaller.
@@ -67,16 +85,24 @@ impl Loaded {
                 }
             }
         }
-        let mut ebpf = loader
+        let ebpf = loader
             .load(OBJECT)
             .map_err(|e| Error::Unsupported(format!("the kernel does not take our maps: {}", chain(&e))))?;
-        for hook in hooks {
-            let program = ebpf
-                .program_mut(hook.program)
-                .ok_or_else(|| Error::Failed(format!("the eBPF object has no program {}", hook.program)))?;
-            load(program).map_err(|e| refused(hook.program, &e))?;
-        }
         Ok(Self { ebpf })
+    }
+
+    /// Loads the program of a hook; how many instructions the verifier followed, if the kernel tells (5.16).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the kernel refuses it, with its reason.
+    pub fn load(&mut self, hook: Hook) -> Result<Option<u32>> {
+        let program = self
+            .ebpf
+            .program_mut(hook.program)
+            .ok_or_else(|| Error::Failed(format!("the eBPF object has no program {}", hook.program)))?;
+        load(program).map_err(|e| refused(hook.program, &e))?;
+        Ok(program.info().ok().and_then(|info| info.verified_instruction_count()))
     }
 
     /// Descriptor of a loaded program.
@@ -107,7 +133,7 @@ fn refused(program: &str, error: &ProgramError) -> Error {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
             let lines: Vec<&str> = log.lines().filter(|l| !l.trim().is_empty()).collect();
-            let tail = lines[lines.len().saturating_sub(4)..].join(" | ");
+            let tail = lines[lines.len().saturating_sub(8)..].join(" | ");
             if tail.is_empty() { io_error.to_string() } else { format!("{io_error}: {tail}") }
         }
         other => chain(other),

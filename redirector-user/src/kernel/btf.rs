@@ -6,9 +6,9 @@
 use crate::error::{Context, Error, Result};
 use std::path::Path;
 
-/// Offsets in bytes on the way from a socket to its owner.
+/// Offsets in bytes on the way from a socket to its owner, and what else the kernel's types tell of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OwnerOffsets {
+pub struct Offsets {
     /// `sock.sk_socket`.
     pub sock_socket: u32,
     /// `socket.file`.
@@ -21,6 +21,10 @@ pub struct OwnerOffsets {
     pub cred_fsgid: u32,
     /// To its cgroup, where the kernel has it as we know it.
     pub cgroup: Option<CgroupOffsets>,
+    /// `sock_common.skc_net`, and `net.ns.inum`: to its network namespace. Needed only before 5.15.
+    pub netns: Option<(u32, u32)>,
+    /// Whether sk_lookup knows the interface (5.17).
+    pub has_ingress_ifindex: bool,
 }
 
 /// Offsets in bytes on the way from a socket to its cgroup, from there to the cgroup above, and to the id.
@@ -36,8 +40,8 @@ pub struct CgroupOffsets {
     pub node_id: u32,
 }
 
-/// Struct, member; in the order of [`OwnerOffsets`], then of [`CgroupOffsets`].
-const WANTED: [(&str, &str); 11] = [
+/// Struct, member; in the order of [`Offsets`], with those of [`CgroupOffsets`] in between.
+const WANTED: [(&str, &str); 15] = [
     ("sock", "sk_socket"),
     ("socket", "file"),
     ("file", "f_cred"),
@@ -49,6 +53,10 @@ const WANTED: [(&str, &str); 11] = [
     ("cgroup_subsys_state", "parent"),
     ("cgroup", "kn"),
     ("kernfs_node", "id"),
+    ("sock_common", "skc_net"),
+    ("net", "ns"),
+    ("ns_common", "inum"),
+    ("bpf_sk_lookup_kern", "ingress_ifindex"),
 ];
 /// How many of them there must be.
 const NEEDED: usize = 5;
@@ -58,7 +66,7 @@ const NEEDED: usize = 5;
 /// # Errors
 ///
 /// [`Error::Unsupported`] if the file is missing or does not describe the structs.
-pub fn owner_offsets(path: &Path) -> Result<OwnerOffsets> {
+pub fn offsets(path: &Path) -> Result<Offsets> {
     let data = match std::fs::read(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::Unsupported(format!(
@@ -73,7 +81,10 @@ pub fn owner_offsets(path: &Path) -> Result<OwnerOffsets> {
     scan(&data, &mut found).ok_or_else(|| {
         Error::Unsupported(format!("{}: not BTF that this version understands", path.display()))
     })?;
-    let cgroup = cgroup_offsets(&found[NEEDED..]);
+    let [.., net, ns, inum, ingress_ifindex] = found;
+    let netns = net.zip(ns.zip(inum)).map(|(net, (ns, inum))| (net, ns + inum));
+    let has_ingress_ifindex = ingress_ifindex.is_some();
+    let cgroup = cgroup_offsets(&found[NEEDED..NEEDED + 6]);
     let mut offsets = [0; NEEDED];
     for ((offset, found), (of, member)) in offsets.iter_mut().zip(found).zip(WANTED) {
         *offset = found.ok_or_else(|| {
@@ -81,7 +92,16 @@ pub fn owner_offsets(path: &Path) -> Result<OwnerOffsets> {
         })?;
     }
     let [sock_socket, socket_file, file_cred, cred_fsuid, cred_fsgid] = offsets;
-    Ok(OwnerOffsets { sock_socket, socket_file, file_cred, cred_fsuid, cred_fsgid, cgroup })
+    Ok(Offsets {
+        sock_socket,
+        socket_file,
+        file_cred,
+        cred_fsuid,
+        cred_fsgid,
+        cgroup,
+        netns,
+        has_ingress_ifindex,
+    })
 }
 
 fn cgroup_offsets(found: &[Option<u32>]) -> Option<CgroupOffsets> {
@@ -173,7 +193,7 @@ mod tests {
             eprintln!("skipped: this kernel has no BTF");
             return;
         }
-        let o = owner_offsets(path).unwrap();
+        let o = offsets(path).unwrap();
         assert!(o.sock_socket > 0 && o.socket_file > 0 && o.cred_fsuid > 0);
         assert!(o.cgroup.is_some_and(|c| c.sock_cgroup > 0 && c.parent > 0 && c.node > 0), "{:?}", o.cgroup);
         assert_eq!(o.cred_fsgid, o.cred_fsuid + 4, "kuid_t and kgid_t stand side by side");

@@ -1,7 +1,7 @@
 //! `redirector check`: what is there and what is not.
 
 use super::{Kernel, privileges};
-use crate::instance::hooks;
+use crate::instance::hooks::{self, Hook};
 use crate::instance::object::{Loaded, Maps};
 use crate::target::cgroup;
 use aya::maps::MapType;
@@ -9,12 +9,13 @@ use aya::programs::ProgramType;
 use aya::sys::{is_map_supported, is_program_supported};
 use serde::Serialize;
 use std::path::Path;
+use std::time::Instant;
 
 /// One thing that was looked for.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
     /// What.
-    pub name: &'static str,
+    pub name: String,
     /// Whether it is there.
     pub present: bool,
     /// Without it attach does not work.
@@ -23,17 +24,18 @@ pub struct Finding {
     pub needed_for: &'static str,
     /// What to do if it is missing; empty if it is there.
     pub remedy: String,
+    /// Of a program: how many instructions the verifier followed (told since 5.16).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verified_instructions: Option<u32>,
+    /// Of a program: how long it took to load, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load_ms: Option<u128>,
 }
 
-fn finding(
-    name: &'static str,
-    present: bool,
-    required: bool,
-    needed_for: &'static str,
-    remedy: &str,
-) -> Finding {
+fn finding(name: &str, present: bool, required: bool, needed_for: &'static str, remedy: &str) -> Finding {
     let remedy = if present { String::new() } else { remedy.to_owned() };
-    Finding { name, present, required, needed_for, remedy }
+    let name = name.to_owned();
+    Finding { name, present, required, needed_for, remedy, verified_instructions: None, load_ms: None }
 }
 
 /// Looks for everything.
@@ -98,24 +100,64 @@ pub fn all() -> Vec<Finding> {
         list.push(finding(name, present, true, what, &format!("use Linux {since} or newer")));
     }
     match Kernel::probe() {
-        Ok(kernel) => {
-            list.push(finding(
-                "bpf_set_retval",
-                kernel.has_set_retval,
-                false,
-                "honest errno of refused connections",
-                "use Linux 5.18 or newer; until then a refusal reads EPERM",
-            ));
-            let loaded = Loaded::new(
-                &kernel.target(0, 0, u32::MAX),
-                Maps::New { capacity: 1 },
-                true,
-                hooks::ALL.into_iter(),
-            );
-            let why = loaded.as_ref().err().map(ToString::to_string).unwrap_or_default();
-            list.push(finding("our programs load", loaded.is_ok(), true, "everything", &why));
-        }
+        Ok(kernel) => list.extend(of_kernel(&kernel)),
         Err(e) => list.push(finding("our programs load", false, true, "everything", &e.to_string())),
     }
     list
+}
+
+/// What differs between kernels on which the programs load, and whether they do.
+fn of_kernel(kernel: &Kernel) -> Vec<Finding> {
+    let mut list = vec![
+        finding(
+            "bpf_set_retval",
+            kernel.has_set_retval,
+            false,
+            "honest errno of refused connections",
+            "use Linux 5.18 or newer; until then a refusal reads EPERM, except ENETUNREACH",
+        ),
+        finding(
+            "sk_lookup ingress_ifindex",
+            kernel.offsets.has_ingress_ifindex,
+            false,
+            "-c and -k (interfaces)",
+            "use Linux 5.17 or newer; until then attach refuses them",
+        ),
+        finding(
+            "netns cookie in sockops",
+            kernel.has_netns_cookie,
+            false,
+            "telling namespaces by a number that is never used again",
+            "nothing: before Linux 5.15 the inode number of the namespace does it",
+        ),
+    ];
+    // With every feature and with `--trace`: the most the verifier is ever given. The namespace is made up.
+    let constants = kernel.constants(1, 1, 1, u32::MAX);
+    match Loaded::without_programs(&constants, Maps::New { capacity: 1 }, true) {
+        Err(e) => list.push(finding("our programs load", false, true, "everything", &e.to_string())),
+        Ok(mut loaded) => {
+            let programs: Vec<Finding> =
+                hooks::ALL.into_iter().map(|hook| program(&mut loaded, hook)).collect();
+            let why = programs.iter().find(|program| !program.present).map(|program| program.remedy.as_str());
+            list.push(finding(
+                "our programs load",
+                why.is_none(),
+                true,
+                "everything",
+                why.unwrap_or_default(),
+            ));
+            list.extend(programs);
+        }
+    }
+    list
+}
+
+fn program(loaded: &mut Loaded, hook: Hook) -> Finding {
+    let begun = Instant::now();
+    let verified = loaded.load(hook);
+    let why = verified.as_ref().err().map(ToString::to_string).unwrap_or_default();
+    let mut found = finding(&format!("program {}", hook.program), verified.is_ok(), true, hook.what(), &why);
+    found.load_ms = verified.is_ok().then(|| begun.elapsed().as_millis());
+    found.verified_instructions = verified.ok().flatten();
+    found
 }

@@ -14,8 +14,9 @@ use redirector_common::policy::flag;
 /// Facts of the running kernel that programs are loaded with.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
-    offsets: btf::OwnerOffsets,
+    offsets: btf::Offsets,
     has_set_retval: bool,
+    has_netns_cookie: bool,
 }
 
 impl Kernel {
@@ -23,26 +24,47 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] without BTF (CONFIG_DEBUG_INFO_BTF).
+    /// [`Error::Unsupported`] without BTF (CONFIG_DEBUG_INFO_BTF), or if there is no way to tell the
+    /// network namespace of a socket.
     pub fn probe() -> Result<Self> {
-        let offsets = btf::owner_offsets(std::path::Path::new("/sys/kernel/btf/vmlinux"))?;
+        let offsets = btf::offsets(std::path::Path::new("/sys/kernel/btf/vmlinux"))?;
+        let has = |kind, helper, name| {
+            is_helper_supported(kind, helper)
+                .map_err(|e| Error::Failed(format!("cannot probe the helper {name}: {}", chain(&e))))
+        };
         // 5.18; before, a refused connect() reads EPERM.
         let has_set_retval =
-            is_helper_supported(ProgramType::CgroupSockAddr, bpf_func_id::BPF_FUNC_set_retval).map_err(
-                |e| Error::Failed(format!("cannot probe the helper bpf_set_retval: {}", chain(&e))),
-            )?;
-        Ok(Self { offsets, has_set_retval })
+            has(ProgramType::CgroupSockAddr, bpf_func_id::BPF_FUNC_set_retval, "bpf_set_retval")?;
+        // 5.15; before, the namespace's inode number has to do.
+        let has_netns_cookie =
+            has(ProgramType::SockOps, bpf_func_id::BPF_FUNC_get_netns_cookie, "bpf_get_netns_cookie")?;
+        if !has_netns_cookie && offsets.netns.is_none() {
+            return Err(Error::Unsupported(
+                "this kernel's sockops has no bpf_get_netns_cookie (use Linux 5.15 or newer), and its BTF does not \
+                 tell where a socket's network namespace is"
+                    .into(),
+            ));
+        }
+        Ok(Self { offsets, has_set_retval, has_netns_cookie })
     }
 
     /// Refuses what this kernel cannot look up.
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] for the cgroup of a socket.
+    /// [`Error::Unsupported`] for the cgroup of a socket, and the interface a connection arrives on.
     pub fn require(&self, flags: u32) -> Result<()> {
         if flags & flag::PROXY_CGROUP != 0 && self.offsets.cgroup.is_none() {
             return Err(Error::Unsupported(
                 "--proxy-cgroup: this kernel's sockets do not lead to their cgroup as they do since 5.15; use -u or -g"
+                    .into(),
+            ));
+        }
+        let interfaces = flag::HAS_EXCLUDE_INTERFACES | flag::HAS_VIRTUAL_INTERFACES;
+        if flags & interfaces != 0 && !self.offsets.has_ingress_ifindex {
+            return Err(Error::Unsupported(
+                "-c and -k (interfaces) need Linux 5.17 or newer: before, sk_lookup does not tell the interface a \
+                 connection arrives on; leave them out, or exclude ports (-d) or addresses (-x)"
                     .into(),
             ));
         }
@@ -51,12 +73,22 @@ impl Kernel {
 
     /// Load-time constants for an instance in a network namespace and on a cgroup, whose policies
     /// set no other flags than these.
-    pub fn target(&self, netns_cookie: u64, cgroup_id: u64, flags: u32) -> Target {
+    pub fn target(&self, target: &crate::target::Target, flags: u32) -> Target {
+        self.constants(target.netns.cookie, target.netns.inode, target.cgroup.id, flags)
+    }
+
+    fn constants(&self, netns_cookie: u64, netns_inode: u64, cgroup_id: u64, flags: u32) -> Target {
         let o = self.offsets;
+        let (sock_net, net_inum) = o.netns.unwrap_or_default();
         let c = o.cgroup.unwrap_or_default();
         Target {
-            netns_cookie,
+            netns_cookie: if self.has_netns_cookie { netns_cookie } else { 0 },
             cgroup_id,
+            // The kernel has 32 bits of it (ns_common.inum).
+            netns_inode: netns_inode as u32,
+            sock_net,
+            net_inum,
+            has_ingress_ifindex: u32::from(o.has_ingress_ifindex),
             sock_socket: o.sock_socket,
             socket_file: o.socket_file,
             file_cred: o.file_cred,

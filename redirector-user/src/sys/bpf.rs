@@ -198,6 +198,8 @@ pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
 /// Ids of the programs that run at a hook of a cgroup, its parents' included, in the order in
 /// which they run.
 pub fn effective_programs(cgroup: BorrowedFd<'_>, at: AttachType) -> io::Result<Vec<u32>> {
+    // All of it, though the last four are not asked for: Linux 6.18 writes `revision` whatever size it
+    // is told, and with less room over what stands behind.
     #[repr(C)]
     struct Attr {
         target_fd: u32,
@@ -207,6 +209,10 @@ pub fn effective_programs(cgroup: BorrowedFd<'_>, at: AttachType) -> io::Result<
         prog_ids: u64,
         prog_cnt: u32,
         pad: u32,
+        prog_attach_flags: u64,
+        link_ids: u64,
+        link_attach_flags: u64,
+        revision: u64,
     }
     let mut ids = vec![0_u32; 128];
     let mut attr = Attr {
@@ -217,6 +223,10 @@ pub fn effective_programs(cgroup: BorrowedFd<'_>, at: AttachType) -> io::Result<
         prog_ids: ids.as_mut_ptr() as u64,
         prog_cnt: ids.len() as u32,
         pad: 0,
+        prog_attach_flags: 0,
+        link_ids: 0,
+        link_attach_flags: 0,
+        revision: 0,
     };
     bpf(BPF_PROG_QUERY, &mut attr)?;
     ids.truncate(attr.prog_cnt as usize);

@@ -12,7 +12,8 @@ pub struct NetNs {
     file: File,
     /// Inode number on nsfs: what `ls -l /proc/PID/ns/net` shows.
     pub inode: u64,
-    /// Cookie: never reused while the machine runs.
+    /// Cookie: never reused while the machine runs. Before 5.14 the inode number, which is unique only
+    /// among the namespaces that are there.
     pub cookie: u64,
 }
 
@@ -21,8 +22,7 @@ impl NetNs {
     ///
     /// # Errors
     ///
-    /// The kernel's, or `InvalidInput` if the file is no network namespace. Needs Linux 5.14
-    /// (SO_NETNS_COOKIE).
+    /// The kernel's, or `InvalidInput` if the file is no network namespace.
     pub fn open(path: &Path) -> io::Result<Self> {
         // Not to wait for a writer, should it be a pipe.
         let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
@@ -33,7 +33,11 @@ impl NetNs {
         if kind != libc::CLONE_NEWNET {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a network namespace"));
         }
-        let cookie = enter(file.as_fd(), cookie)??;
+        let cookie = match enter(file.as_fd(), cookie)? {
+            // SO_NETNS_COOKIE is of 5.14.
+            Err(e) if e.raw_os_error() == Some(libc::ENOPROTOOPT) => inode,
+            other => other?,
+        };
         Ok(Self { file, inode, cookie })
     }
 

@@ -15,6 +15,7 @@ use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
 use super::sys;
 use crate::observation::{Accepted, Earlier, OK, Observation, Question, Seen, outcome};
+use crate::retry::long_enough;
 use crate::scenario::{Family, How, Owner, Scenario};
 
 /// A handshake on this machine takes microseconds, and no process takes part in it: after this long it is unanswered,
@@ -107,7 +108,7 @@ fn create(scenario: &Scenario) -> io::Result<OwnedFd> {
     let protocol = if scenario.mptcp { ipproto::MPTCP } else { ipproto::TCP };
     let fd = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(protocol))?;
     set_socket_timeout(&fd, Timeout::Send, Some(HANDSHAKE))?;
-    set_socket_timeout(&fd, Timeout::Recv, Some(REPORT))?;
+    set_socket_timeout(&fd, Timeout::Recv, Some(long_enough(REPORT)))?;
     set_socket_linger(&fd, Some(Duration::ZERO))?;
     if scenario.bind.is_some_and(|bind| bind.port() != 0) {
         set_socket_reuseaddr(&fd, true)?;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{print_line, sys};
 use crate::observation::Seen;
 use crate::process::{Daemon, Place};
+use crate::retry::long_enough;
 
 /// What a client's socket says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,7 +84,7 @@ impl Held {
 /// When it cannot connect.
 pub fn hold(to: SocketAddr) -> anyhow::Result<()> {
     let stream = TcpStream::connect(to).with_context(|| to.to_string())?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(long_enough(Duration::from_secs(10))))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     // The server's report comes first.
     reader.read_line(&mut String::new())?;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::connect::greeting;
 use crate::observation::{Accepted, errno_name};
+use crate::retry::long_enough;
 
 /// Mistakes that are told in full; the rest is counted.
 const SHOWN: usize = 20;
@@ -77,7 +78,7 @@ struct Done {
 fn one(destination: SocketAddr) -> io::Result<Done> {
     let stream = TcpStream::connect(destination)?;
     set_socket_linger(&stream, Some(Duration::ZERO))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(long_enough(Duration::from_secs(10))))?;
     let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
     let accepted = greeting(&mut BufReader::new(stream.try_clone()?));
     Ok(Done { stream, local, peer, accepted })

@@ -1,0 +1,28 @@
+//! What the running kernel cannot do, where the tests have to know.
+
+use std::path::Path;
+
+/// Whether the kernel's version is at least this one.
+#[must_use]
+pub fn is_at_least(major: u32, minor: u32) -> bool {
+    version().is_some_and(|version| version >= (major, minor))
+}
+
+fn version() -> Option<(u32, u32)> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|word| word.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
+/// The errno of a refused connect() that should be `errno`: before 5.18 (`bpf_set_retval`) a program can only say
+/// EPERM, and have the kernel itself say ENETUNREACH.
+#[must_use]
+pub fn refusal(errno: &str) -> &str {
+    if is_at_least(5, 18) || errno == "ENETUNREACH" { errno } else { "EPERM" }
+}
+
+/// Whether the kernel speaks IPv6 (`ipv6.disable=1` and it does not).
+#[must_use]
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}

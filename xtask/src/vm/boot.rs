@@ -1,0 +1,192 @@
+//! Running a guest in QEMU, and reading its console.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::kernels::Kernel;
+use crate::project;
+
+/// How a guest is run.
+pub struct Machine {
+    /// QEMU's program.
+    pub qemu: PathBuf,
+    /// Whether the processor runs the guest itself.
+    pub kvm: bool,
+}
+
+/// One run of a guest.
+pub struct Boot<'a> {
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    /// Its first root file system.
+    pub initramfs: &'a Path,
+    /// More words for its command line.
+    pub words: &'a str,
+    /// When it is killed.
+    pub limit: Duration,
+    /// Where its console goes.
+    pub log: &'a Path,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The guest said that all jobs were run.
+    Done,
+    /// It ended without saying so.
+    Died(String),
+}
+
+/// Longest time a kernel that works says nothing for, before it is taken for hung.
+const TRIAL: Duration = Duration::from_secs(8);
+
+impl Machine {
+    /// Emulation, or KVM if it works here: on some nested machines `/dev/kvm` opens and guests hang.
+    pub fn new(qemu: PathBuf, kernel: &Kernel) -> Result<Self> {
+        let kvm = File::options().read(true).write(true).open("/dev/kvm").is_ok() && {
+            let trial = Self { qemu: qemu.clone(), kvm: true };
+            trial.greets(kernel)?
+        };
+        eprintln!("vm: {}", if kvm { "KVM" } else { "no working KVM here: guests are emulated" });
+        Ok(Self { qemu, kvm })
+    }
+
+    /// Whether the kernel gets as far as its banner.
+    fn greets(&self, kernel: &Kernel) -> Result<bool> {
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let remembered = project::cache("vm").join("kvm");
+        if let Ok(text) = fs::read_to_string(&remembered)
+            && let Some((id, answer)) = text.split_once(' ')
+            && id == boot_id.trim()
+        {
+            return Ok(answer == "works");
+        }
+        let mut works = false;
+        let mut command = self.command(kernel, "earlyprintk=serial,ttyS0");
+        command.stderr(Stdio::null());
+        watch(&mut command, TRIAL, |line| {
+            works |= line.contains("Linux version");
+            works
+        })?;
+        let answer = if works { "works" } else { "hangs" };
+        fs::write(remembered, format!("{} {answer}", boot_id.trim()))?;
+        Ok(works)
+    }
+
+    fn command(&self, kernel: &Kernel, words: &str) -> Command {
+        let mut command = Command::new(&self.qemu);
+        let accel: &[&str] = if self.kvm {
+            &["-accel", "kvm", "-cpu", "host"]
+        } else {
+            &["-accel", "tcg,thread=multi", "-cpu", "max"]
+        };
+        command.args(accel).args([
+            "-smp",
+            "2",
+            "-m",
+            "3072",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]);
+        command.args(["-nic", "none", "-serial", "stdio", "-kernel"]).arg(&kernel.image).arg("-append");
+        // The emulated processor's random numbers are enough for a test; without trust old kernels wait for some.
+        command.arg(format!("console=ttyS0 panic=-1 loglevel=4 random.trust_cpu=on no_timer_check {words}"));
+        command
+    }
+
+    /// Boots, until the guest ends or its time is over. Every line of the console goes to the log and to `seen`.
+    pub fn run(&self, boot: &Boot<'_>, mut seen: impl FnMut(&str)) -> Result<End> {
+        let Boot { kernel, initramfs, words, limit, log } = *boot;
+        let mut log = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let mut command = self.command(kernel, words);
+        command.arg("-initrd").arg(initramfs);
+        let (mut done, mut panic) = (false, None);
+        let ended = watch(&mut command, limit, |line| {
+            // A log that cannot be written is no reason to stop.
+            let _ = writeln!(log, "{line}");
+            seen(line);
+            done |= line == "@@done";
+            if line.contains("Kernel panic - not syncing") {
+                panic = Some(line.to_owned());
+            }
+            panic.is_some()
+        })?;
+        Ok(match (panic, done, ended) {
+            (Some(panic), ..) => End::Died(panic),
+            (None, true, _) => End::Done,
+            (None, false, true) => End::Died("it ended before its jobs".to_owned()),
+            (None, false, false) => End::Died(format!("killed after {} s", limit.as_secs())),
+        })
+    }
+}
+
+/// Ends the child, whatever becomes of us.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs a program and shows its output by lines until `enough` says so; true if it ended by itself in time.
+fn watch(command: &mut Command, limit: Duration, mut enough: impl FnMut(&str) -> bool) -> Result<bool> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child =
+        Killed(command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?);
+    let stdout = child.0.stdout.take().context("no output")?;
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        let mut reader = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            line.clear();
+            if sender.send(text).is_err() {
+                break;
+            }
+        }
+    });
+    let deadline = Instant::now() + limit;
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) if enough(&line) => return Ok(false),
+            Ok(_) => {}
+            Err(mpsc::RecvTimeoutError::Timeout) => return Ok(false),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(true),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_hangs_is_killed() {
+        let begun = Instant::now();
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo hello; sleep 60"]);
+        let mut lines = Vec::new();
+        let ended = watch(&mut command, Duration::from_millis(500), |line| {
+            lines.push(line.to_owned());
+            false
+        });
+        assert!(!ended.unwrap() && begun.elapsed() < Duration::from_secs(30));
+        assert_eq!(lines, ["hello"]);
+    }
+}

@@ -1,0 +1,277 @@
+//! `cargo xtask vm`: the end-to-end tests on other kernels, in virtual machines.
+//!
+//! [`kernels`] fetches distribution kernels through apt ([`archive`]), [`programs`] builds the tests, [`initramfs`] packs
+//! both with the host's tools, [`boot`] runs QEMU and reads the console, [`report`] says what was seen.
+
+mod archive;
+mod boot;
+mod cpio;
+mod initramfs;
+mod kernels;
+mod modules;
+mod programs;
+mod record;
+mod report;
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, ValueEnum};
+
+use self::{
+    boot::{Boot, End, Machine},
+    kernels::Kernel,
+    programs::Programs,
+    report::{Row, State},
+};
+use crate::{deps, envoy, exit, project};
+
+/// The kernels of a run without arguments: the oldest and the newest, and what distributions of the years between have.
+const DEFAULT: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.2"];
+/// Not run unless named: they test what no kernel has a part in, or take hours where machines are emulated.
+const ELSEWHERE: &[&str] = &["parity_options"];
+/// Seconds for one test program, without emulation a small part of it.
+const TEST_LIMIT: u64 = 1800;
+/// Seconds for `redirector check`.
+const CHECK_LIMIT: u64 = 120;
+/// Seconds from QEMU's start to the first job.
+const BOOT_LIMIT: u64 = 180;
+/// How much longer the tests wait than on a machine of its own.
+const SLOWNESS: &str = "8";
+
+/// What to boot and what to run there.
+#[derive(Args)]
+pub struct Options {
+    /// Series (`6.12`: its newest release) or release of a Debian cloud kernel; may be given several times
+    #[arg(long = "kernel", value_name = "SERIES")]
+    kernels: Vec<String>,
+    /// Package file with a kernel; several make up one (image and modules)
+    #[arg(long = "deb", value_name = "FILE", conflicts_with = "kernels")]
+    debs: Vec<PathBuf>,
+    /// Kernel image, bzImage or vmlinuz
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernels", "debs"])]
+    image: Option<PathBuf>,
+    /// Modules of `--image`: its lib/modules/RELEASE
+    #[arg(long, value_name = "DIR", requires = "image")]
+    modules: Option<PathBuf>,
+    /// How the guest is set up; may be given several times
+    #[arg(long = "variant", value_enum, value_name = "VARIANT")]
+    variants: Vec<Variant>,
+    /// Write what was seen into docs/kernels.json and the tables made from it
+    #[arg(long)]
+    record: bool,
+    /// Test files to run, FILE or FILE:TEST; all if none is given
+    #[arg(last = true, value_name = "TESTS")]
+    tests: Vec<String>,
+}
+
+/// How a guest is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Variant {
+    /// IPv6, cgroup v2 alone
+    Plain,
+    /// No IPv6 in the kernel (`ipv6.disable=1`)
+    Ipv6Off,
+    /// cgroup v1 controllers beside cgroup v2, as older systemd has it
+    Hybrid,
+    /// The JIT compiler hides constants (`net.core.bpf_jit_harden=2`)
+    JitHarden,
+}
+
+impl Variant {
+    /// What it adds to the kernel's command line; what the kernel does not know goes to init's environment.
+    fn words(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Ipv6Off => "ipv6.disable=1",
+            Self::Hybrid => "VM_CGROUP=hybrid",
+            Self::JitHarden => "VM_SYSCTL=net.core.bpf_jit_harden=2",
+        }
+    }
+
+    /// The tests of a run that names none: those on which the variant has a bearing.
+    fn tests(self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Plain => None,
+            Self::Ipv6Off => Some(&["kernel"]),
+            Self::Hybrid | Self::JitHarden => Some(&["kernel", "lifecycle", "original_dst", "sockets"]),
+        }
+    }
+
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
+/// A test program with what of it is to be run.
+struct Test {
+    file: String,
+    only: Vec<String>,
+}
+
+/// Boots every kernel that was asked for and prints one table.
+pub fn run(options: &Options) -> Result<()> {
+    let qemu = deps::for_vm()?;
+    let kernels = kernels(options)?;
+    let all = programs::test_files()?;
+    let mut guests = Vec::new();
+    for (kernel, variant) in matrix(options, &kernels) {
+        guests.push(Guest { kernel, variant, tests: chosen(options, variant, &all)?, has_envoy: false });
+    }
+    let programs = Programs::build(
+        &guests.iter().flat_map(|guest| &guest.tests).map(|test| test.file.as_str()).collect(),
+    )?;
+    let envoy =
+        envoy::ensure(true).map_err(|error| eprintln!("note: no Envoy in the guests: {error:#}")).ok();
+    let dir = project::target().join("vm");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let common = initramfs::common(&programs, envoy.as_deref())?;
+    let machine = Machine::new(qemu, &kernels[0])?;
+
+    let mut rows = Vec::new();
+    for mut guest in guests {
+        guest.has_envoy = envoy.is_some();
+        rows.push(guest.run(&machine, &dir, &common)?);
+    }
+    let budget = record::over_budget(&rows)?;
+    if options.record {
+        record::write(&rows)?;
+    }
+    println!("\n{}", report::table(&rows));
+    for line in &budget {
+        println!("over budget: {line}");
+    }
+    let failures = rows.iter().map(Row::failures).sum::<usize>();
+    if failures + budget.len() == 0 {
+        return Ok(());
+    }
+    Err(exit::with_code(
+        1,
+        format!("{failures} failures, {} over budget; consoles are in {}", budget.len(), dir.display()),
+    ))
+}
+
+fn kernels(options: &Options) -> Result<Vec<Kernel>> {
+    if let Some(image) = &options.image {
+        return Ok(vec![kernels::of_image(image, options.modules.as_deref())?]);
+    }
+    if !options.debs.is_empty() {
+        return Ok(vec![kernels::of_debs(&options.debs)?]);
+    }
+    let series = if options.kernels.is_empty() {
+        DEFAULT.map(str::to_owned).to_vec()
+    } else {
+        options.kernels.clone()
+    };
+    kernels::of_series(&series, deps::DEBIAN_ARCH)
+}
+
+/// Without arguments: every kernel as it is, and the newest in every other way, too.
+fn matrix<'a>(options: &Options, kernels: &'a [Kernel]) -> Vec<(&'a Kernel, Variant)> {
+    let plain = [Variant::Plain];
+    let asked = if options.variants.is_empty() { &plain[..] } else { &options.variants };
+    let mut rows: Vec<_> =
+        kernels.iter().flat_map(|kernel| asked.iter().map(move |variant| (kernel, *variant))).collect();
+    let nothing_asked = options.kernels.is_empty() && options.debs.is_empty() && options.image.is_none();
+    if nothing_asked
+        && options.variants.is_empty()
+        && let Some(newest) = kernels.last()
+    {
+        rows.extend([Variant::Ipv6Off, Variant::Hybrid, Variant::JitHarden].map(|variant| (newest, variant)));
+    }
+    rows
+}
+
+fn chosen(options: &Options, variant: Variant, all: &[String]) -> Result<Vec<Test>> {
+    let asked: Vec<&str> = match variant.tests() {
+        _ if !options.tests.is_empty() => options.tests.iter().map(String::as_str).collect(),
+        Some(tests) => tests.to_vec(),
+        None => all.iter().map(String::as_str).filter(|name| !ELSEWHERE.contains(name)).collect(),
+    };
+    let mut tests: Vec<Test> = Vec::new();
+    for word in asked {
+        let (file, only) = word.split_once(':').unwrap_or((word, ""));
+        if !all.iter().any(|name| name == file) {
+            let all = all.join(" ");
+            return Err(exit::with_code(exit::USAGE, format!("no test file {file}; there are: {all}")));
+        }
+        let index = tests.iter().position(|test| test.file == file).unwrap_or_else(|| {
+            tests.push(Test { file: file.to_owned(), only: Vec::new() });
+            tests.len() - 1
+        });
+        tests[index].only.extend((!only.is_empty()).then(|| only.to_owned()));
+    }
+    Ok(tests)
+}
+
+/// One row of the table to be.
+struct Guest<'a> {
+    kernel: &'a Kernel,
+    variant: Variant,
+    tests: Vec<Test>,
+    has_envoy: bool,
+}
+
+impl Guest<'_> {
+    fn run(&self, machine: &Machine, dir: &std::path::Path, common: &[u8]) -> Result<Row> {
+        let name = match self.variant {
+            Variant::Plain => self.kernel.series.clone(),
+            variant => format!("{} {}", self.kernel.series, variant.name()),
+        };
+        let file = name.replace([' ', '/'], "-");
+        let (initramfs, log) = (dir.join(format!("{file}.cpio")), dir.join(format!("{file}.log")));
+        let mut bytes = common.to_vec();
+        bytes.extend(initramfs::particular(self.kernel.modules.as_deref(), &self.jobs())?);
+        fs::write(&initramfs, bytes).with_context(|| format!("cannot write {}", initramfs.display()))?;
+
+        eprintln!("vm: {name}: booting {}; console: {}", self.kernel.release, log.display());
+        let mut row = Row::new(&name, &self.kernel.release);
+        for test in self.tests.iter().filter(|test| self.is_absent(test)) {
+            row.set(&test.file, State::Absent);
+        }
+        let slowness = if machine.kvm { 1 } else { 8 };
+        let jobs = self.tests.len() as u64;
+        let limit = Duration::from_secs(BOOT_LIMIT + CHECK_LIMIT + jobs * TEST_LIMIT * slowness / 8);
+        let end = machine.run(
+            &Boot {
+                kernel: self.kernel,
+                initramfs: &initramfs,
+                words: self.variant.words(),
+                limit,
+                log: &log,
+            },
+            |line| row.read(line),
+        )?;
+        // Three hundred megabytes that can be made again.
+        let _ = fs::remove_file(&initramfs);
+        match end {
+            End::Done => {}
+            End::Died(why) => row.died(&why),
+        }
+        for Test { file, .. } in &self.tests {
+            if !row.has(file) {
+                row.set(file, State::Fail);
+            }
+        }
+        Ok(row)
+    }
+
+    fn is_absent(&self, test: &Test) -> bool {
+        test.file == "envoy" && !self.has_envoy
+    }
+
+    /// Lines of name, seconds, command.
+    fn jobs(&self) -> String {
+        let home = initramfs::HOME;
+        let mut jobs = format!("{}|{CHECK_LIMIT}|{home}/redirector check --output json\n", report::CHECK);
+        let environment = format!(
+            "REDIRECTOR_BIN={home}/redirector REDIRECTOR_ENVOY={home}/envoy REDIRECTOR_TESTS_PRIVILEGED=required \
+             REDIRECTOR_TESTS_SLOWNESS={SLOWNESS}"
+        );
+        for Test { file, only } in self.tests.iter().filter(|test| !self.is_absent(test)) {
+            let only = only.join(" ");
+            jobs += &format!("{file}|{TEST_LIMIT}|{environment} {home}/deps/{file} {only}\n");
+        }
+        jobs
+    }
+}

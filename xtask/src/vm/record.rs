@@ -1,0 +1,197 @@
+//! What was seen, kept in the repository: `docs/kernels.json`, and the tables in docs/verifier.md and COMPATIBILITY.md
+//! that are made from it.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use super::report::{Cost, Row, State};
+use crate::project;
+
+/// The file, by row.
+#[derive(Default, Serialize, Deserialize)]
+struct Record {
+    rows: BTreeMap<String, Seen>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Seen {
+    release: String,
+    states: BTreeMap<String, State>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    costs: BTreeMap<String, Cost>,
+}
+
+/// How much dearer a program may become before somebody has to say so by recording it.
+const BUDGET: u64 = 2;
+const BEGIN: &str = "<!-- made by `cargo xtask vm --record` from docs/kernels.json: begin -->";
+const END: &str = "<!-- end -->";
+
+fn file() -> PathBuf {
+    project::root().join("docs/kernels.json")
+}
+
+fn read() -> Result<Record> {
+    match fs::read_to_string(file()) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Record::default()),
+        text => {
+            serde_json::from_str(&text.context("cannot read docs/kernels.json")?).context("docs/kernels.json")
+        }
+    }
+}
+
+/// Programs that cost the verifier more than twice what was recorded.
+pub fn over_budget(rows: &[Row]) -> Result<Vec<String>> {
+    Ok(compare(&read()?, rows))
+}
+
+fn compare(record: &Record, rows: &[Row]) -> Vec<String> {
+    let mut found = Vec::new();
+    for row in rows {
+        let Some(seen) = record.rows.get(&row.name) else { continue };
+        for (program, cost) in &row.costs {
+            let (Some(now), Some(then)) =
+                (cost.instructions, seen.costs.get(program).and_then(|cost| cost.instructions))
+            else {
+                continue;
+            };
+            if now > then * BUDGET {
+                found.push(format!(
+                    "{}: {program}: the verifier follows {now} instructions; recorded are {then}",
+                    row.name
+                ));
+            }
+        }
+    }
+    found
+}
+
+/// Puts these rows into the file in place of older ones, and makes the tables again.
+pub fn write(rows: &[Row]) -> Result<()> {
+    let mut record = read()?;
+    for row in rows {
+        let seen =
+            Seen { release: row.release.clone(), states: row.states.clone(), costs: row.costs.clone() };
+        record.rows.insert(row.name.clone(), seen);
+    }
+    fs::write(file(), serde_json::to_string_pretty(&record)? + "\n")
+        .context("cannot write docs/kernels.json")?;
+    for (name, table) in tables(&record) {
+        let path = project::root().join(name);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let new =
+            replaced(&text, &table).with_context(|| format!("{name} has no place for its table: {BEGIN}"))?;
+        fs::write(&path, new).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn replaced(text: &str, table: &str) -> Option<String> {
+    let (head, rest) = text.split_once(BEGIN)?;
+    let (_, tail) = rest.split_once(END)?;
+    Some(format!("{head}{BEGIN}\n{table}{END}{tail}"))
+}
+
+fn tables(record: &Record) -> [(&'static str, String); 2] {
+    [("COMPATIBILITY.md", kernels(record)), ("docs/verifier.md", costs(record))]
+}
+
+/// Rows in the order of versions, not of letters.
+fn ordered(record: &Record) -> Vec<(&String, &Seen)> {
+    let mut rows: Vec<_> = record.rows.iter().collect();
+    rows.sort_by_key(|(name, _)| {
+        let (series, variant) = name.split_once(' ').unwrap_or((name, ""));
+        (series.split('.').map(|word| word.parse().unwrap_or(0)).collect::<Vec<u32>>(), variant.to_owned())
+    });
+    rows
+}
+
+fn kernels(record: &Record) -> String {
+    let mut text =
+        "| Kernel | What was run | Passed | Failed | Not there |\n|---|---|---|---|---|\n".to_owned();
+    for (name, seen) in ordered(record) {
+        let names = |state: State| {
+            let names =
+                seen.states.iter().filter(|(_, other)| **other == state).map(|(name, _)| name.as_str());
+            names.collect::<Vec<_>>()
+        };
+        let (failed, absent) = (names(State::Fail), names(State::Absent));
+        let list = |names: &[&str]| if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
+        let passed = names(State::Pass).len();
+        text +=
+            &format!("| {name} | {} | {passed} | {} | {} |\n", seen.release, list(&failed), list(&absent));
+    }
+    text
+}
+
+fn costs(record: &Record) -> String {
+    let rows: Vec<_> = ordered(record).into_iter().filter(|(name, _)| !name.contains(' ')).collect();
+    let mut programs: Vec<&String> = rows.iter().flat_map(|(_, seen)| seen.costs.keys()).collect();
+    programs.sort();
+    programs.dedup();
+    let mut text = "| Program |".to_owned();
+    for (name, _) in &rows {
+        text += &format!(" {name} |");
+    }
+    text += &format!("\n|---|{}\n", "---|".repeat(rows.len()));
+    for program in programs {
+        text += &format!("| {} |", program.trim_start_matches("program "));
+        for (_, seen) in &rows {
+            text += &match seen.costs.get(program) {
+                Some(Cost { instructions: Some(count), load_ms }) => format!(" {count} ({load_ms} ms) |"),
+                Some(Cost { instructions: None, load_ms }) => format!(" ? ({load_ms} ms) |"),
+                None => " - |".to_owned(),
+            };
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(instructions: u64) -> Row {
+        let mut row = Row::new("6.1", "6.1.0");
+        row.set("boots", State::Pass);
+        row.costs.insert("program p".to_owned(), Cost { instructions: Some(instructions), load_ms: 1 });
+        row
+    }
+
+    fn record() -> Record {
+        serde_json::from_str(
+            r#"{"rows":{"6.1":{"release":"6.1.0","states":{"boots":"pass","x":"absent"},
+                "costs":{"program p":{"instructions":100,"load_ms":1}}},
+                "5.10":{"release":"5.10.0","states":{"boots":"fail"}}}}"#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn twice_the_cost_is_over_budget() {
+        assert!(compare(&record(), &[row(200)]).is_empty());
+        assert_eq!(compare(&record(), &[row(201)]).len(), 1);
+    }
+
+    #[test]
+    fn older_kernels_come_first() {
+        let text = kernels(&record());
+        assert!(text.find("| 5.10 |").unwrap() < text.find("| 6.1 |").unwrap(), "{text}");
+        assert!(text.contains("| 6.1 | 6.1.0 | 1 | nothing | x |"), "{text}");
+    }
+
+    /// COMPATIBILITY.md and docs/verifier.md say what docs/kernels.json says.
+    #[test]
+    fn the_tables_are_those_of_the_record() {
+        for (name, table) in tables(&read().unwrap()) {
+            let text = fs::read_to_string(project::root().join(name)).unwrap();
+            assert_eq!(
+                replaced(&text, &table).as_deref(),
+                Some(text.as_str()),
+                "{name}: run `cargo xtask vm --record`"
+            );
+        }
+    }
+}
