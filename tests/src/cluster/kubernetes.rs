@@ -142,7 +142,8 @@ impl Kubernetes {
     pub fn stop(&mut self, name: &str) -> anyhow::Result<()> {
         let index = self.daemons.iter().position(|(daemon, _)| *daemon == name);
         let (_, daemon) = self.daemons.remove(index.with_context(|| format!("no {name} runs"))?);
-        daemon.kill(rustix::process::Signal::TERM)
+        // It would wait for its watchers for a minute.
+        daemon.kill(rustix::process::Signal::KILL)
     }
 
     fn daemon(&mut self, name: &'static str, arguments: &[&str]) -> anyhow::Result<()> {
