@@ -4,8 +4,11 @@
 
 use std::time::Duration;
 
-use redirector_tests::parity::arena::Mistake;
+use redirector_tests::parity::arena::{Arena, Mistake};
+use redirector_tests::parity::configuration::Configuration;
 use redirector_tests::parity::options::Choice;
+use redirector_tests::parity::probes::probes;
+use redirector_tests::parity::random::Random;
 use redirector_tests::parity::{Run, run};
 use redirector_tests::privileged::require_root;
 
@@ -25,6 +28,51 @@ fn options() -> anyhow::Result<()> {
     let reached = report.reached();
     assert!(reached.proxy > 1000 && reached.passed > 1000, "{report}");
     assert!(report.configurations() >= 20, "{report}");
+    Ok(())
+}
+
+/// Every option beside the sidecar's, with a value that matters: equal to iptables, and not to iptables without it.
+#[test]
+fn options_one_by_one() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let everything = Configuration::sidecar;
+    let nothing = || everything().with(Choice::Cidrs, "");
+    let cases: [(Configuration, Choice, &str); 18] = [
+        (everything(), Choice::EnvoyPort, "16001"),
+        (everything(), Choice::InboundCapturePort, "16006"),
+        (everything(), Choice::TunnelPort, "9000"),
+        (everything(), Choice::ProxyUids, "2000,1338"),
+        (everything(), Choice::ProxyGids, "2000,0"),
+        (everything(), Choice::InboundPorts, "8080,9000,"),
+        (everything(), Choice::InboundPorts, ""),
+        (everything(), Choice::InboundPortsExclude, "8080"),
+        (everything(), Choice::ExcludeInterfaces, "eth0"),
+        (everything(), Choice::VirtualInterfaces, "vnet0"),
+        (everything(), Choice::Cidrs, "10.96.0.0/24,fd00:96::/64,127.0.0.2/32"),
+        (everything(), Choice::CidrsExclude, "10.96.0.0/16,fd00:96::10/128"),
+        (nothing(), Choice::OutboundPorts, "9000"),
+        (everything(), Choice::OutboundPortsExclude, "8080"),
+        (everything(), Choice::OwnerGroups, "1000,2000"),
+        (everything(), Choice::OwnerGroupsExclude, "1000"),
+        (everything(), Choice::Loopback, "127.0.0.0/8"),
+        (everything(), Choice::Dns, "all"),
+    ];
+    let mut arena = Arena::new(None)?;
+    let mut random = Random::new(SHORT.seed);
+    for (base, choice, value) in cases {
+        let configuration = base.clone().with(choice, value);
+        println!("{}: {configuration}", choice.name());
+        arena.configure(&configuration)?;
+        let probes = probes(&configuration.options(), &mut random);
+        let outcome = arena.run(&probes)?;
+        let differences: Vec<_> = outcome.differences.iter().map(|(_, difference)| difference).collect();
+        assert!(differences.is_empty(), "{}: {differences:#?}", choice.name());
+        arena.mislead_oracle(&base)?;
+        let without = arena.run(&probes)?;
+        assert!(!without.differences.is_empty(), "{} {value}: no probe sees it", choice.name());
+    }
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! the connection that is measured, but in the list that is to capture it: each decision looks a whole list up.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Instant;
 
@@ -21,12 +22,14 @@ use super::worker::{Job, Mode};
 use super::{Settings, say, sys};
 use crate::command::run;
 use crate::node::{Node, target};
-use crate::pod::{PodOptions, World};
+use crate::pod::{PodOptions, VIP4, World};
 use crate::redirector::exit;
 use crate::side::By;
 
 /// Networks in a long list.
 pub const MANY: u32 = 50_000;
+/// An odd factor permutes numbers: neighbours in a list are none in the trie.
+const PERMUTE: u32 = 0x9e37_79b1;
 /// How often the hook is looked at.
 const TURNS: u32 = 11;
 
@@ -37,21 +40,30 @@ type Named = (&'static str, fn() -> Value);
 const POLICIES: [Named; 5] = [
     ("no list", || json!({})),
     ("-x: 1 network", || json!({"outbound_exclude_cidrs": ["10.1.0.0/16"]})),
-    ("-x: 50 000 of IPv4", || json!({"outbound_exclude_cidrs": v4(MANY)})),
-    ("-x: 25 000 of each family", || json!({"outbound_exclude_cidrs": mixed()})),
+    ("-x: 50 000 of IPv4", || json!({"outbound_exclude_cidrs": around(MANY)})),
+    (
+        "-x: 25 000 of each family",
+        || json!({"outbound_exclude_cidrs": Value::from([around(MANY / 2), v6(MANY / 2)].concat())}),
+    ),
     ("-i: 50 000, one of which matches", || {
-        let mut nets = v4(MANY - 1);
-        nets.push("10.96.0.0/24".to_owned());
+        let mut nets = around(MANY - 1);
+        nets.push(format!("{VIP4}/32"));
         json!({"outbound_cidrs": nets})
     }),
 ];
 
-/// Different networks of several lengths; none holds a service of the tests.
-#[must_use]
-pub fn v4(count: u32) -> Vec<String> {
+/// Single addresses on all sides of the service that is connected to, so that a search goes as deep as it can.
+fn around(count: u32) -> Vec<String> {
+    let network = VIP4.to_bits() & 0xffff_0000;
+    let address = |number: u32| Ipv4Addr::from_bits(network | number.wrapping_mul(PERMUTE) & 0xffff);
+    let others = (0..1 << 16).map(address).filter(|address| *address != VIP4);
+    others.take(count as usize).map(|address| format!("{address}/32")).collect()
+}
+
+/// Different networks; none holds a service of the tests.
+fn v4(count: u32) -> Vec<String> {
     let net = |number: u32| {
-        // An odd factor permutes the numbers: neighbours in the list are none in the trie.
-        let bits = number.wrapping_mul(0x9e37_79b1) & 0x3f_ffff;
+        let bits = number.wrapping_mul(PERMUTE) & 0x3f_ffff;
         format!("11.{}.{}.{}/30", bits >> 14, bits >> 6 & 255, (bits & 63) << 2)
     };
     (0..count).map(net).collect()
@@ -60,13 +72,15 @@ pub fn v4(count: u32) -> Vec<String> {
 /// Half of them of IPv6.
 #[must_use]
 pub fn mixed() -> Vec<String> {
-    let mut nets = v4(MANY / 2);
-    let v6 = |number: u32| {
-        let bits = number.wrapping_mul(0x9e37_79b1);
+    [v4(MANY / 2), v6(MANY / 2)].concat()
+}
+
+fn v6(count: u32) -> Vec<String> {
+    let net = |number: u32| {
+        let bits = number.wrapping_mul(PERMUTE);
         format!("2001:db8:{:x}:{:x}::/64", bits >> 16, bits & 0xffff)
     };
-    nets.extend((0..MANY / 2).map(v6));
-    nets
+    (0..count).map(net).collect()
 }
 
 /// What a policy costs.

@@ -127,6 +127,15 @@ impl Arena {
         .with_context(|| format!("configuring {configuration}"))
     }
 
+    /// Gives the oracle the rules of another configuration, without TPROXY in either: what differs then shows what the
+    /// one in force does.
+    ///
+    /// # Errors
+    /// When iptables refuses them.
+    pub fn mislead_oracle(&self, configuration: &Configuration) -> anyhow::Result<()> {
+        iptables::load(&self.oracle.world.pod().netns, &iptables::rule_texts(&configuration.options()))
+    }
+
     /// Runs probes under the configuration in force.
     ///
     /// # Errors
