@@ -43,11 +43,13 @@ const TPROXY_UNHEARD: Known = Known {
         let refused = match shown {
             ["connect", left, right] => (left, right) == ("EINPROGRESS", "ECONNREFUSED"),
             // As they are before an answer, and after a refusal.
-            ["local", left, right] => left.ends_with(":<own>") && right.ends_with(":<own>"),
+            ["local", left, right] => {
+                left.ends_with(":<own>") && matches!(right, "0.0.0.0:<own>" | "[::]:<own>")
+            }
             ["original_dst" | "original_dst6", "(absent)", right] => !right.contains(':'),
             _ => false,
         };
-        difference.scenario.starts_with("tcp inbound to ") && refused
+        difference.scenario.starts_with("tcp ") && refused
     },
     _why: "Nobody listens at the proxy's port: the TPROXY target drops the packet without a word \
                (tproxy_tg4, NF_DROP), and the client waits. We refuse it, as REDIRECT does.",
