@@ -1,6 +1,6 @@
 //! `cargo xtask vm`: the end-to-end tests on other kernels, in virtual machines.
 //!
-//! [`kernels`] fetches distribution kernels through apt ([`archive`]), [`programs`] builds the tests, [`initramfs`] packs
+//! [`mod@kernels`] fetches distribution kernels through apt ([`archive`]), [`programs`] builds the tests, [`initramfs`] packs
 //! both with the host's tools, [`boot`] runs QEMU and reads the console, [`report`] says what was seen.
 
 mod archive;
