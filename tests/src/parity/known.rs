@@ -40,7 +40,7 @@ const TPROXY_UNHEARD: Known = Known {
     applies: |options| options.tproxy.is_some() && !PROXY_PORTS.contains(&options.inbound_capture_port),
     is: |difference| {
         let shown = [difference.field.as_str(), &difference.left, &difference.right];
-        let refused = match shown {
+        match shown {
             ["connect", left, right] => (left, right) == ("EINPROGRESS", "ECONNREFUSED"),
             // As they are before an answer, and after a refusal.
             ["local", left, right] => {
@@ -48,8 +48,7 @@ const TPROXY_UNHEARD: Known = Known {
             }
             ["original_dst" | "original_dst6", "(absent)", right] => !right.contains(':'),
             _ => false,
-        };
-        difference.scenario.starts_with("tcp ") && refused
+        }
     },
     _why: "Nobody listens at the proxy's port: the TPROXY target drops the packet without a word \
                (tproxy_tg4, NF_DROP), and the client waits. We refuse it, as REDIRECT does.",
