@@ -132,6 +132,16 @@ pub mod meta_flag {
     pub const FWMARK_REFLECT6: u32 = 1 << 10;
 }
 
+/// Bits of the mark that the classifier of a virtual interface gives TCP packets.
+pub mod guest_mark {
+    /// It is for the proxy.
+    pub const OURS: u32 = 1 << 29;
+    /// It answers a connection that somebody else has begun, past every socket here.
+    pub const FOREIGN: u32 = 1 << 30;
+    /// Both; without any nobody has looked at it.
+    pub const BOTH: u32 = OURS | FOREIGN;
+}
+
 /// Key of `TABLES`: which list (and of which policy slot), then an address or a number.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]

@@ -2,7 +2,7 @@
 //! of established ones.
 
 use crate::ctx::{AF_INET6, IPPROTO_TCP, Lookup, Sock, opaque};
-use crate::maps::{self, Active, LISTENERS, ORIGINAL_DST, REFUSED, count};
+use crate::maps::{self, Active, GUESTS, LISTENERS, ORIGINAL_DST, REFUSED, count};
 use crate::trace;
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release};
@@ -20,6 +20,10 @@ pub fn select(ctx: &Lookup) -> u32 {
         return SK_PASS;
     }
     let Some(active) = maps::active() else { return SK_PASS };
+    let guests = active.has(flag::HAS_VIRTUAL_INTERFACES);
+    if guests && maps::is_probed(ctx.remote_port(), ctx.local_port()) {
+        return SK_DROP;
+    }
     let answer = if is_from_lo(ctx, &active) { from_lo(ctx) } else { from_network(ctx, &active) };
     let wanted = match answer {
         Ok(wanted) => opaque(wanted),
@@ -69,6 +73,10 @@ fn from_network(ctx: &Lookup, active: &Active) -> Result<Wanted, Other> {
     trace::arriving(ctx, decision, incoming.dport);
     if decision.verdict as u16 == Verdict::Pass as u16 {
         return Err(Other::Pass);
+    }
+    if !local {
+        // The socket tells, too, as long as there is one.
+        let _ = GUESTS.insert(key(ctx), 0, 0);
     }
     Ok(Wanted { verdict: decision.verdict as u32, to_loopback: false, else_pass: false })
 }

@@ -10,6 +10,7 @@ mod connect;
 mod ctx;
 mod dns;
 mod events;
+mod guest;
 mod inbound;
 mod maps;
 mod names;
@@ -19,9 +20,9 @@ mod owner;
 mod storage;
 mod trace;
 
-use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, sk_lookup, sock_ops};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext};
-use ctx::{Lookup, Ops, SockAddr, Sockopt};
+use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, classifier, sk_lookup, sock_ops};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext, TcContext};
+use ctx::{Lookup, Ops, Packet, SockAddr, Sockopt};
 
 /// connect() on an IPv4 socket, before the route is looked up (4.17).
 #[cgroup_sock_addr(connect4)]
@@ -107,6 +108,12 @@ pub fn rd_getsockopt(c: SockoptContext) -> i32 {
 #[sk_lookup]
 pub fn rd_sk_lookup(c: SkLookupContext) -> u32 {
     inbound::select(&Lookup::new(c.lookup))
+}
+
+/// A packet that enters a virtual interface, before routing (5.2).
+#[classifier]
+pub fn rd_guest(c: TcContext) -> i32 {
+    guest::classify(&Packet::new(c.skb.skb))
 }
 
 #[panic_handler]

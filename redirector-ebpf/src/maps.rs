@@ -37,6 +37,12 @@ pub static LISTENERS: Listeners = Listeners::new();
 pub static ORIGINAL_DST: HashMap<FlowKey, OriginalDst, 65_536, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static REFUSED: LruHashMap<FlowKey, u32, 128> = LruHashMap::new();
+/// Captured connections of guests, also after their sockets; made anew with each load. The size is set there.
+#[btf_map]
+pub static GUESTS: LruHashMap<FlowKey, u32, 4096> = LruHashMap::new();
+/// The ports a classifier is looking up on this CPU, 0 while none is.
+#[btf_map]
+static PROBED: PerCpuArray<u32, 1> = PerCpuArray::new();
 #[btf_map]
 pub static SOCKETS: SockStorage = SockStorage::new();
 
@@ -220,6 +226,23 @@ impl Facts for Active {
         // SAFETY: a reference.
         unsafe { core::ptr::read_volatile(value) }
     }
+}
+
+/// Before a lookup that is not for a SYN, and with zeros after it.
+#[inline(always)]
+pub fn set_probed(sport: u16, dport: u16) {
+    if let Some(p) = PROBED.get_ptr_mut(0) {
+        // SAFETY: this CPU's own element; sk_lookup reads it within a helper, hence volatile.
+        unsafe { core::ptr::write_volatile(p, u32::from(sport) << 16 | u32::from(dport)) };
+    }
+}
+
+/// Whether sk_lookup runs only because a classifier looks for a connection.
+#[inline(always)]
+pub fn is_probed(sport: u16, dport: u16) -> bool {
+    let ports = u32::from(sport) << 16 | u32::from(dport);
+    // SAFETY: this CPU's own element.
+    ports != 0 && PROBED.get_ptr(0).is_some_and(|p| unsafe { core::ptr::read_volatile(p) } == ports)
 }
 
 #[inline(always)]

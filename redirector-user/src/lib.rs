@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod classifier;
 pub mod cli;
 pub mod cni;
 pub mod config;

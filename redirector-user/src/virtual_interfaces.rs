@@ -1,7 +1,13 @@
 //! What `-k` needs in the namespace: TCP that enters a virtual interface must be delivered here
 //! although its destination is elsewhere; sk_lookup then gives it to the proxy. `ip rule iif IF
-//! ipproto tcp lookup 15001` (4.17) and, for each network of `-i`, `local NETWORK dev lo` in that table.
+//! fwmark 0/0x40000000 ipproto tcp lookup 15001` (4.17) and, for each network of `-i`, `local NETWORK dev lo` in
+//! that table. What [`crate::classifier`] has marked is none of ours, and routed as ever.
 //! A network of `-i '*'` is everything; what no route covers is forwarded as ever.
+//!
+//! Of what is forwarded TO a guest, IPv4 looks up the way back (`__fib_validate_source`): as if it had entered the virtual
+//! interface, and without a mark. A local route would be the end of it, so such a lookup ends in table 15002, in a route
+//! that leads back to the guest. [`crate::classifier`] makes it for the interfaces it is attached to, and it goes with them:
+//! packets without a mark are captured where there is no classifier, and never leave the pod where there was one.
 //!
 //! Rules and routes carry a protocol number of their own, so whoever cleans up can tell them from
 //! those of others, and needs to know nothing else.
@@ -13,6 +19,7 @@ use crate::mirror::netlink::{Message, Netlink, Payload};
 use crate::routing_table;
 use crate::sys::netns::NetNs;
 use ipnet::IpNet;
+use redirector_common::abi::guest_mark;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
 use std::collections::BTreeSet;
 use std::io;
@@ -20,17 +27,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The table of the routes; named after the port that everything in it goes to.
 pub const TABLE: u32 = 15001;
+/// The table in which the source of what is sent to a guest is validated.
+pub const REVERSE: u32 = 15002;
 /// Who made a route or rule (rtm_protocol, FRA_PROTOCOL). Of 5 to 255 the kernel lets anybody choose;
 /// iproute2's list has nobody at this number.
-const PROTOCOL: u8 = 151;
+pub(crate) const PROTOCOL: u8 = 151;
 /// Right after the table `local` (0): netfilter would redirect before any routing.
-const PRIORITY: u32 = 1;
+const PRIORITY: u32 = 2;
+const REVERSE_PRIORITY: u32 = 1;
 
 /// sizeof of struct fib_rule_hdr and of struct rtmsg.
 const HEADER: usize = 12;
 const FRA_IIFNAME: u16 = 3;
 const FRA_PRIORITY: u16 = 6;
+const FRA_FWMARK: u16 = 10;
 const FRA_TABLE: u16 = 15;
+const FRA_FWMASK: u16 = 16;
 const FRA_PROTOCOL: u16 = 21;
 const FRA_IP_PROTO: u16 = 22;
 const WHAT: &str = "the rules and routes of the virtual interfaces";
@@ -38,8 +50,8 @@ const WHAT: &str = "the rules and routes of the virtual interfaces";
 /// A rule or a route.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Piece {
-    /// What enters the interface is routed by the table.
-    Rule { v6: bool, interface: String },
+    /// What enters the interface is routed by the table, but for what is marked otherwise.
+    Rule { v6: bool, interface: String, table: u32 },
     /// Destinations that are captured.
     Route(IpNet),
 }
@@ -98,8 +110,11 @@ fn of(policy: &Policy) -> BTreeSet<Piece> {
         let before = pieces.len();
         pieces.extend(nets);
         if pieces.len() > before {
-            let interfaces = policy.virtual_interfaces.iter().cloned();
-            pieces.extend(interfaces.map(|interface| Piece::Rule { v6, interface }));
+            let tables = if v6 { &[TABLE][..] } else { &[TABLE, REVERSE] };
+            for table in tables {
+                let interfaces = policy.virtual_interfaces.iter().cloned();
+                pieces.extend(interfaces.map(|interface| Piece::Rule { v6, interface, table: *table }));
+            }
         }
     }
     pieces
@@ -121,7 +136,7 @@ fn change(netlink: &mut Netlink, add: bool, pieces: BTreeSet<Piece>) -> Result<(
             Err(errno) => {
                 let verb = if add { "add" } else { "remove" };
                 let what = match piece {
-                    Piece::Rule { v6, interface } => {
+                    Piece::Rule { v6, interface, .. } => {
                         format!("{verb} the IPv{} rule for what enters {interface}", if *v6 { 6 } else { 4 })
                     }
                     Piece::Route(net) => {
@@ -142,7 +157,11 @@ fn message(add: bool, piece: &Piece) -> Message {
     const LOOPBACK_IFINDEX: u32 = 1;
     let flags = NLM_F_ACK | if add { NLM_F_CREATE | NLM_F_EXCL } else { 0 };
     match piece {
-        Piece::Rule { v6, interface } => {
+        Piece::Rule { v6, interface, table } => {
+            let (priority, mask) = match *table {
+                REVERSE => (REVERSE_PRIORITY, guest_mark::BOTH),
+                _ => (PRIORITY, guest_mark::FOREIGN),
+            };
             // struct fib_rule_hdr: family, dst_len, src_len, tos, table, 2 reserved, action, flags.
             let header = [family(*v6), 0, 0, 0, 0, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0];
             let kind = if add { libc::RTM_NEWRULE } else { libc::RTM_DELRULE };
@@ -150,8 +169,10 @@ fn message(add: bool, piece: &Piece) -> Message {
             name.push(0);
             Message::new(kind, flags, &header)
                 .attribute(FRA_IIFNAME, &name)
-                .attribute(FRA_PRIORITY, &PRIORITY.to_ne_bytes())
-                .attribute(FRA_TABLE, &TABLE.to_ne_bytes())
+                .attribute(FRA_PRIORITY, &priority.to_ne_bytes())
+                .attribute(FRA_FWMARK, &0_u32.to_ne_bytes())
+                .attribute(FRA_FWMASK, &mask.to_ne_bytes())
+                .attribute(FRA_TABLE, &table.to_ne_bytes())
                 .attribute(FRA_PROTOCOL, &[PROTOCOL])
                 .attribute(FRA_IP_PROTO, &[libc::IPPROTO_TCP as u8])
         }
@@ -192,10 +213,11 @@ fn listed(list: std::result::Result<Vec<Piece>, MirrorError>) -> Result<Vec<Piec
 
 fn rule(payload: &[u8], v6: bool) -> Option<Piece> {
     let rule = Payload::split(payload, HEADER)?;
-    let ours = rule.get(FRA_PROTOCOL) == Some(&[PROTOCOL]) && rule.get_number(FRA_TABLE) == Some(TABLE);
+    let table = rule.get_number(FRA_TABLE).filter(|table| matches!(*table, TABLE | REVERSE))?;
+    let ours = rule.get(FRA_PROTOCOL) == Some(&[PROTOCOL]);
     let name = rule.get(FRA_IIFNAME)?.split(|byte| *byte == 0).next()?;
     let interface = String::from_utf8_lossy(name).into_owned();
-    (ours && rule.byte(0) == family(v6)).then_some(Piece::Rule { v6, interface })
+    (ours && rule.byte(0) == family(v6)).then_some(Piece::Rule { v6, interface, table })
 }
 
 fn route(payload: &[u8], v6: bool) -> Option<Piece> {
@@ -228,7 +250,7 @@ mod tests {
 
     fn text(policy: &Policy) -> Vec<String> {
         let shown = |piece: &Piece| match piece {
-            Piece::Rule { v6, interface } => format!("{interface} {v6}"),
+            Piece::Rule { v6, interface, table } => format!("{interface} {v6} {table}"),
             Piece::Route(net) => net.to_string(),
         };
         of(policy).iter().map(shown).collect()
@@ -237,12 +259,15 @@ mod tests {
     #[test]
     fn only_what_is_captured_is_delivered_here() {
         let mut policy = Policy { virtual_interfaces: vec!["vnet0".into()], ..Policy::default() };
-        assert_eq!(text(&policy), ["vnet0 false", "vnet0 true", "0.0.0.0/0", "::/0"]);
+        assert_eq!(
+            text(&policy),
+            ["vnet0 false 15001", "vnet0 false 15002", "vnet0 true 15001", "0.0.0.0/0", "::/0"]
+        );
         policy.ipv6 = false;
-        assert_eq!(text(&policy), ["vnet0 false", "0.0.0.0/0"]);
+        assert_eq!(text(&policy), ["vnet0 false 15001", "vnet0 false 15002", "0.0.0.0/0"]);
         policy.outbound_cidrs = Selection::of(vec!["10.1.2.3/8".parse().expect("net")]);
         policy.ipv6 = true;
-        assert_eq!(text(&policy), ["vnet0 false", "10.0.0.0/8"]);
+        assert_eq!(text(&policy), ["vnet0 false 15001", "vnet0 false 15002", "10.0.0.0/8"]);
         policy.outbound_cidrs = Selection::None;
         assert!(text(&policy).is_empty());
         policy = Policy::default();

@@ -79,8 +79,14 @@ impl Bench {
             parameter("ipv4/tcp_fwmark_accept")?,
             parameter("ipv4/fwmark_reflect")?,
             parameter("ipv6/fwmark_reflect")?,
-            ask("-4 rule show", "1:\tfrom all iif vnet0 [detached] ipproto tcp lookup 15001 proto 151")?,
-            ask("-6 rule show", "1:\tfrom all iif vnet0 [detached] ipproto tcp lookup 15001 proto 151")?,
+            ask(
+                "-4 rule show",
+                "2:\tfrom all fwmark 0/0x40000000 iif vnet0 [detached] ipproto tcp lookup 15001 proto 151",
+            )?,
+            ask(
+                "-6 rule show",
+                "2:\tfrom all fwmark 0/0x40000000 iif vnet0 [detached] ipproto tcp lookup 15001 proto 151",
+            )?,
             ask("-4 route show table 15001", "local default dev lo proto 151")?,
             ask("-6 route show table 15001", "local default dev lo proto 151")?,
         ])

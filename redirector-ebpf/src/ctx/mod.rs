@@ -19,11 +19,13 @@ macro_rules! put {
 
 mod lookup;
 mod ops;
+mod packet;
 mod sock_addr;
 mod sockopt;
 
 pub use lookup::Lookup;
 pub use ops::Ops;
+pub use packet::Packet;
 pub use sock_addr::SockAddr;
 pub use sockopt::Sockopt;
 

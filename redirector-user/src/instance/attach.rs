@@ -167,7 +167,7 @@ fn create(root: &Root, name: &str, target: &Target, policy: &Policy, trace: bool
     compiled.write(&mut instance.tables()?, 0)?;
     instance.policies()?.set(0, compiled.policy, 0).context(|| "write POLICIES".into())?;
     record::write(&dir, 0, &Record::of(target, policy))?;
-    pin_programs(&loaded, policy, &dir)?;
+    pin_programs(&loaded, policy, flags, &dir)?;
     links::attach_wanted(&dir, target, policy)?;
 
     let mut meta = instance.meta()?;
@@ -216,10 +216,12 @@ fn open_staged(dir: &Path, name: &str, target: &Target, program_flags: u32) -> R
     Ok(instance)
 }
 
-fn pin_programs(loaded: &Loaded, policy: &Policy, dir: &Path) -> Result<()> {
-    for hook in hooks::wanted(policy) {
-        let path = dir.join(hook.program_pin());
-        bpf::obj_pin(loaded.program(hook.program)?, &path)
+fn pin_programs(loaded: &Loaded, policy: &Policy, flags: u32, dir: &Path) -> Result<()> {
+    let guest = hooks::has_guests(flags).then(|| (hooks::GUEST, hooks::GUEST_PIN.to_owned()));
+    let wanted = hooks::wanted(policy).map(|hook| (hook.program, hook.program_pin()));
+    for (program, pin) in wanted.chain(guest) {
+        let path = dir.join(pin);
+        bpf::obj_pin(loaded.program(program)?, &path)
             .context(|| format!("pin the program {}", path.display()))?;
     }
     Ok(())

@@ -198,21 +198,20 @@ fn prepare(
     record::write(&instance.dir, new, record)?;
     let mut facts = surroundings::facts(target)?;
     let needs = surroundings::foresee(policy, &mut facts);
-    surroundings::apply(instance, meta, target, policy, needs)?;
     let compiled = counted.compile(&facts);
-    compiled.write(&mut tables, new)?;
-    instance.policies()?.set(new, compiled.policy, 0).context(|| "write POLICIES".into())?;
-    listeners::clear(instance, new)?;
-    listeners::register(instance, target, policy, new)?;
-
     if compiled.policy.flags & !meta.program_flags != 0 {
-        // Other programs for the same policy; only then the other policy.
+        // Other programs for the same policy; only then the other policy, and what it needs.
         let flags = meta.program_flags | compiled.policy.flags;
         links::replace_programs(instance, target, flags)?;
         record::write(&instance.dir, new, &Record::of(target, policy))?;
         instance.set_meta(&Meta { program_flags: flags, ..*meta })?;
         meta.program_flags = flags;
     }
+    surroundings::apply(instance, meta, target, policy, needs)?;
+    compiled.write(&mut tables, new)?;
+    instance.policies()?.set(new, compiled.policy, 0).context(|| "write POLICIES".into())?;
+    listeners::clear(instance, new)?;
+    listeners::register(instance, target, policy, new)?;
     // A hook that only the new policy needs does nothing under the old one.
     links::attach_wanted(&instance.dir, target, policy)?;
     Ok(surroundings::remarks(policy, &facts))

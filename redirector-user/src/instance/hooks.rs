@@ -2,6 +2,7 @@
 
 use crate::config::{Dns, Policy};
 use crate::sys::bpf::AttachType;
+use redirector_common::policy::flag;
 
 /// One hook.
 #[derive(Clone, Copy, Debug)]
@@ -78,4 +79,14 @@ pub const ALL: [Hook; 13] = [
 /// The hooks that a policy needs.
 pub fn wanted(policy: &Policy) -> impl Iterator<Item = Hook> {
     ALL.into_iter().filter(|hook| hook.wanted(policy))
+}
+
+/// The classifier of virtual interfaces. It has no link: [`crate::classifier`] attaches it, surroundings take it back.
+pub const GUEST: &str = "rd_guest";
+/// Its pin.
+pub const GUEST_PIN: &str = "prog_guest";
+
+/// Whether programs loaded for these flags are asked for virtual interfaces.
+pub const fn has_guests(flags: u32) -> bool {
+    flags & flag::HAS_VIRTUAL_INTERFACES != 0
 }

@@ -9,7 +9,7 @@ use crate::kernel::Kernel;
 use crate::sys::bpf::{self, Link};
 use crate::target::Target;
 use redirector_common::abi::{meta_flag, name};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 /// Attaches the pinned programs of the hooks that the policy needs and that are not attached yet.
@@ -51,20 +51,37 @@ pub(super) fn replace_programs(instance: &Instance, target: &Target, flags: u32)
     let loaded = Loaded::new(&constants, Maps::Of(&instance.dir), trace, hooks::ALL.into_iter())?;
     for hook in hooks::ALL {
         // Those that are not attached too: a later policy may need them, under the same flags.
-        let link = instance.dir.join(hook.link_pin());
-        let program = loaded.program(hook.program)?;
-        let (pin, next) =
-            (instance.dir.join(hook.program_pin()), instance.dir.join(format!("{}_new", hook.program_pin())));
-        let _ = std::fs::remove_file(&next);
-        bpf::obj_pin(program, &next).context(|| format!("pin the program {}", next.display()))?;
-        if link.exists() {
+        replace(instance, hook.program, &hook.program_pin(), &loaded, |program| {
+            let link = instance.dir.join(hook.link_pin());
+            if !link.exists() {
+                return Ok(());
+            }
             Link::open(&link)
                 .and_then(|link| link.update(program))
-                .context(|| format!("replace the program of {}", link.display()))?;
-        }
-        std::fs::rename(&next, &pin).context(|| format!("rename {} to {}", next.display(), pin.display()))?;
+                .context(|| format!("replace the program of {}", link.display()))
+        })?;
+    }
+    if hooks::has_guests(flags) {
+        // Attached with the next policy.
+        replace(instance, hooks::GUEST, hooks::GUEST_PIN, &loaded, |_| Ok(()))?;
     }
     Ok(())
+}
+
+/// Pins another program, which `swap` lets run.
+fn replace(
+    instance: &Instance,
+    name: &str,
+    pin: &str,
+    loaded: &Loaded,
+    swap: impl FnOnce(BorrowedFd<'_>) -> Result<()>,
+) -> Result<()> {
+    let program = loaded.program(name)?;
+    let (pin, next) = (instance.dir.join(pin), instance.dir.join(format!("{pin}_new")));
+    let _ = std::fs::remove_file(&next);
+    bpf::obj_pin(program, &next).context(|| format!("pin the program {}", next.display()))?;
+    swap(program)?;
+    std::fs::rename(&next, &pin).context(|| format!("rename {} to {}", next.display(), pin.display()))
 }
 
 /// Detaches the hooks that the policy does not need.

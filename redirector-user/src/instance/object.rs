@@ -1,6 +1,6 @@
 //! Loading the eBPF object.
 
-use super::hooks::Hook;
+use super::hooks::{self, Hook};
 use crate::error::{Error, Result, chain};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
@@ -49,8 +49,9 @@ impl Loaded {
         hooks: impl Iterator<Item = Hook>,
     ) -> Result<Self> {
         let mut loaded = Self::without_programs(target, maps, trace)?;
-        for hook in hooks {
-            loaded.load(hook)?;
+        let guest = hooks::has_guests(target.flags).then_some(hooks::GUEST);
+        for name in hooks.map(|hook| hook.program).chain(guest) {
+            loaded.load(name)?;
         }
         Ok(loaded)
     }
@@ -75,6 +76,9 @@ impl Loaded {
             // A ring buffer cannot be smaller.
             loader.map_max_entries("AYA_LOGS", 4096);
         }
+        if !hooks::has_guests(target.flags) {
+            loader.map_max_entries("GUESTS", 1);
+        }
         match maps {
             Maps::New { capacity } => {
                 loader.map_max_entries(name::ORIGINAL_DST, capacity.saturating_add(SLACK));
@@ -91,17 +95,17 @@ impl Loaded {
         Ok(Self { ebpf })
     }
 
-    /// Loads the program of a hook; how many instructions the verifier followed, if the kernel tells (5.16).
+    /// Loads a program; how many instructions the verifier followed, if the kernel tells (5.16).
     ///
     /// # Errors
     ///
     /// [`Error::Unsupported`] if the kernel refuses it, with its reason.
-    pub fn load(&mut self, hook: Hook) -> Result<Option<u32>> {
+    pub fn load(&mut self, name: &str) -> Result<Option<u32>> {
         let program = self
             .ebpf
-            .program_mut(hook.program)
-            .ok_or_else(|| Error::Failed(format!("the eBPF object has no program {}", hook.program)))?;
-        load(program).map_err(|e| refused(hook.program, &e))?;
+            .program_mut(name)
+            .ok_or_else(|| Error::Failed(format!("the eBPF object has no program {name}")))?;
+        load(program).map_err(|e| refused(name, &e))?;
         Ok(program.info().ok().and_then(|info| info.verified_instruction_count()))
     }
 
@@ -123,6 +127,7 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockopt(p) => p.load(),
         Program::SockOps(p) => p.load(),
         Program::SkLookup(p) => p.load(),
+        Program::SchedClassifier(p) => p.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }

@@ -2,12 +2,15 @@
 //! and virtual interfaces need. Each change is noted in META before it is made, so that whoever cleans up after a
 //! command that was killed knows of it.
 
+use super::hooks::GUEST_PIN;
 use super::record::{self, Record};
 use super::state::{Instance, Phase};
 use super::{find, listeners};
+use crate::classifier;
 use crate::config::{Mode, Policy};
-use crate::error::{Error, Result, chain};
+use crate::error::{Context, Error, Result, chain};
 use crate::mirror::{self, Mirror};
+use crate::sys::bpf;
 use crate::target::Target;
 use crate::target::cgroup::Cgroup;
 use crate::tproxy;
@@ -115,6 +118,10 @@ fn apply_noted(
     if !policy.virtual_interfaces.is_empty() {
         meta.flags |= meta_flag::VIRTUAL;
         instance.set_meta(meta)?;
+        let pin = instance.dir.join(GUEST_PIN);
+        let program = bpf::obj_get(&pin).context(|| format!("open the program {}", pin.display()))?;
+        // Before the rules: what they take finds no socket, and a reset would be the answer.
+        classifier::add(&target.netns, &policy.virtual_interfaces, program.as_fd())?;
         virtual_interfaces::add(&target.netns, policy)?;
     }
     Ok(())
@@ -155,6 +162,8 @@ fn trim(instance: &mut Instance, meta: &mut Meta, target: &Target) -> Result<()>
         Phase::Inert | Phase::Draining => None,
     };
     virtual_interfaces::keep(&target.netns, in_force.as_ref())?;
+    let interfaces = in_force.as_ref().map_or(&[][..], |policy| &policy.virtual_interfaces);
+    classifier::keep(&target.netns, interfaces)?;
     if in_force.is_none_or(|policy| policy.virtual_interfaces.is_empty()) {
         listeners::make_opaque(instance, &target.netns, &target.cgroup, &outbound_ports(&instance.dir))?;
         meta.flags &= !meta_flag::VIRTUAL;
@@ -245,6 +254,9 @@ pub(super) fn restore(dir: &Path, meta: &Meta) -> Vec<String> {
         if let Err(e) = virtual_interfaces::keep(&netns, None) {
             left.push(format!("the rules and routes of the virtual interfaces could not be removed: {e}"));
         }
+        if let Err(e) = classifier::keep(&netns, &[]) {
+            left.push(format!("the classifiers of the virtual interfaces could not be removed: {e}"));
+        }
         // Without a cgroup there is no process, and no listener.
         let cgroup = records.first().and_then(|record| Cgroup::open(&record.cgroup).ok());
         let done = cgroup.map(|cgroup| {
@@ -265,7 +277,7 @@ pub(super) fn unknown(dir: &Path) -> Option<String> {
     let tproxy = (record.policy.mode == Mode::Tproxy)
         .then_some("rules and routes for TPROXY (`ip rule`, `ip -6 rule`), and tcp_fwmark_accept and fwmark_reflect in net.ipv4 and net.ipv6");
     let guests = (!record.policy.virtual_interfaces.is_empty())
-        .then_some("rules and routes of table 15001 (`ip rule`, `ip -6 rule`)");
+        .then_some("rules and routes of table 15001 (`ip rule`, `ip -6 rule`) and tc filters (`tc filter show dev IF ingress`)");
     let all: Vec<&str> = lo6.into_iter().chain(tproxy).chain(guests).collect();
     (!all.is_empty()).then(|| {
         format!(

@@ -1,7 +1,7 @@
 //! `redirector check`: what is there and what is not.
 
 use super::{Kernel, privileges};
-use crate::instance::hooks::{self, Hook};
+use crate::instance::hooks;
 use crate::instance::object::{Loaded, Maps};
 use crate::target::cgroup;
 use aya::maps::MapType;
@@ -136,8 +136,10 @@ fn of_kernel(kernel: &Kernel) -> Vec<Finding> {
     match Loaded::without_programs(&constants, Maps::New { capacity: 1 }, true) {
         Err(e) => list.push(finding("our programs load", false, true, "everything", &e.to_string())),
         Ok(mut loaded) => {
-            let programs: Vec<Finding> =
-                hooks::ALL.into_iter().map(|hook| program(&mut loaded, hook)).collect();
+            let mut programs: Vec<Finding> = hooks::ALL
+                .into_iter()
+                .map(|hook| program(&mut loaded, hook.program, hook.what(), true))
+                .collect();
             let why = programs.iter().find(|program| !program.present).map(|program| program.remedy.as_str());
             list.push(finding(
                 "our programs load",
@@ -146,17 +148,18 @@ fn of_kernel(kernel: &Kernel) -> Vec<Finding> {
                 "everything",
                 why.unwrap_or_default(),
             ));
+            programs.push(program(&mut loaded, hooks::GUEST, "-k (virtual interfaces)", false));
             list.extend(programs);
         }
     }
     list
 }
 
-fn program(loaded: &mut Loaded, hook: Hook) -> Finding {
+fn program(loaded: &mut Loaded, name: &str, what: &'static str, required: bool) -> Finding {
     let begun = Instant::now();
-    let verified = loaded.load(hook);
+    let verified = loaded.load(name);
     let why = verified.as_ref().err().map(ToString::to_string).unwrap_or_default();
-    let mut found = finding(&format!("program {}", hook.program), verified.is_ok(), true, hook.what(), &why);
+    let mut found = finding(&format!("program {name}"), verified.is_ok(), required, what, &why);
     found.load_ms = verified.is_ok().then(|| begun.elapsed().as_millis());
     found.verified_instructions = verified.ok().flatten();
     found

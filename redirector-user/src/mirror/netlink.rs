@@ -62,7 +62,6 @@ impl Message {
     }
 
     /// What follows the netlink header.
-    #[cfg(test)]
     pub(crate) fn body(&self) -> &[u8] {
         &self.body
     }
