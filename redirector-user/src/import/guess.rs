@@ -47,7 +47,11 @@ pub(super) fn policy(rules: &[Placed], ipv6: bool) -> Policy {
     let mut v4 = Reading::of(&given(rules, Family::V4), Family::V4);
     let has_v4 = rules.iter().any(|rule| rule.family == Family::V4 && is_istio(&rule.chain));
     let v6 = ipv6.then(|| Reading::of(&given(rules, Family::V6), Family::V6));
-    let all = |reading: &Reading, family| reading.include_cidrs.contains(&everything(family));
+    // `*` leaves no room for a rule beside it.
+    let all = |reading: &Reading, family| {
+        let nets = &reading.include_cidrs;
+        !nets.is_empty() && nets.iter().all(|net| *net == everything(family))
+    };
     let everywhere = all(&v4, Family::V4) && v6.as_ref().is_none_or(|v6| all(v6, Family::V6));
     if let Some(v6) = v6 {
         if !has_v4 {

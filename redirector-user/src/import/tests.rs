@@ -244,3 +244,11 @@ fn quotes_are_those_of_iptables() {
     let found = import(commands).expect("rules");
     assert!(found.inexpressible.iter().all(|rule| !rule.why.contains("quote")), "{found:#?}");
 }
+
+/// Found by fuzzing: `*` was suggested, which has no rule for the network beside it.
+#[test]
+fn networks_beside_everything() {
+    let nets = ["0.0.0.0/0", "10.0.0.0/8", "::/0"].map(|net| net.parse().expect("network"));
+    let policy = Policy { outbound_cidrs: Selection::List(nets.to_vec()), ..Policy::default() };
+    exactly(&Rules::of(&policy).save(), &policy);
+}
