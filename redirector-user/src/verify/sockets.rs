@@ -164,7 +164,7 @@ fn arrived_at(fd: &OwnedFd, v6: bool) -> Option<SocketAddr> {
 
 /// `0100007F:3A99`: words of the address in host byte order, the port in the usual one.
 fn remote(field: &str) -> Option<SocketAddr> {
-    let (address, port) = field.split_once(':')?;
+    let (address, port) = field.split_once(':').filter(|(address, _)| matches!(address.len(), 8 | 32))?;
     let mut bytes = Vec::new();
     for word in address.as_bytes().chunks(8) {
         let word = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
