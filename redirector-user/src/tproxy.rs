@@ -100,19 +100,22 @@ fn apply_here(mark: u32, table: u32, flags: u32, done: &mut u32) -> Result<()> {
     Ok(())
 }
 
+/// Takes back every piece, also after one that could not be; the first error counts.
 fn undo_here(mark: u32, table: u32, flags: u32) -> Result<()> {
-    for (_, path) in SYSCTLS.into_iter().filter(|(flag, _)| flags & flag != 0) {
-        std::fs::write(path, "0").context(|| format!("write 0 to {path}"))?;
-    }
+    let sysctls = SYSCTLS
+        .into_iter()
+        .filter(|(flag, _)| flags & flag != 0)
+        .map(|(_, path)| std::fs::write(path, "0").context(|| format!("write 0 to {path}")));
+    let result = sysctls.fold(Ok(()), Result::and);
     let mut netlink = open()?;
-    for (_, family, piece) in PIECES.into_iter().filter(|(flag, ..)| flags & flag != 0) {
-        let message = message(false, family, piece, mark, table);
-        match ask(&mut netlink, message)? {
-            0 | libc::ENOENT | libc::ESRCH => {}
-            errno => return Err(failed("remove", family, piece, table, errno)),
-        }
-    }
-    Ok(())
+    let pieces =
+        PIECES.into_iter().filter(|(flag, ..)| flags & flag != 0).map(|(_, family, piece)| {
+            match ask(&mut netlink, message(false, family, piece, mark, table))? {
+                0 | libc::ENOENT | libc::ESRCH => Ok(()),
+                errno => Err(failed("remove", family, piece, table, errno)),
+            }
+        });
+    pieces.fold(result, Result::and)
 }
 
 /// `ip rule fwmark MARK lookup TABLE`, or `ip route local default dev lo table TABLE`.

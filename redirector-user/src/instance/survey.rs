@@ -10,6 +10,7 @@ use super::state::{Instance, Phase};
 use crate::config::Policy;
 use crate::error::Result;
 use crate::sys::bpf::Link;
+use crate::target::owners;
 use redirector_common::abi::{ABI_VERSION, Meta};
 use std::path::Path;
 
@@ -55,7 +56,7 @@ pub struct Active {
     pub policy: Option<Policy>,
     /// It runs the programs of this version.
     pub current: bool,
-    /// Every hook that the policy needs has its link.
+    /// Every hook that the policy needs has its link, and the proxy's cgroup is still the one it was told.
     pub complete: bool,
 }
 
@@ -87,9 +88,10 @@ fn state(root: &Root, name: &str) -> State {
 fn active(instance: &Instance, meta: &Meta, slot: u32) -> Active {
     let record = record::read(&instance.dir, slot).ok();
     let policy = record.as_ref().map(|record| record.policy.clone());
-    let complete = policy
-        .as_ref()
-        .is_some_and(|policy| hooks::wanted(policy).all(|hook| instance.dir.join(hook.link_pin()).exists()));
+    let complete = policy.as_ref().is_some_and(|policy| {
+        hooks::wanted(policy).all(|hook| instance.dir.join(hook.link_pin()).exists())
+            && knows_the_proxy(instance, policy, slot)
+    });
     Active {
         netns_cookie: meta.netns_cookie,
         cgroup_id: meta.cgroup_id,
@@ -100,6 +102,12 @@ fn active(instance: &Instance, meta: &Meta, slot: u32) -> Active {
         policy,
         complete,
     }
+}
+
+/// A proxy that is known by its cgroup gets another one when its container or unit is started anew.
+fn knows_the_proxy(instance: &Instance, policy: &Policy, slot: u32) -> bool {
+    let in_force = instance.policies().ok().and_then(|policies| policies.get(&slot, 0).ok());
+    in_force.is_some_and(|told| owners::problem_of_proxy_cgroup(policy, told.proxy_cgroup).is_none())
 }
 
 /// Id of the cgroup that an instance's programs are attached to; 0 if it is gone.

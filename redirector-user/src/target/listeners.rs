@@ -36,7 +36,8 @@ pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Vec<Listene
             let Some(inode) = socket_inode(&link.to_string_lossy()) else { continue };
             let Some(&(port, v6)) = wanted.get(&inode) else { continue };
             let Some(number) = fd.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-            if let Some(socket) = take(pid, number)? {
+            // The number may have become that of another socket since the link was read.
+            if let Some(socket) = take(pid, number)?.filter(|socket| is_inode(socket, inode)) {
                 wanted.remove(&inode);
                 found.push(Listener { socket, port, v6, pid });
             }
@@ -63,6 +64,10 @@ fn take(pid: u32, fd: i32) -> Result<Option<OwnedFd>> {
             format!("take descriptor {fd} of process {pid}, a listener of the proxy (needs CAP_SYS_PTRACE)")
         }),
     }
+}
+
+fn is_inode(socket: &OwnedFd, inode: u64) -> bool {
+    rustix::fs::fstat(socket).is_ok_and(|stat| stat.st_ino == inode)
 }
 
 fn socket_inode(link: &str) -> Option<u64> {
@@ -103,6 +108,7 @@ fn parse(line: &str) -> Option<(u64, u16)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn proc_net_tcp() {
@@ -113,5 +119,15 @@ mod tests {
         assert_eq!(parse("garbage"), None);
         assert_eq!(socket_inode("socket:[77]"), Some(77));
         assert_eq!(socket_inode("pipe:[77]"), None);
+    }
+
+    #[test]
+    fn a_descriptor_that_became_another_socket() {
+        let socket = || OwnedFd::from(std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let (one, other) = (socket(), socket());
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", one.as_raw_fd())).unwrap();
+        let inode = socket_inode(&link.to_string_lossy()).unwrap();
+        assert!(is_inode(&one, inode));
+        assert!(!is_inode(&other, inode));
     }
 }
