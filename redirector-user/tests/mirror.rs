@@ -94,6 +94,20 @@ impl Namespace {
         let mut arguments = vec!["-n", &self.name, family];
         arguments.extend(command.split(' '));
         run("ip", &arguments);
+        let words: Vec<&str> = command.split(['/', ' ']).collect();
+        if let (["addr", "add", address, ..], "-6") = (&words[..], family) {
+            self.wait_for_local(address);
+        }
+    }
+
+    /// The kernel makes an IPv6 address usable, and its local route, in the background (`addrconf_dad_work`). Not
+    /// on an interface that is down.
+    fn wait_for_local(&self, address: &str) {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let arguments = ["-n", &self.name, "-6", "route", "show", "table", "local", address];
+        while run("ip", &arguments).is_empty() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
     }
 
     fn read(&self) -> Mirror {
