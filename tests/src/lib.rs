@@ -39,6 +39,7 @@ pub mod proxy;
 pub mod redirector;
 pub mod retry;
 pub mod scenario;
+pub mod share;
 pub mod side;
 pub mod strace;
 pub mod twin;

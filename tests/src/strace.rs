@@ -3,6 +3,7 @@
 use anyhow::Context;
 
 use crate::redirector::Run;
+use crate::share;
 
 /// What is done to one system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,11 +75,12 @@ fn kinds(trace: &str, call: &str) -> Vec<String> {
     ours.map(|(_, rest)| rest.split([',', ')']).next().unwrap_or_default().to_owned()).collect()
 }
 
-/// All, if they are few; else `few` of them, evenly chosen, and the last ten.
+/// All, if they are few; else `few` of them, evenly chosen, and the last ten; of both this machine's share.
 #[must_use]
 pub fn chosen(steps: &[At], few: usize) -> Vec<At> {
-    let last = steps.len().saturating_sub(10);
-    if steps.len() <= few + 10 {
+    let (few, at_the_end) = (share::times(few, 2), share::times(10, 3));
+    let last = steps.len().saturating_sub(at_the_end);
+    if steps.len() <= few + at_the_end {
         return steps.to_vec();
     }
     let even = (0..few).map(|index| index * last / few);

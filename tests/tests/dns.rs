@@ -38,18 +38,18 @@ struct Programs {
     musl: Musl,
 }
 
-/// A program that resolves its argument, linked with musl.
+/// A program that resolves its argument, linked with musl: `REDIRECTOR_TESTS_RESOLVE`, else compiled now.
 struct Musl {
     program: PathBuf,
-    _directory: tempfile::TempDir,
+    _directory: Option<tempfile::TempDir>,
 }
 
-impl Programs {
+impl Musl {
     fn find() -> anyhow::Result<Option<Self>> {
-        let all = ["dnsmasq", "dig", "getent", "unshare", "setpriv", "musl-gcc"].map(require_program);
-        let [Some(dnsmasq), Some(dig), Some(getent), Some(unshare), Some(setpriv), Some(gcc)] = all else {
-            return Ok(None);
-        };
+        if let Some(program) = std::env::var_os("REDIRECTOR_TESTS_RESOLVE") {
+            return Ok(Some(Self { program: program.into(), _directory: None }));
+        }
+        let Some(gcc) = require_program("musl-gcc") else { return Ok(None) };
         let directory = tempfile::Builder::new().prefix("redirtest-musl").tempdir()?;
         // The app's user must be able to run it.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -57,7 +57,18 @@ impl Programs {
         let program = directory.path().join("resolve");
         let source = repository().join("tests/fixtures/resolve.c");
         run(Command::new(gcc).args(["-static", "-o"]).arg(&program).arg(source), "")?;
-        let musl = Musl { program, _directory: directory };
+        Ok(Some(Self { program, _directory: Some(directory) }))
+    }
+}
+
+impl Programs {
+    fn find() -> anyhow::Result<Option<Self>> {
+        let all = ["dnsmasq", "dig", "getent", "unshare", "setpriv"].map(require_program);
+        let ([Some(dnsmasq), Some(dig), Some(getent), Some(unshare), Some(setpriv)], Some(musl)) =
+            (all, Musl::find()?)
+        else {
+            return Ok(None);
+        };
         Ok(Some(Self { dnsmasq, dig, getent, unshare, setpriv, musl }))
     }
 

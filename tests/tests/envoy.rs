@@ -12,7 +12,7 @@ use redirector_tests::istio::{Options, Tproxy};
 use redirector_tests::matrix::{Caller, Part, SERVED, SIDECAR_PORTS};
 use redirector_tests::observation::Observation;
 use redirector_tests::pod::{APP, PROXY, SECOND4, TRANSPARENT_PROXY, VIP4, VIP6, at};
-use redirector_tests::privileged::{require_envoy, require_root};
+use redirector_tests::privileged::{require_envoy, require_program, require_root};
 use redirector_tests::process::{Daemon, Place};
 use redirector_tests::redirector::{exit, redirector};
 use redirector_tests::retry;
@@ -242,15 +242,16 @@ fn tproxy() -> anyhow::Result<()> {
 /// anywhere.
 #[test]
 fn curl() -> anyhow::Result<()> {
-    let (true, Some(envoy)) = (require_root(), require_envoy()) else { return Ok(()) };
+    let all = (require_root(), require_envoy(), require_program("busybox"));
+    let (true, Some(envoy), Some(busybox)) = all else { return Ok(()) };
     let side = Side::with(By::Redirector, &Setup { proxy: Vec::new(), ..Setup::default() })?;
     let envoy = Envoy::start(&envoy, &side, Kind::V4)?;
     let pages = tempfile::Builder::new().prefix("redirtest-web").tempdir()?;
     std::fs::set_permissions(pages.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     std::fs::write(pages.path().join("index.html"), "hello\n")?;
     let web = |name: &str, place: &Place| {
-        let mut command = place.program(Path::new("/usr/bin/python3"));
-        command.args(["-m", "http.server", "9090", "--directory"]).arg(pages.path());
+        let mut command = place.program(&busybox);
+        command.args(["httpd", "-f", "-p", "9090", "-h"]).arg(pages.path());
         Daemon::start(name, &mut command)
     };
     let (app, outside) = (side.pod().place(APP)?, side.world.outside());

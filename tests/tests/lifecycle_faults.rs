@@ -11,6 +11,7 @@ use redirector_tests::privileged::{require_program, require_root};
 use redirector_tests::redirector::{Run, exit};
 use redirector_tests::retry;
 use redirector_tests::scenario::Scenario;
+use redirector_tests::share;
 use redirector_tests::side::{By, Side};
 use redirector_tests::strace::{At, Fault, chosen, steps, with};
 
@@ -95,7 +96,7 @@ fn a_failed_attach_leaves_nothing() -> anyhow::Result<()> {
     let cookie = cookie(&bench)?;
     bench.expect_nothing()?;
     let calls = bench.steps(&[])?;
-    assert!(calls.len() > FEW, "{} calls of bpf(2) are not an attach", calls.len());
+    assert!(calls.len() > share::times(FEW, 2), "{} calls of bpf(2) are not an attach", calls.len());
     assert!(!maps_with_cookie(cookie)?.is_empty(), "the check sees nothing");
     bench.detach()?;
 
@@ -158,6 +159,6 @@ fn a_failed_change_leaves_the_old_policy() -> anyhow::Result<()> {
         ensure!(bench.connect(UNSERVED)? == "ECONNREFUSED", "{at:?}");
         bench.detach()?;
     }
-    ensure!(refused >= FEW / 2, "only {refused} failures came before the change");
+    ensure!(refused >= share::times(FEW, 2) / 2, "only {refused} failures came before the change");
     Ok(())
 }

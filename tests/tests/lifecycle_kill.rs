@@ -141,7 +141,7 @@ fn attach() -> anyhow::Result<()> {
         bench.next_command(turn, seen == captured()).with_context(|| format!("{at:?}"))?;
     }
     println!("killed {kills} times, at {} steps", calls.len());
-    assert!(kills > FEW);
+    assert!(2 * kills > calls.len());
     Ok(())
 }
 
@@ -160,7 +160,7 @@ fn detach() -> anyhow::Result<()> {
         bench.next_command(turn, seen == captured()).with_context(|| format!("{at:?}"))?;
     }
     println!("killed {kills} times, at {} steps; {stopped} times capture had stopped", calls.len());
-    assert!(kills > 20 && stopped > 0 && stopped < calls.len());
+    assert!(3 * kills > calls.len() && stopped > 0 && stopped < calls.len());
     Ok(())
 }
 
@@ -178,7 +178,8 @@ fn upgrade() -> anyhow::Result<()> {
     let calls = bench.steps(&[("rename", 14), ("unlink", 16)], upgrade_by)?;
     let (mut kills, mut done) = (0, 0);
     // Every other one: each takes five commands.
-    for at in calls.iter().step_by(2) {
+    let calls: Vec<At> = calls.into_iter().step_by(2).collect();
+    for at in &calls {
         downgrade()?;
         kills += usize::from(killed(*at, upgrade_by)?);
         ensure!(bench.connect()? == captured(), "{at:?}");
@@ -191,7 +192,7 @@ fn upgrade() -> anyhow::Result<()> {
         ensure!(show["effective"] == true && show["record"]["programs"] == id, "{at:?}: {show:#}");
     }
     println!("killed {kills} times; {done} times it was done");
-    assert!(kills > 10 && done < kills);
+    assert!(3 * kills > calls.len() && done < kills);
     ensure!(bench.connect()? == captured());
     bench.detach_by(&[])?.expect(exit::OK)?;
     bench.expect_nothing()
@@ -227,7 +228,7 @@ fn a_policy_change() -> anyhow::Result<()> {
         ensure!(bench.connect()? == changed, "{at:?}");
     }
     println!("killed {kills} times, at {} steps; {new} times the new policy was in force", calls.len());
-    assert!(kills > 10 && new > 0 && new < calls.len());
+    assert!(3 * kills > calls.len() && new > 0 && new < calls.len());
     bench.node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
     bench.expect_nothing()
 }

@@ -4,6 +4,7 @@ use redirector_tests::istio::Options;
 use redirector_tests::matrix;
 use redirector_tests::pod::PodOptions;
 use redirector_tests::privileged::require_root;
+use redirector_tests::share;
 use redirector_tests::side::{By, Setup};
 use redirector_tests::twin::Twin;
 
@@ -14,7 +15,7 @@ fn outbound() -> anyhow::Result<()> {
         return Ok(());
     }
     let twin = Twin::of_redirector(&Setup::default())?;
-    twin.check(&matrix::outbound(twin.oracle.pod()))?;
+    twin.check(&share::parts(matrix::outbound(twin.oracle.pod())))?;
     Ok(())
 }
 
@@ -39,7 +40,7 @@ fn spelled_out() -> anyhow::Result<()> {
     let twin = Twin::new(options.clone(), By::RedirectorWith(options), &Setup::default())?;
     let mut parts = matrix::outbound(twin.oracle.pod());
     parts.push(matrix::inbound(twin.oracle.pod()));
-    twin.check(&parts)?;
+    twin.check(&share::parts(parts))?;
     Ok(())
 }
 
@@ -51,7 +52,7 @@ fn without_ipv6_default_route() -> anyhow::Result<()> {
     }
     let pod = PodOptions { ipv6_default_route: false, ..PodOptions::default() };
     let twin = Twin::of_redirector(&Setup { pod, ..Setup::default() })?;
-    twin.check(&matrix::outbound(twin.oracle.pod()))?;
+    twin.check(&share::parts(matrix::outbound(twin.oracle.pod())))?;
     Ok(())
 }
 
@@ -65,7 +66,7 @@ fn second_interface() -> anyhow::Result<()> {
     let twin = Twin::of_redirector(&Setup { pod, ..Setup::default() })?;
     let mut parts = matrix::outbound(twin.oracle.pod());
     parts.push(matrix::inbound(twin.oracle.pod()));
-    twin.check(&parts)?;
+    twin.check(&share::parts(parts))?;
     Ok(())
 }
 
@@ -78,6 +79,6 @@ fn without_a_proxy() -> anyhow::Result<()> {
     let twin = Twin::of_redirector(&Setup { proxy: Vec::new(), ..Setup::default() })?;
     let mut parts = matrix::outbound(twin.oracle.pod());
     parts.push(matrix::inbound(twin.oracle.pod()));
-    twin.check(&parts)?;
+    twin.check(&share::parts(parts))?;
     Ok(())
 }

@@ -11,6 +11,7 @@ use redirector_tests::parity::probes::probes;
 use redirector_tests::parity::random::Random;
 use redirector_tests::parity::{Run, run};
 use redirector_tests::privileged::require_root;
+use redirector_tests::share;
 
 const SHORT: Run =
     Run { configurations: 200, seed: 1, limit: Some(Duration::from_secs(120)), findings: 3, mistake: None };
@@ -21,13 +22,14 @@ fn options() -> anyhow::Result<()> {
     if !require_root() {
         return Ok(());
     }
-    let report = run(&SHORT)?;
+    let report = run(&Run { configurations: share::times(SHORT.configurations, 4), ..SHORT })?;
     println!("{report}");
     assert!(report.is_clean(), "{report}");
     // A run that captured nothing, or hardly ran, would prove nothing.
     let reached = report.reached();
-    assert!(reached.proxy > 1000 && reached.passed > 1000, "{report}");
-    assert!(report.configurations() >= 20, "{report}");
+    let many = share::times(1000, 1);
+    assert!(reached.proxy > many && reached.passed > many, "{report}");
+    assert!(report.configurations() >= share::times(20, 2), "{report}");
     Ok(())
 }
 
@@ -61,7 +63,7 @@ fn options_one_by_one() -> anyhow::Result<()> {
     ];
     let mut arena = Arena::new(None)?;
     let mut random = Random::new(SHORT.seed);
-    for (base, choice, value) in cases {
+    for (base, choice, value) in share::of(cases.into()) {
         let configuration = base.clone().with(choice, value);
         println!("{}: {configuration}", choice.name());
         arena.configure(&configuration)?;

@@ -16,11 +16,14 @@ use redirector_tests::probe::hold::Held;
 use redirector_tests::probe::many::{Load, Report};
 use redirector_tests::proxy::{everywhere, proxy_listeners};
 use redirector_tests::redirector::{Run, exit};
+use redirector_tests::share;
 
 const NAME: &str = "pod";
 const CONNECTIONS: u16 = 1000;
 /// Upgrades (and as many the other way) while connections are made.
-const TURNS: usize = 10;
+fn wanted_turns() -> usize {
+    share::times(10, 3)
+}
 
 struct Bench {
     node: Node,
@@ -146,7 +149,7 @@ fn loads(
     turns: &AtomicUsize,
 ) -> anyhow::Result<Vec<Report>> {
     let mut reports = Vec::new();
-    while reports.len() < 2 || turns.load(Ordering::Relaxed) < TURNS {
+    while reports.len() < 2 || turns.load(Ordering::Relaxed) < wanted_turns() {
         let load = Load { destinations: destinations.to_vec(), threads: 3, hold: false, same_port: true };
         let report = run(&mut probe(), &serde_json::to_string(&load)?)?;
         reports.push(serde_json::from_str(&report)?);
@@ -187,7 +190,7 @@ fn no_connection_is_lost() -> anyhow::Result<()> {
                 .and_then(|run| run.expect(exit::OK))
                 .and_then(|_| bench.by_older(&["upgrade", NAME])?.expect(exit::OK));
             // Also after a failure: the loads wait for it.
-            turns.fetch_add(if turn.is_ok() { 1 } else { TURNS }, Ordering::Relaxed);
+            turns.fetch_add(if turn.is_ok() { 1 } else { wanted_turns() }, Ordering::Relaxed);
             turn?;
         }
         let join = |reports: std::thread::ScopedJoinHandle<'_, _>| {

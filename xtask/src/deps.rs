@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-use crate::{apt, envoy, project};
+use crate::{apt, envoy, project, vm::Arch};
 
 /// Debian's name of this machine's architecture.
 pub const DEBIAN_ARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
 
 /// A Debian package and the programs we need from it.
+#[derive(Clone, Copy)]
 struct Package {
     name: &'static str,
     programs: &'static [&'static str],
@@ -29,6 +30,8 @@ const ALL: &[Package] = &[
     Package { name: "bind9-dnsutils", programs: &["dig"] },
     Package { name: "dnsmasq-base", programs: &["dnsmasq"] },
     Package { name: "musl-tools", programs: &["musl-gcc"] },
+    // A web server; and the first program of a guest, for which the other package of this program needs libraries.
+    Package { name: "busybox-static", programs: &["busybox"] },
 ];
 
 /// What a node is made of, besides Kubernetes.
@@ -36,7 +39,6 @@ const NODE: &[Package] = &[
     Package { name: "containerd", programs: &["containerd", "ctr"] },
     Package { name: "runc", programs: &["runc"] },
     Package { name: "containernetworking-plugins", programs: &["/usr/lib/cni/bridge"] },
-    Package { name: "busybox-static", programs: &["busybox"] },
     Package { name: "etcd-server", programs: &["etcd"] },
     Package { name: "openssl", programs: &["openssl"] },
 ];
@@ -66,22 +68,19 @@ pub fn for_demo() -> Result<()> {
 }
 
 /// Installs what `cargo xtask vm` needs besides the programs of the tests; QEMU's path.
-pub fn for_vm() -> Result<PathBuf> {
-    const QEMU: Package = if cfg!(target_arch = "aarch64") {
-        Package { name: "qemu-system-arm", programs: &["qemu-system-aarch64"] }
-    } else {
-        Package { name: "qemu-system-x86", programs: &["qemu-system-x86_64"] }
+pub fn for_vm(arch: Arch) -> Result<PathBuf> {
+    let qemu = match arch {
+        Arch::X86 => Package { name: "qemu-system-x86", programs: &["qemu-system-x86_64"] },
+        Arch::Aarch64 => Package { name: "qemu-system-arm", programs: &["qemu-system-aarch64"] },
     };
-    let here = [
-        QEMU,
-        // The other package of this program needs libraries.
-        Package { name: "busybox-static", programs: &["busybox"] },
-        Package { name: "xz-utils", programs: &["xz"] },
-    ];
+    let here = [qemu, Package { name: "xz-utils", programs: &["xz"] }];
     apt::install(&missing(&here), true)?;
     apt::install(&missing(ALL), true)?;
-    let found = QEMU.programs.iter().find_map(|program| apt::find_program(program));
-    found.with_context(|| format!("{} brought no {}", QEMU.name, QEMU.programs.join(" ")))
+    if arch.is_foreign() && apt::find_program(&arch.cross_compiler()).is_none() {
+        apt::install(&[&format!("gcc-{}-linux-gnu", arch.rust().replace('_', "-"))], true)?;
+    }
+    let found = qemu.programs.iter().find_map(|program| apt::find_program(program));
+    found.with_context(|| format!("{} brought no {}", qemu.name, qemu.programs.join(" ")))
 }
 
 fn missing(packages: &[Package]) -> Vec<&'static str> {

@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{apt, cmd::Cmd, exit, image, project};
 
+/// The image's name, as the manifests have it.
+pub const IMAGE: &str = concat!("localhost/redirector:", env!("CARGO_PKG_VERSION"));
 const MUSL: &str = "x86_64-unknown-linux-musl";
 const GNU: &str = "x86_64-unknown-linux-gnu";
 

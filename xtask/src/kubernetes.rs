@@ -11,7 +11,12 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{apt, archive::Suite, cmd::Cmd, project};
+use crate::{
+    apt,
+    archive::{Archive, Wanted},
+    cmd::Cmd,
+    deps, project,
+};
 
 const VERSION: &str = "1.20.2";
 const SUITE: &str = "bookworm";
@@ -71,16 +76,17 @@ fn prepare(work: &Path) -> Result<PathBuf> {
     if work.exists() {
         fs::remove_dir_all(work).with_context(|| work.display().to_string())?;
     }
-    let suite = Suite::open(SUITE, &work.join("debian"))?;
-    suite.unpack(&[&format!("golang-{GO}-go"), &format!("golang-{GO}-src")], &work.join("go"))?;
-    suite.source("kubernetes")?;
+    let wanted = Wanted { arch: deps::DEBIAN_ARCH, suites: &[("debian", SUITE)], sources: true };
+    let archive = Archive::open(&work.join("archive"), wanted)?;
+    archive.unpack(&[&format!("golang-{GO}-go"), &format!("golang-{GO}-src")], &work.join("go"))?;
+    archive.source("kubernetes")?;
     let tree = work.join("path/src/k8s.io/kubernetes");
     fs::create_dir_all(&tree)?;
     let unpack = |archive: &Path, to: &Path, strip: &str| {
         Cmd::new("tar").arg("-C").arg(to).arg(strip).arg("-xf").arg(archive).quiet(true).run()
     };
-    unpack(&suite.downloaded("kubernetes_", ".orig.tar.gz")?, &tree, "--strip-components=1")?;
-    unpack(&suite.downloaded("kubernetes_", ".debian.tar.xz")?, work, "--strip-components=0")?;
+    unpack(&archive.source_file("kubernetes_", ".orig.tar.gz")?, &tree, "--strip-components=1")?;
+    unpack(&archive.source_file("kubernetes_", ".debian.tar.xz")?, work, "--strip-components=0")?;
     let patches = work.join("debian/patches");
     for name in fs::read_to_string(patches.join("series"))?.lines().filter(|name| !name.is_empty()) {
         Cmd::new("patch").args(["-p1", "-s", "-i"]).arg(patches.join(name)).dir(&tree).quiet(true).run()?;

@@ -182,7 +182,7 @@ Examples:
   cargo xtask dist --name registry.example/redirector:1.0")]
     Dist {
         /// Name of the image
-        #[arg(long, default_value = concat!("localhost/redirector:", env!("CARGO_PKG_VERSION")))]
+        #[arg(long, default_value = dist::IMAGE)]
         name: String,
     },
     /// Feed the readers of input with what nobody would write: flags, policy files, rules, annotations

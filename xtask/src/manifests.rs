@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{archive::Suite, cmd::Cmd, envoy, project};
+use crate::{
+    archive::{Archive, Wanted},
+    cmd::Cmd,
+    deps, envoy, project,
+};
 
 const OVERLAYS: [&str; 5] =
     ["base", "overlays/istio", "overlays/istio-cni", "overlays/standalone", "uninstall"];
@@ -73,14 +77,15 @@ pub fn kustomize() -> Result<PathBuf> {
     let program = root.join("usr/bin/kustomize");
     if !program.is_file() {
         let work = project::cache("kustomize.build");
-        Suite::open("trixie", &work)?.unpack(&["kustomize"], &root)?;
+        let wanted = Wanted { arch: deps::DEBIAN_ARCH, suites: &[("debian", "trixie")], sources: false };
+        Archive::open(&work, wanted)?.unpack(&["kustomize"], &root)?;
         fs::remove_dir_all(&work).with_context(|| work.display().to_string())?;
     }
     Ok(program)
 }
 
 /// The `bin` directory of the environment with the validators.
-fn python() -> Result<PathBuf> {
+pub fn python() -> Result<PathBuf> {
     let venv = project::cache("manifests");
     let done = venv.join("complete");
     if !done.is_file() {

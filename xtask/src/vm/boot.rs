@@ -12,11 +12,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::kernels::Kernel;
+use super::{arch::Arch, kernels::Kernel};
 use crate::project;
 
 /// How a guest is run.
 pub struct Machine {
+    /// Its architecture.
+    pub arch: Arch,
     /// QEMU's program.
     pub qemu: PathBuf,
     /// Whether the processor runs the guest itself.
@@ -51,13 +53,11 @@ const TRIAL: Duration = Duration::from_secs(8);
 
 impl Machine {
     /// Emulation, or KVM if it works here: on some nested machines `/dev/kvm` opens and guests hang.
-    pub fn new(qemu: PathBuf, kernel: &Kernel) -> Result<Self> {
-        let kvm = File::options().read(true).write(true).open("/dev/kvm").is_ok() && {
-            let trial = Self { qemu: qemu.clone(), kvm: true };
-            trial.greets(kernel)?
-        };
+    pub fn new(arch: Arch, qemu: PathBuf, kernel: &Kernel) -> Result<Self> {
+        let may = !arch.is_foreign() && File::options().read(true).write(true).open("/dev/kvm").is_ok();
+        let kvm = may && Self { arch, qemu: qemu.clone(), kvm: true }.greets(kernel)?;
         eprintln!("vm: {}", if kvm { "KVM" } else { "no working KVM here: guests are emulated" });
-        Ok(Self { qemu, kvm })
+        Ok(Self { arch, qemu, kvm })
     }
 
     /// Whether the kernel gets as far as its banner.
@@ -83,13 +83,11 @@ impl Machine {
     }
 
     fn command(&self, kernel: &Kernel, words: &str) -> Command {
-        let mut command = Command::new(&self.qemu);
-        let accel: &[&str] = if self.kvm {
-            &["-accel", "kvm", "-cpu", "host"]
-        } else {
-            &["-accel", "tcg,thread=multi", "-cpu", "max"]
-        };
-        command.args(accel).args([
+        // It ends with us, however we end.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(&self.qemu);
+        let machine = if self.kvm { self.arch.virtualized() } else { self.arch.emulated() };
+        command.args(machine).args([
             "-smp",
             "2",
             "-m",
@@ -102,7 +100,9 @@ impl Machine {
         ]);
         command.args(["-nic", "none", "-serial", "stdio", "-kernel"]).arg(&kernel.image).arg("-append");
         // The emulated processor's random numbers are enough for a test; without trust old kernels wait for some.
-        command.arg(format!("console=ttyS0 panic=-1 loglevel=4 random.trust_cpu=on no_timer_check {words}"));
+        let console = self.arch.console();
+        command
+            .arg(format!("console={console} panic=-1 loglevel=4 random.trust_cpu=on no_timer_check {words}"));
         command
     }
 

@@ -50,6 +50,9 @@ const TOOLS: &[&str] = &[
     "bpftool",
     "curl",
     "redsocks",
+    "dig",
+    "dnsmasq",
+    "getent",
     "iptables",
     "iptables-save",
     "iptables-restore",
@@ -67,7 +70,7 @@ const TOOLS: &[&str] = &[
     "nft",
 ];
 /// Tools that the tests can do without: what needs them fails and says so.
-const OPTIONAL: &[&str] = &["nft", "redsocks", "tc"];
+const OPTIONAL: &[&str] = &["nft", "redsocks", "tc", "dig", "dnsmasq"];
 /// Extensions that iptables loads by name.
 const XTABLES: &[&str] =
     &["/usr/lib/x86_64-linux-gnu/xtables", "/usr/lib/aarch64-linux-gnu/xtables", "/usr/lib64/xtables"];
@@ -76,7 +79,9 @@ const XTABLES: &[&str] =
 pub const HOME: &str = "/t";
 
 /// The part that is the same for every kernel: tools, tests, and Envoy if there is one.
-pub fn common(programs: &Programs, envoy: Option<&Path>) -> Result<Vec<u8>> {
+///
+/// The tools are this machine's, or those of a directory: another architecture's.
+pub fn common(programs: &Programs, tools: Option<&Path>, envoy: Option<&Path>) -> Result<Vec<u8>> {
     let mut root = Root::default();
     // As on a system with a merged /usr: libraries are where the loader looks, whatever name ldd gave.
     for (link, to) in [("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")] {
@@ -90,22 +95,10 @@ pub fn common(programs: &Programs, envoy: Option<&Path>) -> Result<Vec<u8>> {
     root.cpio.file("/etc/passwd", b"root:x:0:0::/root:/bin/sh\nenvoy:x:1337:1337::/:/bin/sh\n");
     root.cpio.file("/etc/group", b"root:x:0:\nenvoy:x:1337:\n");
     root.cpio.file("/etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n");
-    for tool in TOOLS {
-        match apt::find_program(tool) {
-            Some(path) => root.tool(tool, &path)?,
-            None if OPTIONAL.contains(tool) => {}
-            None => {
-                return Err(exit::with_code(
-                    exit::CANNOT,
-                    format!("`{tool}` is not installed here, and the guest needs it"),
-                ));
-            }
-        }
-    }
-    for dir in XTABLES.iter().map(Path::new).filter(|dir| dir.is_dir()) {
-        for entry in fs::read_dir(dir)? {
-            root.library(&entry?.path())?;
-        }
+    root.cpio.file("/etc/nsswitch.conf", b"passwd: files\ngroup: files\nhosts: files dns\n");
+    match tools {
+        Some(dir) => root.system(dir)?,
+        None => root.tools_of_this_machine()?,
     }
     for (path, file) in programs.files() {
         root.put(&format!("{HOME}/{path}"), file)?;
@@ -136,6 +129,58 @@ struct Root {
 }
 
 impl Root {
+    /// What this machine has of [`TOOLS`], with the libraries they need.
+    fn tools_of_this_machine(&mut self) -> Result<()> {
+        for tool in TOOLS {
+            match apt::find_program(tool) {
+                Some(path) => self.tool(tool, &path)?,
+                None if OPTIONAL.contains(tool) => {}
+                None => {
+                    return Err(exit::with_code(
+                        exit::CANNOT,
+                        format!("`{tool}` is not installed here, and the guest needs it"),
+                    ));
+                }
+            }
+        }
+        for dir in XTABLES.iter().map(Path::new).filter(|dir| dir.is_dir()) {
+            for entry in fs::read_dir(dir)? {
+                self.library(&entry?.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All programs and libraries of a system in a directory, with what its packages would have made on installation.
+    fn system(&mut self, dir: &Path) -> Result<()> {
+        for place in ["bin", "sbin", "lib", "usr/bin", "usr/sbin", "usr/lib"] {
+            self.copy(dir, &dir.join(place))?;
+        }
+        for family in ["iptables", "ip6tables"] {
+            for verb in ["", "-save", "-restore"] {
+                self.cpio.symlink(&format!("/usr/sbin/{family}{verb}"), "xtables-nft-multi");
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, root: &Path, from: &Path) -> Result<()> {
+        let Ok(entries) = fs::read_dir(from) else { return Ok(()) };
+        for entry in entries {
+            let path = entry?.path();
+            let place = merged(Path::new("/").join(path.strip_prefix(root)?)).display().to_string();
+            let kind = path.symlink_metadata()?.file_type();
+            if kind.is_dir() {
+                self.copy(root, &path)?;
+            } else if kind.is_symlink() {
+                self.cpio.symlink(&place, &fs::read_link(&path)?.display().to_string());
+            } else {
+                self.cpio.file(&place, &fs::read(&path)?);
+            }
+        }
+        Ok(())
+    }
+
     /// A program under the name by which it was found, and what it really is (iptables is called by many names).
     fn tool(&mut self, name: &str, found: &Path) -> Result<()> {
         let real = fs::canonicalize(found).with_context(|| format!("cannot find {}", found.display()))?;

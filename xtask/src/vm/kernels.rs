@@ -7,8 +7,18 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::archive::Archive;
-use crate::{cmd::Cmd, exit, project};
+use crate::{
+    archive::{self, Archive, Wanted},
+    exit, project,
+};
+
+/// Suites that together have every kernel series.
+const SUITES: [(&str, &str); 4] = [
+    ("debian-security", "bullseye-security"),
+    ("debian-security", "bookworm-security"),
+    ("debian-security", "trixie-security"),
+    ("debian", "trixie-backports"),
+];
 
 /// A kernel that can be booted.
 #[derive(Clone, Debug)]
@@ -26,7 +36,8 @@ pub struct Kernel {
 /// The kernels of series or exact versions: the newest point release of each, because older ones leave the mirror.
 pub fn of_series(series: &[String], arch: &'static str) -> Result<Vec<Kernel>> {
     let cache = project::cache("vm");
-    let archive = Archive::open(&cache, arch)?;
+    let wanted = Wanted { arch, suites: &SUITES, sources: false };
+    let archive = Archive::open(&cache.join(format!("apt-{arch}")), wanted)?;
     let mut names = archive.names("linux-image-")?;
     names.extend(archive.names("linux-binary-")?);
     names.extend(archive.names("linux-modules-")?);
@@ -102,11 +113,7 @@ fn unpack(debs: &[PathBuf], dir: &Path) -> Result<()> {
     if dir.exists() {
         fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }
-    fs::create_dir_all(dir)?;
-    for deb in debs {
-        Cmd::new("dpkg").arg("-x").args([deb, dir]).quiet(true).run()?;
-    }
-    Ok(())
+    archive::unpack(debs, dir)
 }
 
 /// Finds the image and the modules in unpacked packages; they have moved over the years.

@@ -2,14 +2,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs,
+    fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-use crate::{cmd::Cmd, project};
+use super::arch::Arch;
+use crate::{cmd::Cmd, exit, project};
+
+/// Name of the program that resolves a name with musl.
+pub const RESOLVE: &str = "resolve";
 
 /// Built programs: `redirector` and the test programs by name.
 pub struct Programs {
@@ -30,7 +34,7 @@ struct Target {
 
 impl Programs {
     /// Builds the product and these tests: static, if the compiler has a target for that; else their libraries go with them.
-    pub fn build(tests: &BTreeSet<&str>) -> Result<Self> {
+    pub fn build(arch: Arch, tests: &BTreeSet<&str>) -> Result<Self> {
         let mut cargo = project::cargo().args(["build", "--profile", "vm"]);
         cargo = cargo.args(["-p", "redirector-user", "-p", "redirector-tests"]);
         cargo = cargo.args(["--bin", "redirector", "--bin", "probe"]);
@@ -38,13 +42,31 @@ impl Programs {
         for test in tests {
             cargo = cargo.args(["--test", test]);
         }
-        if let Some(target) = static_target() {
-            cargo = cargo.args(["--target", &target]);
+        match arch.static_target() {
+            Some(target) => {
+                cargo = cargo.args(["--target", &target]);
+                if arch.is_foreign() {
+                    let (compiler, word) = (arch.cross_compiler(), target.replace('-', "_"));
+                    cargo = cargo.env(&format!("CC_{word}"), &compiler);
+                    cargo = cargo.env(&format!("CARGO_TARGET_{}_LINKER", word.to_uppercase()), &compiler);
+                }
+            }
+            None if arch.is_foreign() => {
+                let message = format!(
+                    "the toolchain has no target {}-unknown-linux-musl, and rustup brings none",
+                    arch.rust()
+                );
+                return Err(exit::with_code(exit::CANNOT, message));
+            }
+            None => {}
         }
         let messages = cargo.arg("--message-format=json-render-diagnostics").read()?;
         let files = messages.lines().filter_map(program).collect();
-        let programs = Self { files };
+        let mut programs = Self { files };
         programs.files.get("redirector").context("cargo built no program `redirector`")?;
+        if !arch.is_foreign() && tests.contains("dns") {
+            programs.files.insert(RESOLVE.to_owned(), resolve()?);
+        }
         Ok(programs)
     }
 
@@ -52,6 +74,15 @@ impl Programs {
     pub fn files(&self) -> impl Iterator<Item = (String, &Path)> {
         self.files.iter().map(|(name, file)| (name.clone(), file.as_path()))
     }
+}
+
+/// The program of the DNS tests that musl's resolver is in: there is no compiler in a guest.
+fn resolve() -> Result<PathBuf> {
+    let program = project::target().join("vm").join(RESOLVE);
+    fs::create_dir_all(project::target().join("vm"))?;
+    let source = project::root().join("tests/fixtures/resolve.c");
+    Cmd::new("musl-gcc").args(["-static", "-o"]).arg(&program).arg(source).quiet(true).run()?;
+    Ok(program)
 }
 
 /// Names of all test programs.
@@ -73,20 +104,6 @@ fn program(line: &str) -> Option<(String, PathBuf)> {
         "bin" if !in_deps => Some((target.name, executable)),
         _ => None,
     }
-}
-
-/// The musl target of this machine, if the toolchain has it or rustup can add it.
-fn static_target() -> Option<String> {
-    let target = format!("{}-unknown-linux-musl", env::consts::ARCH);
-    let installed = || {
-        let libraries = Cmd::new("rustc").args(["--print", "target-libdir", "--target", &target]).probe()?;
-        Path::new(&libraries).is_dir().then_some(())
-    };
-    installed().or_else(|| {
-        Cmd::new("rustup").args(["target", "add", &target]).probe()?;
-        installed()
-    })?;
-    Some(target)
 }
 
 #[cfg(test)]
