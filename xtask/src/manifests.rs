@@ -1,8 +1,8 @@
 //! `cargo xtask manifests`: are the manifests and the chart in `deploy/` what Kubernetes takes?
 //!
-//! kustomize builds each overlay (Debian's, unpacked into `.cache`), `kubernetes-validate --strict` compares the result with
-//! the schemas of several Kubernetes versions, and the library of Helm lints the chart (both from the Python index, in a
-//! virtual environment in `.cache`).
+//! kustomize builds each overlay (Debian's, unpacked into `.cache`), Helm's library lints the chart and renders it, and
+//! `kubernetes-validate --strict` compares the results with the schemas of several Kubernetes versions (both from the Python
+//! index, in a virtual environment in `.cache`).
 
 use std::{
     fs,
@@ -23,6 +23,16 @@ const OVERLAYS: [&str; 5] =
 const VERSIONS: [&str; 2] = ["1.25", "1.37"];
 const VALIDATOR: &str = "kubernetes-validate==1.37.0";
 const HELM: &str = "helm-sdkpy==0.1.32";
+const RENDER: &str = include_str!("chart.py");
+/// Values of the chart by name: as it is, and with each setting the other way.
+const VALUES: [(&str, &str); 2] = [
+    ("defaults", "{}"),
+    (
+        "others",
+        r#"{"cni": {"enabled": false}, "excludeNamespaces": [], "imagePullSecrets": [{"name": "secret"}],
+            "podAnnotations": {"example.org/key": "value"}, "extraArgs": ["--resync=30"], "image": {"tag": "1"}}"#,
+    ),
+];
 const LINT: &str = "
 import asyncio, sys, helm_sdkpy
 async def lint():
@@ -59,8 +69,29 @@ pub fn check() -> Result<()> {
         .quiet(true)
         .run()
         .context("linting the chart")?;
-    println!("manifests: the chart passes helm lint");
+    for (name, values) in VALUES {
+        for version in VERSIONS {
+            let file = built.join(format!("chart-{name}-{version}.yaml"));
+            fs::write(&file, render(&python, version, values)?)?;
+            validate(&python, version, &file)?;
+        }
+    }
+    println!(
+        "manifests: the chart passes helm lint, and what helm makes of it is valid for Kubernetes {}",
+        VERSIONS.join(" and ")
+    );
     Ok(())
+}
+
+/// What `helm install` would send to an API server of this version.
+fn render(python: &Path, version: &str, values: &str) -> Result<String> {
+    Cmd::new(python.join("python3"))
+        .args(["-c", RENDER, version])
+        .arg(project::root().join("deploy/helm/redirector"))
+        .arg(values)
+        .quiet(true)
+        .read()
+        .with_context(|| format!("rendering the chart for Kubernetes {version}"))
 }
 
 fn validate(python: &Path, version: &str, file: &Path) -> Result<()> {
