@@ -8,11 +8,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 
-use crate::privileged::repository;
 use crate::redirector::binary;
 
 /// Its version.
 pub const VERSION: &str = "0.0.9";
+/// The object that is in the repository, and its sum.
+const OBJECT: &[u8] = include_bytes!("../../redirector-user/bpf/redirector.bpf.o");
+const SOURCES: &[u8] = include_bytes!("../../redirector-user/bpf/redirector.bpf.sources");
 const ENOBUFS: u8 = 105;
 const ENOMEM: u8 = 12;
 
@@ -28,15 +30,12 @@ impl Older {
     /// # Errors
     /// When the binary under test does not carry the object that is in the repository.
     pub fn make() -> anyhow::Result<Self> {
-        let bpf = repository().join("redirector-user/bpf");
-        let object = std::fs::read(bpf.join("redirector.bpf.o")).context("the object")?;
-        let sources = std::fs::read(bpf.join("redirector.bpf.sources")).context("its sum")?;
         let mut bytes = std::fs::read(binary()).context("the binary")?;
-        let mut programs = object.clone();
+        let mut programs = OBJECT.to_vec();
         let mut other = |register| replace(&mut programs, &load(register, ENOBUFS), &load(register, ENOMEM));
         ensure!((0..10).map(&mut other).sum::<usize>() > 0, "no program refuses with ENOBUFS");
-        ensure!(replace(&mut bytes, &object, &programs) == 1, "the binary carries another object: build it");
-        let id = sources.get(..16).context("a sum has more digits")?;
+        ensure!(replace(&mut bytes, OBJECT, &programs) == 1, "the binary carries another object: build it");
+        let id = SOURCES.get(..16).context("a sum has more digits")?;
         ensure!(replace(&mut bytes, id, b"0000000000000000") > 0, "the binary does not know its object's id");
         let version = env!("CARGO_PKG_VERSION").as_bytes();
         ensure!(version.len() == VERSION.len(), "versions of one length");

@@ -25,6 +25,7 @@ const ALL: &[Package] = &[
     Package { name: "bpftool", programs: &["bpftool"] },
     Package { name: "redsocks", programs: &["redsocks"] },
     Package { name: "strace", programs: &["strace"] },
+    Package { name: "systemd", programs: &["systemctl"] },
     Package { name: "curl", programs: &["curl"] },
     Package { name: "util-linux", programs: &["nsenter", "setpriv", "unshare"] },
     Package { name: "bind9-dnsutils", programs: &["dig"] },
