@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use redirector_tests::agent::{Agent, Home, target, until_active};
 use redirector_tests::command::run;
+use redirector_tests::kernel;
 use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
 use redirector_tests::pod::{APP, PROXY, VIP4, at};
@@ -359,7 +360,13 @@ fn capabilities() -> anyhow::Result<()> {
     };
     let error = with("+bpf,+net_admin,+perfmon,+sys_admin,+sys_ptrace").err().context("it must not start")?;
     assert!(format!("{error:#}").contains("CAP_NET_BROADCAST"), "{error:#}");
-    let agent = with("+bpf,+net_admin,+net_broadcast,+perfmon,+sys_admin,+sys_ptrace")?;
+    let mut needed = "+bpf,+net_admin,+net_broadcast,+perfmon,+sys_admin,+sys_ptrace".to_owned();
+    if !kernel::is_at_least(5, 11) {
+        let error = with(&needed).err().context("it must not start")?;
+        assert!(format!("{error:#}").contains("CAP_SYS_RESOURCE"), "{error:#}");
+        needed += ",+sys_resource";
+    }
+    let agent = with(&needed)?;
     until_active(&node, &agent, NAME, true)?;
     ends_at(&side, VIP4, PROXIED)?;
     let new = Ipv4Addr::new(10, 77, 0, 99);

@@ -6,6 +6,7 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 
 use redirector_tests::istio::{Cidrs, Options, Ports};
+use redirector_tests::kernel;
 use redirector_tests::matrix::{self, Part};
 use redirector_tests::node::Node;
 use redirector_tests::pod::{APP, PROXY, Pod, World};
@@ -69,7 +70,7 @@ fn one_by_one() -> anyhow::Result<()> {
     let line = |key: &str, value: &str| format!("kubernetes.io/config.seen=\"x\\n\"\n{key}=\"{value}\"\n");
     let traffic = |key: &str, value: &str| line(&format!("traffic.sidecar.istio.io/{key}"), value);
     let network = "10.96.0.0/16".to_owned();
-    let rows: Vec<(String, Options)> = vec![
+    let mut rows: Vec<(String, Options)> = vec![
         (object(&none, &none), cni()),
         (line("sidecar.istio.io/interceptionMode", "REDIRECT"), cni()),
         (
@@ -123,6 +124,8 @@ fn one_by_one() -> anyhow::Result<()> {
             Options { redirect_dns: true, capture_all_dns: true, ..cni() },
         ),
     ];
+    let has_interfaces = kernel::has_or_refuses(kernel::tells_interfaces(), &["-c", "eth0"])?;
+    rows.retain(|(_, options)| has_interfaces || options.exclude_interfaces.is_empty());
     for (text, options) in share::of(rows) {
         println!("{text}");
         let directory = tempfile::tempdir()?;

@@ -4,6 +4,7 @@ use anyhow::{Context, ensure};
 
 use redirector_tests::command::run;
 use redirector_tests::istio::{Cidrs, Options};
+use redirector_tests::kernel;
 use redirector_tests::matrix::{Caller, Part, SERVED};
 use redirector_tests::netns::Netns;
 use redirector_tests::node::Node;
@@ -28,6 +29,10 @@ const GUEST: [std::net::IpAddr; 2] = [
 
 fn pod() -> PodOptions {
     PodOptions { guest: true, ..PodOptions::default() }
+}
+
+fn has_guests() -> anyhow::Result<bool> {
+    kernel::has_or_refuses(kernel::tells_interfaces(), &["-k", GUEST_INTERFACE])
 }
 
 /// As KubeVirt does in masquerade mode; and a server in the guest.
@@ -58,7 +63,7 @@ fn roles(seen: &[Observation]) -> Vec<String> {
 /// Beside real iptables, which also leaves alone what enters the pod for these ports.
 #[test]
 fn connections_to_a_guest() -> anyhow::Result<()> {
-    if !require_root() {
+    if !require_root() || !has_guests()? {
         return Ok(());
     }
     let listed = Cidrs::List(["10.0.0.0/8", "fd00::/8"].map(str::to_owned).to_vec());
@@ -107,7 +112,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> anyhow::Result<Option<Self>> {
-        if !require_root() {
+        if !require_root() || !has_guests()? {
             return Ok(None);
         }
         let world = World::with(&[pod()])?;

@@ -11,6 +11,7 @@ use redirector_tests::compare::{compare, forgive_replaced_ports, table};
 use redirector_tests::documented::is_documented;
 use redirector_tests::iptables;
 use redirector_tests::istio::Options;
+use redirector_tests::kernel;
 use redirector_tests::matrix::{FAMILIES, SERVED, destinations};
 use redirector_tests::node::Node;
 use redirector_tests::observation::Observation;
@@ -28,6 +29,10 @@ const STAND_IN: u32 = 4242;
 
 /// Containers by name, and whether they are the proxy's; all with the proxy's uid and gid.
 const CONTAINERS: [(&str, bool); 3] = [("app", false), ("proxy", true), ("proxy/inner", true)];
+
+fn has_cgroups() -> anyhow::Result<bool> {
+    kernel::has_or_refuses(kernel::tells_cgroups(), &["--proxy-cgroup", "PROXY"])
+}
 
 fn place(pod: &Pod, container: &str) -> anyhow::Result<Place> {
     let mut cgroup = PathBuf::from(pod.cgroup.directory());
@@ -105,7 +110,7 @@ fn scenarios(pod: &Pod, dns: bool) -> Vec<Scenario> {
 /// Same user, other container: one is the proxy and the other is captured, as netfilter's rules for the cgroup say.
 #[test]
 fn beside_iptables() -> anyhow::Result<()> {
-    if !require_root() {
+    if !require_root() || !has_cgroups()? {
         return Ok(());
     }
     for dns in [false, true] {
@@ -140,7 +145,7 @@ fn beside_iptables() -> anyhow::Result<()> {
 /// What it may be, and that users count beside it only if they are given.
 #[test]
 fn which_cgroup_and_which_users() -> anyhow::Result<()> {
-    if !require_root() || require_program("bpftool").is_none() {
+    if !require_root() || require_program("bpftool").is_none() || !has_cgroups()? {
         return Ok(());
     }
     let (node, world) = (Node::new()?, World::new()?);
@@ -208,7 +213,7 @@ fn which_cgroup_and_which_users() -> anyhow::Result<()> {
 /// A restarted unit has the same path and another cgroup: it is told, and the same attach finds the new one.
 #[test]
 fn another_cgroup_of_the_same_path() -> anyhow::Result<()> {
-    if !require_root() {
+    if !require_root() || !has_cgroups()? {
         return Ok(());
     }
     let (node, world) = (Node::new()?, World::new()?);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::ensure;
 
 use redirector_tests::istio::{Options, Ports, Tproxy};
+use redirector_tests::kernel;
 use redirector_tests::matrix::{Caller, Part, SERVED, SIDECAR_PORTS, UNSERVED};
 use redirector_tests::observation::{Accepted, Observation};
 use redirector_tests::pod::{APP, PROXY, PodOptions, TRANSPARENT_PROXY, VIP4, VIP6, at};
@@ -124,7 +125,8 @@ fn another_mark_and_table_and_listed_ports() -> anyhow::Result<()> {
 
 #[test]
 fn excluded_interface_without_ipv6() -> anyhow::Result<()> {
-    if !require_root() {
+    let has = || kernel::has_or_refuses(kernel::tells_interfaces(), &["-c", "eth0", "-m", "TPROXY"]);
+    if !require_root() || !has()? {
         return Ok(());
     }
     let options = Options { exclude_interfaces: vec!["eth0".to_owned()], ipv6: false, ..tproxy(7, 133) };

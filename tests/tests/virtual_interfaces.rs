@@ -3,6 +3,7 @@
 use anyhow::{Context, ensure};
 
 use redirector_tests::istio::{Cidrs, Options};
+use redirector_tests::kernel;
 use redirector_tests::matrix::{Caller, Part, SERVED, UNSERVED};
 use redirector_tests::node::Node;
 use redirector_tests::observation::Observation;
@@ -18,6 +19,10 @@ use redirector_tests::twin::Twin;
 
 const NAME: &str = "pod";
 const K: [&str; 2] = ["-k", GUEST_INTERFACE];
+
+fn has_guests() -> anyhow::Result<bool> {
+    kernel::has_or_refuses(kernel::tells_interfaces(), &K)
+}
 
 fn options() -> Options {
     Options { virtual_interfaces: vec![GUEST_INTERFACE.to_owned()], ..Options::sidecar() }
@@ -61,7 +66,7 @@ fn check(options: Options) -> anyhow::Result<usize> {
 /// `-i '*'`: all TCP.
 #[test]
 fn everything() -> anyhow::Result<()> {
-    if !require_root() {
+    if !require_root() || !has_guests()? {
         return Ok(());
     }
     let redirected = check(options())?;
@@ -72,7 +77,7 @@ fn everything() -> anyhow::Result<()> {
 /// `-i` with networks: the others are forwarded, or reach the pod, untouched. What else is excluded does not matter.
 #[test]
 fn listed_networks() -> anyhow::Result<()> {
-    if !require_root() {
+    if !require_root() || !has_guests()? {
         return Ok(());
     }
     let cidrs = ["10.96.0.0/24", "10.79.0.2/32", "fd00:94::/64"].map(str::to_owned).to_vec();
@@ -92,7 +97,7 @@ fn listed_networks() -> anyhow::Result<()> {
 /// The proxy's ports are other ones, and IPv6 is not captured.
 #[test]
 fn without_ipv6() -> anyhow::Result<()> {
-    if !require_root() {
+    if !require_root() || !has_guests()? {
         return Ok(());
     }
     let options = Options { ipv6: false, ..options() };
@@ -119,7 +124,7 @@ struct Late {
 
 impl Late {
     fn new() -> anyhow::Result<Option<Self>> {
-        if !require_root() {
+        if !require_root() || !has_guests()? {
             return Ok(None);
         }
         let world = World::with(&[PodOptions { guest: true, ..PodOptions::default() }])?;
@@ -194,7 +199,7 @@ fn listeners_are_given_back() -> anyhow::Result<()> {
     let _remote = late.world.serve_outside(everywhere(&[SERVED]))?;
     let _proxy = late.world.pod().serve(PROXY, "proxy", everywhere(&[15001, 15006]))?;
     // Rules as those of the instance, made by hand: only a transparent listener answers over IPv4.
-    let by_hand = "rule add iif vnet0 ipproto tcp to 10.93.0.0/16 lookup 7 pref 3\nroute add local 10.93.0.0/16 dev lo table 7\n";
+    let by_hand = "rule add iif vnet0 ipproto 6 to 10.93.0.0/16 lookup 7 pref 3\nroute add local 10.93.0.0/16 dev lo table 7\n";
     late.world.pod().netns.ip(by_hand)?;
     let answers = || -> anyhow::Result<String> {
         let to = at(std::net::Ipv4Addr::new(10, 93, 0, 1), 15001);

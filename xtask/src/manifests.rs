@@ -30,7 +30,7 @@ const VALUES: [(&str, &str); 2] = [
     (
         "others",
         r#"{"cni": {"enabled": false}, "excludeNamespaces": [], "imagePullSecrets": [{"name": "secret"}],
-            "podAnnotations": {"example.org/key": "value"}, "extraArgs": ["--resync=30"], "image": {"tag": "1"}}"#,
+            "podAnnotations": {"example.org/key": "value"}, "extraCapabilities": ["SYS_RESOURCE"], "extraArgs": ["--resync=30"], "image": {"tag": "1"}}"#,
     ),
 ];
 const LINT: &str = "
@@ -143,6 +143,7 @@ mod tests {
         let read = |path: &str| fs::read_to_string(project::root().join("deploy").join(path)).unwrap();
         let (plain, chart) =
             (read("kustomize/base/daemonset.yaml"), read("helm/redirector/templates/daemonset.yaml"));
+        let chart = chart.replace("{{ range .Values.extraCapabilities }}, {{ . }}{{ end }}", "");
         let line = |text: &str, start: &str| {
             text.lines().map(str::trim).find(|line| line.starts_with(start)).map(str::to_owned)
         };

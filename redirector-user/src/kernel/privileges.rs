@@ -1,6 +1,7 @@
 //! Capabilities of this process.
 
 use crate::error::{Error, Result};
+use rustix::process::{Resource, getrlimit};
 
 /// What attach and detach need, and why; the same table is in SECURITY.md.
 pub const NEEDED: [(&str, u32, &str); 5] = [
@@ -11,11 +12,26 @@ pub const NEEDED: [(&str, u32, &str); 5] = [
     ("CAP_BPF", 39, "load programs and maps"),
 ];
 
+/// Before Linux 5.11 maps count against RLIMIT_MEMLOCK, which a container's runtime sets to some kilobytes: whoever may
+/// not raise it cannot attach (kernel commit 97306be45fbe and those before it).
+const OLD: (&str, u32) = ("CAP_SYS_RESOURCE (or an unlimited RLIMIT_MEMLOCK: this is Linux before 5.11)", 24);
+
 /// Names of the capabilities that are missing.
 pub fn missing() -> Vec<&'static str> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = effective(&status);
-    NEEDED.iter().filter(|(_, bit, _)| effective >> bit & 1 == 0).map(|(name, ..)| *name).collect()
+    let read = |file| std::fs::read_to_string(file).unwrap_or_default();
+    let effective = effective(&read("/proc/self/status"));
+    let lacks = |bit: u32| effective >> bit & 1 == 0;
+    let needed = NEEDED.iter().filter(|(_, bit, _)| lacks(*bit)).map(|(name, ..)| *name);
+    let limited = counts_maps(&read("/proc/sys/kernel/osrelease"))
+        && getrlimit(Resource::Memlock).maximum.is_some()
+        && lacks(OLD.1);
+    needed.chain(limited.then_some(OLD.0)).collect()
+}
+
+/// Whether a kernel of this release counts maps against RLIMIT_MEMLOCK.
+fn counts_maps(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|word| word.parse::<u32>().ok());
+    numbers.next().zip(numbers.next()).is_some_and(|version| version < (5, 11))
 }
 
 fn effective(status: &str) -> u64 {
@@ -47,5 +63,14 @@ mod tests {
     fn capabilities_are_read_from_the_status_file() {
         assert_eq!(effective("Name:\tx\nCapEff:\t000001fffeffffff\n"), 0x1ff_feff_ffff);
         assert_eq!(effective("nothing"), 0);
+    }
+
+    #[test]
+    fn old_kernels_count_maps() {
+        for (release, counts) in
+            [("5.10.0-46-cloud-amd64", true), ("5.11.0", false), ("6.1.0-56", false), ("4.19.1", true)]
+        {
+            assert_eq!(counts_maps(release), counts, "{release}");
+        }
     }
 }

@@ -84,7 +84,7 @@ impl Held {
 /// When it cannot connect.
 pub fn hold(to: SocketAddr) -> anyhow::Result<()> {
     let stream = TcpStream::connect(to).with_context(|| to.to_string())?;
-    stream.set_read_timeout(Some(long_enough(Duration::from_secs(10))))?;
+    stream.set_read_timeout(Some(long_enough(Duration::from_secs(4))))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     // The server's report comes first.
     reader.read_line(&mut String::new())?;

@@ -93,8 +93,10 @@ pub fn common(programs: &Programs, tools: Option<&Path>, envoy: Option<&Path>) -
     }
     root.cpio.file("/init", include_bytes!("init.sh"));
     root.cpio.file("/etc/passwd", b"root:x:0:0::/root:/bin/sh\nenvoy:x:1337:1337::/:/bin/sh\n");
-    root.cpio.file("/etc/group", b"root:x:0:\nenvoy:x:1337:\n");
+    root.cpio.file("/etc/group", b"root:x:0:\ndaemon:x:1:\nenvoy:x:1337:\n");
     root.cpio.file("/etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n");
+    root.cpio.file("/etc/resolv.conf", b"nameserver 127.0.0.1\n");
+    root.cpio.file("/etc/protocols", b"tcp 6 TCP\nudp 17 UDP\n");
     root.cpio.file("/etc/nsswitch.conf", b"passwd: files\ngroup: files\nhosts: files dns\n");
     match tools {
         Some(dir) => root.system(dir)?,

@@ -54,6 +54,7 @@ const WANTED: &[&str] = &[
     "xt_CT",
     "xt_nat",
     "xt_addrtype",
+    "xt_cgroup",
     "nf_log_syslog",
     "tcp_diag",
     "udp_diag",
