@@ -2,10 +2,6 @@
 
 use std::path::Path;
 
-use crate::node::Node;
-use crate::pod::World;
-use crate::redirector::exit;
-
 /// Whether the kernel's version is at least this one.
 #[must_use]
 pub fn is_at_least(major: u32, minor: u32) -> bool {
@@ -35,24 +31,6 @@ pub fn tells_interfaces() -> bool {
 #[must_use]
 pub fn tells_cgroups() -> bool {
     is_at_least(5, 15)
-}
-
-/// What a test of flags that a kernel lacks something for does there: `attach` must refuse them, by name, and leave
-/// nothing. Tells whether the kernel has it, and the test can go on.
-///
-/// # Errors
-/// When `attach` does anything else.
-pub fn has_or_refuses(has: bool, flags: &[&str]) -> anyhow::Result<bool> {
-    if !has {
-        let (node, world) = (Node::new()?, World::new()?);
-        std::fs::create_dir_all(world.pod().cgroup.directory().join("proxy"))?;
-        let proxy = world.pod().cgroup.directory().join("proxy").display().to_string();
-        let flags: Vec<&str> =
-            flags.iter().map(|flag| if *flag == "PROXY" { &proxy } else { *flag }).collect();
-        node.attach(world.pod(), "pod", &flags)?.refused(exit::CANNOT, &[flags[0], "5.1"])?;
-        node.expect_empty()?;
-    }
-    Ok(has)
 }
 
 /// Whether the kernel speaks IPv6 (`ipv6.disable=1` and it does not).

@@ -10,7 +10,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
 
 use crate::names;
-use crate::pod::Pod;
+use crate::pod::{Pod, World};
 use crate::redirector::{self, Run};
 
 /// A mounted bpffs; unmounted on drop, and with it goes whatever is still attached.
@@ -148,6 +148,24 @@ impl Drop for Node {
 pub fn target(pod: &Pod) -> [String; 4] {
     let [netns, cgroup] = [pod.netns.file(), pod.cgroup.directory()].map(|path| path.display().to_string());
     ["--netns".to_owned(), netns, "--cgroup".to_owned(), cgroup]
+}
+
+/// What a test of flags that a kernel lacks something for does there: `attach` must refuse them, by name, and leave
+/// nothing. Tells whether the kernel has it, and the test can go on.
+///
+/// # Errors
+/// When `attach` does anything else.
+pub fn has_or_refuses(has: bool, flags: &[&str]) -> anyhow::Result<bool> {
+    if !has {
+        let (node, world) = (Node::new()?, World::new()?);
+        std::fs::create_dir_all(world.pod().cgroup.directory().join("proxy"))?;
+        let proxy = world.pod().cgroup.directory().join("proxy").display().to_string();
+        let flags: Vec<&str> =
+            flags.iter().map(|flag| if *flag == "PROXY" { &proxy } else { *flag }).collect();
+        node.attach(world.pod(), "pod", &flags)?.refused(redirector::exit::CANNOT, &[flags[0], "5.1"])?;
+        node.expect_empty()?;
+    }
+    Ok(has)
 }
 
 fn collect(directory: &Path, found: &mut BTreeSet<PathBuf>) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use redirector_tests::istio::{Cidrs, Options, Ports};
 use redirector_tests::kernel;
 use redirector_tests::matrix::{self, Part};
-use redirector_tests::node::Node;
+use redirector_tests::node::{Node, has_or_refuses};
 use redirector_tests::pod::{APP, PROXY, Pod, World};
 use redirector_tests::privileged::require_root;
 use redirector_tests::redirector::exit;
@@ -124,7 +124,7 @@ fn one_by_one() -> anyhow::Result<()> {
             Options { redirect_dns: true, capture_all_dns: true, ..cni() },
         ),
     ];
-    let has_interfaces = kernel::has_or_refuses(kernel::tells_interfaces(), &["-c", "eth0"])?;
+    let has_interfaces = has_or_refuses(kernel::tells_interfaces(), &["-c", "eth0"])?;
     rows.retain(|(_, options)| has_interfaces || options.exclude_interfaces.is_empty());
     for (text, options) in share::of(rows) {
         println!("{text}");

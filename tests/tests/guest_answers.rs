@@ -7,7 +7,7 @@ use redirector_tests::istio::{Cidrs, Options};
 use redirector_tests::kernel;
 use redirector_tests::matrix::{Caller, Part, SERVED};
 use redirector_tests::netns::Netns;
-use redirector_tests::node::Node;
+use redirector_tests::node::{Node, has_or_refuses};
 use redirector_tests::observation::Observation;
 use redirector_tests::pod::{GUEST_INTERFACE, PROXY, Pod, PodOptions, VIP4, VIP6, World, at, observe};
 use redirector_tests::privileged::{require_program, require_root};
@@ -32,7 +32,7 @@ fn pod() -> PodOptions {
 }
 
 fn has_guests() -> anyhow::Result<bool> {
-    kernel::has_or_refuses(kernel::tells_interfaces(), &["-k", GUEST_INTERFACE])
+    has_or_refuses(kernel::tells_interfaces(), &["-k", GUEST_INTERFACE])
 }
 
 /// As KubeVirt does in masquerade mode; and a server in the guest.

@@ -9,7 +9,7 @@ use redirector_tests::bpftool::{has_lo6, links_of};
 use redirector_tests::command::run;
 use redirector_tests::kernel;
 use redirector_tests::netns::Netns;
-use redirector_tests::node::Node;
+use redirector_tests::node::{Node, has_or_refuses};
 use redirector_tests::pod::World;
 use redirector_tests::privileged::{require_program, require_root};
 use redirector_tests::redirector::{Run, exit};
@@ -35,7 +35,7 @@ type Kind = (&'static [&'static str], Changes, [&'static str; 2]);
 /// All that this kernel has.
 fn kinds() -> anyhow::Result<Vec<Kind>> {
     let mut kinds: Vec<Kind> = vec![(&TPROXY, ALL, ["77", "-r"])];
-    if kernel::has_or_refuses(kernel::tells_interfaces(), &VIRTUAL)? {
+    if has_or_refuses(kernel::tells_interfaces(), &VIRTUAL)? {
         kinds.push((&VIRTUAL, OF_VIRTUAL, ["15001", "remove"]));
     }
     Ok(kinds)

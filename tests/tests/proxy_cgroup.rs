@@ -13,7 +13,7 @@ use redirector_tests::iptables;
 use redirector_tests::istio::Options;
 use redirector_tests::kernel;
 use redirector_tests::matrix::{FAMILIES, SERVED, destinations};
-use redirector_tests::node::Node;
+use redirector_tests::node::{Node, has_or_refuses};
 use redirector_tests::observation::Observation;
 use redirector_tests::parity::addresses::dns_listeners;
 use redirector_tests::pod::{APP, PROXY, Pod, VIP4, VIP6, World, at, observe};
@@ -31,7 +31,7 @@ const STAND_IN: u32 = 4242;
 const CONTAINERS: [(&str, bool); 3] = [("app", false), ("proxy", true), ("proxy/inner", true)];
 
 fn has_cgroups() -> anyhow::Result<bool> {
-    kernel::has_or_refuses(kernel::tells_cgroups(), &["--proxy-cgroup", "PROXY"])
+    has_or_refuses(kernel::tells_cgroups(), &["--proxy-cgroup", "PROXY"])
 }
 
 fn place(pod: &Pod, container: &str) -> anyhow::Result<Place> {

@@ -7,6 +7,7 @@ use anyhow::ensure;
 use redirector_tests::istio::{Options, Ports, Tproxy};
 use redirector_tests::kernel;
 use redirector_tests::matrix::{Caller, Part, SERVED, SIDECAR_PORTS, UNSERVED};
+use redirector_tests::node::has_or_refuses;
 use redirector_tests::observation::{Accepted, Observation};
 use redirector_tests::pod::{APP, PROXY, PodOptions, TRANSPARENT_PROXY, VIP4, VIP6, at};
 use redirector_tests::privileged::require_root;
@@ -125,7 +126,7 @@ fn another_mark_and_table_and_listed_ports() -> anyhow::Result<()> {
 
 #[test]
 fn excluded_interface_without_ipv6() -> anyhow::Result<()> {
-    let has = || kernel::has_or_refuses(kernel::tells_interfaces(), &["-c", "eth0", "-m", "TPROXY"]);
+    let has = || has_or_refuses(kernel::tells_interfaces(), &["-c", "eth0", "-m", "TPROXY"]);
     if !require_root() || !has()? {
         return Ok(());
     }

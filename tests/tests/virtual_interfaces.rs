@@ -5,7 +5,7 @@ use anyhow::{Context, ensure};
 use redirector_tests::istio::{Cidrs, Options};
 use redirector_tests::kernel;
 use redirector_tests::matrix::{Caller, Part, SERVED, UNSERVED};
-use redirector_tests::node::Node;
+use redirector_tests::node::{Node, has_or_refuses};
 use redirector_tests::observation::Observation;
 use redirector_tests::pod::{
     APP, GUEST_INTERFACE, PROXY, PodOptions, ROOT, VIP4, VIP6, VNET4, VNET6, World, at, observe,
@@ -21,7 +21,7 @@ const NAME: &str = "pod";
 const K: [&str; 2] = ["-k", GUEST_INTERFACE];
 
 fn has_guests() -> anyhow::Result<bool> {
-    kernel::has_or_refuses(kernel::tells_interfaces(), &K)
+    has_or_refuses(kernel::tells_interfaces(), &K)
 }
 
 fn options() -> Options {
