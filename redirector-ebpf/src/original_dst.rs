@@ -29,10 +29,12 @@ pub fn getsockopt(ctx: &Sockopt) {
 
 /// Leaves the kernel's answer as it is. A buffer of more than a page is copied only in part,
 /// and the call would fail with EFAULT unless the length says "keep out". Only then: a length
-/// of 0 is seen by programs of parent cgroups too.
+/// of 0 is seen by programs of parent cgroups too. And where the kernel refused before 5.18, because it copies to the caller
+/// all the same what it has not filled (`__cgroup_bpf_run_filter_getsockopt`): zeroes.
 #[inline(always)]
 fn untouched(ctx: &Sockopt) {
-    if ctx.optlen() as i64 > ctx.buffered() {
+    let overwrites = !maps::has_set_retval() && ctx.retval() != 0;
+    if overwrites || ctx.optlen() as i64 > ctx.buffered() {
         ctx.set_optlen(0);
     }
 }

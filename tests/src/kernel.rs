@@ -21,16 +21,15 @@ pub fn refusal(errno: &str) -> &str {
     if is_at_least(5, 18) || errno == "ENETUNREACH" { errno } else { "EPERM" }
 }
 
-/// Whether sk_lookup tells the interface a connection arrives on, without which there is neither `-c` nor `-k`.
+/// Since when sk_lookup tells the interface a connection arrives on, without which there is neither `-c` nor `-k`.
+pub const TELLS_INTERFACES: (u32, u32) = (5, 17);
+/// Since when a socket leads to its cgroup by a pointer, without which there is no `--proxy-cgroup`.
+pub const TELLS_CGROUPS: (u32, u32) = (5, 15);
+
+/// Whether it does, as far as the version tells.
 #[must_use]
 pub fn tells_interfaces() -> bool {
-    is_at_least(5, 17)
-}
-
-/// Whether a socket leads to its cgroup by a pointer, without which there is no `--proxy-cgroup`.
-#[must_use]
-pub fn tells_cgroups() -> bool {
-    is_at_least(5, 15)
+    is_at_least(TELLS_INTERFACES.0, TELLS_INTERFACES.1)
 }
 
 /// Whether the kernel speaks IPv6 (`ipv6.disable=1` and it does not).

@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
 
+use crate::kernel;
 use crate::names;
 use crate::pod::{Pod, World};
 use crate::redirector::{self, Run};
@@ -150,22 +151,26 @@ pub fn target(pod: &Pod) -> [String; 4] {
     ["--netns".to_owned(), netns, "--cgroup".to_owned(), cgroup]
 }
 
-/// What a test of flags that a kernel lacks something for does there: `attach` must refuse them, by name, and leave
-/// nothing. Tells whether the kernel has it, and the test can go on.
+/// What a test of flags does that the kernel may lack something for. Since this version it must have it; before, a
+/// distribution may have brought it, or `attach` must refuse the flags, by name, and leave nothing. Tells whether they work,
+/// and the test can go on.
 ///
 /// # Errors
 /// When `attach` does anything else.
-pub fn has_or_refuses(has: bool, flags: &[&str]) -> anyhow::Result<bool> {
-    if !has {
-        let (node, world) = (Node::new()?, World::new()?);
-        std::fs::create_dir_all(world.pod().cgroup.directory().join("proxy"))?;
-        let proxy = world.pod().cgroup.directory().join("proxy").display().to_string();
-        let flags: Vec<&str> =
-            flags.iter().map(|flag| if *flag == "PROXY" { &proxy } else { *flag }).collect();
-        node.attach(world.pod(), "pod", &flags)?.refused(redirector::exit::CANNOT, &[flags[0], "5.1"])?;
-        node.expect_empty()?;
+pub fn has_or_refuses(since: (u32, u32), flags: &[&str]) -> anyhow::Result<bool> {
+    if kernel::is_at_least(since.0, since.1) {
+        return Ok(true);
     }
-    Ok(has)
+    let (node, world) = (Node::new()?, World::new()?);
+    let proxy = world.pod().cgroup.child("proxy")?.display().to_string();
+    let flags: Vec<&str> = flags.iter().map(|flag| if *flag == "PROXY" { &proxy } else { *flag }).collect();
+    let run = node.attach(world.pod(), "pod", &flags)?;
+    if run.code == Some(redirector::exit::OK) {
+        return Ok(true);
+    }
+    run.refused(redirector::exit::CANNOT, &[flags[0], &format!("{}.{}", since.0, since.1)])?;
+    node.expect_empty()?;
+    Ok(false)
 }
 
 fn collect(directory: &Path, found: &mut BTreeSet<PathBuf>) -> anyhow::Result<()> {

@@ -124,7 +124,7 @@ fn one_by_one() -> anyhow::Result<()> {
             Options { redirect_dns: true, capture_all_dns: true, ..cni() },
         ),
     ];
-    let has_interfaces = has_or_refuses(kernel::tells_interfaces(), &["-c", "eth0"])?;
+    let has_interfaces = has_or_refuses(kernel::TELLS_INTERFACES, &["-c", "eth0"])?;
     rows.retain(|(_, options)| has_interfaces || options.exclude_interfaces.is_empty());
     for (text, options) in share::of(rows) {
         println!("{text}");

@@ -32,7 +32,7 @@ fn pod() -> PodOptions {
 }
 
 fn has_guests() -> anyhow::Result<bool> {
-    has_or_refuses(kernel::tells_interfaces(), &["-k", GUEST_INTERFACE])
+    has_or_refuses(kernel::TELLS_INTERFACES, &["-k", GUEST_INTERFACE])
 }
 
 /// As KubeVirt does in masquerade mode; and a server in the guest.

@@ -136,7 +136,7 @@ fn refresh_sees_new_routes_addresses_and_interfaces() -> anyhow::Result<()> {
     let (node, side) = world()?;
     let pod = side.pod();
     // Where the kernel has it: the rest of this test is of all kernels.
-    let interfaces = has_or_refuses(kernel::tells_interfaces(), &["-c", "eth1,eth2"])?;
+    let interfaces = has_or_refuses(kernel::TELLS_INTERFACES, &["-c", "eth1,eth2"])?;
     attach(&node, &side, if interfaces { &["-c", "eth1,eth2"] } else { &[] })?;
     let refresh = || node.run(&["refresh", NAME])?.expect(exit::OK)?.json();
 
@@ -185,7 +185,7 @@ fn refresh_sees_new_routes_addresses_and_interfaces() -> anyhow::Result<()> {
 /// A name of `-c` or `-k` that is no interface has no effect, and attach says so.
 #[test]
 fn interfaces_that_are_not_there_are_named() -> anyhow::Result<()> {
-    if !require_root() || !has_or_refuses(kernel::tells_interfaces(), &["-c", "eth1,net7"])? {
+    if !require_root() || !has_or_refuses(kernel::TELLS_INTERFACES, &["-c", "eth1,net7"])? {
         return Ok(());
     }
     let (node, side) = world()?;

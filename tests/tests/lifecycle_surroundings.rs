@@ -35,7 +35,7 @@ type Kind = (&'static [&'static str], Changes, [&'static str; 2]);
 /// All that this kernel has.
 fn kinds() -> anyhow::Result<Vec<Kind>> {
     let mut kinds: Vec<Kind> = vec![(&TPROXY, ALL, ["77", "-r"])];
-    if has_or_refuses(kernel::tells_interfaces(), &VIRTUAL)? {
+    if has_or_refuses(kernel::TELLS_INTERFACES, &VIRTUAL)? {
         kinds.push((&VIRTUAL, OF_VIRTUAL, ["15001", "remove"]));
     }
     Ok(kinds)

@@ -31,7 +31,7 @@ const STAND_IN: u32 = 4242;
 const CONTAINERS: [(&str, bool); 3] = [("app", false), ("proxy", true), ("proxy/inner", true)];
 
 fn has_cgroups() -> anyhow::Result<bool> {
-    has_or_refuses(kernel::tells_cgroups(), &["--proxy-cgroup", "PROXY"])
+    has_or_refuses(kernel::TELLS_CGROUPS, &["--proxy-cgroup", "PROXY"])
 }
 
 fn place(pod: &Pod, container: &str) -> anyhow::Result<Place> {

@@ -126,7 +126,7 @@ fn another_mark_and_table_and_listed_ports() -> anyhow::Result<()> {
 
 #[test]
 fn excluded_interface_without_ipv6() -> anyhow::Result<()> {
-    let has = || has_or_refuses(kernel::tells_interfaces(), &["-c", "eth0", "-m", "TPROXY"]);
+    let has = || has_or_refuses(kernel::TELLS_INTERFACES, &["-c", "eth0", "-m", "TPROXY"]);
     if !require_root() || !has()? {
         return Ok(());
     }

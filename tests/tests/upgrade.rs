@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use redirector_tests::command::run;
 use redirector_tests::node::{Node, target};
-use redirector_tests::older::{Older, VERSION};
+use redirector_tests::older::{Older, PROGRAMS};
 use redirector_tests::pod::{APP, PROXY, Pod, VIP4, World, at};
 use redirector_tests::privileged::{require_program, require_root};
 use redirector_tests::probe::hold::Held;
@@ -77,13 +77,13 @@ fn an_older_version_is_upgraded() -> anyhow::Result<()> {
     let names = held.names()?;
     assert_eq!(names.peer.address(), Some(at(VIP4, 80)));
     let before = node.show(NAME)?;
-    assert_eq!(before["record"]["version"], VERSION);
+    assert_eq!(before["record"]["programs"], PROGRAMS);
     let [old_connect, old_getsockopt] = [tag(&before, "connect4")?, tag(&before, "getsockopt")?];
 
     let run = node.run(&["upgrade", NAME])?.expect(exit::OK)?.json()?;
     assert_eq!(run["upgraded"], serde_json::json!([NAME]));
     let after = node.show(NAME)?;
-    assert_ne!(after["record"]["version"], VERSION);
+    assert_ne!(after["record"]["programs"], PROGRAMS);
     assert_eq!(after["record"]["policy"], before["record"]["policy"]);
     assert_eq!(after["effective"], true, "{after:#}");
     assert_eq!(after["counters"], before["counters"]);

@@ -21,7 +21,7 @@ const NAME: &str = "pod";
 const K: [&str; 2] = ["-k", GUEST_INTERFACE];
 
 fn has_guests() -> anyhow::Result<bool> {
-    has_or_refuses(kernel::tells_interfaces(), &K)
+    has_or_refuses(kernel::TELLS_INTERFACES, &K)
 }
 
 fn options() -> Options {
