@@ -15,7 +15,7 @@ struct Record {
     rows: BTreeMap<String, Seen>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 struct Seen {
     release: String,
     states: BTreeMap<String, State>,
@@ -67,13 +67,17 @@ fn compare(record: &Record, rows: &[Row]) -> Vec<String> {
     found
 }
 
-/// Puts these rows into the file in place of older ones, and makes the tables again.
+/// Puts these rows into the file and makes the tables again. What an older row says of the same kernel stays where these
+/// say nothing: they may have run a part.
 pub fn write(rows: &[Row]) -> Result<()> {
     let mut record = read()?;
     for row in rows {
-        let seen =
-            Seen { release: row.release.clone(), states: row.states.clone(), costs: row.costs.clone() };
-        record.rows.insert(row.name.clone(), seen);
+        let seen = record.rows.entry(row.name.clone()).or_default();
+        if seen.release != row.release {
+            *seen = Seen { release: row.release.clone(), ..Seen::default() };
+        }
+        seen.states.extend(row.states.clone());
+        seen.costs.extend(row.costs.clone());
     }
     fs::write(file(), serde_json::to_string_pretty(&record)? + "\n")
         .context("cannot write docs/kernels.json")?;
