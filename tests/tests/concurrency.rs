@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use redirector_tests::pod::{APP, at};
 use redirector_tests::privileged::require_root;
 use redirector_tests::probe::many::{Load, Report};
+use redirector_tests::share;
 use redirector_tests::side::{By, Side};
 
 /// This many different services exist outside; all lead to different original destinations.
@@ -17,6 +18,10 @@ fn services4(count: u16) -> impl Iterator<Item = SocketAddr> {
 
 fn services6(count: u16) -> impl Iterator<Item = SocketAddr> {
     (0..count).map(|number| at(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 1, number), 1000 + number))
+}
+
+fn share(count: u16) -> u16 {
+    u16::try_from(share::times(count.into(), 200)).unwrap_or(count)
 }
 
 fn run(by: By, destinations: Vec<SocketAddr>, hold: bool, ports: Option<&str>) -> anyhow::Result<Report> {
@@ -53,7 +58,7 @@ fn both(destinations: &[SocketAddr], hold: bool, ports: Option<&str>) -> anyhow:
 #[test]
 fn ten_thousand_connections() -> anyhow::Result<()> {
     let destinations: Vec<SocketAddr> =
-        services4(5000).zip(services6(5000)).flat_map(|(v4, v6)| [v4, v6]).collect();
+        services4(share(5000)).zip(services6(share(5000))).flat_map(|(v4, v6)| [v4, v6]).collect();
     both(&destinations, false, None)
 }
 
@@ -61,7 +66,7 @@ fn ten_thousand_connections() -> anyhow::Result<()> {
 #[test]
 fn two_thousand_open_connections() -> anyhow::Result<()> {
     let destinations: Vec<SocketAddr> =
-        services4(1000).zip(services6(1000)).flat_map(|(v4, v6)| [v4, v6]).collect();
+        services4(share(1000)).zip(services6(share(1000))).flat_map(|(v4, v6)| [v4, v6]).collect();
     both(&destinations, true, None)
 }
 

@@ -44,10 +44,14 @@ pub struct Boot<'a> {
 pub enum End {
     /// The guest said that all jobs were run.
     Done,
+    /// Its processors made no step for minutes; it was killed.
+    Hung,
     /// It ended without saying so.
     Died(String),
 }
 
+/// So many of the kernel's complaints, one in 22 seconds or more, and a guest is taken for hung: one passes.
+const LOCKUPS: u32 = 4;
 /// Longest time a kernel that works says nothing for, before it is taken for hung.
 const TRIAL: Duration = Duration::from_secs(8);
 
@@ -112,7 +116,7 @@ impl Machine {
         let mut log = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = self.command(kernel, words);
         command.arg("-initrd").arg(initramfs);
-        let (mut done, mut panic) = (false, None);
+        let (mut done, mut panic, mut lockups) = (false, None, 0);
         let ended = watch(&mut command, limit, |line| {
             // A log that cannot be written is no reason to stop.
             let _ = writeln!(log, "{line}");
@@ -121,9 +125,11 @@ impl Machine {
             if line.contains("Kernel panic - not syncing") {
                 panic = Some(line.to_owned());
             }
-            panic.is_some()
+            lockups += u32::from(line.contains("BUG: soft lockup"));
+            panic.is_some() || lockups >= LOCKUPS
         })?;
         Ok(match (panic, done, ended) {
+            _ if lockups >= LOCKUPS => End::Hung,
             (Some(panic), ..) => End::Died(panic),
             (None, true, _) => End::Done,
             (None, false, true) => End::Died("it ended before its jobs".to_owned()),

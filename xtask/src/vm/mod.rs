@@ -46,6 +46,9 @@ const BOOT_LIMIT: u64 = 180;
 const SLOWNESS: u64 = 8;
 /// An emulated guest does one of so many shares of what is long only because it has many cases; each guest another.
 const SHARES: usize = 10;
+/// An emulated guest may hang so often; then it is booted again for the tests that are left. QEMU's threads go round in
+/// circles when one of them patches code (the static keys of cgroup hooks) that another is in.
+const HANGS: u32 = 2;
 /// Tests at a time: more than processors, because many wait.
 const THREADS: usize = 3;
 
@@ -248,11 +251,6 @@ impl Guest<'_> {
         }
         let file = name.replace([' ', '/'], "-");
         let (initramfs, log) = (dir.join(format!("{file}.cpio")), dir.join(format!("{file}.log")));
-        let mut bytes = common.to_vec();
-        bytes.extend(initramfs::particular(self.kernel.modules.as_deref(), &self.jobs(machine.kvm))?);
-        fs::write(&initramfs, bytes).with_context(|| format!("cannot write {}", initramfs.display()))?;
-
-        eprintln!("vm: {name}: booting {}; console: {}", self.kernel.release, log.display());
         let mut row = Row::new(&name, &self.kernel.release);
         for test in self.tests.iter().filter(|test| self.is_absent(test)) {
             row.set(&test.file, State::Absent);
@@ -260,21 +258,38 @@ impl Guest<'_> {
         let jobs = self.tests.len() as u64;
         let slowness = if machine.kvm { 1 } else { SLOWNESS };
         let limit = Duration::from_secs(BOOT_LIMIT + CHECK_LIMIT + jobs * TEST_LIMIT * slowness / SLOWNESS);
-        let end = machine.run(
-            &Boot {
-                kernel: self.kernel,
-                initramfs: &initramfs,
-                words: self.variant.words(),
-                limit,
-                log: &log,
-            },
-            |line| row.read(line),
-        )?;
-        // Three hundred megabytes that can be made again.
-        let _ = fs::remove_file(&initramfs);
-        match end {
-            End::Done => {}
-            End::Died(why) => row.died(&why),
+        let mut hung = 0;
+        loop {
+            let jobs = self.jobs(machine.kvm, &row);
+            let particular = initramfs::particular(self.kernel.modules.as_deref(), &jobs)?;
+            fs::write(&initramfs, [common, &particular].concat())
+                .with_context(|| format!("cannot write {}", initramfs.display()))?;
+            eprintln!("vm: {name}: booting {}; console: {}", self.kernel.release, log.display());
+            let (kernel, words, initramfs) = (self.kernel, self.variant.words(), &initramfs);
+            let boot = Boot { kernel, initramfs, words, limit, log: &log };
+            let end = machine.run(&boot, |line| row.read(line))?;
+            // Three hundred megabytes that can be made again.
+            let _ = fs::remove_file(initramfs);
+            match end {
+                End::Done => break,
+                End::Hung if hung < HANGS && !machine.kvm => {
+                    hung += 1;
+                    let kept = log.with_extension(format!("hung-{hung}.log"));
+                    fs::rename(&log, &kept).with_context(|| log.display().to_string())?;
+                    eprintln!(
+                        "vm: {name}: its processors hang ({}); booting again for the rest",
+                        kept.display()
+                    );
+                }
+                End::Hung => {
+                    row.died("its processors hang");
+                    break;
+                }
+                End::Died(why) => {
+                    row.died(&why);
+                    break;
+                }
+            }
         }
         for Test { file, .. } in &self.tests {
             if !row.has(file) {
@@ -288,8 +303,8 @@ impl Guest<'_> {
         test.file == "envoy" && !self.has_envoy
     }
 
-    /// Lines of name, seconds, command.
-    fn jobs(&self, kvm: bool) -> String {
+    /// Lines of name, seconds, command; of tests, those that have not been run yet.
+    fn jobs(&self, kvm: bool, row: &Row) -> String {
         let home = initramfs::HOME;
         let mut jobs = format!("{}|{CHECK_LIMIT}|{home}/redirector check --output json\n", report::CHECK);
         let mut environment = format!(
@@ -303,7 +318,7 @@ impl Guest<'_> {
                 " REDIRECTOR_TESTS_SLOWNESS={SLOWNESS} REDIRECTOR_TESTS_SHARE={share}/{SHARES} RUST_TEST_THREADS={THREADS}"
             );
         }
-        for Test { file, only } in self.tests.iter().filter(|test| !self.is_absent(test)) {
+        for Test { file, only } in self.tests.iter().filter(|test| !row.has(&test.file)) {
             let mut words = only.join(" ");
             if !kvm && only.is_empty() && file == SKIPPED.0 {
                 words += &format!("--skip {}", SKIPPED.1);

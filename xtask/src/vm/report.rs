@@ -118,6 +118,7 @@ impl Row {
             Some("@@boot") => {
                 self.release = words.next().unwrap_or_default().to_owned();
                 self.set("boots", State::Pass);
+                self.begun = 0.0;
             }
             Some("@@note") => eprintln!("vm: {}: {line}", self.name),
             Some("@@begin") => {
