@@ -19,9 +19,11 @@ use redirector_tests::probe::many::{Load, Report};
 use redirector_tests::process::Daemon;
 use redirector_tests::redirector::exit;
 use redirector_tests::retry;
-use redirector_tests::side::{By, Side};
+use redirector_tests::side::{By, Setup, Side};
 
 const NAME: &str = "file-shop";
+/// Of SECURITY.md, those of the agent.
+const CAPABILITIES: &str = "+bpf,+net_admin,+net_broadcast,+perfmon,+sys_admin,+sys_ptrace";
 const PROXIED: &str = "proxy:15001";
 
 struct Place {
@@ -363,7 +365,7 @@ fn capabilities() -> anyhow::Result<()> {
         assert!(error.contains(missing), "{error}");
         Ok(())
     };
-    let mut needed = "+bpf,+net_admin,+net_broadcast,+perfmon,+sys_admin,+sys_ptrace".to_owned();
+    let mut needed = CAPABILITIES.to_owned();
     if !kernel::is_at_least(5, 11) {
         refused(&needed, "CAP_SYS_RESOURCE")?;
         needed += ",+sys_resource";
@@ -378,5 +380,37 @@ fn capabilities() -> anyhow::Result<()> {
     drop(side);
     until_active(&node, &agent, NAME, false)?;
     assert!(!agent.metrics()?.keys().any(|name| name.starts_with("redirector_errors")), "{}", agent.log());
+    Ok(())
+}
+
+/// Listeners of a program that was started as the proxy's user: its descriptors are another user's, which takes more than
+/// what the agent has to look at, and are registered all the same, by each agent anew.
+#[test]
+fn listeners_of_another_user() -> anyhow::Result<()> {
+    let (true, Some(busybox)) = (require_root(), require_program("busybox")) else { return Ok(()) };
+    let setup = Setup { proxy: Vec::new(), ..Setup::default() };
+    let (node, home, side) = (Node::new()?, Home::new()?, Side::with(By::Nobody, &setup)?);
+    let mut proxy = side.pod().place(PROXY)?.program(&busybox);
+    let _proxy = Daemon::start("proxy", proxy.args(["httpd", "-f", "-p", "15006", "-h", "/tmp"]))?;
+    side.pod().netns.wait_for_listener(15006)?;
+    home.write("shop", &target(side.pod(), ""))?;
+    let config = home.config().display().to_string();
+    let needed = if kernel::is_at_least(5, 11) {
+        CAPABILITIES.to_owned()
+    } else {
+        format!("{CAPABILITIES},+sys_resource")
+    };
+    let bounding = format!("--bounding-set=-all,{needed}");
+    for _ in 0..2 {
+        let agent = Agent::by(&["setpriv", &bounding], &node, &home, &["--config", config.as_str()])?;
+        until_active(&node, &agent, NAME, true)?;
+        retry::until("its listener to be registered", || {
+            let show = node.show(NAME).ok()?;
+            let inbound = show["listeners"].as_array()?.iter().find(|one| one["traffic"] == "inbound")?;
+            (inbound["ipv4"] != 0 || inbound["ipv6"] != 0).then_some(())
+        })
+        .with_context(|| agent.log())?;
+        agent.kill()?;
+    }
     Ok(())
 }

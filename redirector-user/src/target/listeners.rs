@@ -4,6 +4,7 @@
 use super::cgroup::Cgroup;
 use crate::error::{Context, Result};
 use crate::sys::netns::NetNs;
+use rustix::fs::FileType;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -29,21 +30,45 @@ pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Vec<Listene
         if wanted.is_empty() {
             break;
         }
-        // A process that has ended has no sockets any more.
-        let Ok(fds) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        for fd in fds.flatten() {
-            let Ok(link) = std::fs::read_link(fd.path()) else { continue };
-            let Some(inode) = socket_inode(&link.to_string_lossy()) else { continue };
-            let Some(&(port, v6)) = wanted.get(&inode) else { continue };
-            let Some(number) = fd.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        for (number, inode) in descriptors(pid) {
+            if inode.is_some_and(|inode| !wanted.contains_key(&inode)) {
+                continue;
+            }
+            let Some(socket) = take(pid, number)? else { continue };
             // The number may have become that of another socket since the link was read.
-            if let Some(socket) = take(pid, number)?.filter(|socket| is_inode(socket, inode)) {
-                wanted.remove(&inode);
+            if let Some((port, v6)) = inode_of(&socket).and_then(|inode| wanted.remove(&inode)) {
                 found.push(Listener { socket, port, v6, pid });
             }
         }
     }
     Ok(found)
+}
+
+/// The numbers of a process's descriptors that may be sockets, with the sockets' inodes if they can be seen; none of one
+/// that has ended.
+///
+/// The directory of another user's process is closed to whoever lacks CAP_DAC_READ_SEARCH, as the agent in its container
+/// does; taking a descriptor asks for CAP_SYS_PTRACE only. So there it is every number that the process may have.
+fn descriptors(pid: u32) -> Vec<(i32, Option<u64>)> {
+    let entries = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            return (0..table_size(&status)).map(|number| (number, None)).collect();
+        }
+        Err(_) => return Vec::new(),
+        Ok(entries) => entries.flatten(),
+    };
+    let socket = |entry: std::fs::DirEntry| {
+        let inode = socket_inode(&std::fs::read_link(entry.path()).ok()?.to_string_lossy())?;
+        Some((entry.file_name().to_str()?.parse().ok()?, Some(inode)))
+    };
+    entries.filter_map(socket).collect()
+}
+
+/// How many descriptors a process has room for (`FDSize` of its status).
+fn table_size(status: &str) -> i32 {
+    let line = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+    line.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Port and family (true: AF_INET6) of every listener on `ports` in the namespace.
@@ -66,8 +91,10 @@ fn take(pid: u32, fd: i32) -> Result<Option<OwnedFd>> {
     }
 }
 
-fn is_inode(socket: &OwnedFd, inode: u64) -> bool {
-    rustix::fs::fstat(socket).is_ok_and(|stat| stat.st_ino == inode)
+/// The inode of a socket; None of anything else, whose numbers are of another kind.
+fn inode_of(descriptor: &OwnedFd) -> Option<u64> {
+    let stat = rustix::fs::fstat(descriptor).ok()?;
+    FileType::from_raw_mode(stat.st_mode).is_socket().then_some(stat.st_ino)
 }
 
 fn socket_inode(link: &str) -> Option<u64> {
@@ -119,6 +146,7 @@ mod tests {
         assert_eq!(parse("garbage"), None);
         assert_eq!(socket_inode("socket:[77]"), Some(77));
         assert_eq!(socket_inode("pipe:[77]"), None);
+        assert_eq!((table_size("Name:\tx\nFDSize:\t256\n"), table_size("")), (256, 0));
     }
 
     #[test]
@@ -127,7 +155,8 @@ mod tests {
         let (one, other) = (socket(), socket());
         let link = std::fs::read_link(format!("/proc/self/fd/{}", one.as_raw_fd())).unwrap();
         let inode = socket_inode(&link.to_string_lossy()).unwrap();
-        assert!(is_inode(&one, inode));
-        assert!(!is_inode(&other, inode));
+        assert_eq!(inode_of(&one), Some(inode));
+        assert_ne!(inode_of(&other), Some(inode));
+        assert_eq!(inode_of(&std::fs::File::open("/dev/null").unwrap().into()), None);
     }
 }
