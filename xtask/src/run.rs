@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     cmd::Cmd,
-    deps, envoy, exit, kubernetes, manifests,
+    deps, dist, envoy, exit, kubernetes, manifests,
     project::{self, Profile},
 };
 
@@ -67,6 +67,9 @@ pub fn node(args: &[String]) -> Result<()> {
     }
     if args.first().is_some_and(|verb| verb == "kubernetes") {
         env.push(("REDIRECTOR_KUSTOMIZE", manifests::kustomize()?));
+        env.push(("REDIRECTOR_HELM_PYTHON", manifests::python()?.join("python3")));
+        // What is deployed is what users get.
+        env.push(("REDIRECTOR_IMAGE", dist::build(dist::IMAGE)?.image));
     }
     run_with("node", Profile::Dev, args, &env)
 }

@@ -118,6 +118,10 @@ fn kubernetes(starts: usize, pods: usize) -> anyhow::Result<String> {
     println!("the API server was away: a captured pod was served, new ones are captured since");
     let kills = stage.killed(starts)?;
     println!("the same while the agent is killed {kills} times with -9: 0 escaped, no instance left");
+    let [first, killed] = stage.late(starts.min(4))?;
+    println!(
+        "both once more with a plugin that attaches late: {first} and {killed} escaped, and both tests failed"
+    );
     let calls = stage.rollout(starts)?;
     println!(
         "the same during a rollout of the agent: 0 escaped, {calls} calls of a captured pod, none failed"
@@ -131,6 +135,10 @@ fn kubernetes(starts: usize, pods: usize) -> anyhow::Result<String> {
         many.maps / 1024,
         many.agent / 1024
     );
+    stage.chart()?;
+    println!("the chart: installed by Helm, captured pods, uninstalled; what was captured stayed so");
+    stage.uninstall()?;
+    println!("the plugin is taken off the node, whose network configuration is as before");
     Ok(stage.kubernetes.machine.name().to_owned())
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::image::Image;
 use super::kubernetes::Kubernetes;
@@ -14,6 +14,7 @@ use crate::redirector;
 
 /// The image's name in the manifests.
 const IMAGE: &str = "localhost/redirector:0.1.0";
+const HELM: &str = include_str!("helm.py");
 const LABEL: &str = "app.kubernetes.io/name=redirector";
 
 /// Deploys an overlay of `deploy/kustomize`, and waits until the agent is ready and its plugin installed.
@@ -23,12 +24,64 @@ const LABEL: &str = "app.kubernetes.io/name=redirector";
 pub fn deploy(kubernetes: &Kubernetes, overlay: &str) -> anyhow::Result<()> {
     import(kubernetes)?;
     kubernetes.machine.sh("mkdir -p /run/redirector")?;
-    kubernetes.apply(&for_this_version(&build(overlay)?))?;
+    apply(kubernetes, overlay)?;
     agent(kubernetes)?;
     kubernetes.wait("the plugin in the network's configuration", |kubernetes| {
         let file = kubernetes.machine.outside(Path::new("/etc/cni/net.d/10-network.conflist"));
         std::fs::read_to_string(file).ok()?.contains("\"redirector\"").then_some(())
     })
+}
+
+/// Applies an overlay.
+///
+/// # Errors
+/// When the apiserver refuses it.
+pub fn apply(kubernetes: &Kubernetes, overlay: &str) -> anyhow::Result<()> {
+    kubernetes.apply(&for_this_version(&build(overlay)?))
+}
+
+/// Takes an overlay away again, and waits until it is gone.
+///
+/// # Errors
+/// When it does not go.
+pub fn remove(kubernetes: &Kubernetes, overlay: &str) -> anyhow::Result<()> {
+    let manifests = for_this_version(&build(overlay)?);
+    kubernetes.kubectl(&["delete", "--wait=true", "--ignore-not-found", "--filename=-"], &manifests).map(drop)
+}
+
+/// The agent without its plugin: what is in the network's configuration is nobody's then.
+///
+/// # Errors
+/// When it does not get ready.
+pub fn without_plugin(kubernetes: &Kubernetes) -> anyhow::Result<()> {
+    let namespace = "--namespace=redirector-system";
+    let mut agent = kubernetes.get(&[namespace, "daemonset", "redirector"])?;
+    let arguments = &mut agent["spec"]["template"]["spec"]["containers"][0]["args"];
+    arguments
+        .as_array_mut()
+        .context("arguments")?
+        .retain(|word| word.as_str().is_some_and(|word| !word.starts_with("--cni-")));
+    let patch =
+        json!({"spec": {"template": {"spec": {"containers": [{"name": "agent", "args": arguments}]}}}});
+    kubernetes
+        .kubectl(&[namespace, "patch", "daemonset", "redirector", "--patch", &patch.to_string()], "")?;
+    let status = [namespace, "rollout", "status", "daemonset/redirector", "--timeout=120s"];
+    kubernetes.kubectl(&status, "")?;
+    self::agent(kubernetes).map(drop)
+}
+
+/// `helm install` and `helm uninstall` of the chart, by Helm's own library; what Helm says of the release.
+///
+/// # Errors
+/// When Helm fails.
+pub fn helm(kubernetes: &Kubernetes, verb: &str) -> anyhow::Result<Value> {
+    let python =
+        std::env::var_os("REDIRECTOR_HELM_PYTHON").context("REDIRECTOR_HELM_PYTHON names no program")?;
+    let values = json!({"image": {"pullPolicy": "Never"}, "log": {"level": "debug"}});
+    let mut command = kubernetes.machine.command(python);
+    command.args(["-c", HELM, verb]).arg(repository().join("deploy/helm/redirector")).arg(values.to_string());
+    let said = run(&mut command, "")?;
+    serde_json::from_str(&said).with_context(|| format!("helm said: {said}"))
 }
 
 /// The API server takes every overlay as it is.

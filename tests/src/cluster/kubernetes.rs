@@ -22,7 +22,8 @@ pub const GATEWAY: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 88, 0, 1);
 /// The address of the service `kubernetes`.
 const API: &str = "10.96.0.1";
 const NODE_IP: &str = "172.30.0.1";
-const NETWORK: &str = include_str!("10-network.conflist");
+/// The network's configuration as it is before the agent comes.
+pub const NETWORK: &str = include_str!("10-network.conflist");
 const KUBELET: &str = include_str!("kubelet.yaml");
 
 /// How long something of a cluster may take; generous because the machine may be busy.

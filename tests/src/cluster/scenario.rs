@@ -1,5 +1,7 @@
 //! What pods of a real Kubernetes meet, and what becomes of them when the agent is killed, replaced, or has hundreds.
 
+use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,8 +11,8 @@ use serde_json::{Value, json};
 use super::containerd::PAUSE;
 use super::deployment;
 use super::image::Image;
-use super::kubernetes::Kubernetes;
-use super::starts::{FIRST, first_image};
+use super::kubernetes::{Kubernetes, NETWORK};
+use super::starts::{CONFLIST, FIRST, first_image, late};
 use crate::mesh::configuration;
 use crate::pod::ROOT;
 use crate::probe::serve::Listen;
@@ -118,16 +120,46 @@ impl Stage {
         Ok(note)
     }
 
+    /// The address of the pod with Envoy.
+    fn mesh(&self) -> anyhow::Result<Ipv4Addr> {
+        let mesh = self.kubernetes.ready("app=mesh", 1)?;
+        Kubernetes::address(mesh.first().context("a pod")?)
+    }
+
+    fn answers(&self, mesh: Ipv4Addr, when: &str) -> anyhow::Result<()> {
+        let answer = self.kubernetes.machine.sh(&format!("curl -sf --max-time 5 http://{mesh}:9090/"));
+        let answer = answer.with_context(|| self.state()).with_context(|| when.to_owned())?;
+        ensure!(answer == "hello from the app\n", "{when}: {answer}");
+        Ok(())
+    }
+
+    /// For messages: the pods, and what is captured.
+    fn state(&self) -> String {
+        let pods = self.kubernetes.kubectl(&["get", "pods", "--all-namespaces", "--output=wide"], "");
+        let names = deployment::instances(&self.kubernetes).unwrap_or_default();
+        let shown = names.iter().map(|name| {
+            let mut command = self.kubernetes.machine.command(crate::redirector::binary());
+            crate::command::run(command.args(["show", name, "-v"]), "").unwrap_or_default()
+        });
+        format!("{}\n{}", pods.unwrap_or_default(), shown.collect::<String>())
+    }
+
+    /// The pod with Envoy is still captured, and served.
+    fn served(&self, when: &str) -> anyhow::Result<()> {
+        self.answers(self.mesh()?, when)?;
+        let there = deployment::instances(&self.kubernetes)?;
+        ensure!(there.len() == 1, "{when}: instances: {there:?}");
+        Ok(())
+    }
+
     /// The API server is away for a while: what is captured stays so, and goes on with its return.
     ///
     /// # Errors
     /// When a captured pod is not served, or new ones are not captured afterwards.
     pub fn server_restarts(&mut self) -> anyhow::Result<()> {
-        let mesh = self.kubernetes.ready("app=mesh", 1)?;
-        let address = Kubernetes::address(mesh.first().context("a pod")?)?;
+        let mesh = self.mesh()?;
         self.kubernetes.stop("kube-apiserver")?;
-        let answer = self.kubernetes.machine.sh(&format!("curl -sf --max-time 5 http://{address}:9090/"))?;
-        ensure!(answer == "hello from the app\n", "without the API server: {answer}");
+        self.answers(mesh, "without the API server")?;
         self.kubernetes.apiserver()?;
         self.first_instructions("back", 3, |_, _| Ok(())).map(drop)
     }
@@ -223,6 +255,73 @@ impl Stage {
             deployment::agent(kubernetes).map(drop)
         })?;
         Ok(kills.into_inner())
+    }
+
+    /// The same two tests with a plugin that attaches after it has answered: how many connections escaped in each.
+    ///
+    /// # Errors
+    /// When one of them finds nothing: it could not find anything else, either.
+    pub fn late(&self, count: usize) -> anyhow::Result<[usize; 2]> {
+        let machine = &self.kubernetes.machine;
+        deployment::without_plugin(&self.kubernetes)?;
+        let before = std::fs::read_to_string(machine.outside(Path::new(CONFLIST)))?;
+        machine.write(CONFLIST, &late(machine, serde_json::from_str(&before)?)?.to_string())?;
+        let mut escaped = [0, 0];
+        for (series, escaped) in ["late", "killed"].into_iter().zip(&mut escaped) {
+            let accepted = self.service.accepted().len();
+            let found = match series {
+                "late" => self.first_instructions(series, count, |_, _| Ok(())).map(drop),
+                _ => self.killed(count).map(drop),
+            };
+            *escaped = self.service.accepted().len() - accepted;
+            ensure!(found.is_err() && *escaped > 0, "{series}: no escape is seen where there must be one");
+            self.delete(series)?;
+        }
+        machine.write(CONFLIST, &before)?;
+        deployment::deploy(&self.kubernetes, "overlays/istio")?;
+        Ok(escaped)
+    }
+
+    /// The chart in place of the manifests: installed by Helm, it captures, and goes with its release; what is captured
+    /// stays so.
+    ///
+    /// # Errors
+    /// When Helm or Kubernetes refuse it, or it does not work.
+    pub fn chart(&self) -> anyhow::Result<()> {
+        deployment::remove(&self.kubernetes, "overlays/istio")?;
+        self.served("without the agent")?;
+        let release = deployment::helm(&self.kubernetes, "install")?;
+        ensure!(release["info"]["status"] == "deployed", "helm install: {}", release["info"]);
+        deployment::agent(&self.kubernetes)?;
+        self.served("after helm install")?;
+        self.first_instructions("chart", 3, |_, _| Ok(()))?;
+        deployment::helm(&self.kubernetes, "uninstall")?;
+        self.kubernetes.wait("the agent to be gone", |kubernetes| {
+            let pods =
+                kubernetes.get(&["pods", "--all-namespaces", "--selector=app.kubernetes.io/name=redirector"]);
+            pods.ok()?["items"].as_array()?.is_empty().then_some(())
+        })?;
+        self.served("after helm uninstall")
+    }
+
+    /// Takes the plugin off the node, as docs/node.md says: the network's configuration is what it was.
+    ///
+    /// # Errors
+    /// When something is left.
+    pub fn uninstall(&self) -> anyhow::Result<()> {
+        let machine = &self.kubernetes.machine;
+        let list = || -> anyhow::Result<Value> {
+            Ok(serde_json::from_str(&std::fs::read_to_string(machine.outside(Path::new(CONFLIST)))?)?)
+        };
+        ensure!(list()?.to_string().contains("redirector"), "there is nothing to take away");
+        deployment::apply(&self.kubernetes, "uninstall")?;
+        let status = ["--namespace=redirector-system", "rollout", "status", "daemonset/redirector-uninstall"];
+        self.kubernetes.kubectl(&status, "")?;
+        ensure!(list()? == serde_json::from_str::<Value>(NETWORK)?, "not as it was: {}", list()?);
+        let left = machine.sh("ls /opt/cni/bin | grep redirector || true")?;
+        ensure!(left.is_empty(), "left: {left}");
+        self.served("after the plugin was taken away")?;
+        deployment::remove(&self.kubernetes, "uninstall")
     }
 
     /// Replaces the agent by a rollout while pods start and a captured pod makes connections; none may fail.

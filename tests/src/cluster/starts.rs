@@ -28,7 +28,8 @@ const PORT: u16 = 8080;
 pub const FIRST: &str = "local.test/first:1";
 const FIRST_SOURCE: &str = include_str!("first.c");
 const NETWORK: &str = include_str!("10-network.conflist");
-const CONFLIST: &str = "/etc/cni/net.d/10-network.conflist";
+/// The network's configuration on a node.
+pub const CONFLIST: &str = "/etc/cni/net.d/10-network.conflist";
 /// Directory of the pods' objects, in the place of an API server.
 const OBJECTS: &str = "/var/lib/pods";
 /// Every so many pods has a proxy that listens before the container starts.
@@ -110,7 +111,7 @@ impl Node {
     pub fn starts(&self, plugin: Plugin, count: u32, threads: u32) -> anyhow::Result<Report> {
         let list = match plugin {
             Plugin::Shipped => self.list()?,
-            Plugin::Late => self.late()?,
+            Plugin::Late => late(&self.machine, self.list()?)?,
         };
         let started = Instant::now();
         let (next, report) = (AtomicU32::new(0), Mutex::new(Report::default()));
@@ -143,24 +144,6 @@ impl Node {
         Ok(report)
     }
 
-    /// The list with a plugin that calls ours a second after it has answered.
-    fn late(&self) -> anyhow::Result<Value> {
-        self.machine.write(
-            "/opt/cni/bin/late",
-            "#!/bin/sh\ninput=$(cat)\n\
-             (sleep 1; printf %s \"$input\" | /opt/cni/bin/redirector) >/dev/null 2>&1 &\n\
-             printf %s \"$input\" | python3 -c 'import json,sys; print(json.dumps(json.load(sys.stdin)[\"prevResult\"]))'\n",
-        )?;
-        self.machine.sh("chmod 755 /opt/cni/bin/late")?;
-        let mut list = self.list()?;
-        for plugin in list["plugins"].as_array_mut().context("plugins")? {
-            if plugin["type"] == "redirector" {
-                plugin["type"] = json!("late");
-            }
-        }
-        Ok(list)
-    }
-
     fn one(&self, list: &Value, number: u32) -> anyhow::Result<Met> {
         let pod = Pod::make(self, number)?;
         let before = Instant::now();
@@ -180,6 +163,26 @@ impl Node {
         };
         Ok(Met { what, add })
     }
+}
+
+/// A list with a plugin in the place of ours that calls it a second after it has answered: what must not be.
+///
+/// # Errors
+/// When the plugin cannot be written.
+pub fn late(machine: &Machine, mut list: Value) -> anyhow::Result<Value> {
+    machine.write(
+        "/opt/cni/bin/late",
+        "#!/bin/sh\n[ \"$CNI_COMMAND\" = ADD ] || exec /opt/cni/bin/redirector\ninput=$(cat)\n\
+         (sleep 1; printf %s \"$input\" | /opt/cni/bin/redirector) >/dev/null 2>&1 &\n\
+         printf %s \"$input\" | python3 -c 'import json,sys; print(json.dumps(json.load(sys.stdin)[\"prevResult\"]))'\n",
+    )?;
+    machine.sh("chmod 755 /opt/cni/bin/late")?;
+    for plugin in list["plugins"].as_array_mut().context("plugins")? {
+        if plugin["type"] == "redirector" {
+            plugin["type"] = json!("late");
+        }
+    }
+    Ok(list)
 }
 
 /// The agent with a cgroup and a cgroup namespace of its own, as containers have on a unified layout.
