@@ -12,6 +12,7 @@ use redirector_tests::privileged::{require_program, require_root};
 use redirector_tests::redirector::{Run, exit};
 use redirector_tests::retry;
 use redirector_tests::scenario::Scenario;
+use redirector_tests::share;
 use redirector_tests::side::{By, Side};
 use redirector_tests::strace::{At, Fault, chosen, steps, with};
 
@@ -56,7 +57,7 @@ impl Bench {
         let mut all = chosen(&steps, FEW);
         for &(call, times) in others {
             let steps: Vec<At> = (1..=times).map(|number| At { call, number }).collect();
-            all.extend(chosen(&steps, FEW / 4));
+            all.extend(chosen(&share::of(steps), FEW / 4));
         }
         Ok(all)
     }

@@ -13,6 +13,7 @@ use redirector_tests::node::{Node, has_or_refuses};
 use redirector_tests::pod::World;
 use redirector_tests::privileged::{require_program, require_root};
 use redirector_tests::redirector::{Run, exit};
+use redirector_tests::share;
 use redirector_tests::strace::{At, Fault, chosen, steps, with};
 
 const NAME: &str = "pod";
@@ -256,7 +257,8 @@ fn without_ipv6_in_the_pod() -> anyhow::Result<()> {
 fn a_table_that_leads_elsewhere_is_refused() -> anyhow::Result<()> {
     let Some(bench) = Bench::new()? else { return Ok(()) };
     for (flags, _, [table, remedy]) in kinds()? {
-        for route in ["default via 10.77.0.1", "throw 10.96.0.0/16", "fd00:96::/64 via fd00:77:0::1"] {
+        let routes = ["default via 10.77.0.1", "throw 10.96.0.0/16", "fd00:96::/64 via fd00:77:0::1"];
+        for route in share::of(routes.into()) {
             let line = format!("{route} table {table}\n");
             bench.netns().ip(&format!("route add {line}"))?;
             let text = route.split(' ').find(|word| word.contains(['/', ':'])).unwrap_or("default");
@@ -277,7 +279,7 @@ fn a_table_that_leads_elsewhere_is_refused() -> anyhow::Result<()> {
 #[test]
 fn a_killed_attach() -> anyhow::Result<()> {
     let Some(bench) = Bench::new()? else { return Ok(()) };
-    for (flags, ..) in kinds()? {
+    for (flags, ..) in share::of(kinds()?) {
         let calls = bench.steps(flags)?;
         bench.detach()?;
         for (turn, at) in calls.into_iter().enumerate() {
@@ -301,7 +303,7 @@ fn a_change_that_does_not_end() -> anyhow::Result<()> {
     let changes: [(&[&str], &[&str]); 4] =
         [(&REDIRECT, &TPROXY), (&TPROXY, &REDIRECT), (&REDIRECT, &VIRTUAL), (&VIRTUAL, &TPROXY)];
     let possible = if kinds()?.len() == 1 { 2 } else { 4 };
-    for (from, to) in &changes[..possible] {
+    for (from, to) in share::of(changes[..possible].to_vec()) {
         bench.attach(from)?;
         let before = bench.changes()?;
         let calls = bench.steps(to)?;
