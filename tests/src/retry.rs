@@ -9,8 +9,18 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// `cargo xtask vm` sets where the machine is emulated.
 #[must_use]
 pub fn long_enough(time: Duration) -> Duration {
-    let slowness = std::env::var("REDIRECTOR_TESTS_SLOWNESS").ok().and_then(|text| text.parse().ok());
-    time * slowness.unwrap_or(1).max(1)
+    time * slowness()
+}
+
+/// Whether the machine is many times slower than a real one.
+#[must_use]
+pub fn is_slow() -> bool {
+    slowness() > 1
+}
+
+fn slowness() -> u32 {
+    let told = std::env::var("REDIRECTOR_TESTS_SLOWNESS").ok().and_then(|text| text.parse().ok());
+    told.unwrap_or(1).max(1)
 }
 
 /// How long to wait for something that normally takes milliseconds.

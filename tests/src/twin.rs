@@ -11,6 +11,7 @@ use crate::istio::Options;
 use crate::matrix::Part;
 use crate::observation::Observation;
 use crate::parity::known::is_known;
+use crate::retry;
 use crate::side::{By, Setup, Side};
 
 /// How often the oracle is asked again where it differs.
@@ -50,7 +51,8 @@ impl Twin {
     /// netfilter replaces source ports; see [`forgive_replaced_ports`]. Where something else differs it is asked again,
     /// and agreeing then is enough: `SO_ORIGINAL_DST` at the wrong level looks up 127.0.0.6 for an IPv6 socket, which
     /// finds something if a connection of that address happens to have the same ports. The subject is not asked again:
-    /// it has no such excuse.
+    /// it has no such excuse. Except in an emulated machine, where either side's connection from a port that was reset just now
+    /// may meet the remains of the one before.
     ///
     /// # Errors
     /// When a probe fails.
@@ -62,7 +64,7 @@ impl Twin {
         })?;
         ensure!(!left.is_empty(), "nothing was observed");
         ask_again(&self.oracle, parts, &mut left, &right)?;
-        if matches!(self.subject.by, By::Iptables(_)) {
+        if matches!(self.subject.by, By::Iptables(_)) || retry::is_slow() {
             ask_again(&self.subject, parts, &mut right, &left)?;
         }
         let differences = compare(&left, &right);
@@ -122,7 +124,7 @@ fn ask_again(
         for (index, mut again) in places.into_iter().zip(side.observe_all(&doubtful)?) {
             forgive_replaced_ports(&mut again);
             if same(&again, &theirs[index]) {
-                eprintln!("note: iptables itself varies in: {}", again.scenario);
+                eprintln!("note: {} itself varies in: {}", side.by.label(), again.scenario);
                 ours[index] = again;
             }
         }
