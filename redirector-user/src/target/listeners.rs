@@ -30,11 +30,13 @@ pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Vec<Listene
         if wanted.is_empty() {
             break;
         }
+        // None: it has ended.
+        let Some(process) = open(pid)? else { continue };
         for (number, inode) in descriptors(pid) {
             if inode.is_some_and(|inode| !wanted.contains_key(&inode)) {
                 continue;
             }
-            let Some(socket) = take(pid, number)? else { continue };
+            let Some(socket) = take(&process, pid, number)? else { continue };
             // The number may have become that of another socket since the link was read.
             if let Some((port, v6)) = inode_of(&socket).and_then(|inode| wanted.remove(&inode)) {
                 found.push(Listener { socket, port, v6, pid });
@@ -77,12 +79,20 @@ pub fn present(netns: &NetNs, ports: &[u16]) -> Result<Vec<(u16, bool)>> {
     Ok(all.into_values().collect())
 }
 
-/// Duplicates descriptor `fd` of a process; None if either has gone meanwhile.
-fn take(pid: u32, fd: i32) -> Result<Option<OwnedFd>> {
+/// A handle of a process; None if it has gone meanwhile.
+fn open(pid: u32) -> Result<Option<OwnedFd>> {
     let Some(process) = Pid::from_raw(pid as i32) else { return Ok(None) };
-    let taken = pidfd_open(process, PidfdFlags::empty())
-        .and_then(|pidfd| pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()));
-    match taken {
+    match pidfd_open(process, PidfdFlags::empty()) {
+        Ok(process) => Ok(Some(process)),
+        // EINVAL: it ends just now (pidfd_open(2)).
+        Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => Ok(None),
+        Err(e) => Err(e).context(|| format!("open process {pid}, which may have a listener of the proxy")),
+    }
+}
+
+/// Duplicates descriptor `fd` of a process; None if either has gone meanwhile.
+fn take(process: &OwnedFd, pid: u32, fd: i32) -> Result<Option<OwnedFd>> {
+    match pidfd_getfd(process, fd, PidfdGetfdFlags::empty()) {
         Ok(socket) => Ok(Some(socket)),
         Err(rustix::io::Errno::SRCH | rustix::io::Errno::BADF) => Ok(None),
         Err(e) => Err(e).context(|| {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::image::Image;
 use super::kubernetes::Kubernetes;
+use super::starts::CONFLIST;
 use crate::command::run;
 use crate::privileged::repository;
 use crate::redirector;
@@ -15,7 +16,8 @@ use crate::redirector;
 /// The image's name in the manifests.
 const IMAGE: &str = "localhost/redirector:0.1.0";
 const HELM: &str = include_str!("helm.py");
-const LABEL: &str = "app.kubernetes.io/name=redirector";
+/// What the agent's pods are found by.
+pub const LABEL: &str = "app.kubernetes.io/name=redirector";
 
 /// Deploys an overlay of `deploy/kustomize`, and waits until the agent is ready and its plugin installed.
 ///
@@ -27,7 +29,7 @@ pub fn deploy(kubernetes: &Kubernetes, overlay: &str) -> anyhow::Result<()> {
     apply(kubernetes, overlay)?;
     agent(kubernetes)?;
     kubernetes.wait("the plugin in the network's configuration", |kubernetes| {
-        let file = kubernetes.machine.outside(Path::new("/etc/cni/net.d/10-network.conflist"));
+        let file = kubernetes.machine.outside(Path::new(CONFLIST));
         std::fs::read_to_string(file).ok()?.contains("\"redirector\"").then_some(())
     })
 }

@@ -297,8 +297,8 @@ impl Stage {
         self.first_instructions("chart", 3, |_, _| Ok(()))?;
         deployment::helm(&self.kubernetes, "uninstall")?;
         self.kubernetes.wait("the agent to be gone", |kubernetes| {
-            let pods =
-                kubernetes.get(&["pods", "--all-namespaces", "--selector=app.kubernetes.io/name=redirector"]);
+            let selector = format!("--selector={}", deployment::LABEL);
+            let pods = kubernetes.get(&["pods", "--all-namespaces", &selector]);
             pods.ok()?["items"].as_array()?.is_empty().then_some(())
         })?;
         self.served("after helm uninstall")

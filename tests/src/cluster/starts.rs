@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::cni::{self, Sandbox};
 use super::containerd::Containerd;
 use super::image::Image;
+use super::kubernetes::NETWORK;
 use super::machine::{Inside, Machine};
 use crate::command::{output, run};
 use crate::pod::{PROXY, ROOT};
@@ -27,7 +28,6 @@ const PORT: u16 = 8080;
 /// The image with the program whose first instruction connects.
 pub const FIRST: &str = "local.test/first:1";
 const FIRST_SOURCE: &str = include_str!("first.c");
-const NETWORK: &str = include_str!("10-network.conflist");
 /// The network's configuration on a node.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-network.conflist";
 /// Directory of the pods' objects, in the place of an API server.
