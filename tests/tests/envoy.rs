@@ -180,7 +180,7 @@ fn check(kind: Kind) -> anyhow::Result<()> {
     };
     let oracles = Envoy::start(&envoy, &twin.oracle, kind)?;
     let subjects = Envoy::start(&envoy, &twin.subject, kind)?;
-    let seen = twin.check(&parts(&twin.oracle, dual_stack))?;
+    let seen = twin.check_through_proxy(&parts(&twin.oracle, dual_stack))?;
     let find = |name: &str| seen.iter().find(|seen| seen.scenario == name).map(Observation::summary);
     assert_eq!(find("to 10.96.0.10:8080").as_deref(), Some("remote:8080"));
     // TPROXY mode captures 15008 from the network, too.

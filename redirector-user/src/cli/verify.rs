@@ -58,6 +58,8 @@ pub struct Args {
 pub struct HelperArgs {
     uid: u32,
     gid: u32,
+    /// The process that gives the orders.
+    verify: u32,
 }
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
@@ -77,7 +79,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
 
 /// A helper's life.
 pub fn helper(args: &HelperArgs) -> Result<ExitCode> {
-    helper::serve(args.uid, args.gid).map(|()| ExitCode::SUCCESS)
+    helper::serve(args.uid, args.gid, args.verify).map(|()| ExitCode::SUCCESS)
 }
 
 fn name(env: &Env, args: &Args) -> Result<String> {

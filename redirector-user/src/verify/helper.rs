@@ -8,7 +8,7 @@
 use super::sockets::{self, Accepted, Connected, Listener};
 use crate::error::{Context, Error, Result};
 use crate::target::Target;
-use rustix::process::{Gid, Signal, Uid, set_parent_process_death_signal};
+use rustix::process::{Gid, Signal, Uid, getppid, set_parent_process_death_signal};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -84,7 +84,7 @@ impl Helper {
     pub fn start(target: &Target, room: &Room, uid: u32, gid: u32) -> Result<Self> {
         let what = || "start a helper (this program) in the target".to_owned();
         let mut command = Command::new("/proc/self/exe");
-        command.args([VERB, &uid.to_string(), &gid.to_string()]);
+        command.args([VERB, &uid.to_string(), &gid.to_string(), &std::process::id().to_string()]);
         command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped());
         // A child is in the namespace of the thread that made it.
         let mut child = target.netns.run(|| command.spawn()).context(what)?.context(what)?;
@@ -150,12 +150,12 @@ impl Drop for Helper {
     }
 }
 
-/// The helper's side: obeys until the orders end.
+/// The helper's side: obeys until the orders end, or the process that gives them (its parent, `verify`).
 ///
 /// # Errors
 ///
 /// When it cannot become the user, or nobody listens to it any more.
-pub fn serve(uid: u32, gid: u32) -> Result<()> {
+pub fn serve(uid: u32, gid: u32, verify: u32) -> Result<()> {
     become_user(uid, gid).context(|| format!("become user {uid}, group {gid}"))?;
     let (mut listeners, mut connection) = (Vec::new(), None);
     for line in std::io::stdin().lock().lines() {
@@ -163,6 +163,10 @@ pub fn serve(uid: u32, gid: u32) -> Result<()> {
         // Not before: the thread that has started us ends at once, and would take us with it. By now
         // our parent is one that stays.
         set_parent_process_death_signal(Some(Signal::KILL)).context(|| "ask to end with verify".into())?;
+        // Who died before that sends no signal.
+        if getppid().is_none_or(|parent| parent.as_raw_nonzero().get().cast_unsigned() != verify) {
+            break;
+        }
         let order = serde_json::from_str(&line).map_err(|e| Error::Input(format!("an order: {e}")))?;
         let answer = obey(order, &mut listeners, &mut connection);
         let mut out = std::io::stdout().lock();
