@@ -228,6 +228,23 @@ fn killed() -> anyhow::Result<()> {
     expect_clean(pod)
 }
 
+/// A helper takes orders from the verify that made it, and from nobody when that is gone.
+#[test]
+fn a_helper_whose_verify_is_gone() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let mut gone = std::process::Command::new("true").spawn()?;
+    gone.wait()?;
+    for (verify, expected) in [(std::process::id(), "{\"Ok\":null}\n"), (gone.id(), "")] {
+        let mut command = redirector_tests::redirector::command(&[]);
+        command.args(["verify-helper", "0", "0", &verify.to_string()]);
+        let answer = redirector_tests::command::run(&mut command, "{\"Listen\":[]}\n")?;
+        assert_eq!(answer, expected, "of {verify}");
+    }
+    Ok(())
+}
+
 /// Drops what is redirected to the proxy's inbound listener: what could go wrong under the nose of any instance.
 fn drop_on_lo(pod: &Pod) -> anyhow::Result<()> {
     let mut command = pod.netns.command("iptables");
