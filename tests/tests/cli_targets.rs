@@ -15,8 +15,9 @@ use redirector_tests::node::{Node, target};
 use redirector_tests::observation::Observation;
 use redirector_tests::pod::{APP, PROXY, Pod, PodOptions, VIP4, World, at, observe};
 use redirector_tests::privileged::{require_program, require_root};
+use redirector_tests::probe::serve::Listen;
 use redirector_tests::process::Place;
-use redirector_tests::proxy::{Server, proxy_listeners};
+use redirector_tests::proxy::{Server, any4, proxy_listeners};
 use redirector_tests::redirector::{Run, exit};
 use redirector_tests::scenario::Scenario;
 
@@ -104,6 +105,21 @@ fn strays() -> anyhow::Result<()> {
     drop(stray);
     // It has gone, and the same again needs no consent.
     assert_eq!(node.attach(pod, NAME, &[])?.expect(exit::OK)?.json()?["outcome"], "unchanged");
+    Ok(())
+}
+
+/// A proxy outside the cgroup gets nothing from the network, and that is said, also by a later refresh.
+#[test]
+fn a_listener_of_a_stray() -> anyhow::Result<()> {
+    let Some((node, world)) = world()? else { return Ok(()) };
+    let pod = world.pod();
+    let elsewhere = Place { netns: pod.netns.file().to_owned(), cgroup: None, owner: PROXY };
+    let _stray = Server::start(&elsewhere, "stray", vec![Listen::on(any4(15006))])?;
+    let told = "port 15006 has a listener that is of no process in the cgroup";
+    let run = node.attach(pod, NAME, &["--allow-partial"])?.expect(exit::OK)?;
+    assert!(run.stderr.contains(told), "{run:?}");
+    let run = node.run(&["refresh", NAME])?.expect(exit::OK)?;
+    assert!(run.stderr.contains(told), "{run:?}");
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use crate::sys::netns::NetNs;
 use crate::sys::{bpf, sockopt};
 use crate::target::Target;
 use crate::target::cgroup::Cgroup;
-use crate::target::listeners::{self, Listener};
+use crate::target::listeners::{self, Found, Listener};
 use aya::maps::{MapData, SkStorage};
 use redirector_common::Addr;
 use redirector_common::abi::{LISTENER_SLOTS, LISTENERS_OF_POLICY, SockState, listener_slot, sock_kind};
@@ -27,10 +27,19 @@ fn roles(policy: &Policy) -> [(u16, Verdict); 3] {
 /// returns what could not be.
 pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: u32) -> Result<Vec<String>> {
     let roles = roles(policy);
-    let found = listeners::find(&target.netns, &target.cgroup, &roles.map(|(port, _)| port))?;
+    let Found { listeners: found, elsewhere } =
+        listeners::find(&target.netns, &target.cgroup, &roles.map(|(port, _)| port))?;
     let map = instance.listeners()?;
     let mut sockets = instance.sockets()?;
     let mut notes = Vec::new();
+    // What the app sends finds its listener by the address; what comes from the network, by this registry.
+    if elsewhere.contains(&policy.inbound_port) {
+        notes.push(format!(
+            "port {} has a listener that is of no process in the cgroup {}: it does not get what comes from the network",
+            policy.inbound_port,
+            target.cgroup.path.display()
+        ));
+    }
     if needs_transparent(policy) && !found.iter().any(|l| l.port == policy.outbound_port) {
         notes.push(format!(
             "-k: no listener of the proxy on port {} yet; what enters a virtual interface over IPv4 is dropped until \
@@ -91,7 +100,7 @@ fn is_made_transparent(sockets: &SkStorage<MapData, SockState>, listener: &Liste
 /// Takes IP_TRANSPARENT from the listeners on `ports` to which [`register`] gave it.
 pub fn make_opaque(instance: &Instance, netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<()> {
     let mut sockets = instance.sockets()?;
-    for listener in listeners::find(netns, cgroup, ports)? {
+    for listener in listeners::find(netns, cgroup, ports)?.listeners {
         if !is_made_transparent(&sockets, &listener) {
             continue;
         }
@@ -109,7 +118,7 @@ pub fn problem(netns: &NetNs, cgroup: &Cgroup, policy: &Policy) -> Option<String
         return None;
     }
     let found = match listeners::find(netns, cgroup, &[policy.outbound_port]) {
-        Ok(found) => found,
+        Ok(found) => found.listeners,
         Err(e) => return Some(format!("whether they are transparent (-k) is not known: {e}")),
     };
     let opaque = |l: &&Listener| !sockopt::is_transparent(l.socket.as_fd()).unwrap_or(false);

@@ -6,7 +6,7 @@ use crate::error::{Context, Result};
 use crate::sys::netns::NetNs;
 use rustix::fs::FileType;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 
 /// A listening socket of another process.
@@ -22,10 +22,19 @@ pub struct Listener {
     pub pid: u32,
 }
 
-/// Listeners on `ports` in the namespace whose processes are in the cgroup.
-pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Vec<Listener>> {
+/// What a search for listeners gives.
+#[derive(Debug)]
+pub struct Found {
+    /// Those whose processes are in the cgroup.
+    pub listeners: Vec<Listener>,
+    /// Ports, in order, on which the namespace has others, too.
+    pub elsewhere: Vec<u16>,
+}
+
+/// Listeners on `ports` in the namespace, taken from the processes in the cgroup.
+pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Found> {
     let mut wanted = netns.run(|| listening(ports)).context(|| "enter the network namespace".into())??;
-    let mut found = Vec::new();
+    let mut listeners = Vec::new();
     for pid in cgroup.processes()? {
         if wanted.is_empty() {
             break;
@@ -39,11 +48,12 @@ pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Vec<Listene
             let Some(socket) = take(&process, pid, number)? else { continue };
             // The number may have become that of another socket since the link was read.
             if let Some((port, v6)) = inode_of(&socket).and_then(|inode| wanted.remove(&inode)) {
-                found.push(Listener { socket, port, v6, pid });
+                listeners.push(Listener { socket, port, v6, pid });
             }
         }
     }
-    Ok(found)
+    let elsewhere: BTreeSet<u16> = wanted.into_values().map(|(port, _)| port).collect();
+    Ok(Found { listeners, elsewhere: elsewhere.into_iter().collect() })
 }
 
 /// The numbers of a process's descriptors that may be sockets, with the sockets' inodes if they can be seen; none of one
