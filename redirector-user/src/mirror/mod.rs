@@ -11,7 +11,7 @@
 //! For each one an address that is in it and in no more specific one is put to the kernel's own lookup
 //! (RTM_GETROUTE, `inet_rtm_getroute` and `inet6_rtm_getroute`), in the way `tcp_v4_connect` and
 //! `tcp_v6_connect` do it; prefixes that say what their nearest less specific one says are left out. The
-//! lookup applies the policy rules. tests/mirror.rs compares the outcomes with real connects.
+//! lookup applies the policy rules. tests/mirror/ compares the outcomes with real connects.
 //!
 //! # What is not in it
 //! - It speaks for TCP sockets without a mark, a bound device or a bound source, on ports no rule selects, of
