@@ -6,7 +6,9 @@
 //! is pinned, and stays as it is while there is none.
 
 mod cgroup_namespace;
+mod failures;
 mod files;
+mod follow;
 mod health;
 mod http;
 mod kubernetes;
@@ -186,7 +188,7 @@ async fn work(agent: Arc<Agent>, run_dir: PathBuf) -> Result<()> {
     if let Source::Kubernetes(server) = &agent.pods.source {
         tokio::spawn(kubernetes::watch(Arc::clone(server), Arc::clone(&agent)));
     }
-    tokio::spawn(reconcile::follow(Arc::clone(&agent)));
+    tokio::spawn(follow::follow(Arc::clone(&agent)));
     let watching = Arc::clone(&agent);
     tokio::spawn(async move {
         loop {

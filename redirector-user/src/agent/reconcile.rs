@@ -1,22 +1,21 @@
 //! Passes: gather, plan, execute. What fails is tried again, later each time.
 
+use super::failures::Failures;
 use super::files::{self, Entry};
-use super::namespaces::Changes;
 use super::plan::{At, FILE, POD, Step, Want, plan};
 use super::watch::{Names, Signs};
 use super::{Agent, lock};
 use crate::cni::install;
 use crate::config::Policy;
-use crate::error::{Error, Result, chain};
+use crate::error::{Error, Result};
 use crate::instance::attach::{self, Report};
 use crate::instance::change::{self, Outcome};
-use crate::instance::survey::{State, Surveyed, survey};
+use crate::instance::survey::{Surveyed, survey};
 use crate::instance::{detach, find};
-use crate::mirror::{self, Mirror};
+use crate::mirror::Mirror;
 use crate::target::{Target, chains, pod};
 use crate::virtual_interfaces;
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,9 +24,9 @@ use std::time::{Duration, Instant};
 /// What the agent remembers from one pass to the next. Nothing of it is needed to start again.
 #[derive(Default)]
 pub struct Memory {
-    failures: Mutex<HashMap<String, Failure>>,
+    pub(super) failures: Failures,
     /// How each followed namespace was when its instance was last refreshed, by cookie.
-    mirrors: Mutex<HashMap<u64, Mirror>>,
+    pub(super) mirrors: Mutex<HashMap<u64, Mirror>>,
     ending: Mutex<Ending>,
     /// A namespace is being made or removed.
     soon: AtomicBool,
@@ -45,12 +44,6 @@ impl Ending {
     }
 }
 
-struct Failure {
-    times: u32,
-    next: Instant,
-    text: String,
-}
-
 /// Something that shall be captured and is there.
 pub(super) struct Here {
     pub target: Target,
@@ -66,19 +59,6 @@ pub async fn passes(agent: Arc<Agent>) -> Result<()> {
         let next = next.map_err(|e| Error::Failed(format!("a pass has panicked: {e}")))?;
         agent.health.passed();
         let _ = tokio::time::timeout(next, agent.wake.notified()).await;
-    }
-}
-
-/// Refreshes instances whose namespaces have changed, for ever.
-pub async fn follow(agent: Arc<Agent>) {
-    loop {
-        let changes = agent.namespaces.changes().await;
-        if changes.ended {
-            agent.wake.notify_one();
-        }
-        let agent = Arc::clone(&agent);
-        // One after the other: what happens meanwhile is one change afterwards.
-        let _ = tokio::task::spawn_blocking(move || agent.changed(&changes)).await;
     }
 }
 
@@ -321,133 +301,9 @@ impl Agent {
             Err(e) => Err(e),
         }
     }
-
-    /// Follows every namespace that has an instance, whoever made it. One that was not followed
-    /// before may have changed unseen. True if one has neither a process nor a file: it is about to
-    /// end, and nobody will tell.
-    fn follow_all(&self, there: &[Surveyed]) -> bool {
-        let mut ending = false;
-        for Surveyed { name, state } in there {
-            let State::Active(active) = state else { continue };
-            let known = lock(&self.memory.mirrors).contains_key(&active.netns_cookie);
-            if known || !active.netns_alive || self.is_too_early(&format!("{name} (follow)")) {
-                continue;
-            }
-            let Some(netns) = find::netns(&self.root, name) else {
-                ending = true;
-                continue;
-            };
-            let followed = self.follow_one(netns.as_fd(), netns.cookie).and_then(|mirror| {
-                change::refresh(&self.root, name)?;
-                Ok(mirror)
-            });
-            match followed {
-                Ok(mirror) => {
-                    self.fine(&format!("{name} (follow)"));
-                    self.remember(netns.cookie, mirror);
-                    self.metrics.step("adopt");
-                    tracing::info!(instance = name, "adopted");
-                }
-                Err(e) => {
-                    self.failed(&format!("{name} (follow)"), "follow", &e);
-                }
-            }
-        }
-        lock(&self.memory.mirrors).retain(|cookie, _| self.namespaces.follows(*cookie));
-        ending
-    }
-
-    /// Hears of changes from now on; the namespace as it is.
-    fn follow_one(&self, netns: std::os::fd::BorrowedFd<'_>, cookie: u64) -> Result<Mirror> {
-        self.namespaces.follow(netns, cookie)?;
-        mirror::read(netns).map_err(|e| Error::Failed(chain(&e)))
-    }
-
-    fn remember(&self, cookie: u64, mirror: Mirror) {
-        lock(&self.memory.mirrors).insert(cookie, without_ours(mirror));
-    }
-
-    /// Refreshes what has changed, but only if it makes a difference.
-    fn changed(&self, changes: &Changes) {
-        let Ok(there) = survey(&self.root) else { return };
-        for Surveyed { name, state } in there {
-            let State::Active(active) = state else { continue };
-            let cookie = active.netns_cookie;
-            if !active.netns_alive || !(changes.lost || changes.changed.contains(&cookie)) {
-                continue;
-            }
-            let Some(netns) = find::netns(&self.root, &name) else { continue };
-            let Ok(now) = mirror::read(netns.as_fd()).map(without_ours) else { continue };
-            if lock(&self.memory.mirrors).get(&cookie) == Some(&now) {
-                tracing::debug!(instance = name, "its namespace has changed, which makes no difference");
-                continue;
-            }
-            match change::refresh(&self.root, &name) {
-                Ok(_) => {
-                    lock(&self.memory.mirrors).insert(cookie, now);
-                    self.metrics.step("refresh");
-                    tracing::info!(
-                        instance = name,
-                        "refreshed: addresses, routes or interfaces have changed"
-                    );
-                }
-                Err(e) => {
-                    // Forgotten, it is adopted anew by the next pass.
-                    lock(&self.memory.mirrors).remove(&cookie);
-                    self.failed(&format!("{name} (follow)"), "refresh", &e);
-                    self.wake.notify_one();
-                }
-            }
-        }
-    }
-
-    /// Something has failed: said when it is new (then true), tried again later each time.
-    pub(super) fn failed(&self, about: &str, reason: &'static str, error: &Error) -> bool {
-        self.metrics.error(reason);
-        let text = error.to_string();
-        let mut failures = lock(&self.memory.failures);
-        let times = failures.get(about).map_or(0, |failure| failure.times) + 1;
-        let wait = Duration::from_millis(500 << times.min(7));
-        let new = failures.get(about).is_none_or(|failure| failure.text != text);
-        if new {
-            tracing::error!(about, reason, "{text}");
-        }
-        failures.insert(about.to_owned(), Failure { times, next: Instant::now() + wait, text });
-        new
-    }
-
-    pub(super) fn fine(&self, about: &str) {
-        if lock(&self.memory.failures).remove(about).is_some() {
-            tracing::info!(about, "works again");
-        }
-    }
-
-    fn is_failing(&self, about: &str) -> bool {
-        lock(&self.memory.failures).contains_key(about)
-    }
-
-    fn is_too_early(&self, about: &str) -> bool {
-        lock(&self.memory.failures).get(about).is_some_and(|failure| failure.next > Instant::now())
-    }
-
-    fn retry_in(&self) -> Option<Duration> {
-        let failures = lock(&self.memory.failures);
-        let next = failures.values().map(|failure| failure.next).min()?;
-        Some(next.saturating_duration_since(Instant::now()).max(Duration::from_millis(100)))
-    }
 }
 
 /// What a failure to find a target is about: not the instance, which may have to be detached meanwhile.
 pub(super) fn about_target(name: &str) -> String {
     format!("{name} (target)")
-}
-
-/// A mirror without what an attach adds: that is no change to be followed.
-fn without_ours(mut mirror: Mirror) -> Mirror {
-    let ours = IpAddr::from(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
-    mirror.routes.retain(|route| !(route.prefix.addr() == ours && route.prefix.prefix_len() == 128));
-    for interface in mirror.interfaces.iter_mut().filter(|interface| interface.loopback) {
-        interface.addresses.retain(|net| net.addr() != ours);
-    }
-    mirror
 }

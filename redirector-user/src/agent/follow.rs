@@ -1,0 +1,122 @@
+//! Follows what changes in the namespaces of instances: addresses, routes, interfaces.
+
+use super::namespaces::Changes;
+use super::{Agent, lock};
+use crate::error::{Error, Result, chain};
+use crate::instance::survey::{State, Surveyed, survey};
+use crate::instance::{change, find};
+use crate::mirror::{self, Mirror};
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+/// Refreshes instances whose namespaces have changed, for ever.
+pub async fn follow(agent: Arc<Agent>) {
+    loop {
+        let changes = agent.namespaces.changes().await;
+        if changes.ended {
+            agent.wake.notify_one();
+        }
+        let agent = Arc::clone(&agent);
+        // One after the other: what happens meanwhile is one change afterwards.
+        let _ = tokio::task::spawn_blocking(move || agent.changed(&changes)).await;
+    }
+}
+
+impl Agent {
+    /// Follows every namespace that has an instance, whoever made it. One that was not followed
+    /// before may have changed unseen. True if one has neither a process nor a file: it is about to
+    /// end, and nobody will tell.
+    pub(super) fn follow_all(&self, there: &[Surveyed]) -> bool {
+        let mut ending = false;
+        for Surveyed { name, state } in there {
+            let State::Active(active) = state else { continue };
+            let known = lock(&self.memory.mirrors).contains_key(&active.netns_cookie);
+            if known || !active.netns_alive || self.is_too_early(&format!("{name} (follow)")) {
+                continue;
+            }
+            let Some(netns) = find::netns(&self.root, name) else {
+                ending = true;
+                continue;
+            };
+            let followed = self.follow_one(netns.as_fd(), netns.cookie).and_then(|mirror| {
+                self.refresh(name)?;
+                Ok(mirror)
+            });
+            match followed {
+                Ok(mirror) => {
+                    self.fine(&format!("{name} (follow)"));
+                    self.remember(netns.cookie, mirror);
+                    self.metrics.step("adopt");
+                    tracing::info!(instance = name, "adopted");
+                }
+                Err(e) => {
+                    self.failed(&format!("{name} (follow)"), "follow", &e);
+                }
+            }
+        }
+        lock(&self.memory.mirrors).retain(|cookie, _| self.namespaces.follows(*cookie));
+        ending
+    }
+
+    /// Hears of changes from now on; the namespace as it is.
+    pub(super) fn follow_one(&self, netns: BorrowedFd<'_>, cookie: u64) -> Result<Mirror> {
+        self.namespaces.follow(netns, cookie)?;
+        mirror::read(netns).map_err(|e| Error::Failed(chain(&e)))
+    }
+
+    pub(super) fn remember(&self, cookie: u64, mirror: Mirror) {
+        lock(&self.memory.mirrors).insert(cookie, without_ours(mirror));
+    }
+
+    /// Refreshes what has changed, but only if it makes a difference.
+    fn changed(&self, changes: &Changes) {
+        let Ok(there) = survey(&self.root) else { return };
+        for Surveyed { name, state } in there {
+            let State::Active(active) = state else { continue };
+            let cookie = active.netns_cookie;
+            if !active.netns_alive || !(changes.lost || changes.changed.contains(&cookie)) {
+                continue;
+            }
+            let Some(netns) = find::netns(&self.root, &name) else { continue };
+            let Ok(now) = mirror::read(netns.as_fd()).map(without_ours) else { continue };
+            if lock(&self.memory.mirrors).get(&cookie) == Some(&now) {
+                tracing::debug!(instance = name, "its namespace has changed, which makes no difference");
+                continue;
+            }
+            match self.refresh(&name) {
+                Ok(()) => {
+                    lock(&self.memory.mirrors).insert(cookie, now);
+                    self.metrics.step("refresh");
+                    tracing::info!(
+                        instance = name,
+                        "refreshed: addresses, routes or interfaces have changed"
+                    );
+                }
+                Err(e) => {
+                    // Forgotten, it is adopted anew by the next pass.
+                    lock(&self.memory.mirrors).remove(&cookie);
+                    self.failed(&format!("{name} (follow)"), "refresh", &e);
+                    self.wake.notify_one();
+                }
+            }
+        }
+    }
+
+    fn refresh(&self, name: &str) -> Result<()> {
+        for note in change::refresh(&self.root, name)? {
+            tracing::warn!(instance = name, "{note}");
+        }
+        Ok(())
+    }
+}
+
+/// A mirror without what an attach adds: that is no change to be followed.
+fn without_ours(mut mirror: Mirror) -> Mirror {
+    let ours = IpAddr::from(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
+    mirror.routes.retain(|route| !(route.prefix.addr() == ours && route.prefix.prefix_len() == 128));
+    for interface in mirror.interfaces.iter_mut().filter(|interface| interface.loopback) {
+        interface.addresses.retain(|net| net.addr() != ours);
+    }
+    mirror
+}
