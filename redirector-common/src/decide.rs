@@ -47,6 +47,37 @@ pub enum Verdict {
     Dns = 3,
 }
 
+/// Which traffic the proxy's listener on a port takes. One port may take several kinds (`-p` and `-z` may be equal); its
+/// listeners are registered under the first of them.
+#[inline(always)]
+pub const fn traffic_of_port(policy: &Policy, port: u16) -> Option<Verdict> {
+    if port == policy.outbound_port {
+        Some(Verdict::Outbound)
+    } else if port == policy.inbound_port {
+        Some(Verdict::Inbound)
+    } else if port == policy.dns_port {
+        Some(Verdict::Dns)
+    } else {
+        None
+    }
+}
+
+/// The kind of traffic (as a number) under which the listeners for a verdict are registered.
+#[inline(always)]
+pub const fn registered_as(policy: &Policy, verdict: u32) -> u32 {
+    let port = if verdict == Verdict::Inbound as u32 {
+        policy.inbound_port
+    } else if verdict == Verdict::Dns as u32 {
+        policy.dns_port
+    } else {
+        return verdict;
+    };
+    match traffic_of_port(policy, port) {
+        Some(first) => first as u32,
+        None => verdict,
+    }
+}
+
 /// A verdict and the rule that decided; the rule is the counter's index.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -92,6 +92,11 @@ fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
             && outgoing.lo
             && !bound.addr.is_unspecified()
             && !is_local(&active, &bound.addr);
+        // By its entry it is told from the network's: without one it would come back to the proxy.
+        if transparent && maps::live() >= active.policy.capacity as u64 {
+            count(Counter::RefusedFull);
+            return Err(ENOBUFS);
+        }
         let kind = if transparent { sock_kind::TRANSPARENT } else { sock_kind::PASSED };
         return pass(ctx, sk, socket6, &bound, (kind, decision.rule));
     }
@@ -142,13 +147,16 @@ fn pass(
         unbind(ctx, socket6);
     }
     // Remembered so that SO_ORIGINAL_DST can tell a client from an accepted socket. Without
-    // memory for it nothing but that answer is lost.
+    // memory for it nothing but that answer is lost, except of a transparent one its entry.
     if let Some(state) = storage::get_or_create(sk) {
         state.kind = kind;
         state.rule = rule as u32;
         state.verdict = Verdict::Pass as u16;
         // `bound_by_us` stays: SOCK_BINDADDR_LOCK does too, and with it the kernel keeps the
         // source address of this connection over a failed connect.
+    } else if kind == sock_kind::TRANSPARENT {
+        count(Counter::RefusedUnstored);
+        return Err(ENOBUFS);
     }
     Ok(())
 }
@@ -247,7 +255,7 @@ fn redirect(ctx: &SockAddr, sk: Sock, socket6: bool, r: &Redirect) -> Result<(),
 /// needs a registered one; getsockname shows 127.0.0.1 to the proxy.
 #[inline(always)]
 fn spread(r: &Redirect) -> Addr {
-    if !r.active.has(flag::SPREAD) || !inbound::is_registered(r.active.slot, r.decision.verdict as u32) {
+    if !r.active.has(flag::SPREAD) || !inbound::is_registered(&r.active, r.decision.verdict as u32) {
         return Addr::LOOPBACK_V4;
     }
     let hash = (r.outgoing.dst.v4_be() ^ (r.outgoing.dport as u32).rotate_left(16)).wrapping_mul(0x9e37_79b1);

@@ -12,8 +12,7 @@ use aya_ebpf::helpers::generated::bpf_sock_map_update;
 use core::hint::black_box;
 use redirector_common::abi::{FlowKey, LISTENER_SLOTS, OriginalDst, SockState, listener_slot, sock_kind};
 use redirector_common::counter::Counter;
-use redirector_common::decide::Verdict;
-use redirector_common::policy::Policy;
+use redirector_common::decide::{Verdict, traffic_of_port};
 
 pub fn handle(ops: &Ops) {
     match ops.op() {
@@ -76,7 +75,7 @@ fn accepted(ops: &Ops) {
     let known = storage::get(sk);
     if known.is_none() {
         let Some(active) = maps::active() else { return };
-        if verdict_of(active.policy, port).is_none() || !netns::is_ours_in_sockops(ops) {
+        if traffic_of_port(active.policy, port).is_none() || !netns::is_ours_in_sockops(ops) {
             return;
         }
     }
@@ -110,27 +109,13 @@ fn accepted(ops: &Ops) {
     };
 }
 
-/// Which traffic a listener on `port` takes.
-#[inline(always)]
-fn verdict_of(policy: &Policy, port: u16) -> Option<Verdict> {
-    if port == policy.outbound_port {
-        Some(Verdict::Outbound)
-    } else if port == policy.inbound_port {
-        Some(Verdict::Inbound)
-    } else if port == policy.dns_port {
-        Some(Verdict::Dns)
-    } else {
-        None
-    }
-}
-
 /// listen(): if it is on a port of the proxy, register the socket.
 #[inline(always)]
 fn listening(ops: &Ops) {
     // Also while the instance is being made: user space has looked for older listeners, or will.
     let Some(active) = maps::active_or_next() else { return };
     let port = ops.local_port();
-    let Some(verdict) = verdict_of(active.policy, port) else { return };
+    let Some(verdict) = traffic_of_port(active.policy, port) else { return };
     if !netns::is_ours_in_sockops(ops) {
         return;
     }

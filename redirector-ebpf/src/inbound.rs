@@ -30,7 +30,7 @@ pub fn select(ctx: &Lookup) -> u32 {
         Err(Other::Pass) => return SK_PASS,
         Err(Other::Drop) => return SK_DROP,
     };
-    if assign(ctx, active.slot, &wanted) || wanted.else_pass {
+    if assign(ctx, &active, &wanted) || wanted.else_pass {
         return SK_PASS;
     }
     // Never to the app: REDIRECT to a port where nobody listens is refused too.
@@ -57,10 +57,10 @@ struct Wanted {
 
 #[inline(always)]
 fn from_network(ctx: &Lookup, active: &Active) -> Result<Wanted, Other> {
-    // SAFETY: values are written once, by insert.
-    if active.has(flag::TPROXY) && unsafe { ORIGINAL_DST.get(key(ctx)) }.is_some() {
-        // The proxy's own connection to the app, with the client's source address.
-        return Err(Other::Pass);
+    if active.has(flag::TPROXY)
+        && let Some(other) = from_proxy(ctx)
+    {
+        return Err(other);
     }
     let dst = ctx.local();
     if !dst.is_v4() && !active.has(flag::IPV6) {
@@ -79,6 +79,29 @@ fn from_network(ctx: &Lookup, active: &Active) -> Result<Wanted, Other> {
         let _ = GUESTS.insert(key(ctx), 0, 0);
     }
     Ok(Wanted { verdict: decision.verdict as u32, to_loopback: false, else_pass: false })
+}
+
+/// The proxy's own connection to the app in TPROXY mode, with the client's source address: it is known by its entry, and
+/// one that has none, because it could not be stored, must not go to the proxy again.
+#[inline(always)]
+fn from_proxy(ctx: &Lookup) -> Option<Other> {
+    let key = key(ctx);
+    // SAFETY: values are written once, by insert.
+    if unsafe { ORIGINAL_DST.get(&key) }.is_some() {
+        return Some(Other::Pass);
+    }
+    take_refused(&key).then_some(Other::Drop)
+}
+
+/// Whether a connection could not be stored; asked once.
+#[inline(always)]
+fn take_refused(key: &FlowKey) -> bool {
+    // SAFETY: values are written once, by insert.
+    let refused = unsafe { REFUSED.get(key) }.is_some();
+    if refused {
+        let _ = REFUSED.remove(key);
+    }
+    refused
 }
 
 /// Whether the SYN came over lo. For 127.0.0.1 the interface tells; for an address of another
@@ -107,12 +130,7 @@ fn from_lo(ctx: &Lookup) -> Result<Wanted, Other> {
     let key = key(ctx);
     // SAFETY: values are written once, by insert.
     let Some(original) = (unsafe { ORIGINAL_DST.get(&key) }) else {
-        // SAFETY: as above.
-        if unsafe { REFUSED.get(&key) }.is_some() {
-            let _ = REFUSED.remove(&key);
-            return Err(Other::Drop);
-        }
-        return Err(Other::Pass);
+        return Err(if take_refused(&key) { Other::Drop } else { Other::Pass });
     };
     if original.verdict == Verdict::Pass as u16 {
         return Err(Other::Pass);
@@ -136,11 +154,12 @@ fn key(ctx: &Lookup) -> FlowKey {
 /// Gives the connection to a registered listener: IPv4 ones first for IPv4, then dual-stack ones
 /// (their slots follow).
 #[inline(always)]
-fn assign(ctx: &Lookup, policy: u32, wanted: &Wanted) -> bool {
-    if wanted.verdict == 0 || wanted.verdict > LISTENER_KINDS {
+fn assign(ctx: &Lookup, active: &Active, wanted: &Wanted) -> bool {
+    let kind = opaque(decide::registered_as(active.policy, wanted.verdict));
+    if kind == 0 || kind > LISTENER_KINDS {
         return false;
     }
-    let first = opaque(listener_slot(policy, wanted.verdict, false));
+    let first = opaque(listener_slot(active.slot, kind, false));
     let mut n = if ctx.family() == AF_INET6 { LISTENER_SLOTS } else { 0 };
     while n < 2 * LISTENER_SLOTS {
         // Or LLVM would count the slot instead, whose bounds the verifier does not know.
@@ -177,12 +196,13 @@ fn listener(slot: u32) -> Option<Sock> {
 
 /// Whether a listener that takes IPv4 is registered (cheap: the first slot of each family).
 #[inline(always)]
-pub fn is_registered(policy: u32, verdict: u32) -> bool {
-    if verdict == 0 || verdict > LISTENER_KINDS {
+pub fn is_registered(active: &Active, verdict: u32) -> bool {
+    let kind = opaque(decide::registered_as(active.policy, verdict));
+    if kind == 0 || kind > LISTENER_KINDS {
         return false;
     }
-    let found = listener(listener_slot(policy, verdict, false))
-        .or_else(|| listener(listener_slot(policy, verdict, true)));
+    let found = listener(listener_slot(active.slot, kind, false))
+        .or_else(|| listener(listener_slot(active.slot, kind, true)));
     match found {
         Some(sk) => {
             // SAFETY: the reference that the lookup took.

@@ -71,11 +71,13 @@ fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
         // REDIRECT in PREROUTING has changed the port; TPROXY has not.
         sock_kind::LISTENER if sk.state() != TCP_LISTEN => {
             let active = maps::active()?;
-            if state.verdict == Verdict::Inbound as u16 {
+            // Of a port that takes both (`-p` and `-z`) it is registered as outbound; a guest's is told apart below.
+            let guests = active.has(flag::HAS_VIRTUAL_INTERFACES);
+            let both = active.policy.inbound_port == state.proxy_port && !guests;
+            if state.verdict == Verdict::Inbound as u16 || both {
                 return (!active.has(flag::TPROXY)).then_some((shown, state.proxy_port));
             }
-            let from_guest =
-                state.verdict == Verdict::Outbound as u16 && active.has(flag::HAS_VIRTUAL_INTERFACES);
+            let from_guest = state.verdict == Verdict::Outbound as u16 && guests;
             from_guest.then(|| (entered_at(&active, sk.peer(), shown), state.proxy_port))
         }
         _ if state.bound_by_us != 0 && sk.state() == TCP_CLOSE => not_connected(sk, ctx.port()),

@@ -57,7 +57,7 @@ const DOCUMENTED: [Documented; 4] = [
 pub fn is_documented(difference: &Difference) -> bool {
     let Difference { scenario, field, left, right } = difference;
     // Which connections fail is the same; why is not told before 5.18.
-    if field == "connect"
+    if (field == "connect" || field.ends_with(".connect"))
         && left != crate::observation::OK
         && right == "EPERM"
         && kernel::refusal(left) == right

@@ -32,6 +32,12 @@ pub fn tells_interfaces() -> bool {
     is_at_least(TELLS_INTERFACES.0, TELLS_INTERFACES.1)
 }
 
+/// Whether the kernel speaks MPTCP. Debian's 5.10 does not; one from 5.15 on must, or the tests are red.
+#[must_use]
+pub fn has_mptcp() -> bool {
+    is_at_least(5, 15) || Path::new("/proc/sys/net/mptcp").exists()
+}
+
 /// Whether the kernel speaks IPv6 (`ipv6.disable=1` and it does not).
 #[must_use]
 pub fn has_ipv6() -> bool {

@@ -194,6 +194,24 @@ fn orphans_are_removed() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A link that somebody has detached is no namespace that has ended: the instance stays, and is repaired when it is adopted.
+#[test]
+fn a_detached_link_is_no_orphan() -> anyhow::Result<()> {
+    if !require_root() || require_program("bpftool").is_none() {
+        return Ok(());
+    }
+    let (node, home, side) = (Node::new()?, Home::new()?, Side::new(By::Nobody)?);
+    node.attach(side.pod(), "by-hand", &[])?.expect(exit::OK)?;
+    for hook in ["sk_lookup", "getsockopt"] {
+        let pin = node.instance("by-hand").join(format!("link_{hook}"));
+        run(Command::new("bpftool").args(["link", "detach", "pinned"]).arg(pin), "")?;
+    }
+    let agent = Agent::start(&node, &home)?;
+    agent.wait_for(0, "adopted")?;
+    assert_eq!(node.show("by-hand")?["effective"], true, "{}", agent.log());
+    Ok(())
+}
+
 #[test]
 fn metrics_tell_the_traffic() -> anyhow::Result<()> {
     let Some(Place { agent, side, home, node }) = captured()? else { return Ok(()) };

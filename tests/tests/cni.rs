@@ -126,6 +126,9 @@ fn a_new_sandbox() -> anyhow::Result<()> {
     let list = setup.node.list()?;
     assert_eq!(list.len(), 1, "{list:#?}");
     assert_eq!(list[0]["netns"], netns.display().to_string());
+    Call::new("CHECK", &setup.home, &setup.id, netns).succeed()?;
+    let (code, why) = setup.call("CHECK").fail()?;
+    assert_eq!(code, 101, "the sandbox before: {why}");
     // The namespace ends, nobody says DEL: gone all the same.
     drop(second);
     until_active(&setup.node, &setup.agent, &setup.id.instance(), false)?;

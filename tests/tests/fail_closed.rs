@@ -7,15 +7,17 @@ use std::process::Command;
 use anyhow::Context;
 use serde_json::Value;
 
+use redirector_tests::istio::Tproxy;
 use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
-use redirector_tests::pod::{APP, VIP4, at};
+use redirector_tests::pod::{APP, TRANSPARENT_PROXY, VIP4, at};
 use redirector_tests::privileged::{require_program, require_root};
 use redirector_tests::probe::hold::Held;
+use redirector_tests::proxy::{INBOUND, OUTBOUND, everywhere};
 use redirector_tests::redirector::exit;
 use redirector_tests::retry;
 use redirector_tests::scenario::Scenario;
-use redirector_tests::side::{By, Side};
+use redirector_tests::side::{By, Setup, Side};
 use redirector_tests::{command, kernel};
 
 const NAME: &str = "pod";
@@ -69,6 +71,14 @@ fn as_many_connections_as_allowed_and_no_more() -> anyhow::Result<()> {
 #[test]
 fn an_original_destination_that_cannot_be_stored() -> anyhow::Result<()> {
     let Some((node, side)) = attached(&["--max-connections", "1"])? else { return Ok(()) };
+    fill(&node)?;
+    assert_eq!(connect(&side)?, "ECONNREFUSED");
+    assert_eq!(counter(&node, "refused_unstored")?, 1);
+    Ok(())
+}
+
+/// Fills the exposed map of an instance that has room for one connection.
+fn fill(node: &Node) -> anyhow::Result<()> {
     let map = node.instance(NAME).join("ORIGINAL_DST");
     let mut batch = String::new();
     for n in 0_u32..1025 {
@@ -79,9 +89,61 @@ fn an_original_destination_that_cannot_be_stored() -> anyhow::Result<()> {
     }
     let file = tempfile::Builder::new().prefix("redirtest-batch").tempfile()?;
     std::fs::write(file.path(), batch)?;
-    command::run(Command::new("bpftool").args(["batch", "file"]).arg(file.path()), "")?;
-    assert_eq!(connect(&side)?, "ECONNREFUSED");
-    assert_eq!(counter(&node, "refused_unstored")?, 1);
+    command::run(Command::new("bpftool").args(["batch", "file"]).arg(file.path()), "").map(drop)
+}
+
+/// A pod in TPROXY mode whose proxy hands inbound connections on to the application from the client's address.
+fn relayed(most: &str) -> anyhow::Result<Option<(Node, Side)>> {
+    if !require_root() || require_program("bpftool").is_none() {
+        return Ok(None);
+    }
+    let tproxy = Tproxy::default();
+    let mut proxy = everywhere(&[OUTBOUND, INBOUND]);
+    for listen in proxy.iter_mut().filter(|listen| listen.address.port() == INBOUND) {
+        (listen.transparent, listen.relay) = (true, Some(tproxy.mark));
+    }
+    let setup = Setup { proxy, proxy_owner: TRANSPARENT_PROXY, ..Setup::default() };
+    let (node, side) = (Node::new()?, Side::with(By::Nobody, &setup)?);
+    node.attach(side.pod(), NAME, &["-m", "TPROXY", "--max-connections", most])?.expect(exit::OK)?;
+    Ok(Some((node, side)))
+}
+
+/// What a client outside is told by the proxy or by the application.
+fn knock(side: &Side) -> anyhow::Result<String> {
+    let seen = side.world.observe_from_outside(&[Scenario::to(at(side.pod().v4(), SERVED))])?;
+    let seen = seen.first().context("an observation")?;
+    Ok(seen.greeting.clone().filter(|_| seen.reached.is_none()).unwrap_or_else(|| seen.summary()))
+}
+
+fn accepted(side: &Side) -> usize {
+    side.proxy.as_ref().map_or(0, |proxy| proxy.accepted().len())
+}
+
+/// The proxy's own connections to the application count, too: by their entries they are told from the network's.
+#[test]
+fn as_many_transparent_connections_as_allowed() -> anyhow::Result<()> {
+    let Some((node, side)) = relayed("1")? else { return Ok(()) };
+    let mut held = Held::start(&side.world.outside(), at(side.pod().v4(), SERVED))?;
+    assert!(held.echo()?);
+    let refused = kernel::refusal("ENOBUFS");
+    assert_eq!(knock(&side)?, format!("the proxy's connection to the application: {refused}"));
+    assert_eq!(counter(&node, "refused_full")?, 1);
+    assert_eq!(accepted(&side), 2);
+    drop(held);
+    retry::until("the entry of the ended connection to go", || {
+        flows(&node).is_ok_and(|flows| flows.is_empty()).then_some(())
+    })?;
+    assert_eq!(knock(&side)?, "app:8080");
+    Ok(())
+}
+
+/// One that cannot be stored is refused; it looks as if it came from the network, and must not go to the proxy again.
+#[test]
+fn a_transparent_connection_that_cannot_be_stored() -> anyhow::Result<()> {
+    let Some((node, side)) = relayed("1")? else { return Ok(()) };
+    fill(&node)?;
+    assert_eq!(knock(&side)?, "the proxy's connection to the application: ECONNREFUSED");
+    assert_eq!((counter(&node, "refused_unstored")?, accepted(&side)), (1, 1));
     Ok(())
 }
 

@@ -1,14 +1,16 @@
 //! Inbound capture while the proxy's listeners come and go. Each property is shown to hold with real iptables, too.
 
-use redirector_tests::matrix::SERVED;
+use redirector_tests::istio::Options;
+use redirector_tests::matrix::{Caller, Part, SERVED};
 use redirector_tests::observation::Observation;
-use redirector_tests::pod::at;
+use redirector_tests::pod::{APP, PROXY, VIP4, VIP6, at};
 use redirector_tests::privileged::require_root;
 use redirector_tests::probe::serve::Listen;
-use redirector_tests::proxy::{INBOUND, any4, any6, proxy_listeners};
+use redirector_tests::proxy::{INBOUND, OUTBOUND, any4, any6, everywhere, proxy_listeners};
 use redirector_tests::retry;
 use redirector_tests::scenario::Scenario;
 use redirector_tests::side::{By, Setup, Side};
+use redirector_tests::twin::Twin;
 
 /// Connections made to see where inbound connections go: enough to meet every socket of a small group.
 const TRIES: usize = 32;
@@ -173,4 +175,27 @@ fn a_listener_on_loopback_is_out_of_reach() -> anyhow::Result<()> {
         assert_eq!(knock(side)?, ["ECONNREFUSED"]);
         Ok(())
     })
+}
+
+/// One port for both directions (`-p` and `-z`), as the first versions of Istio had it: the listener is the outbound
+/// and the inbound one, whether it or the redirection is older.
+#[test]
+fn one_port_for_both_directions() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let options = Options { inbound_capture_port: OUTBOUND, ..Options::sidecar() };
+    for proxy_first in [false, true] {
+        let setup = Setup { proxy: everywhere(&[OUTBOUND]), proxy_first, ..Setup::default() };
+        let twin = Twin::new(options.clone(), By::RedirectorWith(options.clone()), &setup)?;
+        let pod = twin.oracle.pod();
+        let own = [at(pod.v4(), SERVED), at(pod.v6(), SERVED)];
+        let out: Vec<Scenario> =
+            own.into_iter().chain([at(VIP4, SERVED), at(VIP6, SERVED)]).map(Scenario::to).collect();
+        let into = Part { caller: Caller::Outside, scenarios: own.map(Scenario::to).to_vec() };
+        let seen = twin.check(&[Part::of(APP, out.clone()), Part::of(PROXY, out), into])?;
+        let captured = seen.iter().filter(|it| it.summary().starts_with("proxy:15001")).count();
+        assert_eq!(captured, 6, "{seen:#?}");
+    }
+    Ok(())
 }

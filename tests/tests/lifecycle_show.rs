@@ -10,7 +10,7 @@ use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
 use redirector_tests::observation::Observation;
 use redirector_tests::pod::{APP, PROXY, VIP4, VIP6, World, at};
-use redirector_tests::privileged::require_root;
+use redirector_tests::privileged::{require_program, require_root};
 use redirector_tests::probe::hold::Held;
 use redirector_tests::proxy::proxy_listeners;
 use redirector_tests::redirector::{binary, exit};
@@ -38,7 +38,7 @@ fn hook<'a>(show: &'a Value, name: &str) -> anyhow::Result<&'a Value> {
 /// Whether the kernel runs our programs; and that attaching again repairs it.
 #[test]
 fn effective() -> anyhow::Result<()> {
-    if !require_root() {
+    if !require_root() || require_program("bpftool").is_none() {
         return Ok(());
     }
     let (node, side) = (Node::new()?, Side::new(By::Nobody)?);
@@ -49,16 +49,22 @@ fn effective() -> anyhow::Result<()> {
     let text = table(&node, &["show", NAME])?;
     assert!(text.contains("active") && text.contains("yes"), "{text}");
 
-    for name in ["connect4", "sk_lookup", "getsockopt"] {
-        std::fs::remove_file(node.instance(NAME).join(format!("link_{name}")))?;
+    let hooks = ["connect4", "sk_lookup", "getsockopt"];
+    let removed = hooks.map(|name| (name, format!("link_{name}")));
+    let detached = hooks.map(|name| (name, "detached".to_owned()));
+    for (name, problem) in removed.into_iter().chain(detached) {
+        let pin = node.instance(NAME).join(format!("link_{name}"));
+        if problem == "detached" {
+            run(Command::new("bpftool").args(["link", "detach", "pinned"]).arg(&pin), "")?;
+            assert!(pin.exists(), "the kernel keeps the pin");
+        } else {
+            std::fs::remove_file(pin)?;
+        }
         let show = node.show(NAME)?;
         assert_eq!(show["effective"], false, "{name}: {show:#}");
         let broken = hook(&show, name)?;
         assert_eq!(broken["effective"], false, "{broken}");
-        assert!(
-            broken["problem"].as_str().is_some_and(|text| text.contains(&format!("link_{name}"))),
-            "{broken}"
-        );
+        assert!(broken["problem"].as_str().is_some_and(|text| text.contains(&problem)), "{broken}");
         assert_eq!(hook(&show, "connect6")?["effective"], true);
         let text = table(&node, &["show", NAME])?;
         assert!(text.contains("NO") && text.contains(name), "{text}");
@@ -67,7 +73,9 @@ fn effective() -> anyhow::Result<()> {
         assert_eq!(again.json()?["outcome"], "changed", "{again:?}");
         assert!(again.stderr.contains("attached again") && again.stderr.contains(name), "{again:?}");
         let repaired = node.show(NAME)?;
-        assert_eq!((&repaired["effective"], &repaired["record"]), (&whole["effective"], &whole["record"]));
+        for field in ["effective", "record", "added_lo6"] {
+            assert_eq!(repaired[field], whole[field], "{name}: {field}");
+        }
         assert!(connect(&side)?.starts_with("proxy:15001"));
         assert_eq!(attach()?.json()?["outcome"], "unchanged");
     }

@@ -45,6 +45,11 @@ impl Agent {
         lock(&self.memory.failures).get(about).is_some_and(|failure| failure.next > Instant::now())
     }
 
+    /// What was due when a pass began, and has not failed again in it, is gone or will be told anew.
+    pub(super) fn forget_what_was_due(&self, begin: Instant) {
+        lock(&self.memory.failures).retain(|_, failure| failure.next > begin);
+    }
+
     pub(super) fn retry_in(&self) -> Option<Duration> {
         let failures = lock(&self.memory.failures);
         let next = failures.values().map(|failure| failure.next).min()?;

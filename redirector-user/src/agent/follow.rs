@@ -29,8 +29,9 @@ impl Agent {
     /// end, and nobody will tell.
     pub(super) fn follow_all(&self, there: &[Surveyed]) -> bool {
         let mut ending = false;
-        for Surveyed { name, state } in there {
+        for Surveyed { name, state, .. } in there {
             let State::Active(active) = state else { continue };
+            self.read_decisions(name);
             let known = lock(&self.memory.mirrors).contains_key(&active.netns_cookie);
             if known || !active.netns_alive || self.is_too_early(&format!("{name} (follow)")) {
                 continue;
@@ -43,6 +44,7 @@ impl Agent {
                 self.refresh(name)?;
                 Ok(mirror)
             });
+            self.health.working();
             match followed {
                 Ok(mirror) => {
                     self.fine(&format!("{name} (follow)"));
@@ -72,7 +74,7 @@ impl Agent {
     /// Refreshes what has changed, but only if it makes a difference.
     fn changed(&self, changes: &Changes) {
         let Ok(there) = survey(&self.root) else { return };
-        for Surveyed { name, state } in there {
+        for Surveyed { name, state, .. } in there {
             let State::Active(active) = state else { continue };
             let cookie = active.netns_cookie;
             if !active.netns_alive || !(changes.lost || changes.changed.contains(&cookie)) {

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A pass takes at most seconds; this long without one means that something hangs.
+/// No step of a pass takes longer; this long without one means that something hangs.
 const STUCK: Duration = Duration::from_secs(120);
 
 /// How the agent is.
@@ -36,6 +36,11 @@ impl Health {
         self.with(|inner| (inner.standby, inner.last) = (standby, Instant::now()));
     }
 
+    /// A step of a pass is done: the first pass of an agent that comes late has hundreds.
+    pub fn working(&self) {
+        self.with(|inner| inner.last = Instant::now());
+    }
+
     /// A pass is done.
     pub fn passed(&self) {
         self.with(|inner| (inner.passed, inner.last) = (true, Instant::now()));
@@ -46,7 +51,7 @@ impl Health {
         self.with(|inner| match inner.last.elapsed() {
             _ if inner.standby => Ok("standby"),
             since if since > inner.resync + STUCK => {
-                Err(format!("the last look at the node was {} seconds ago", since.as_secs()))
+                Err(format!("nothing was done for {} seconds", since.as_secs()))
             }
             _ => Ok("ok"),
         })

@@ -8,9 +8,10 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use std::convert::Infallible;
-use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -20,6 +21,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// Scrapers and probes are few; more wait in the backlog.
 const CONNECTIONS: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(10);
+const BACKLOG: i32 = 128;
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// Opens the port; None if it is taken: an agent that is about to end may have it (a rollout on the host's
@@ -28,11 +30,33 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// # Errors
 ///
 /// Any other of the kernel's.
-pub async fn bind(at: SocketAddr) -> Result<Option<TcpListener>> {
-    match TcpListener::bind(at).await {
-        Err(e) if e.kind() == ErrorKind::AddrInUse => Ok(None),
-        other => other.map(Some).context(|| format!("listen on {at} for /metrics (--http)")),
+pub fn bind(at: SocketAddr) -> Result<Option<TcpListener>> {
+    let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, at.port()));
+    let bound = match listen(at) {
+        // A kernel without IPv6 has no [::].
+        Err(Errno::AFNOSUPPORT) if at.ip() == Ipv6Addr::UNSPECIFIED => listen(everywhere),
+        other => other,
+    };
+    match bound {
+        Err(Errno::ADDRINUSE) => Ok(None),
+        other => {
+            let listener = other.map_err(std::io::Error::from).and_then(TcpListener::from_std);
+            listener.map(Some).context(|| format!("listen on {at} for /metrics (--http)"))
+        }
     }
+}
+
+/// As `TcpListener::bind`; and [::] is for IPv4, too, whatever net.ipv6.bindv6only says.
+fn listen(at: SocketAddr) -> Result<std::net::TcpListener, Errno> {
+    let family = if at.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if at.ip() == Ipv6Addr::UNSPECIFIED {
+        sockopt::set_ipv6_v6only(&socket, false)?;
+    }
+    rustix::net::bind(&socket, &at)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Answers for ever, as soon as it can have the port.
@@ -45,7 +69,7 @@ pub async fn serve(at: SocketAddr, mut bound: Option<TcpListener>, agent: Arc<Ag
             Some(listener) => break listener,
             None => tokio::time::sleep(AGAIN).await,
         }
-        bound = bind(at).await.unwrap_or(None);
+        bound = bind(at).unwrap_or(None);
     };
     if let Ok(at) = listener.local_addr() {
         tracing::info!(%at, "serving /metrics, /healthz and /readyz");

@@ -26,6 +26,15 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Pauses between attempts to watch, doubled up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Before each attempt to write an event: a server that is started anew takes a minute or two.
+const EVENT_PAUSES: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_secs(2),
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+    Duration::from_secs(60),
+    Duration::from_secs(180),
+];
 /// The server takes notes of 1 kB.
 const LONGEST_NOTE: usize = 1000;
 
@@ -135,10 +144,13 @@ impl Kubernetes {
         };
         let recorder = self.recorder.clone();
         self.runtime.spawn(async move {
-            match tokio::time::timeout(PATIENCE, recorder.publish(&event, &pod)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(e)) => tracing::warn!("an event could not be written: {}", said(&e)),
-                Err(_) => tracing::warn!("an event could not be written: no answer"),
+            for pause in EVENT_PAUSES {
+                tokio::time::sleep(pause).await;
+                match tokio::time::timeout(PATIENCE, recorder.publish(&event, &pod)).await {
+                    Ok(Ok(())) => return,
+                    Ok(Err(e)) => tracing::warn!("an event could not be written: {}", said(&e)),
+                    Err(_) => tracing::warn!("an event could not be written: no answer"),
+                }
             }
         });
     }

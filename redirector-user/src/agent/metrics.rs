@@ -17,7 +17,7 @@ use prometheus_client::registry::Registry;
 use redirector_common::abi::ABI_VERSION;
 use redirector_common::counter::Counter;
 use redirector_common::decide::Verdict;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
@@ -132,20 +132,22 @@ impl Metrics {
 
     /// Counts what an instance has counted since it was last looked at; to be called before one is detached.
     pub fn take(&self, root: &Root, name: &str) {
-        let _ = Instance::open(root, name).and_then(|instance| self.count(&instance));
+        let _ = Instance::open(root, name).and_then(|instance| self.count(&instance).map(drop));
     }
 
     fn look(&self, root: &Root) {
         let mut totals = Totals::default();
+        let mut counted = HashSet::new();
         for name in root.names().unwrap_or_default() {
             let looked = Instance::open(root, &name).and_then(|instance| {
-                self.count(&instance)?;
+                counted.insert(self.count(&instance)?);
                 totals.add(&instance)
             });
             if looked.is_err() && root.instance(&name).exists() {
                 *totals.states.entry("damaged").or_default() += 1;
             }
         }
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).retain(|cookie, _| counted.contains(cookie));
         for state in ["active", "draining", "inert", "damaged"] {
             let n = totals.states.get(state).copied().unwrap_or_default();
             self.instances.get_or_create(&[("state", state)]).set(n);
@@ -161,7 +163,8 @@ impl Metrics {
         }
     }
 
-    fn count(&self, instance: &Instance) -> Result<()> {
+    /// Gives the cookie of its namespace.
+    fn count(&self, instance: &Instance) -> Result<u64> {
         let cookie = instance.meta()?.netns_cookie;
         let now = instance.counters()?;
         let mut all = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -173,7 +176,7 @@ impl Metrics {
             let labels = [("verdict", verdict(counter)), ("rule", counter.name())];
             self.connections.get_or_create(&labels).inc_by(more);
         }
-        Ok(())
+        Ok(cookie)
     }
 }
 
@@ -200,9 +203,10 @@ impl Totals {
         *self.states.entry(observe::phase_name(phase)).or_default() += 1;
         self.alive += instance.live()?.cast_signed();
         let Phase::Active(slot) = phase else { return Ok(()) };
-        let dns = record::read(&instance.dir, slot).is_ok_and(|record| record.policy.dns != Dns::Off);
+        let Ok(record::Record { policy, .. }) = record::read(&instance.dir, slot) else { return Ok(()) };
+        let dns = policy.dns != Dns::Off;
         for (traffic, kind) in TRAFFIC {
-            let [v4, v6] = listeners::count(instance, slot, kind)?;
+            let [v4, v6] = listeners::count(instance, &policy, slot, kind)?;
             *self.listeners.entry((traffic, "ipv4")).or_default() += i64::from(v4);
             *self.listeners.entry((traffic, "ipv6")).or_default() += i64::from(v6);
             if v4 + v6 == 0 && (traffic != "dns" || dns) {

@@ -6,6 +6,7 @@
 //! is pinned, and stays as it is while there is none.
 
 mod cgroup_namespace;
+mod decisions;
 mod failures;
 mod files;
 mod follow;
@@ -160,7 +161,7 @@ async fn start(options: Options) -> Result<()> {
     let (mut terminated, mut hangup) = (on(SignalKind::terminate())?, on(SignalKind::hangup())?);
     let mut interrupted = on(SignalKind::interrupt())?;
     if let Some(at) = http {
-        tokio::spawn(http::serve(at, http::bind(at).await?, Arc::clone(&agent)));
+        tokio::spawn(http::serve(at, http::bind(at)?, Arc::clone(&agent)));
     }
     let work = work(Arc::clone(&agent), run_dir);
     tokio::pin!(work);

@@ -46,6 +46,8 @@ pub enum Step {
     Detach {
         /// Its name.
         name: String,
+        /// A later one of this name is not meant.
+        identity: u64,
         /// For the log.
         why: &'static str,
     },
@@ -57,11 +59,11 @@ pub fn plan(wants: &BTreeMap<String, Want>, there: &[Surveyed]) -> Vec<Step> {
     let mut attach = Vec::new();
     for instance in there {
         match of_instance(instance, wants.get(&instance.name)) {
-            Some(Step::Detach { name, why }) => {
+            Some(Step::Detach { name, identity, why }) => {
                 if wants.get(&name).is_some_and(is_ready) {
                     attach.push(Step::Attach(name.clone()));
                 }
-                steps.push(Step::Detach { name, why });
+                steps.push(Step::Detach { name, identity, why });
             }
             step => attach.extend(step),
         }
@@ -79,7 +81,8 @@ fn is_ready(want: &Want) -> bool {
 
 fn of_instance(instance: &Surveyed, want: Option<&Want>) -> Option<Step> {
     let name = instance.name.clone();
-    let detach = |why| Some(Step::Detach { name: name.clone(), why });
+    let identity = instance.identity;
+    let detach = |why| Some(Step::Detach { name: name.clone(), identity, why });
     let is_file = name.starts_with(FILE);
     let ours = is_file || name.starts_with(POD);
     match &instance.state {
@@ -97,6 +100,7 @@ fn of_instance(instance: &Surveyed, want: Option<&Want>) -> Option<Step> {
                     None
                 }
             }
+            Some(want) if is_elsewhere(active, want) => detach("its target is another one now"),
             Some(want) => of_active(name, active, want),
         },
         State::Inert => want.is_some_and(is_ready).then_some(Step::Attach(name)),
@@ -106,13 +110,19 @@ fn of_instance(instance: &Surveyed, want: Option<&Want>) -> Option<Step> {
     }
 }
 
+fn is_elsewhere(active: &Active, want: &Want) -> bool {
+    match want.at {
+        At::Here { netns, cgroup } => {
+            want.policy.is_some() && (netns, cgroup) != (active.netns_cookie, active.cgroup_id)
+        }
+        At::Unknown => false,
+    }
+}
+
 fn of_active(name: String, active: &Active, want: &Want) -> Option<Step> {
-    let (At::Here { netns, cgroup }, Some(policy)) = (want.at, &want.policy) else {
+    let (At::Here { .. }, Some(policy)) = (want.at, &want.policy) else {
         return (!active.current).then_some(Step::Upgrade(name));
     };
-    if (netns, cgroup) != (active.netns_cookie, active.cgroup_id) {
-        return Some(Step::Detach { name, why: "its target is another one now" });
-    }
     // Upgrading first: what is attached anew afterwards is of this version then.
     if !active.current && active.complete {
         return Some(Step::Upgrade(name));

@@ -21,7 +21,7 @@ fn active() -> Active {
 fn steps(name: &str, want: Option<Want>, state: Option<State>) -> Vec<Step> {
     let wants = want.map(|want| (name.to_owned(), want)).into_iter().collect();
     let there: Vec<Surveyed> =
-        state.map(|state| Surveyed { name: name.to_owned(), state }).into_iter().collect();
+        state.map(|state| Surveyed { name: name.to_owned(), identity: 7, state }).into_iter().collect();
     plan(&wants, &there)
 }
 
@@ -30,7 +30,7 @@ fn attach(name: &str) -> Step {
 }
 
 fn detach(name: &str, why: &'static str) -> Step {
-    Step::Detach { name: name.into(), why }
+    Step::Detach { name: name.into(), identity: 7, why }
 }
 
 #[test]
@@ -138,6 +138,7 @@ fn names_and_namespaces_are_freed_before_they_are_used() {
         [("file-a".to_owned(), want(HERE)), ("file-b".to_owned(), want(At::Here { netns: 8, cgroup: 9 }))];
     let there = [Surveyed {
         name: "file-z".into(),
+        identity: 7,
         state: State::Active(Active { netns_cookie: 8, ..active() }.into()),
     }];
     let steps = plan(&wants.into(), &there);

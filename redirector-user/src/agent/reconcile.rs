@@ -1,5 +1,6 @@
 //! Passes: gather, plan, execute. What fails is tried again, later each time.
 
+use super::decisions;
 use super::failures::Failures;
 use super::files::{self, Entry};
 use super::plan::{At, FILE, POD, Step, Want, plan};
@@ -27,6 +28,7 @@ pub struct Memory {
     pub(super) failures: Failures,
     /// How each followed namespace was when its instance was last refreshed, by cookie.
     pub(super) mirrors: Mutex<HashMap<u64, Mirror>>,
+    pub(super) decisions: decisions::Read,
     ending: Mutex<Ending>,
     /// A namespace is being made or removed.
     soon: AtomicBool,
@@ -65,6 +67,7 @@ pub async fn passes(agent: Arc<Agent>) -> Result<()> {
 impl Agent {
     /// Looks at everything once; says when to look again at the latest.
     fn pass(&self) -> Duration {
+        let begin = Instant::now();
         // What a killed agent has left half-made; others at work have it in hand.
         for swept in detach::sweep_if_idle(&self.root).unwrap_or_default() {
             tracing::info!("{swept}");
@@ -86,8 +89,10 @@ impl Agent {
         self.install_plugin();
         for step in plan(&wants, &there) {
             self.execute(step, &here);
+            self.health.working();
         }
         let ending = self.follow_all(&there) | self.memory.soon.swap(false, Ordering::Relaxed);
+        self.forget_what_was_due(begin);
         let times = lock(&self.memory.ending).next(ending);
         let soon = times.map(|times| Duration::from_millis(250 << times.min(8)));
         [self.retry_in(), soon].into_iter().flatten().fold(self.resync, Duration::min)
@@ -218,9 +223,17 @@ impl Agent {
                 None => return,
             },
             Step::Upgrade(_) => change::upgrade(&self.root, &name),
-            Step::Detach { why, .. } => {
+            Step::Detach { why, identity, .. } => {
                 tracing::info!(instance = name, "detaching: {why}");
-                self.detach_ended(&name)
+                match self.detach_ended(&name, identity) {
+                    Ok(Some(notes)) => Ok(notes),
+                    // Somebody was quicker, and what is there now is looked at by the next pass.
+                    Ok(None) => {
+                        self.wake.notify_one();
+                        return;
+                    }
+                    Err(e) => Err(e),
+                }
             }
         };
         match result {
@@ -264,8 +277,9 @@ impl Agent {
         let before = self.follow_one(target.netns.as_fd(), target.netns.cookie)?;
         self.remember(target.netns.cookie, before);
         let begin = Instant::now();
-        let report = attach::attach(&self.root, name, target, policy, false)?;
+        let report = attach::attach(&self.root, name, target, policy, decisions::wanted())?;
         let took = begin.elapsed();
+        self.read_decisions(name);
         let step = match report.outcome {
             Outcome::Attached => "attach",
             Outcome::Changed => "change",
@@ -282,24 +296,20 @@ impl Agent {
     }
 
     /// The same for one whose target has ended.
-    pub(super) fn detach_ended(&self, name: &str) -> Result<Vec<String>> {
+    pub(super) fn detach_ended(&self, name: &str, identity: u64) -> Result<Option<Vec<String>>> {
         let cgroup = find::recorded_cgroup(&self.root, name);
-        let notes = self.detach(name)?;
-        if name.starts_with(POD) {
+        let notes = self.detach(name, identity)?;
+        if notes.is_some() && name.starts_with(POD) {
             cgroup.as_deref().into_iter().for_each(pod::leave);
         }
         Ok(notes)
     }
 
-    /// Detaches an instance, with its last connections counted.
-    pub(super) fn detach(&self, name: &str) -> Result<Vec<String>> {
+    /// Detaches an instance, with its last connections counted; None if it has gone, though there may be a later one of
+    /// its name: the pod's next sandbox must not lose its capture to the end of the one before.
+    pub(super) fn detach(&self, name: &str, identity: u64) -> Result<Option<Vec<String>>> {
         self.metrics.take(&self.root, name);
-        match detach::detach(&self.root, name, None) {
-            Ok(report) => Ok(report.notes),
-            // Somebody was quicker.
-            Err(Error::NothingMatched(_)) => Ok(Vec::new()),
-            Err(e) => Err(e),
-        }
+        Ok(detach::detach_only(&self.root, name, identity)?.map(|report| report.notes))
     }
 }
 

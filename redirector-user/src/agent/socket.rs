@@ -7,7 +7,7 @@ use super::reconcile::about_target;
 use crate::cni::error::code;
 use crate::config::annotations::Membership;
 use crate::error::{Context, Result};
-use crate::instance::survey::{State, survey};
+use crate::instance::survey::{State, Surveyed, survey};
 use crate::instance::{find, observe};
 use crate::sys::netns::NetNs;
 use crate::target::{Target, pod};
@@ -110,11 +110,8 @@ impl Agent {
         let reply = match request.operation {
             Operation::Add => self.add(request, netns),
             Operation::Del => self.del(request, netns),
-            Operation::Check => self.check(request),
-            Operation::Gc => {
-                self.wake.notify_one();
-                Reply::Done { instance: None }
-            }
+            Operation::Check => self.check(request, netns),
+            Operation::Gc => self.gc(),
             Operation::Status => match self.ready() {
                 Ok(_) => Reply::Done { instance: None },
                 Err(why) => Reply::Failed { code: code::NOT_AVAILABLE, why },
@@ -189,8 +186,7 @@ impl Agent {
 
     fn capture(&self, known: &Known, netns: &OwnedFd, path: &str) -> Result<String> {
         let cgroup = pod::cgroup_of(&known.uid, self.pods.cgroup_root.as_deref(), CGROUP_PATIENCE)?;
-        let passed = PathBuf::from(format!("/proc/self/fd/{}", netns.as_raw_fd()));
-        let target = Target::of_open(&passed, PathBuf::from(path), cgroup)?;
+        let target = Target::of_open(&file(netns), PathBuf::from(path), cgroup)?;
         let policy = self.pods.policy(known, &target)?;
         let name = known.instance();
         self.replace_sandbox(&name, &target)?;
@@ -203,10 +199,10 @@ impl Agent {
     /// A pod whose sandbox has ended gets another one, with another namespace.
     fn replace_sandbox(&self, name: &str, target: &Target) -> Result<()> {
         let old = survey(&self.root)?.into_iter().find(|instance| instance.name == name);
-        let Some(State::Active(active)) = old.map(|old| old.state) else { return Ok(()) };
+        let Some(Surveyed { identity, state: State::Active(active), .. }) = old else { return Ok(()) };
         if active.netns_cookie != target.netns.cookie || active.cgroup_id != target.cgroup.id {
             tracing::info!(instance = name, "detaching: the pod has a new sandbox");
-            self.detach(name)?;
+            self.detach(name, identity)?;
             self.metrics.step("detach");
         }
         Ok(())
@@ -214,12 +210,12 @@ impl Agent {
 
     /// Never fails: what is missing needs no removing, and what is left goes with its namespace.
     fn del(&self, request: &Request, netns: Option<OwnedFd>) -> Reply {
-        let name = match self.ended(request, netns) {
-            Some(name) => name,
-            None => return Reply::Done { instance: None },
+        let Some((name, identity)) = self.ended(request, netns) else {
+            return Reply::Done { instance: None };
         };
-        match self.detach_ended(&name) {
-            Ok(_) => {
+        match self.detach_ended(&name, identity) {
+            Ok(None) => {}
+            Ok(Some(_)) => {
                 self.metrics.step("detach");
                 tracing::info!(instance = name, "detach done: the pod ends");
             }
@@ -231,27 +227,55 @@ impl Agent {
         Reply::Done { instance: Some(name) }
     }
 
+    /// What belongs to sandboxes that are gone goes before the answer. Attachments that the runtime names as valid are
+    /// not asked for: capture ends with the namespace, whatever anybody says.
+    fn gc(&self) -> Reply {
+        for Surveyed { name, identity, state } in survey(&self.root).unwrap_or_default() {
+            let State::Active(active) = state else { continue };
+            if active.netns_alive || !name.starts_with(super::plan::POD) {
+                continue;
+            }
+            match self.detach_ended(&name, identity) {
+                Ok(None) => {}
+                Ok(Some(_)) => {
+                    self.metrics.step("detach");
+                    tracing::info!(instance = name, "detach done: garbage");
+                }
+                Err(e) => {
+                    self.failed(&name, "detach", &e);
+                }
+            }
+        }
+        self.wake.notify_one();
+        Reply::Done { instance: None }
+    }
+
     /// The instance that belongs to the sandbox that ends: not that of a newer one of the same pod.
-    fn ended(&self, request: &Request, netns: Option<OwnedFd>) -> Option<String> {
+    fn ended(&self, request: &Request, netns: Option<OwnedFd>) -> Option<(String, u64)> {
         if let Some(netns) = netns {
-            let netns = NetNs::open(Path::new(&format!("/proc/self/fd/{}", netns.as_raw_fd()))).ok()?;
-            let name = find::by_netns(&self.root, &netns).ok()??;
-            return name.starts_with(super::plan::POD).then_some(name);
+            let found = find::identified(&self.root, &passed(&netns).ok()?).ok()??;
+            return found.0.starts_with(super::plan::POD).then_some(found);
         }
         let name = instance(request.pod.as_ref()?.uid.as_deref().filter(|uid| is_uid(uid))?);
         let there = survey(&self.root).ok()?.into_iter().find(|instance| instance.name == name)?;
         match there.state {
-            State::Active(active) if !active.netns_alive => Some(name),
+            State::Active(active) if !active.netns_alive => Some((name, there.identity)),
             _ => None,
         }
     }
 
-    fn check(&self, request: &Request) -> Reply {
+    fn check(&self, request: &Request, netns: Option<OwnedFd>) -> Reply {
         let known = match self.member(request) {
             Ok(known) => known,
             Err(reply) => return reply,
         };
         let name = known.instance();
+        let of_it = netns.map_or(Ok(None), |netns| find::by_netns(&self.root, &passed(&netns)?));
+        if !of_it.is_ok_and(|found| found.as_ref() == Some(&name)) {
+            self.wake.notify_one();
+            let why = format!("{} is not captured as {name}", request.netns);
+            return Reply::Failed { code: code::NOT_CAPTURED, why };
+        }
         match observe::status(&self.root, &name) {
             Ok(status) if status.effective && status.state == "active" => {
                 Reply::Done { instance: Some(name) }
@@ -267,6 +291,15 @@ impl Agent {
             }
         }
     }
+}
+
+/// The file of a descriptor that came with a request.
+fn file(netns: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", netns.as_raw_fd()))
+}
+
+fn passed(netns: &OwnedFd) -> Result<NetNs> {
+    NetNs::open(&file(netns)).context(|| "open the network namespace that was passed".into())
 }
 
 /// Takes a request, and the descriptor that came with it.

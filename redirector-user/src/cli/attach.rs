@@ -183,6 +183,8 @@ fn undone(env: &Env, attached: &attach::Report, error: Error) -> Error {
     let text = |why: &str| format!("the validation of {} failed{why}; {end}", attached.name);
     match error {
         Error::Validation(_) => Error::Validation(text("")),
+        // The same exit code: what the kernel lacks it will lack again.
+        Error::Unsupported(why) => Error::Unsupported(text(&format!(" ({why})"))),
         other => Error::Failed(text(&format!(" ({other})"))),
     }
 }

@@ -5,10 +5,9 @@ use super::output::{Format, json, print};
 use crate::config::{self, CaptureFlags, Policy, TargetFacts, VARIABLES_HELP};
 use crate::error::{Error, Result, chain};
 use crate::explain::{self, Arriving, Explanation, Offline, Outgoing};
-use crate::instance::observe;
+use crate::instance::{find, observe};
 use crate::mirror;
 use crate::rules::Protocol;
-use crate::target::open_netns;
 use clap::Parser;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -183,9 +182,9 @@ fn live(env: &Env, args: &Args, name: &str) -> Result<(Policy, Offline)> {
         return Err(Error::Input(text.into()));
     }
     let record = observe::status(&env.root, name)?.record;
-    let netns = open_netns(&record.netns, || {
-        format!("the namespace of {name} ({}) is gone", record.netns.display())
-    })?;
+    // Not by its file alone: that may lead to another namespace by now.
+    let gone = || Error::Input(format!("the namespace of {name} ({}) is gone", record.netns.display()));
+    let netns = find::netns(&env.root, name).ok_or_else(gone)?;
     let mirror = mirror::read(netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))?;
     let offline = Offline::of(&record.policy, &mirror);
     if let Some(interface) = args.iif.as_deref().filter(|interface| offline.index(interface) == 0) {

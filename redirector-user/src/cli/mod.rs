@@ -140,7 +140,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    if !asks_for_json(std::env::args()) {
+    if !asks_for_json(std::env::args_os().map(|arg| arg.to_string_lossy().into_owned())) {
         let _ = error.print();
         return ExitCode::from(2);
     }

@@ -4,6 +4,7 @@
 //! The runtime takes the first file by name (libcni: `.conflist`, `.conf`, `.json`). Every other byte of
 //! the list stays; what was there before is kept beside it, so that a node is left as it was.
 
+use super::config::VERSIONS;
 use crate::error::{Context, Error, Result};
 use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
@@ -11,8 +12,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// Name of the binary, and the plugin's type.
 pub const TYPE: &str = "redirector";
@@ -49,10 +51,12 @@ pub enum State {
 ///
 /// If a file cannot be read or written, or is not what it should be. The node is then as it was.
 pub fn install(places: &Places) -> Result<State> {
+    sweep([&places.bin_dir, &places.conf_dir])?;
     install_binary(&places.bin_dir)?;
     let Some(path) = first(&places.conf_dir)? else { return Ok(State::NoNetwork) };
     let text = read(&path)?;
     let list = List::parse(&text, &path)?;
+    list.check_version(&path)?;
     let next = list.with(&entry(places)?);
     if is_list(&path) && next == list {
         return Ok(State::Unchanged);
@@ -88,6 +92,7 @@ pub fn uninstall(bin_dir: &Path, conf_dir: &Path) -> Result<Vec<String>> {
             remove(&entry.path())?;
         }
     }
+    sweep([bin_dir, conf_dir])?;
     // Last: the runtime must not find an entry without its binary.
     if remove(&bin_dir.join(TYPE))? {
         done.push(format!("removed {}", bin_dir.join(TYPE).display()));
@@ -130,12 +135,51 @@ fn entry(places: &Places) -> Result<Box<RawValue>> {
 }
 
 fn install_binary(bin_dir: &Path) -> Result<()> {
-    let me = std::fs::read("/proc/self/exe").context(|| "read the own binary".into())?;
     let path = bin_dir.join(TYPE);
-    match std::fs::read(&path) {
-        Ok(there) if there == me => Ok(()),
-        _ => write(&path, &me, 0o755),
+    let mut compared = COMPARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if compared.is_some() && *compared == stamp(&path) {
+        return Ok(());
     }
+    let me = std::fs::read("/proc/self/exe").context(|| "read the own binary".into())?;
+    let executable = std::fs::metadata(&path).is_ok_and(|there| there.permissions().mode() & 0o111 == 0o111);
+    match std::fs::read(&path) {
+        Ok(there) if there == me && executable => {}
+        _ => write(&path, &me, 0o755)?,
+    }
+    *compared = stamp(&path);
+    Ok(())
+}
+
+/// The file that was found to be our binary: not to read both each time anything happens on the node.
+static COMPARED: Mutex<Option<Stamp>> = Mutex::new(None);
+
+/// Path, device, inode, size and time of the last change, of the mode as well.
+type Stamp = (PathBuf, u64, u64, u64, (i64, i64));
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = std::fs::metadata(path).ok()?;
+    Some((path.to_owned(), file.dev(), file.ino(), file.size(), (file.ctime(), file.ctime_nsec())))
+}
+
+/// Removes what a process that was killed has left beside the files it was about to replace.
+fn sweep(dirs: [&Path; 2]) -> Result<()> {
+    for dir in dirs {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            if is_leftover(&entry.file_name().to_string_lossy()) {
+                remove(&entry.path())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a name is one that [`write`] gives to a new file, of another process.
+fn is_leftover(name: &str) -> bool {
+    let parts = name.strip_prefix('.').and_then(|name| name.strip_suffix(".new")?.rsplit_once('.'));
+    parts.is_some_and(|(of, pid)| {
+        let ours = of == TYPE || of.ends_with(SAVED) || of.ends_with(".conflist") || of.ends_with(".conf");
+        ours && pid.parse::<u32>().is_ok_and(|pid| pid != std::process::id())
+    })
 }
 
 /// Configurations in the order of the runtime.
@@ -176,7 +220,7 @@ fn remove(path: &Path) -> Result<bool> {
 
 /// Writes beside and renames: whoever reads meanwhile sees the old file or the new one, whole.
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let mode = std::fs::metadata(path).map_or(mode, |there| there.permissions().mode() & 0o777);
+    let mode = std::fs::metadata(path).map_or(mode, |there| there.permissions().mode() & 0o777 | mode);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let next = path.with_file_name(format!(".{name}.{}.new", std::process::id()));
     let result = (|| {
@@ -220,6 +264,29 @@ impl List {
         let plugins = serde_json::from_str(keys[at].1.get()).map_err(|e| wrong(format!("plugins: {e}")))?;
         let keys = keys.into_iter().filter(|(key, _)| key != "plugins").collect();
         Ok(Self { keys: Object(keys), plugins })
+    }
+
+    /// A runtime gives the list's version to every plugin, and one that is none of ours fails each ADD of the node.
+    fn check_version(&self, path: &Path) -> Result<()> {
+        let text = |value: &RawValue| serde_json::from_str::<String>(value.get()).ok().into_iter().collect();
+        let list = |value: &RawValue| serde_json::from_str::<Vec<String>>(value.get()).unwrap_or_default();
+        let said: Vec<String> = self.keys.0.iter().fold(Vec::new(), |mut said, (key, value)| {
+            said.extend(match key.as_str() {
+                "cniVersion" => text(value),
+                "cniVersions" => list(value),
+                _ => Vec::new(),
+            });
+            said
+        });
+        if said.iter().any(|version| VERSIONS.contains(&version.as_str())) {
+            return Ok(());
+        }
+        Err(Error::Input(format!(
+            "{} has cniVersion {said:?}, and redirector can be chained in lists of {}; no pod would start, so it is left \
+             as it is, and pods start uncaptured until the agent has seen them",
+            path.display(),
+            VERSIONS.join(", ")
+        )))
     }
 
     fn has_ours(&self) -> bool {

@@ -122,3 +122,38 @@ fn nothing_to_chain_to_and_nothing_of_sense() {
         assert_eq!(node.files(), ["10-n.conflist"]);
     }
 }
+
+/// What the runtime cannot hand to us would keep every pod of the node from starting.
+#[test]
+fn versions_that_are_none_of_ours() {
+    for wrong in ["\"0.2.0\"", "\"2.0.0\"", "1"] {
+        let text = LIST.replace("\"1.0.0\"", wrong);
+        let node = Node::new("version", &[("10-n.conflist", &text)]);
+        assert!(
+            matches!(install(&node.places), Err(Error::Input(why)) if why.contains("cniVersion")),
+            "{wrong}"
+        );
+        assert_eq!(node.files(), ["10-n.conflist"]);
+        assert_eq!(node.conf("10-n.conflist"), text);
+    }
+    // The runtime chooses among several.
+    let text = LIST.replace("\"cniVersion\":\"1.0.0\"", "\"cniVersions\":[\"1.0.0\",\"9.0.0\"]");
+    let node = Node::new("versions", &[("10-n.conflist", &text)]);
+    assert!(matches!(install(&node.places).unwrap(), State::Written(_)));
+}
+
+#[test]
+fn what_a_killed_one_has_left_goes() {
+    let node =
+        Node::new("killed", &[("10-n.conflist", LIST), (".10-n.conflist.1.new", "{"), (".other.1.new", "?")]);
+    let bin = node.places.bin_dir.join(TYPE);
+    let half = bin.with_file_name(".redirector.1.new");
+    std::fs::write(&half, "ELF").unwrap();
+    install(&node.places).unwrap();
+    assert!(!half.exists());
+    assert_eq!(node.files(), [".other.1.new", "10-n.conflist", "10-n.conflist.before-redirector"]);
+    // Ours to the byte, but nobody may run it.
+    std::fs::set_permissions(&bin, std::fs::Permissions::from_mode(0o644)).unwrap();
+    install(&node.places).unwrap();
+    assert_eq!(std::fs::metadata(&bin).unwrap().permissions().mode() & 0o777, 0o755);
+}

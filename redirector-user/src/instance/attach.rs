@@ -66,7 +66,14 @@ fn locked(
 ) -> Result<(Outcome, Vec<String>)> {
     let mut notes = detach::sweep(root, lock)?;
     let (outcome, more) = match existing(root, name, target, &mut notes)? {
-        Some(there) => change::change(there, target, policy, lock)?,
+        Some(there) => {
+            if trace && there.meta()?.flags & meta_flag::TRACE == 0 {
+                notes.push(format!(
+                    "--trace: {name} was attached without it and does not tell its decisions; detach it and attach it again"
+                ));
+            }
+            change::change(there, target, policy, lock)?
+        }
         None => (Outcome::Attached, create(root, name, target, policy, trace)?),
     };
     notes.extend(more);
@@ -92,7 +99,7 @@ fn existing(root: &Root, name: &str, target: &Target, notes: &mut Vec<String>) -
         };
         // Of the same number, too: before 5.14 it is the inode's, and used again.
         let ours = meta.netns_cookie == target.netns.cookie;
-        if (other == name || ours) && find::linked_to(&dir) == Some(0) {
+        if (other == name || ours) && find::netns_is_gone(&dir, &meta) {
             detach::remove_dir(&dir)?;
             notes.push(format!("removed the older {other}, whose network namespace is gone"));
             continue;

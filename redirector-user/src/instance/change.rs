@@ -9,8 +9,8 @@ use super::record::Record;
 use super::root::Root;
 use super::state::{Instance, Phase, no_instance};
 use super::tables;
-use super::{hooks, links, listeners, record, surroundings};
-use crate::config::Policy;
+use super::{detach, hooks, links, listeners, record, surroundings};
+use crate::config::{Mode, Policy};
 use crate::error::{Context, Error, Result};
 use crate::sys::bpf;
 use crate::target::Target;
@@ -71,9 +71,12 @@ pub(super) fn change(
 /// Attaches anew what somebody has detached behind our back; says what.
 fn repair(instance: &Instance, slot: u32, target: &Target, policy: &Policy) -> Result<Vec<String>> {
     let in_force = record::read(&instance.dir, slot).map_or_else(|_| policy.clone(), |record| record.policy);
-    let wanted = hooks::ALL.iter().filter(|hook| hook.wanted(&in_force));
-    let missing: Vec<&str> =
-        wanted.filter(|hook| !instance.dir.join(hook.link_pin()).exists()).map(hooks::Hook::short).collect();
+    let mut missing = Vec::new();
+    for hook in hooks::wanted(&in_force) {
+        if links::is_missing(&instance.dir, &hook)? {
+            missing.push(hook.short());
+        }
+    }
     if missing.is_empty() {
         return Ok(Vec::new());
     }
@@ -106,11 +109,13 @@ fn renew(root: &Root, name: &str, programs: bool) -> Result<Vec<String>> {
     let meta = instance.meta()?;
     let target = target_of(name, &record, &meta)?;
     surroundings::settle(&mut instance, &target, slot)?;
+    let mut notes = repair(&instance, slot, &target, &record.policy)?;
     if programs {
         links::replace_programs(&instance, &target, meta.program_flags)?;
         record = Record::of(&target, &record.policy);
     }
-    swap(instance, slot, &target, &record, &lock)
+    notes.extend(swap(instance, slot, &target, &record, &lock)?);
+    Ok(notes)
 }
 
 fn active_slot(instance: &Instance) -> Result<u32> {
@@ -167,6 +172,11 @@ fn swap(
         }
     }
     bpf::wait_for_programs();
+    if before.as_ref().is_ok_and(|before| before.mode == Mode::Tproxy && policy.mode != Mode::Tproxy)
+        && instance.live().is_ok_and(|live| live > 0)
+    {
+        notes.push(detach::BROKEN_BY_LEAVING_TPROXY.into());
+    }
     if let Ok(before) = &before
         && let Err(e) = surroundings::leave(&mut instance, &mut meta, target, before, policy)
     {

@@ -7,9 +7,14 @@ use super::state::{Instance, Phase, no_instance};
 use super::{hooks, surroundings};
 use crate::error::{Context, Error, Result};
 use crate::sys::bpf::Link;
+use crate::tproxy;
 use redirector_common::abi::{self, DRAINING, INERT, Meta};
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+/// The replies of the application to the client's address find the proxy by the rules that go.
+pub(super) const BROKEN_BY_LEAVING_TPROXY: &str = "connections from the network that the proxy has handed on in TPROXY mode \
+                                                   lose their way back and end by their timeouts";
 
 /// What detach did.
 #[derive(Debug)]
@@ -50,6 +55,25 @@ pub fn detach(root: &Root, name: &str, drain: Option<Duration>) -> Result<Report
     result
 }
 
+/// Detaches an instance, but no later one of the same name (see [`Root::identity`]); None if it has gone.
+///
+/// # Errors
+///
+/// If a pin cannot be removed.
+pub fn detach_only(root: &Root, name: &str, identity: u64) -> Result<Option<Report>> {
+    let Some(lock) = WriteLock::take_if_any(root)? else { return Ok(None) };
+    if root.identity(name) != Some(identity) {
+        return Ok(None);
+    }
+    let result = remove(root, name);
+    root.remove_if_empty();
+    drop(lock);
+    match result {
+        Err(Error::NothingMatched(_)) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 fn remove(root: &Root, name: &str) -> Result<Report> {
     let dir = root.instance(name);
     let mut report = Report { name: name.to_owned(), alive: None, notes: Vec::new() };
@@ -58,6 +82,9 @@ fn remove(root: &Root, name: &str) -> Result<Report> {
             let meta = instance.meta()?;
             instance.set_meta(&Meta { active: INERT, ..meta })?;
             report.alive = instance.live().ok();
+            if meta.flags & tproxy::ALL_FLAGS != 0 && report.alive != Some(0) {
+                report.notes.push(BROKEN_BY_LEAVING_TPROXY.into());
+            }
             report.notes.extend(surroundings::restore(&dir, &meta));
         }
         Err(e @ Error::NothingMatched(_)) => return Err(e),

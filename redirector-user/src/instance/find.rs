@@ -2,6 +2,7 @@
 //! half of its pins are gone.
 
 use super::hooks;
+use super::links;
 use super::record::{self, Record};
 use super::root::Root;
 use super::state::Instance;
@@ -15,6 +16,11 @@ use std::path::{Path, PathBuf};
 
 /// Name of the instance of an open namespace.
 pub fn by_netns(root: &Root, netns: &NetNs) -> Result<Option<String>> {
+    Ok(identified(root, netns)?.map(|(name, _)| name))
+}
+
+/// The same, with what tells it from a later one of the same name ([`Root::identity`]).
+pub fn identified(root: &Root, netns: &NetNs) -> Result<Option<(String, u64)>> {
     let of_it = |name: &String| match Instance::open(root, name).and_then(|i| i.meta()) {
         Ok(meta) => meta.netns_cookie == netns.cookie,
         // Inode numbers are used again, but the kernel's link is of now.
@@ -25,7 +31,9 @@ pub fn by_netns(root: &Root, netns: &NetNs) -> Result<Option<String>> {
             }),
         },
     };
-    Ok(root.names()?.into_iter().find(of_it))
+    // Before the look: see `survey`.
+    let mut all = root.names()?.into_iter().map(|name| (root.identity(&name).unwrap_or(0), name));
+    Ok(all.find(|(_, name)| of_it(name)).map(|(identity, name)| (name, identity)))
 }
 
 /// Name of the instance that was attached by this file, which is gone meanwhile.
@@ -64,6 +72,25 @@ pub(super) fn linked_to(dir: &Path) -> Option<u64> {
     let hook = hooks::ALL.iter().find(|hook| hook.netns)?;
     let link = Link::open(&dir.join(hook.link_pin())).ok()?;
     link.info().ok().map(|info| info.target)
+}
+
+/// Whether an instance's namespace is gone. A link that has no target tells so, unless somebody has detached it (`bpftool
+/// link detach`) and the namespace is still to be found.
+pub(super) fn netns_is_gone(dir: &Path, meta: &Meta) -> bool {
+    // Before 5.14 the cookie is the inode's number, and what is found may be a later namespace.
+    let certain = meta.netns_cookie != meta.netns_inode;
+    linked_to(dir) == Some(0)
+        && !(certain && any_record(dir).is_some_and(|record| netns_of(&record, meta).is_some()))
+}
+
+/// The same of its cgroup.
+pub(super) fn cgroup_is_gone(dir: &Path, meta: &Meta) -> bool {
+    let same = |record: Record| Cgroup::open(&record.cgroup).is_ok_and(|cgroup| cgroup.id == meta.cgroup_id);
+    let hook = hooks::ALL.iter().find(|hook| !hook.netns);
+    let detached = |hook: &hooks::Hook| {
+        dir.join(hook.link_pin()).exists() && links::is_missing(dir, hook).unwrap_or(false)
+    };
+    hook.is_some_and(detached) && !any_record(dir).is_some_and(same)
 }
 
 /// A record of an instance, whatever its policy slot.

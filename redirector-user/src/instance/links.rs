@@ -1,6 +1,6 @@
 //! The links of an instance: attaching its programs, swapping them, detaching them.
 
-use super::hooks;
+use super::hooks::{self, Hook};
 use super::object::{Loaded, Maps};
 use super::state::Instance;
 use crate::config::Policy;
@@ -12,12 +12,29 @@ use redirector_common::abi::{meta_flag, name};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-/// Attaches the pinned programs of the hooks that the policy needs and that are not attached yet.
+/// Whether a hook is without its link. One that somebody has detached (BPF_LINK_DETACH) keeps its pin, and has no target.
+///
+/// # Errors
+///
+/// If the kernel does not say: a link that works must not be taken for one that does not.
+pub(super) fn is_missing(dir: &Path, hook: &Hook) -> Result<bool> {
+    let pin = dir.join(hook.link_pin());
+    if !pin.exists() {
+        return Ok(true);
+    }
+    let info = Link::open(&pin).and_then(|link| link.info());
+    Ok(info.context(|| format!("inspect the link {}", pin.display()))?.target == 0)
+}
+
+/// Attaches the pinned programs of the hooks that the policy needs and that are not attached.
 pub(super) fn attach_wanted(dir: &Path, target: &Target, policy: &Policy) -> Result<()> {
     for hook in hooks::wanted(policy) {
         let pin = dir.join(hook.link_pin());
         if pin.exists() {
-            continue;
+            if !is_missing(dir, &hook)? {
+                continue;
+            }
+            std::fs::remove_file(&pin).context(|| format!("remove the dead link {}", pin.display()))?;
         }
         let path = dir.join(hook.program_pin());
         let program = bpf::obj_get(&path).context(|| format!("open the program {}", path.display()))?;

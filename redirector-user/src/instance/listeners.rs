@@ -23,6 +23,13 @@ fn roles(policy: &Policy) -> [(u16, Verdict); 3] {
     ]
 }
 
+/// As `redirector_common::decide::registered_as`.
+fn registered_as(policy: &Policy, verdict: Verdict) -> Verdict {
+    let roles = roles(policy);
+    let port = roles.iter().find(|(_, of)| *of == verdict).map(|(port, _)| *port);
+    roles.iter().find(|(other, _)| Some(*other) == port).map_or(verdict, |(_, first)| *first)
+}
+
 /// Registers every listener of the policy's ports that is not registered in its slot yet;
 /// returns what could not be.
 pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: u32) -> Result<Vec<String>> {
@@ -142,9 +149,11 @@ fn put(map: BorrowedFd<'_>, first: u32, socket: BorrowedFd<'_>) -> std::io::Resu
         }
     }
     let Some(slot) = free else { return Ok(false) };
-    match bpf::sockmap_set(map, slot, socket) {
+    match bpf::sockmap_fill(map, slot, socket) {
         // No TCP socket (MPTCP), or one that listens no more.
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        // Another listener has registered itself there meanwhile. There are no more slots than turns.
+        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => put(map, first, socket),
         other => other.map(|()| true),
     }
 }
@@ -160,7 +169,8 @@ pub fn clear(instance: &Instance, slot: u32) -> Result<()> {
 }
 
 /// How many listeners are registered in a policy slot for a verdict, IPv4 and IPv6 ones.
-pub fn count(instance: &Instance, slot: u32, verdict: Verdict) -> Result<[u32; 2]> {
+pub fn count(instance: &Instance, policy: &Policy, slot: u32, verdict: Verdict) -> Result<[u32; 2]> {
+    let verdict = registered_as(policy, verdict);
     let map = instance.listeners()?;
     let mut counts = [0; 2];
     for (count, v6) in counts.iter_mut().zip([false, true]) {

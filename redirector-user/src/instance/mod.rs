@@ -17,3 +17,4 @@ pub mod state;
 mod surroundings;
 pub mod survey;
 pub mod tables;
+pub mod trace;

@@ -72,7 +72,7 @@ fn fill(line: &mut Summary, root: &Root) -> Result<()> {
     let meta = instance.meta()?;
     let phase = Phase::of(&meta);
     line.netns_inode = Some(meta.netns_inode);
-    if phase != Phase::Inert && find::linked_to(&instance.dir) == Some(0) {
+    if phase != Phase::Inert && find::netns_is_gone(&instance.dir, &meta) {
         line.problem = Some("its network namespace is gone; detach it".into());
     }
     let record = any_record(&instance, phase)?;
@@ -204,7 +204,7 @@ pub fn status(root: &Root, name: &str) -> Result<Status> {
     }
     let mut registered = Vec::new();
     for (traffic, port, verdict) in roles {
-        let [ipv4, ipv6] = listeners::count(&instance, slot, verdict)?;
+        let [ipv4, ipv6] = listeners::count(&instance, policy, slot, verdict)?;
         let problem = if ipv4 + ipv6 == 0 {
             Some("no listener of the proxy is registered".to_owned())
         } else if verdict == Verdict::Outbound && !policy.virtual_interfaces.is_empty() {
@@ -250,7 +250,7 @@ fn inspect(instance: &Instance, hook: &Hook, record: &Record, status: &mut HookS
     let info = link.info().context(|| format!("inspect {}", path.display()))?;
     status.program = Some(info.program);
     if info.target == 0 {
-        status.problem = Some("what it was attached to is gone".into());
+        status.problem = Some("its link is detached, or what it was attached to is gone".into());
     } else if hook.netns {
         status.effective = true;
     } else {

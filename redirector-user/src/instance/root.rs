@@ -36,6 +36,12 @@ impl Root {
         self.dir.join(name)
     }
 
+    /// What tells an instance from a later one of the same name: the inode of its directory, which keeps it through every
+    /// change of policy and of programs.
+    pub fn identity(&self, name: &str) -> Option<u64> {
+        std::fs::metadata(self.instance(name)).ok().map(|directory| directory.ino())
+    }
+
     /// Where an instance is built before it gets its name.
     pub fn staging(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{STAGING}{name}"))

@@ -3,22 +3,23 @@
 
 use super::find;
 use super::hooks;
+use super::links;
 use super::object;
 use super::record;
 use super::root::Root;
 use super::state::{Instance, Phase};
 use crate::config::Policy;
 use crate::error::Result;
-use crate::sys::bpf::Link;
 use crate::target::owners;
 use redirector_common::abi::{ABI_VERSION, Meta};
-use std::path::Path;
 
 /// An instance as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Surveyed {
     /// Its name.
     pub name: String,
+    /// See [`Root::identity`]; 0 if it has gone meanwhile.
+    pub identity: u64,
     /// What it is attached to and does.
     pub state: State,
 }
@@ -67,7 +68,12 @@ pub struct Active {
 /// Only if the directory of all instances cannot be read.
 pub fn survey(root: &Root) -> Result<Vec<Surveyed>> {
     let names = root.names()?.into_iter();
-    Ok(names.map(|name| Surveyed { state: state(root, &name), name }).collect())
+    let look = |name: String| {
+        // Before the state: at worst it is that of an instance which is gone by now, and matches nothing.
+        let identity = root.identity(&name).unwrap_or(0);
+        Surveyed { identity, state: state(root, &name), name }
+    };
+    Ok(names.map(look).collect())
 }
 
 fn state(root: &Root, name: &str) -> State {
@@ -89,15 +95,15 @@ fn active(instance: &Instance, meta: &Meta, slot: u32) -> Active {
     let record = record::read(&instance.dir, slot).ok();
     let policy = record.as_ref().map(|record| record.policy.clone());
     let complete = policy.as_ref().is_some_and(|policy| {
-        hooks::wanted(policy).all(|hook| instance.dir.join(hook.link_pin()).exists())
+        hooks::wanted(policy).all(|hook| !links::is_missing(&instance.dir, &hook).unwrap_or(false))
             && knows_the_proxy(instance, policy, slot)
     });
     Active {
         netns_cookie: meta.netns_cookie,
         cgroup_id: meta.cgroup_id,
         // Without the link nobody can say; the plan repairs it first.
-        netns_alive: find::linked_to(&instance.dir) != Some(0),
-        cgroup_alive: cgroup_of(&instance.dir) != Some(0),
+        netns_alive: !find::netns_is_gone(&instance.dir, meta),
+        cgroup_alive: !find::cgroup_is_gone(&instance.dir, meta),
         current: record.is_some_and(|record| record.programs == object::ID),
         policy,
         complete,
@@ -108,11 +114,4 @@ fn active(instance: &Instance, meta: &Meta, slot: u32) -> Active {
 fn knows_the_proxy(instance: &Instance, policy: &Policy, slot: u32) -> bool {
     let in_force = instance.policies().ok().and_then(|policies| policies.get(&slot, 0).ok());
     in_force.is_some_and(|told| owners::problem_of_proxy_cgroup(policy, told.proxy_cgroup).is_none())
-}
-
-/// Id of the cgroup that an instance's programs are attached to; 0 if it is gone.
-fn cgroup_of(dir: &Path) -> Option<u64> {
-    let hook = hooks::ALL.iter().find(|hook| !hook.netns)?;
-    let link = Link::open(&dir.join(hook.link_pin())).ok()?;
-    link.info().ok().map(|info| info.target)
 }

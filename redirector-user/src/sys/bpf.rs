@@ -20,6 +20,7 @@ const BPF_LINK_CREATE: i32 = 28;
 const BPF_LINK_UPDATE: i32 = 29;
 const BPF_LINK_DETACH: i32 = 34;
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+const BPF_NOEXIST: u64 = 1;
 
 /// Where a program is attached (`enum bpf_attach_type`).
 #[repr(u32)]
@@ -242,15 +243,15 @@ struct ElemAttr {
     flags: u64,
 }
 
-/// Puts a listening socket into a slot of a sockmap whose values are 8 bytes.
-pub fn sockmap_set(map: BorrowedFd<'_>, slot: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
+/// Puts a listening socket into an empty slot of a sockmap whose values are 8 bytes; EEXIST if it is not empty.
+pub fn sockmap_fill(map: BorrowedFd<'_>, slot: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
     let value = socket.as_raw_fd() as u64;
     let mut attr = ElemAttr {
         map_fd: map.as_raw_fd() as u32,
         pad: 0,
         key: (&raw const slot) as u64,
         value: (&raw const value) as u64,
-        flags: 0,
+        flags: BPF_NOEXIST,
     };
     bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
 }

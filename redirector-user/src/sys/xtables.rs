@@ -17,9 +17,10 @@ const GET_ENTRIES: i32 = 65;
 /// The entries of a table of the calling thread's network namespace. Asking for a table that is
 /// not there makes it: see `/proc/net/ip_tables_names` first.
 pub fn entries(v6: bool, table: &str) -> io::Result<Vec<u8>> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
-    let socket = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::RAW))?;
+    // Any socket will do (`nf_getsockopt`), and a raw one takes CAP_NET_RAW.
+    let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let level = if v6 { libc::SOL_IPV6 } else { libc::SOL_IP };
     loop {
         let mut info = request(table, INFO);

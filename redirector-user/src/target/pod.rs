@@ -23,7 +23,7 @@ const AGAIN: Duration = Duration::from_millis(20);
 pub fn cgroup_of(uid: &str, below: Option<&Path>, patience: Duration) -> Result<Cgroup> {
     let end = Instant::now() + patience;
     loop {
-        if let Some(found) = find(uid, below)? {
+        if let Some(found) = find_or_make(uid, below)? {
             return Cgroup::open(&found);
         }
         if Instant::now() >= end {
@@ -38,12 +38,17 @@ pub fn cgroup_of(uid: &str, below: Option<&Path>, patience: Duration) -> Result<
     }
 }
 
-/// The cgroup of a pod in the v2 tree; made there if it is in a v1 tree only.
+/// The cgroup of a pod in the v2 tree, if it is there.
 ///
 /// # Errors
 ///
-/// If the trees cannot be read, or the directory not be made.
+/// If there is no v2 tree.
 pub fn find(uid: &str, below: Option<&Path>) -> Result<Option<PathBuf>> {
+    Ok(Names::of(uid).search(&root(below)?))
+}
+
+/// The same; made there if it is in a v1 tree only. Only for a pod that begins: of one that ends it would stay for ever.
+fn find_or_make(uid: &str, below: Option<&Path>) -> Result<Option<PathBuf>> {
     let names = Names::of(uid);
     if let Some(found) = names.search(&root(below)?) {
         return Ok(Some(found));

@@ -84,8 +84,11 @@ impl Pod {
         let none = Proxy::default();
         let proxy = self.proxy.as_ref().unwrap_or(&none);
         let id = |id: Option<i64>| id.filter(|id| *id != 0).unwrap_or(PROXY_ID).to_string();
-        fill(&mut flags.proxy_uid, Given::new("runAsUser of istio-proxy", id(proxy.uid)));
-        fill(&mut flags.proxy_gid, Given::new("runAsGroup of istio-proxy", id(proxy.gid)));
+        // With its cgroup the proxy is known already, and its user may be an application's, too.
+        if flags.proxy_cgroup.is_none() {
+            fill(&mut flags.proxy_uid, Given::new("runAsUser of istio-proxy", id(proxy.uid)));
+            fill(&mut flags.proxy_gid, Given::new("runAsGroup of istio-proxy", id(proxy.gid)));
+        }
         let variable = |name: &str| {
             proxy
                 .env

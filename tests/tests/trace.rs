@@ -1,0 +1,86 @@
+//! `redirector trace`: what the programs decide, live, by aya-log; and the same in the agent's log.
+
+use std::process::Stdio;
+
+use anyhow::Context;
+use serde_json::Value;
+
+use redirector_tests::agent::{Agent, Home, target};
+use redirector_tests::matrix::SERVED;
+use redirector_tests::node::Node;
+use redirector_tests::pod::{APP, VIP4, at};
+use redirector_tests::privileged::require_root;
+use redirector_tests::process::Daemon;
+use redirector_tests::redirector::exit;
+use redirector_tests::retry;
+use redirector_tests::scenario::Scenario;
+use redirector_tests::side::{By, Side};
+
+const NAME: &str = "pod";
+
+fn connect(side: &Side) -> anyhow::Result<()> {
+    let seen = side.pod().observe(APP, &[Scenario::to(at(VIP4, SERVED))])?;
+    assert!(seen[0].summary().starts_with("proxy:15001"), "{seen:?}");
+    Ok(())
+}
+
+#[test]
+fn decisions_are_told() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, side) = (Node::new()?, Side::new(By::Nobody)?);
+    let trace = ["trace", NAME];
+    node.attach(side.pod(), NAME, &[])?.expect(exit::OK)?;
+    node.run(&trace)?.refused(exit::USAGE, &["attached without --trace"])?;
+    let again = node.attach(side.pod(), NAME, &["--trace"])?.expect(exit::OK)?;
+    assert!(again.stderr.contains("was attached without it"), "{again:?}");
+    node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+
+    node.attach(side.pod(), NAME, &["--trace"])?.expect(exit::OK)?;
+    let tracer = Daemon::start("trace", &mut node.command(&[], &trace))?;
+    tracer.wait_for(0, |line| line.contains("waiting").then_some(()))?;
+    connect(&side)?;
+    let to = format!("{VIP4}:{SERVED}");
+    let event = tracer.wait_for(0, |line| {
+        let event: Value = serde_json::from_str(line).ok()?;
+        (event["destination"] == to.as_str()).then_some(event)
+    })?;
+    assert_eq!((&event["verdict"], &event["rule"]), (&"outbound".into(), &"out_all".into()), "{event}");
+    // With the programs it ends by itself.
+    node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    tracer.wait_for(0, |line| line.contains("are gone").then_some(()))?;
+
+    // And with its reader, as `| head -1` is.
+    node.attach(side.pod(), NAME, &["--trace"])?.expect(exit::OK)?;
+    let mut child = node.command(&[], &trace).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    drop(child.stdout.take());
+    let ended = retry::until("the command to end", || {
+        connect(&side).ok()?;
+        child.try_wait().ok().flatten()
+    });
+    if ended.is_err() {
+        child.kill()?;
+    }
+    assert!(ended.context("it reads on for nobody")?.success());
+    Ok(())
+}
+
+/// At debug the agent attaches so that decisions are told, and tells them.
+#[test]
+fn the_agent_tells_them_at_debug() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, home, side) = (Node::new()?, Home::new()?, Side::new(By::Nobody)?);
+    home.write("shop", &target(side.pod(), ""))?;
+    // Agents under test log at debug.
+    let agent = Agent::start(&node, &home)?;
+    agent.wait_for(0, "attach done")?;
+    connect(&side)?;
+    agent.wait_for(0, "decided")?;
+    let log = agent.log();
+    let line = log.lines().find(|line| line.contains("decided")).context("a line")?;
+    assert!(line.contains("out_all") && line.contains(&format!("{VIP4}:{SERVED}")), "{line}");
+    Ok(())
+}
