@@ -35,6 +35,8 @@ pub struct Boot<'a> {
     pub words: &'a str,
     /// When it is killed.
     pub limit: Duration,
+    /// And when, if it says nothing: longer than any of its jobs may take.
+    pub silence: Duration,
     /// Where its console goes.
     pub log: &'a Path,
 }
@@ -77,7 +79,7 @@ impl Machine {
         let mut works = false;
         let mut command = self.command(kernel, "earlyprintk=serial,ttyS0");
         command.stderr(Stdio::null());
-        watch(&mut command, TRIAL, |line| {
+        watch(&mut command, TRIAL, TRIAL, |line| {
             works |= line.contains("Linux version");
             works
         })?;
@@ -112,12 +114,12 @@ impl Machine {
 
     /// Boots, until the guest ends or its time is over. Every line of the console goes to the log and to `seen`.
     pub fn run(&self, boot: &Boot<'_>, mut seen: impl FnMut(&str)) -> Result<End> {
-        let Boot { kernel, initramfs, words, limit, log } = *boot;
+        let Boot { kernel, initramfs, words, limit, silence, log } = *boot;
         let mut log = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = self.command(kernel, words);
         command.arg("-initrd").arg(initramfs);
         let (mut done, mut panic, mut lockups) = (false, None, 0);
-        let ended = watch(&mut command, limit, |line| {
+        let ended = watch(&mut command, limit, silence, |line| {
             // A log that cannot be written is no reason to stop.
             let _ = writeln!(log, "{line}");
             seen(line);
@@ -126,14 +128,15 @@ impl Machine {
                 panic = Some(line.to_owned());
             }
             lockups += u32::from(line.contains("BUG: soft lockup"));
-            panic.is_some() || lockups >= LOCKUPS
+            // Nobody waits for it to power off, which may hang, too.
+            panic.is_some() || lockups >= LOCKUPS || done
         })?;
         Ok(match (panic, done, ended) {
-            _ if lockups >= LOCKUPS => End::Hung,
             (Some(panic), ..) => End::Died(panic),
             (None, true, _) => End::Done,
-            (None, false, true) => End::Died("it ended before its jobs".to_owned()),
-            (None, false, false) => End::Died(format!("killed after {} s", limit.as_secs())),
+            _ if lockups >= LOCKUPS || ended == Watched::Silent => End::Hung,
+            (None, false, Watched::Ended) => End::Died("it ended before its jobs".to_owned()),
+            (None, false, _) => End::Died(format!("killed after {} s", limit.as_secs())),
         })
     }
 }
@@ -149,8 +152,26 @@ impl Drop for Killed {
     }
 }
 
-/// Runs a program and shows its output by lines until `enough` says so; true if it ended by itself in time.
-fn watch(command: &mut Command, limit: Duration, mut enough: impl FnMut(&str) -> bool) -> Result<bool> {
+/// Why a program is watched no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watched {
+    /// It ended by itself.
+    Ended,
+    /// It has said enough.
+    Enough,
+    /// Its time is over.
+    Late,
+    /// It has said nothing for too long.
+    Silent,
+}
+
+/// Runs a program and shows its output by lines until `enough` says so, its time is over, or it is silent for too long.
+fn watch(
+    command: &mut Command,
+    limit: Duration,
+    silence: Duration,
+    mut enough: impl FnMut(&str) -> bool,
+) -> Result<Watched> {
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child =
         Killed(command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?);
@@ -169,11 +190,13 @@ fn watch(command: &mut Command, limit: Duration, mut enough: impl FnMut(&str) ->
     });
     let deadline = Instant::now() + limit;
     loop {
-        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) if enough(&line) => return Ok(false),
+        let left = deadline.saturating_duration_since(Instant::now());
+        match lines.recv_timeout(left.min(silence)) {
+            Ok(line) if enough(&line) => return Ok(Watched::Enough),
             Ok(_) => {}
-            Err(mpsc::RecvTimeoutError::Timeout) => return Ok(false),
-            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(true),
+            Err(mpsc::RecvTimeoutError::Timeout) if left <= silence => return Ok(Watched::Late),
+            Err(mpsc::RecvTimeoutError::Timeout) => return Ok(Watched::Silent),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(Watched::Ended),
         }
     }
 }
@@ -188,11 +211,15 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", "echo hello; sleep 60"]);
         let mut lines = Vec::new();
-        let ended = watch(&mut command, Duration::from_millis(500), |line| {
-            lines.push(line.to_owned());
-            false
-        });
-        assert!(!ended.unwrap() && begun.elapsed() < Duration::from_secs(30));
-        assert_eq!(lines, ["hello"]);
+        let (short, long) = (Duration::from_millis(500), Duration::from_secs(50));
+        for (limit, silence, expected) in [(short, long, Watched::Late), (long, short, Watched::Silent)] {
+            let ended = watch(&mut command, limit, silence, |line| {
+                lines.push(line.to_owned());
+                false
+            });
+            assert_eq!(ended.unwrap(), expected);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        assert_eq!(lines, ["hello", "hello"]);
     }
 }

@@ -147,14 +147,16 @@ pub fn run(options: &Options) -> Result<()> {
     let common = initramfs::common(&programs, tools.as_deref(), envoy.as_deref())?;
     let machine = Machine::new(arch, qemu, &kernels[0])?;
 
-    let mut rows = Vec::new();
+    let (mut rows, mut budget) = (Vec::new(), Vec::new());
     for mut guest in guests {
         guest.has_envoy = envoy.is_some();
-        rows.push(guest.run(&machine, &dir, &common)?);
-    }
-    let budget = record::over_budget(&rows)?;
-    if options.record {
-        record::write(&rows)?;
+        let row = guest.run(&machine, &dir, &common)?;
+        budget.extend(record::over_budget(&row)?);
+        // At once: what comes next takes long, and may be interrupted.
+        if options.record {
+            record::write(&row)?;
+        }
+        rows.push(row);
     }
     println!("\n{}", report::table(&rows));
     for line in &budget {
@@ -266,7 +268,8 @@ impl Guest<'_> {
                 .with_context(|| format!("cannot write {}", initramfs.display()))?;
             eprintln!("vm: {name}: booting {}; console: {}", self.kernel.release, log.display());
             let (kernel, words, initramfs) = (self.kernel, self.variant.words(), &initramfs);
-            let boot = Boot { kernel, initramfs, words, limit, log: &log };
+            let silence = Duration::from_secs(BOOT_LIMIT + TEST_LIMIT);
+            let boot = Boot { kernel, initramfs, words, limit, silence, log: &log };
             let end = machine.run(&boot, |line| row.read(line))?;
             // Three hundred megabytes that can be made again.
             let _ = fs::remove_file(initramfs);

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::report::{Cost, Row, State};
-use crate::project;
+use crate::{project, sources};
 
 /// The file, by row.
 #[derive(Default, Serialize, Deserialize)]
@@ -18,6 +18,9 @@ struct Record {
 #[derive(Default, Serialize, Deserialize)]
 struct Seen {
     release: String,
+    /// The eBPF object that was run, by the beginning of its SHA-256.
+    #[serde(default)]
+    object: String,
     states: BTreeMap<String, State>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     costs: BTreeMap<String, Cost>,
@@ -32,6 +35,13 @@ fn file() -> PathBuf {
     project::root().join("docs/kernels.json")
 }
 
+/// What the repository's object is called in the file.
+fn object() -> Result<String> {
+    let path = project::root().join("redirector-user/bpf/redirector.bpf.o");
+    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(sources::sha256(&bytes)[..8].to_owned())
+}
+
 fn read() -> Result<Record> {
     match fs::read_to_string(file()) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Record::default()),
@@ -42,43 +52,40 @@ fn read() -> Result<Record> {
 }
 
 /// Programs that cost the verifier more than twice what was recorded.
-pub fn over_budget(rows: &[Row]) -> Result<Vec<String>> {
-    Ok(compare(&read()?, rows))
+pub fn over_budget(row: &Row) -> Result<Vec<String>> {
+    Ok(compare(&read()?, row))
 }
 
-fn compare(record: &Record, rows: &[Row]) -> Vec<String> {
+fn compare(record: &Record, row: &Row) -> Vec<String> {
     let mut found = Vec::new();
-    for row in rows {
-        let Some(seen) = record.rows.get(&row.name) else { continue };
-        for (program, cost) in &row.costs {
-            let (Some(now), Some(then)) =
-                (cost.instructions, seen.costs.get(program).and_then(|cost| cost.instructions))
-            else {
-                continue;
-            };
-            if now > then * BUDGET {
-                found.push(format!(
-                    "{}: {program}: the verifier follows {now} instructions; recorded are {then}",
-                    row.name
-                ));
-            }
+    let Some(seen) = record.rows.get(&row.name) else { return found };
+    for (program, cost) in &row.costs {
+        let (Some(now), Some(then)) =
+            (cost.instructions, seen.costs.get(program).and_then(|cost| cost.instructions))
+        else {
+            continue;
+        };
+        if now > then * BUDGET {
+            found.push(format!(
+                "{}: {program}: the verifier follows {now} instructions; recorded are {then}",
+                row.name
+            ));
         }
     }
     found
 }
 
-/// Puts these rows into the file and makes the tables again. What an older row says of the same kernel stays where these
-/// say nothing: they may have run a part.
-pub fn write(rows: &[Row]) -> Result<()> {
+/// Puts a row into the file and makes the tables again. What an older row says of the same kernel and the same object
+/// stays where this one says nothing: it may have run a part.
+pub fn write(row: &Row) -> Result<()> {
     let mut record = read()?;
-    for row in rows {
-        let seen = record.rows.entry(row.name.clone()).or_default();
-        if seen.release != row.release {
-            *seen = Seen { release: row.release.clone(), ..Seen::default() };
-        }
-        seen.states.extend(row.states.clone());
-        seen.costs.extend(row.costs.clone());
+    let (release, object) = (row.release.clone(), object()?);
+    let seen = record.rows.entry(row.name.clone()).or_default();
+    if (&seen.release, &seen.object) != (&release, &object) {
+        *seen = Seen { release, object, ..Seen::default() };
     }
+    seen.states.extend(row.states.clone());
+    seen.costs.extend(row.costs.clone());
     fs::write(file(), serde_json::to_string_pretty(&record)? + "\n")
         .context("cannot write docs/kernels.json")?;
     for (name, table) in tables(&record) {
@@ -113,7 +120,8 @@ fn ordered(record: &Record) -> Vec<(&String, &Seen)> {
 
 fn kernels(record: &Record) -> String {
     let mut text =
-        "| Kernel | What was run | Passed | Failed | Not there |\n|---|---|---|---|---|\n".to_owned();
+        "| Kernel | What was run | Object | Passed | Failed | Not there |\n|---|---|---|---|---|---|\n"
+            .to_owned();
     for (name, seen) in ordered(record) {
         let names = |state: State| {
             let names =
@@ -123,8 +131,13 @@ fn kernels(record: &Record) -> String {
         let (failed, absent) = (names(State::Fail), names(State::Absent));
         let list = |names: &[&str]| if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
         let passed = names(State::Pass).len();
-        text +=
-            &format!("| {name} | {} | {passed} | {} | {} |\n", seen.release, list(&failed), list(&absent));
+        text += &format!(
+            "| {name} | {} | `{}` | {passed} | {} | {} |\n",
+            seen.release,
+            seen.object,
+            list(&failed),
+            list(&absent)
+        );
     }
     text
 }
@@ -166,7 +179,7 @@ mod tests {
 
     fn record() -> Record {
         serde_json::from_str(
-            r#"{"rows":{"6.1":{"release":"6.1.0","states":{"boots":"pass","x":"absent"},
+            r#"{"rows":{"6.1":{"release":"6.1.0","object":"0a1b","states":{"boots":"pass","x":"absent"},
                 "costs":{"program p":{"instructions":100,"load_ms":1}}},
                 "5.10":{"release":"5.10.0","states":{"boots":"fail"}}}}"#,
         )
@@ -175,15 +188,15 @@ mod tests {
 
     #[test]
     fn twice_the_cost_is_over_budget() {
-        assert!(compare(&record(), &[row(200)]).is_empty());
-        assert_eq!(compare(&record(), &[row(201)]).len(), 1);
+        assert!(compare(&record(), &row(200)).is_empty());
+        assert_eq!(compare(&record(), &row(201)).len(), 1);
     }
 
     #[test]
     fn older_kernels_come_first() {
         let text = kernels(&record());
         assert!(text.find("| 5.10 |").unwrap() < text.find("| 6.1 |").unwrap(), "{text}");
-        assert!(text.contains("| 6.1 | 6.1.0 | 1 | nothing | x |"), "{text}");
+        assert!(text.contains("| 6.1 | 6.1.0 | `0a1b` | 1 | nothing | x |"), "{text}");
     }
 
     /// COMPATIBILITY.md and docs/verifier.md say what docs/kernels.json says.

@@ -124,6 +124,8 @@ impl Row {
             Some("@@begin") => {
                 self.job = words.next().map(str::to_owned);
                 self.success = false;
+                // A guest that hung is booted again, and checks again.
+                self.answer.clear();
             }
             Some("@@end") => self.end(words.next(), words.next(), words.next()),
             // libtest's last line, and only if no test failed.
@@ -242,6 +244,12 @@ mod tests {
         assert_eq!(row.failures(), 1);
         let table = table(&[row]);
         assert!(table.contains("6.1") && table.contains("z          FAIL"), "{table}");
+    }
+
+    #[test]
+    fn a_guest_that_is_booted_again_answers_again() {
+        let check = ["@@boot 6.1", "@@begin check", "[", "]", "@@end check 0 1"];
+        assert_eq!(row(&[check, check].concat()).failures(), 0);
     }
 
     #[test]
