@@ -138,6 +138,7 @@ fn kubernetes(starts: usize, pods: usize) -> anyhow::Result<String> {
     stage.chart()?;
     println!("the chart: installed by Helm, captured pods, uninstalled; what was captured stayed so");
     stage.uninstall()?;
+    stage.standalone()?;
     println!("the plugin is taken off the node, whose network configuration is as before");
     Ok(stage.kubernetes.machine.name().to_owned())
 }

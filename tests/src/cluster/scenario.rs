@@ -191,6 +191,12 @@ impl Stage {
     }
 
     fn all_refused(&self, series: &str, count: usize) -> anyhow::Result<()> {
+        // ECONNREFUSED: captured, and the proxy does not listen.
+        self.all_end_with(111, series, count)
+    }
+
+    /// Starts pods with a sidecar whose first instruction connects, and waits for their ends.
+    fn all_end_with(&self, expected: i64, series: &str, count: usize) -> anyhow::Result<()> {
         let pods: Vec<Value> = (0..count)
             .map(|number| {
                 let app = json!({"name": "app", "image": FIRST, "imagePullPolicy": "Never"});
@@ -204,8 +210,7 @@ impl Stage {
             let codes = exit_codes(&kubernetes.get(&["pods", &format!("--selector=series={series}")]).ok()?);
             (codes.len() == count).then_some(codes)
         })?;
-        // ECONNREFUSED: captured, and the proxy does not listen.
-        ensure!(codes.iter().all(|code| *code == 111), "containers ended with {codes:?}");
+        ensure!(codes.iter().all(|code| *code == expected), "containers ended with {codes:?}");
         Ok(())
     }
 
@@ -254,7 +259,9 @@ impl Stage {
             }
             deployment::agent(kubernetes).map(drop)
         })?;
-        Ok(kills.into_inner())
+        let kills = kills.into_inner();
+        ensure!(kills > 0, "the agent was never killed");
+        Ok(kills)
     }
 
     /// The same two tests with a plugin that attaches after it has answered: how many connections escaped in each.
@@ -321,7 +328,25 @@ impl Stage {
         let left = machine.sh("ls /opt/cni/bin | grep redirector || true")?;
         ensure!(left.is_empty(), "left: {left}");
         self.served("after the plugin was taken away")?;
+        // Nobody captures any more, whatever a pod looks like: 8 is the service, past the proxy.
+        self.all_end_with(8, "uncaptured", 2)?;
+        self.served("after pods that nobody captures")?;
+        let selector = ["delete", "pods", "--selector=series=uncaptured", "--grace-period=1", "--wait=true"];
+        self.kubernetes.kubectl(&selector, "")?;
         deployment::remove(&self.kubernetes, "uninstall")
+    }
+
+    /// The agent without Kubernetes' API and without the plugin: it works, and leaves what is captured alone.
+    ///
+    /// # Errors
+    /// When it does not get ready, or ends.
+    pub fn standalone(&self) -> anyhow::Result<()> {
+        deployment::apply(&self.kubernetes, "overlays/standalone")?;
+        let pod = deployment::agent(&self.kubernetes)?;
+        let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
+        ensure!(*restarts == 0, "the standalone agent was started anew {restarts} times");
+        self.served("with the standalone agent")?;
+        deployment::remove(&self.kubernetes, "overlays/standalone")
     }
 
     /// Replaces the agent by a rollout while pods start and a captured pod makes connections; none may fail.
@@ -356,7 +381,9 @@ impl Stage {
         })?;
         let failed = failed.into_inner().map_err(|_| anyhow::anyhow!("a thread panicked"))?;
         ensure!(failed.is_empty(), "calls failed during the rollout: {failed:?}");
-        Ok(calls.into_inner())
+        let calls = calls.into_inner();
+        ensure!(calls > 0, "nothing was called during the rollout");
+        Ok(calls)
     }
 
     /// Many pods at once: they attach, and vanish.
