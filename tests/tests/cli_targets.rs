@@ -119,7 +119,7 @@ fn a_listener_of_a_stray() -> anyhow::Result<()> {
     let run = node.attach(pod, NAME, &["--allow-partial"])?.expect(exit::OK)?;
     assert!(run.stderr.contains(told), "{run:?}");
     let run = node.run(&["refresh", NAME])?.expect(exit::OK)?;
-    assert!(run.stderr.contains(told), "{run:?}");
+    assert!(run.stderr.contains(told) && run.stderr.contains("(probe)"), "{run:?}");
     Ok(())
 }
 

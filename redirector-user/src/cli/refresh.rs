@@ -3,7 +3,7 @@
 use super::Env;
 use super::output::{Format, json, print};
 use crate::error::Result;
-use crate::instance::change;
+use crate::instance::{change, find};
 use crate::kernel;
 use std::process::ExitCode;
 
@@ -21,7 +21,9 @@ pub struct Args {
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
     crate::instance::root::check_name(&args.name)?;
-    let notes = change::refresh(&env.root, &args.name)?;
+    let mut notes = change::refresh(&env.root, &args.name)?;
+    // They were none at the attach, or were allowed then.
+    notes.extend(find::target(&env.root, &args.name).and_then(|target| target.strays_told()).ok().flatten());
     for remark in &notes {
         env.note(remark);
     }
