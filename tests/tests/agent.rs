@@ -22,6 +22,7 @@ use redirector_tests::retry;
 use redirector_tests::side::{By, Setup, Side};
 
 const NAME: &str = "file-shop";
+const DASHBOARD: &str = include_str!("../../deploy/grafana/redirector.json");
 /// Of SECURITY.md, those of the agent.
 const CAPABILITIES: &str = "+bpf,+net_admin,+net_broadcast,+perfmon,+sys_admin,+sys_ptrace";
 const PROXIED: &str = "proxy:15001";
@@ -235,6 +236,17 @@ fn metrics_tell_the_traffic() -> anyhow::Result<()> {
     }
     assert!(!metrics.keys().any(|name| name.starts_with("redirector_errors")), "{metrics:#?}");
     assert!(metrics.keys().any(|name| name.starts_with("redirector_build_info{version=")), "{metrics:#?}");
+
+    // Whatever the dashboard asks for is there.
+    let text = agent.get("/metrics")?.1;
+    let shown: Vec<&str> = DASHBOARD
+        .split(|c: char| !c.is_ascii_lowercase() && c != '_')
+        .filter(|w| w.starts_with("redirector_"))
+        .collect();
+    assert!(shown.len() > 10, "{shown:?}");
+    for name in shown {
+        assert!(text.lines().any(|line| line.starts_with(name)), "the dashboard shows {name}: {text}");
+    }
 
     // What the agent has attached itself needs no second look.
     assert!(!agent.log().contains("\"adopted\"") && !agent.log().contains("refreshed"), "{}", agent.log());
