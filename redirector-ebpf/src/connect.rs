@@ -87,7 +87,6 @@ fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
     let decision = opaque(decide::outgoing(active.policy, &active, &outgoing));
 
     if decision.verdict as u16 == Verdict::Pass as u16 {
-        count(decision.rule);
         let transparent = active.has(flag::TPROXY)
             && outgoing.lo
             && !bound.addr.is_unspecified()
@@ -97,6 +96,7 @@ fn handle(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
             count(Counter::RefusedFull);
             return Err(ENOBUFS);
         }
+        count(decision.rule);
         let kind = if transparent { sock_kind::TRANSPARENT } else { sock_kind::PASSED };
         return pass(ctx, sk, socket6, &bound, (kind, decision.rule));
     }

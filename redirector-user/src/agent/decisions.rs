@@ -16,7 +16,7 @@ pub(super) fn wanted() -> bool {
 impl Agent {
     /// Reads the decisions of an instance from now on, if it tells them and nobody of us reads them yet.
     pub(super) fn read_decisions(&self, name: &str) {
-        if !wanted() || lock(&self.memory.decisions).contains(name) {
+        if !wanted() || !lock(&self.memory.decisions).insert(name.to_owned()) {
             return;
         }
         let instance = name.to_owned();
@@ -26,8 +26,10 @@ impl Agent {
             true
         });
         // One that was attached by somebody else, or at another level, tells nothing.
-        let Ok(trace) = trace else { return };
-        lock(&self.memory.decisions).insert(name.to_owned());
+        let Ok(trace) = trace else {
+            lock(&self.memory.decisions).remove(name);
+            return;
+        };
         let (reading, name) = (Arc::clone(&self.memory.decisions), name.to_owned());
         tokio::spawn(async move {
             if let Err(e) = trace.follow(std::future::pending::<()>()).await {

@@ -148,6 +148,11 @@ impl Kubernetes {
                 tokio::time::sleep(pause).await;
                 match tokio::time::timeout(PATIENCE, recorder.publish(&event, &pod)).await {
                     Ok(Ok(())) => return,
+                    // It will say so again: the namespace ends, or the role lacks it.
+                    Ok(Err(kube::Error::Api(e))) if (400..500).contains(&e.code) && e.code != 429 => {
+                        tracing::warn!("an event could not be written: {}", e.message);
+                        return;
+                    }
                     Ok(Err(e)) => tracing::warn!("an event could not be written: {}", said(&e)),
                     Err(_) => tracing::warn!("an event could not be written: no answer"),
                 }

@@ -38,8 +38,10 @@ pub struct Metrics {
     cni: Family<Labels<2>, Count>,
     wanted: Family<Labels<1>, Gauge>,
     /// Counters of each instance as they were when it was last looked at, by cookie of its namespace.
-    seen: Mutex<HashMap<u64, Vec<u64>>>,
+    seen: Mutex<Seen>,
 }
+
+type Seen = HashMap<u64, Vec<u64>>;
 
 impl Metrics {
     /// All at zero.
@@ -132,22 +134,30 @@ impl Metrics {
 
     /// Counts what an instance has counted since it was last looked at; to be called before one is detached.
     pub fn take(&self, root: &Root, name: &str) {
-        let _ = Instance::open(root, name).and_then(|instance| self.count(&instance).map(drop));
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = Instance::open(root, name).and_then(|instance| self.count(&instance, &mut seen).map(drop));
     }
 
     fn look(&self, root: &Root) {
         let mut totals = Totals::default();
-        let mut counted = HashSet::new();
-        for name in root.names().unwrap_or_default() {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = root.names();
+        let (mut counted, mut whole) = (HashSet::new(), names.is_ok());
+        for name in names.unwrap_or_default() {
             let looked = Instance::open(root, &name).and_then(|instance| {
-                counted.insert(self.count(&instance)?);
+                counted.insert(self.count(&instance, &mut seen)?);
                 totals.add(&instance)
             });
+            whole &= looked.is_ok();
             if looked.is_err() && root.instance(&name).exists() {
                 *totals.states.entry("damaged").or_default() += 1;
             }
         }
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).retain(|cookie, _| counted.contains(cookie));
+        // Of one that could not be read what was seen stays, not to be counted twice.
+        if whole {
+            seen.retain(|cookie, _| counted.contains(cookie));
+        }
+        drop(seen);
         for state in ["active", "draining", "inert", "damaged"] {
             let n = totals.states.get(state).copied().unwrap_or_default();
             self.instances.get_or_create(&[("state", state)]).set(n);
@@ -164,10 +174,9 @@ impl Metrics {
     }
 
     /// Gives the cookie of its namespace.
-    fn count(&self, instance: &Instance) -> Result<u64> {
+    fn count(&self, instance: &Instance, all: &mut Seen) -> Result<u64> {
         let cookie = instance.meta()?.netns_cookie;
         let now = instance.counters()?;
-        let mut all = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = all.entry(cookie).or_insert_with(|| vec![0; now.len()]);
         for ((counter, now), before) in Counter::ALL.into_iter().zip(now).zip(seen) {
             // Fewer than before: it was detached and attached again, and counts from zero.

@@ -56,7 +56,13 @@ pub fn install(places: &Places) -> Result<State> {
     let Some(path) = first(&places.conf_dir)? else { return Ok(State::NoNetwork) };
     let text = read(&path)?;
     let list = List::parse(&text, &path)?;
-    list.check_version(&path)?;
+    if let Err(e) = list.check_version(&path) {
+        // Somebody has changed the version under us: without our entry pods start again.
+        if list.has_ours() {
+            take_out(&path, &list)?;
+        }
+        return Err(e);
+    }
     let next = list.with(&entry(places)?);
     if is_list(&path) && next == list {
         return Ok(State::Unchanged);
@@ -153,12 +159,13 @@ fn install_binary(bin_dir: &Path) -> Result<()> {
 /// The file that was found to be our binary: not to read both each time anything happens on the node.
 static COMPARED: Mutex<Option<Stamp>> = Mutex::new(None);
 
-/// Path, device, inode, size and time of the last change, of the mode as well.
-type Stamp = (PathBuf, u64, u64, u64, (i64, i64));
+/// Path, mode, device, inode, size and time of the last change, which some kernels tell by ticks.
+type Stamp = (PathBuf, u32, [u64; 3], [i64; 2]);
 
 fn stamp(path: &Path) -> Option<Stamp> {
     let file = std::fs::metadata(path).ok()?;
-    Some((path.to_owned(), file.dev(), file.ino(), file.size(), (file.ctime(), file.ctime_nsec())))
+    let which = [file.dev(), file.ino(), file.size()];
+    Some((path.to_owned(), file.mode(), which, [file.ctime(), file.ctime_nsec()]))
 }
 
 /// Removes what a process that was killed has left beside the files it was about to replace.

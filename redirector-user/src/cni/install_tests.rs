@@ -136,6 +136,13 @@ fn versions_that_are_none_of_ours() {
         assert_eq!(node.files(), ["10-n.conflist"]);
         assert_eq!(node.conf("10-n.conflist"), text);
     }
+    // Of a list that becomes one of those our entry is taken out.
+    let node = Node::new("changed", &[("10-n.conflist", LIST)]);
+    install(&node.places).unwrap();
+    let changed = node.conf("10-n.conflist").replace("1.0.0", "2.0.0");
+    std::fs::write(node.places.conf_dir.join("10-n.conflist"), changed).unwrap();
+    assert!(install(&node.places).is_err());
+    assert_eq!(node.types("10-n.conflist"), ["bridge", "portmap"]);
     // The runtime chooses among several.
     let text = LIST.replace("\"cniVersion\":\"1.0.0\"", "\"cniVersions\":[\"1.0.0\",\"9.0.0\"]");
     let node = Node::new("versions", &[("10-n.conflist", &text)]);

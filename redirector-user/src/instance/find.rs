@@ -77,10 +77,18 @@ pub(super) fn linked_to(dir: &Path) -> Option<u64> {
 /// Whether an instance's namespace is gone. A link that has no target tells so, unless somebody has detached it (`bpftool
 /// link detach`) and the namespace is still to be found.
 pub(super) fn netns_is_gone(dir: &Path, meta: &Meta) -> bool {
-    // Before 5.14 the cookie is the inode's number, and what is found may be a later namespace.
-    let certain = meta.netns_cookie != meta.netns_inode;
-    linked_to(dir) == Some(0)
-        && !(certain && any_record(dir).is_some_and(|record| netns_of(&record, meta).is_some()))
+    linked_to(dir) == Some(0) && !any_record(dir).is_some_and(|record| netns_is_found(&record, meta))
+}
+
+fn netns_is_found(record: &Record, meta: &Meta) -> bool {
+    if meta.netns_cookie != meta.netns_inode {
+        return netns_of(record, meta).is_some();
+    }
+    // Before 5.14 the cookie is the inode's number, and the file may lead to a later namespace of it. Processes of the same
+    // cgroup tell; ids of cgroups are not used again.
+    let cgroup = Cgroup::open(&record.cgroup).ok().filter(|cgroup| cgroup.id == meta.cgroup_id);
+    let pids = cgroup.and_then(|cgroup| cgroup.processes().ok()).unwrap_or_default();
+    pids.into_iter().any(|pid| process::netns_inode(pid) == Some(meta.netns_inode))
 }
 
 /// The same of its cgroup.

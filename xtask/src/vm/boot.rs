@@ -35,7 +35,7 @@ pub struct Boot<'a> {
     pub words: &'a str,
     /// When it is killed.
     pub limit: Duration,
-    /// And when, if it says nothing: longer than any of its jobs may take.
+    /// And when, if it says nothing.
     pub silence: Duration,
     /// Where its console goes.
     pub log: &'a Path,

@@ -48,7 +48,9 @@ const SLOWNESS: u64 = 8;
 const SHARES: usize = 10;
 /// An emulated guest may hang so often; then it is booted again for the tests that are left. QEMU's threads go round in
 /// circles when one of them patches code (the static keys of cgroup hooks) that another is in.
-const HANGS: u32 = 2;
+const HANGS: u32 = 4;
+/// Seconds without a line of the console after which a guest is taken for hung: each test has one, and none takes that long.
+const SILENCE: u64 = 600;
 /// Tests at a time: more than processors, because many wait.
 const THREADS: usize = 3;
 
@@ -147,6 +149,7 @@ pub fn run(options: &Options) -> Result<()> {
     let common = initramfs::common(&programs, tools.as_deref(), envoy.as_deref())?;
     let machine = Machine::new(arch, qemu, &kernels[0])?;
 
+    let object = record::object()?;
     let (mut rows, mut budget) = (Vec::new(), Vec::new());
     for mut guest in guests {
         guest.has_envoy = envoy.is_some();
@@ -154,7 +157,7 @@ pub fn run(options: &Options) -> Result<()> {
         budget.extend(record::over_budget(&row)?);
         // At once: what comes next takes long, and may be interrupted.
         if options.record {
-            record::write(&row)?;
+            record::write(&row, &object)?;
         }
         rows.push(row);
     }
@@ -268,7 +271,7 @@ impl Guest<'_> {
                 .with_context(|| format!("cannot write {}", initramfs.display()))?;
             eprintln!("vm: {name}: booting {}; console: {}", self.kernel.release, log.display());
             let (kernel, words, initramfs) = (self.kernel, self.variant.words(), &initramfs);
-            let silence = Duration::from_secs(BOOT_LIMIT + TEST_LIMIT);
+            let silence = Duration::from_secs(SILENCE);
             let boot = Boot { kernel, initramfs, words, limit, silence, log: &log };
             let end = machine.run(&boot, |line| row.read(line))?;
             // Three hundred megabytes that can be made again.
