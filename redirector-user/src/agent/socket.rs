@@ -213,37 +213,31 @@ impl Agent {
         let Some((name, identity)) = self.ended(request, netns) else {
             return Reply::Done { instance: None };
         };
-        match self.detach_ended(&name, identity) {
+        self.end(&name, identity, "the pod ends");
+        Reply::Done { instance: Some(name) }
+    }
+
+    fn end(&self, name: &str, identity: u64, why: &str) {
+        match self.detach_ended(name, identity) {
             Ok(None) => {}
             Ok(Some(_)) => {
                 self.metrics.step("detach");
-                tracing::info!(instance = name, "detach done: the pod ends");
+                tracing::info!(instance = name, "detach done: {why}");
             }
             Err(e) => {
-                self.failed(&name, "detach", &e);
+                self.failed(name, "detach", &e);
                 self.wake.notify_one();
             }
         }
-        Reply::Done { instance: Some(name) }
     }
 
     /// What belongs to sandboxes that are gone goes before the answer. Attachments that the runtime names as valid are
     /// not asked for: capture ends with the namespace, whatever anybody says.
     fn gc(&self) -> Reply {
         for Surveyed { name, identity, state } in survey(&self.root).unwrap_or_default() {
-            let State::Active(active) = state else { continue };
-            if active.netns_alive || !name.starts_with(super::plan::POD) {
-                continue;
-            }
-            match self.detach_ended(&name, identity) {
-                Ok(None) => {}
-                Ok(Some(_)) => {
-                    self.metrics.step("detach");
-                    tracing::info!(instance = name, "detach done: garbage");
-                }
-                Err(e) => {
-                    self.failed(&name, "detach", &e);
-                }
+            let ended = matches!(state, State::Active(active) if !active.netns_alive);
+            if ended && name.starts_with(super::plan::POD) {
+                self.end(&name, identity, "garbage");
             }
         }
         self.wake.notify_one();
