@@ -212,10 +212,9 @@ impl Totals {
         *self.states.entry(observe::phase_name(phase)).or_default() += 1;
         self.alive += instance.live()?.cast_signed();
         let Phase::Active(slot) = phase else { return Ok(()) };
-        let Ok(record::Record { policy, .. }) = record::read(&instance.dir, slot) else { return Ok(()) };
-        let dns = policy.dns != Dns::Off;
+        let dns = record::read(&instance.dir, slot).is_ok_and(|record| record.policy.dns != Dns::Off);
         for (traffic, kind) in TRAFFIC {
-            let [v4, v6] = listeners::count(instance, &policy, slot, kind)?;
+            let [v4, v6] = listeners::count(instance, slot, kind)?;
             *self.listeners.entry((traffic, "ipv4")).or_default() += i64::from(v4);
             *self.listeners.entry((traffic, "ipv6")).or_default() += i64::from(v6);
             if v4 + v6 == 0 && (traffic != "dns" || dns) {

@@ -11,7 +11,7 @@ use crate::target::listeners::{self, Found, Listener};
 use aya::maps::{MapData, SkStorage};
 use redirector_common::Addr;
 use redirector_common::abi::{LISTENER_SLOTS, LISTENERS_OF_POLICY, SockState, listener_slot, sock_kind};
-use redirector_common::decide::Verdict;
+use redirector_common::decide::{Verdict, registered_as};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// Which traffic a port of the proxy takes.
@@ -21,13 +21,6 @@ fn roles(policy: &Policy) -> [(u16, Verdict); 3] {
         (policy.inbound_port, Verdict::Inbound),
         (policy.dns_port, Verdict::Dns),
     ]
-}
-
-/// As `redirector_common::decide::registered_as`.
-fn registered_as(policy: &Policy, verdict: Verdict) -> Verdict {
-    let roles = roles(policy);
-    let port = roles.iter().find(|(_, of)| *of == verdict).map(|(port, _)| *port);
-    roles.iter().find(|(other, _)| Some(*other) == port).map_or(verdict, |(_, first)| *first)
 }
 
 /// Registers every listener of the policy's ports that is not registered in its slot yet;
@@ -169,12 +162,13 @@ pub fn clear(instance: &Instance, slot: u32) -> Result<()> {
 }
 
 /// How many listeners are registered in a policy slot for a verdict, IPv4 and IPv6 ones.
-pub fn count(instance: &Instance, policy: &Policy, slot: u32, verdict: Verdict) -> Result<[u32; 2]> {
-    let verdict = registered_as(policy, verdict);
+pub fn count(instance: &Instance, slot: u32, verdict: Verdict) -> Result<[u32; 2]> {
+    let policy = instance.policies()?.get(&slot, 0).context(|| "read POLICIES".into())?;
+    let kind = registered_as(&policy, verdict as u32);
     let map = instance.listeners()?;
     let mut counts = [0; 2];
     for (count, v6) in counts.iter_mut().zip([false, true]) {
-        let first = listener_slot(slot, verdict as u32, v6);
+        let first = listener_slot(slot, kind, v6);
         for slot in first..first + LISTENER_SLOTS {
             if bpf::sockmap_cookie(map.as_fd(), slot).context(|| "read LISTENERS".into())?.is_some() {
                 *count += 1;

@@ -204,7 +204,7 @@ pub fn status(root: &Root, name: &str) -> Result<Status> {
     }
     let mut registered = Vec::new();
     for (traffic, port, verdict) in roles {
-        let [ipv4, ipv6] = listeners::count(&instance, policy, slot, verdict)?;
+        let [ipv4, ipv6] = listeners::count(&instance, slot, verdict)?;
         let problem = if ipv4 + ipv6 == 0 {
             Some("no listener of the proxy is registered".to_owned())
         } else if verdict == Verdict::Outbound && !policy.virtual_interfaces.is_empty() {
