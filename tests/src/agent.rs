@@ -19,6 +19,7 @@ use crate::netns::Netns;
 use crate::node::Node;
 use crate::pod::Pod;
 use crate::process::Daemon;
+use crate::redirector::binary;
 use crate::retry;
 
 /// The agent's directories; they outlive it.
@@ -117,6 +118,16 @@ impl Agent {
         Self::spawn(&mut Self::command(node, home, by, arguments), None)
     }
 
+    /// The same of another binary.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn of(binary: &Path, node: &Node, home: &Home) -> anyhow::Result<Self> {
+        let config = home.config();
+        let arguments = ["--config", path(&config)];
+        Self::spawn(&mut Self::command_of(binary, node, home, &[], &arguments), None)
+    }
+
     fn spawn(command: &mut Command, netns: Option<PathBuf>) -> anyhow::Result<Self> {
         let daemon = Daemon::start("agent", command)?;
         let at = daemon.wait_for(0, |line| {
@@ -130,6 +141,10 @@ impl Agent {
     /// The command that starts it, run by another program if one is given.
     #[must_use]
     pub fn command(node: &Node, home: &Home, by: &[&str], arguments: &[&str]) -> Command {
+        Self::command_of(&binary(), node, home, by, arguments)
+    }
+
+    fn command_of(binary: &Path, node: &Node, home: &Home, by: &[&str], arguments: &[&str]) -> Command {
         let run = home.run();
         let mut all = vec!["agent", "--run-dir", path(&run)];
         if !arguments.contains(&"--http") {
@@ -137,7 +152,7 @@ impl Agent {
         }
         all.extend(["--log-format", "json", "--log-level", "debug"]);
         all.extend(arguments);
-        node.command(by, &all)
+        node.command_of(binary, by, &all)
     }
 
     /// Where it serves.

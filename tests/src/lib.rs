@@ -22,6 +22,7 @@ pub mod iptables;
 pub mod istio;
 pub mod kernel;
 pub mod kubelet;
+pub mod load;
 pub mod mangle;
 pub mod matrix;
 pub mod mesh;

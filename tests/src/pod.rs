@@ -165,8 +165,7 @@ impl Pod {
     /// # Errors
     /// When the probe fails.
     pub fn load(&self, owner: Owner, load: &Load) -> anyhow::Result<Report> {
-        let report = run(&mut self.place(owner)?.probe(&["many"]), &serde_json::to_string(load)?)?;
-        serde_json::from_str(&report).context("a report")
+        self.place(owner)?.load(load)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The agent without Kubernetes: targets from files.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,6 +13,7 @@ use redirector_tests::command::run;
 use redirector_tests::kernel;
 use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
+use redirector_tests::older::{Older, PROGRAMS};
 use redirector_tests::pod::{APP, PROXY, VIP4, at};
 use redirector_tests::privileged::{require_program, require_root};
 use redirector_tests::probe::many::{Load, Report};
@@ -23,8 +24,9 @@ use redirector_tests::side::{By, Setup, Side};
 
 const NAME: &str = "file-shop";
 const DASHBOARD: &str = include_str!("../../deploy/grafana/redirector.json");
-/// Of SECURITY.md, those of the agent.
+/// Of SECURITY.md, those of the agent; and one more where locked memory limits maps (before 5.11).
 const CAPABILITIES: &str = "+bpf,+net_admin,+net_broadcast,+perfmon,+sys_admin,+sys_ptrace";
+const LOCKED_MEMORY: &str = "+sys_resource";
 const PROXIED: &str = "proxy:15001";
 
 struct Place {
@@ -48,20 +50,35 @@ fn captured() -> anyhow::Result<Option<Place>> {
 
 /// So many connections of the app to services outside.
 fn connect(side: &Side, count: u16) -> anyhow::Result<Report> {
-    let to = |number: u16| {
-        let [high, low] = number.to_be_bytes();
-        at(Ipv4Addr::new(10, 96, high, low), SERVED)
-    };
-    side.pod().load(APP, &load((0..count).map(to).collect()))
+    side.pod().load(APP, &Load::services(count))
 }
 
-fn load(destinations: Vec<SocketAddr>) -> Load {
-    Load { destinations, threads: 2, hold: false, same_port: true }
+/// Works while the app connects, 500 times or more; the connections all have to reach the proxy. How many there were.
+fn under_load(side: &Side, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<usize> {
+    let done = &AtomicBool::new(false);
+    let reports = std::thread::scope(|scope| {
+        let loading = scope.spawn(|| {
+            let mut reports = Vec::new();
+            while !done.load(Ordering::Relaxed) || reports.is_empty() {
+                reports.push(connect(side, 500)?);
+            }
+            anyhow::Ok(reports)
+        });
+        let worked = work();
+        done.store(true, Ordering::Relaxed);
+        let reports = loading.join().map_err(|_| anyhow!("a thread panicked"))??;
+        worked.map(|()| reports)
+    })?;
+    for report in &reports {
+        assert_eq!(report.reached, HashMap::from([(PROXIED.to_owned(), 500)]), "{report:#?}");
+        assert!(report.wrong == 0 && report.failed.is_empty(), "{report:#?}");
+    }
+    Ok(reports.len() * 500)
 }
 
 /// Where the app's connection to an address ends.
 fn reached(side: &Side, to: impl Into<IpAddr>) -> anyhow::Result<HashMap<String, usize>> {
-    Ok(side.pod().load(APP, &load(vec![at(to, SERVED)]))?.reached)
+    Ok(side.pod().load(APP, &Load::to(vec![at(to, SERVED)]))?.reached)
 }
 
 fn ends_at(side: &Side, to: impl Into<IpAddr>, server: &str) -> anyhow::Result<()> {
@@ -107,36 +124,18 @@ fn capture_outlives_the_agent() -> anyhow::Result<()> {
     const KILLS: usize = 5;
     let Some(Place { agent, side, home, node }) = captured()? else { return Ok(()) };
     let before = node.show(NAME)?;
-    let done = &AtomicBool::new(false);
-    let reports = std::thread::scope(|scope| {
-        let loading = scope.spawn(|| {
-            let mut reports = Vec::new();
-            while !done.load(Ordering::Relaxed) || reports.is_empty() {
-                reports.push(connect(&side, 500)?);
-            }
-            anyhow::Ok(reports)
-        });
-        let killed = (|| {
-            let mut agent = agent;
-            for _ in 0..KILLS {
-                agent.kill()?;
-                agent = Agent::start(&node, &home)?;
-                agent.wait_for(0, "adopted")?;
-            }
-            // Told to end, it leaves everything as it is.
-            agent.signal(Signal::TERM)?;
-            agent.wait_for(0, "ending")?;
-            anyhow::Ok(())
-        })();
-        done.store(true, Ordering::Relaxed);
-        let reports = loading.join().map_err(|_| anyhow!("a thread panicked"))??;
-        killed.map(|()| reports)
+    let connections = under_load(&side, || {
+        let mut agent = agent;
+        for _ in 0..KILLS {
+            agent.kill()?;
+            agent = Agent::start(&node, &home)?;
+            agent.wait_for(0, "adopted")?;
+        }
+        // Told to end, it leaves everything as it is.
+        agent.signal(Signal::TERM)?;
+        agent.wait_for(0, "ending").map(drop)
     })?;
-    for report in &reports {
-        assert_eq!(report.reached, HashMap::from([(PROXIED.to_owned(), 500)]), "{report:#?}");
-        assert!(report.wrong == 0 && report.failed.is_empty(), "{report:#?}");
-    }
-    println!("{KILLS} kills while {} connections were made", reports.len() * 500);
+    println!("{KILLS} kills while {connections} connections were made");
     // Adopted, not made anew.
     let programs = |show: &serde_json::Value| {
         show["hooks"].as_array().map(|h| h.iter().map(|h| h["program"].clone()).collect::<Vec<_>>())
@@ -150,7 +149,7 @@ fn addresses_are_followed() -> anyhow::Result<()> {
     let Some(Place { agent, side, home: _home, node }) = captured()? else { return Ok(()) };
     let new = Ipv4Addr::new(10, 77, 0, 99);
     // Somebody else's, as far as the instance knows: to the proxy.
-    let report = side.pod().load(APP, &load(vec![at(new, SERVED)]))?;
+    let report = side.pod().load(APP, &Load::to(vec![at(new, SERVED)]))?;
     assert!(report.reached.contains_key(PROXIED), "{report:#?} {}", node.show(NAME)?["counters"]);
     side.pod().netns.ip(&format!("address add {new}/24 dev eth0"))?;
     ends_at(&side, new, &format!("app:{SERVED}")).with_context(|| agent.log())?;
@@ -293,31 +292,17 @@ fn pid_files_are_followed() -> anyhow::Result<()> {
 /// An instance that another version has made gets the programs of this one under load, and nobody notices.
 #[test]
 fn programs_of_an_older_version_are_swapped() -> anyhow::Result<()> {
-    let Some(Place { agent, side, home, node }) = captured()? else { return Ok(()) };
-    if require_program("bpftool").is_none() {
+    if !require_root() {
         return Ok(());
     }
+    let (node, home, side, older) = (Node::new()?, Home::new()?, Side::new(By::Nobody)?, Older::make()?);
+    home.write("shop", &target(side.pod(), ""))?;
+    let agent = Agent::of(&older.path(), &node, &home)?;
+    until_active(&node, &agent, NAME, true)?;
     agent.kill()?;
-    pretend_older(&node)?;
     let before = node.show(NAME)?;
-    let done = &AtomicBool::new(false);
-    let reports = std::thread::scope(|scope| {
-        let loading = scope.spawn(|| {
-            let mut reports = Vec::new();
-            while !done.load(Ordering::Relaxed) || reports.is_empty() {
-                reports.push(connect(&side, 500)?);
-            }
-            anyhow::Ok(reports)
-        });
-        let swapped =
-            Agent::start(&node, &home).and_then(|agent| agent.wait_for(0, "upgrade done").map(drop));
-        done.store(true, Ordering::Relaxed);
-        let reports = loading.join().map_err(|_| anyhow!("a thread panicked"))??;
-        swapped.map(|()| reports)
-    })?;
-    for report in &reports {
-        assert!(report.right == 500 && report.failed.is_empty(), "{report:#?}");
-    }
+    assert_eq!(before["record"]["programs"], PROGRAMS);
+    under_load(&side, || Agent::start(&node, &home)?.wait_for(0, "upgrade done").map(drop))?;
     let after = node.show(NAME)?;
     for (old, new) in
         before["hooks"].as_array().context("hooks")?.iter().zip(after["hooks"].as_array().context("hooks")?)
@@ -325,33 +310,12 @@ fn programs_of_an_older_version_are_swapped() -> anyhow::Result<()> {
         assert_ne!(old["program"], new["program"], "{new:#}");
         assert_eq!(new["effective"], true);
     }
+    assert_ne!(after["record"]["programs"], PROGRAMS);
     assert_eq!(after["record"]["policy"], before["record"]["policy"]);
     // Once is enough.
     let agent = Agent::start(&node, &home)?;
     agent.wait_for(0, "adopted")?;
     assert_eq!(agent.metric("redirector_steps_total{step=\"upgrade\"}")?, 0.0, "{}", agent.log());
-    Ok(())
-}
-
-/// Writes another id of the programs into the instance's record.
-fn pretend_older(node: &Node) -> anyhow::Result<()> {
-    let directory = node.instance(NAME);
-    let slot = if directory.join("RECORD_1").exists() { "RECORD_1" } else { "RECORD_2" };
-    let pin = directory.join(slot).display().to_string();
-    let dump = run(
-        Command::new("bpftool").args(["-j", "map", "lookup", "pinned", &pin, "key", "0", "0", "0", "0"]),
-        "",
-    )?;
-    let entry: serde_json::Value = serde_json::from_str(&dump)?;
-    let bytes = entry["value"].as_array().context("a value")?.iter();
-    let bytes: Option<Vec<u8>> =
-        bytes.map(|byte| u8::from_str_radix(byte.as_str()?.trim_start_matches("0x"), 16).ok()).collect();
-    let mut text = String::from_utf8(bytes.context("bytes")?)?;
-    let begin = text.find("\"programs\":\"").context("the record tells the programs")? + 12;
-    text.replace_range(begin..begin + 4, "0000");
-    let mut command = Command::new("bpftool");
-    command.args(["map", "update", "pinned", &pin, "key", "0", "0", "0", "0", "value", "hex"]);
-    run(command.args(text.bytes().map(|byte| format!("{byte:02x}"))), "")?;
     Ok(())
 }
 
@@ -376,6 +340,14 @@ fn a_second_agent_waits() -> anyhow::Result<()> {
     Ok(())
 }
 
+fn capabilities_here() -> String {
+    if kernel::is_at_least(5, 11) {
+        CAPABILITIES.to_owned()
+    } else {
+        format!("{CAPABILITIES},{LOCKED_MEMORY}")
+    }
+}
+
 /// The capabilities that SECURITY.md lists for the agent suffice for everything it does.
 #[test]
 fn capabilities() -> anyhow::Result<()> {
@@ -395,10 +367,9 @@ fn capabilities() -> anyhow::Result<()> {
         assert!(error.contains(missing), "{error}");
         Ok(())
     };
-    let mut needed = CAPABILITIES.to_owned();
-    if !kernel::is_at_least(5, 11) {
-        refused(&needed, "CAP_SYS_RESOURCE")?;
-        needed += ",+sys_resource";
+    let needed = capabilities_here();
+    if needed != CAPABILITIES {
+        refused(CAPABILITIES, "CAP_SYS_RESOURCE")?;
     }
     refused(&needed.replace("+net_broadcast,", ""), "CAP_NET_BROADCAST")?;
     let agent = with(&needed)?;
@@ -425,12 +396,7 @@ fn listeners_of_another_user() -> anyhow::Result<()> {
     side.pod().netns.wait_for_listener(15006)?;
     home.write("shop", &target(side.pod(), ""))?;
     let config = home.config().display().to_string();
-    let needed = if kernel::is_at_least(5, 11) {
-        CAPABILITIES.to_owned()
-    } else {
-        format!("{CAPABILITIES},+sys_resource")
-    };
-    let bounding = format!("--bounding-set=-all,{needed}");
+    let bounding = format!("--bounding-set=-all,{}", capabilities_here());
     for _ in 0..2 {
         let agent = Agent::by(&["setpriv", &bounding], &node, &home, &["--config", config.as_str()])?;
         until_active(&node, &agent, NAME, true)?;

@@ -2,17 +2,15 @@
 //! kubelet's and the runtime's part is played by the test.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
 
 use anyhow::Context;
 
 use redirector_tests::agent::{Agent, Home, until_active};
 use redirector_tests::apiserver::ApiServer;
-use redirector_tests::command;
 use redirector_tests::kubelet::{Call, Id, Kubelet, PREVIOUS};
 use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
-use redirector_tests::pod::{APP, PROXY, World, at};
+use redirector_tests::pod::{APP, PROXY, World};
 use redirector_tests::privileged::{find_kubernetes, require_root};
 use redirector_tests::probe::many::Load;
 use redirector_tests::process::Place;
@@ -65,11 +63,7 @@ impl Setup {
 
 /// Where one connection of the app ends.
 fn reached(place: &Place) -> anyhow::Result<HashMap<String, usize>> {
-    let destinations = vec![at(Ipv4Addr::new(10, 96, 1, 1), SERVED)];
-    let load = Load { destinations, threads: 1, hold: false, same_port: true };
-    let report = command::run(&mut place.probe(&["many"]), &serde_json::to_string(&load)?)?;
-    let report: redirector_tests::probe::many::Report = serde_json::from_str(&report)?;
-    Ok(report.reached)
+    Ok(place.load(&Load::services(1))?.reached)
 }
 
 fn until_reached(place: &Place, agent: &Agent, server: &str) -> anyhow::Result<()> {

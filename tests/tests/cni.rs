@@ -1,7 +1,6 @@
 //! The CNI plugin, called as a runtime calls it, and the agent behind it.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -13,7 +12,7 @@ use redirector_tests::command;
 use redirector_tests::kubelet::{Call, Id, Kubelet, PREVIOUS};
 use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
-use redirector_tests::pod::{APP, PROXY, VIP4, World, at};
+use redirector_tests::pod::{APP, PROXY, VIP4, World};
 use redirector_tests::privileged::require_root;
 use redirector_tests::probe::many::{Load, Report};
 use redirector_tests::process::{Daemon, Place};
@@ -65,13 +64,7 @@ impl Setup {
 }
 
 fn load(place: &Place, count: u16) -> anyhow::Result<Report> {
-    let to = |number: u16| {
-        let [high, low] = number.to_be_bytes();
-        at(Ipv4Addr::new(10, 96, high, low), SERVED)
-    };
-    let load = Load { destinations: (0..count).map(to).collect(), threads: 2, hold: false, same_port: true };
-    let report = command::run(&mut place.probe(&["many"]), &serde_json::to_string(&load)?)?;
-    serde_json::from_str(&report).context("a report")
+    place.load(&Load::services(count))
 }
 
 #[test]

@@ -1,12 +1,10 @@
 //! A policy is changed while connections are made: each is decided under the old one or under the new one.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 
-use redirector_tests::command::run;
+use redirector_tests::load::during;
 use redirector_tests::node::Node;
 use redirector_tests::pod::{APP, PROXY, Pod, World, at};
 use redirector_tests::privileged::require_root;
@@ -15,7 +13,6 @@ use redirector_tests::proxy::everywhere;
 use redirector_tests::redirector::exit;
 
 const NAME: &str = "pod";
-const THREADS: usize = 4;
 /// So many connections in each direction, again and again until there have been so many changes.
 const CONNECTIONS: u16 = 2000;
 const CHANGES: usize = 20;
@@ -23,25 +20,6 @@ const CHANGES: usize = 20;
 /// The policies send to different ports of the proxy, and need different programs.
 const POLICIES: [&[&str]; 2] =
     [&["-p", "15001", "-z", "15006"], &["-p", "16001", "-z", "16006", "-o", "9", "-x", "192.0.2.0/24"]];
-
-/// Runs a load in a place.
-fn load(mut probe: Command, destinations: Vec<SocketAddr>) -> anyhow::Result<Report> {
-    let load = Load { destinations, threads: THREADS, hold: false, same_port: true };
-    serde_json::from_str(&run(&mut probe, &serde_json::to_string(&load)?)?).context("a report")
-}
-
-/// Loads, until there have been enough changes; at least two, of which the second is wholly among them.
-fn loads(
-    probe: impl Fn() -> Command,
-    destinations: &[SocketAddr],
-    changes: &AtomicUsize,
-) -> anyhow::Result<Vec<Report>> {
-    let mut reports = Vec::new();
-    while reports.len() < 2 || changes.load(Ordering::Relaxed) < CHANGES {
-        reports.push(load(probe(), destinations.to_vec())?);
-    }
-    Ok(reports)
-}
 
 /// Services outside, all different, of both families.
 fn outbound() -> Vec<SocketAddr> {
@@ -92,23 +70,10 @@ fn no_connection_is_lost_while_policies_alternate() -> anyhow::Result<()> {
         Ok(())
     };
 
-    let app = pod.place(APP)?;
-    let changes = &AtomicUsize::new(0);
-    let (out, into) = std::thread::scope(|scope| {
-        let out = scope.spawn(|| loads(|| app.probe(&["many"]), &outbound(), changes));
-        let into = scope.spawn(|| loads(|| world.outside().probe(&["many"]), &inbound(pod), changes));
-        while !(out.is_finished() && into.is_finished()) {
-            let changed = change(changes.load(Ordering::Relaxed) + 1);
-            // Also after a failure: the loads wait for it.
-            changes.fetch_add(if changed.is_ok() { 1 } else { CHANGES }, Ordering::Relaxed);
-            changed?;
-        }
-        let join = |report: std::thread::ScopedJoinHandle<'_, _>| {
-            report.join().map_err(|_| anyhow!("a thread panicked"))
-        };
-        anyhow::Ok((join(out)??, join(into)??))
-    })?;
-    let changes = changes.load(Ordering::Relaxed);
+    let (app, outside) = (pod.place(APP)?, world.outside());
+    let load = |destinations| Load { threads: 4, ..Load::to(destinations) };
+    let loads = [(&app, load(outbound())), (&outside, load(inbound(pod)))];
+    let ([out, into], changes) = during(loads, CHANGES, change)?;
     let made = (out.len() + into.len()) * usize::from(CONNECTIONS);
     println!("{changes} changes while {made} connections were made");
     assert_no_connection_lost(&out, [15001, 16001]);

@@ -2,28 +2,24 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use serde_json::Value;
 
 use redirector_tests::command::run;
+use redirector_tests::load::during;
 use redirector_tests::node::{Node, target};
 use redirector_tests::older::{Older, PROGRAMS};
 use redirector_tests::pod::{APP, PROXY, Pod, VIP4, World, at};
 use redirector_tests::privileged::{require_program, require_root};
 use redirector_tests::probe::hold::Held;
-use redirector_tests::probe::many::{Load, Report};
+use redirector_tests::probe::many::Load;
 use redirector_tests::proxy::{everywhere, proxy_listeners};
 use redirector_tests::redirector::{Run, exit};
 use redirector_tests::share;
 
 const NAME: &str = "pod";
 const CONNECTIONS: u16 = 1000;
-/// Upgrades (and as many the other way) while connections are made.
-fn wanted_turns() -> usize {
-    share::times(10, 3)
-}
 
 struct Bench {
     node: Node,
@@ -142,21 +138,6 @@ fn another_layout_is_refused() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Loads, until there have been enough turns.
-fn loads(
-    probe: impl Fn() -> Command,
-    destinations: &[SocketAddr],
-    turns: &AtomicUsize,
-) -> anyhow::Result<Vec<Report>> {
-    let mut reports = Vec::new();
-    while reports.len() < 2 || turns.load(Ordering::Relaxed) < wanted_turns() {
-        let load = Load { destinations: destinations.to_vec(), threads: 3, hold: false, same_port: true };
-        let report = run(&mut probe(), &serde_json::to_string(&load)?)?;
-        reports.push(serde_json::from_str(&report)?);
-    }
-    Ok(reports)
-}
-
 /// Connections in both directions while programs are swapped back and forth: none is lost, none escapes.
 #[test]
 fn no_connection_is_lost() -> anyhow::Result<()> {
@@ -179,24 +160,12 @@ fn no_connection_is_lost() -> anyhow::Result<()> {
         .map(|number| if number % 2 == 0 { at(pod.v4(), port(number)) } else { at(pod.v6(), port(number)) })
         .collect();
 
-    let app = pod.place(APP)?;
-    let turns = &AtomicUsize::new(0);
-    let (out, into) = std::thread::scope(|scope| {
-        let out = scope.spawn(|| loads(|| app.probe(&["many"]), &out, turns));
-        let into = scope.spawn(|| loads(|| bench.world.outside().probe(&["many"]), &into, turns));
-        while !(out.is_finished() && into.is_finished()) {
-            let turn = node
-                .run(&["upgrade", NAME])
-                .and_then(|run| run.expect(exit::OK))
-                .and_then(|_| bench.by_older(&["upgrade", NAME])?.expect(exit::OK));
-            // Also after a failure: the loads wait for it.
-            turns.fetch_add(if turn.is_ok() { 1 } else { wanted_turns() }, Ordering::Relaxed);
-            turn?;
-        }
-        let join = |reports: std::thread::ScopedJoinHandle<'_, _>| {
-            reports.join().map_err(|_| anyhow!("a thread panicked"))
-        };
-        anyhow::Ok((join(out)??, join(into)??))
+    let (app, outside) = (pod.place(APP)?, bench.world.outside());
+    let load = |destinations| Load { threads: 3, ..Load::to(destinations) };
+    let loads = [(&app, load(out)), (&outside, load(into))];
+    let ([out, into], turns) = during(loads, share::times(10, 3), |_| {
+        node.run(&["upgrade", NAME])?.expect(exit::OK)?;
+        bench.by_older(&["upgrade", NAME])?.expect(exit::OK).map(drop)
     })?;
     for (reports, port) in [(&out, 15001), (&into, 15006)] {
         for report in reports {
@@ -205,7 +174,7 @@ fn no_connection_is_lost() -> anyhow::Result<()> {
             assert_eq!(proxy, Some(usize::from(CONNECTIONS)), "{report:#?}");
         }
     }
-    println!("{} swaps while {} connections were made", 2 * turns.load(Ordering::Relaxed), {
+    println!("{} swaps while {} connections were made", 2 * turns, {
         (out.len() + into.len()) * usize::from(CONNECTIONS)
     });
     let show = node.show(NAME)?;

@@ -6,5 +6,7 @@ pub mod deployment;
 pub mod image;
 pub mod kubernetes;
 pub mod machine;
+pub mod many;
+mod pods;
 pub mod scenario;
 pub mod starts;

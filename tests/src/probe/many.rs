@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufReader};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use rustix::net::sockopt::set_socket_linger;
 use serde::{Deserialize, Serialize};
 
 use super::connect::greeting;
+use crate::matrix::SERVED;
 use crate::observation::{Accepted, errno_name};
 use crate::retry::long_enough;
 
@@ -28,6 +29,24 @@ pub struct Load {
     pub hold: bool,
     /// Whether the proxy must see the client's own source port. netfilter replaces it when its NAT tuple is taken.
     pub same_port: bool,
+}
+
+impl Load {
+    /// Short connections from two threads.
+    #[must_use]
+    pub fn to(destinations: Vec<SocketAddr>) -> Self {
+        Self { destinations, threads: 2, hold: false, same_port: true }
+    }
+
+    /// To so many services outside the pod, of IPv4.
+    #[must_use]
+    pub fn services(count: u16) -> Self {
+        let to = |number: u16| {
+            let [high, low] = number.to_be_bytes();
+            (Ipv4Addr::new(10, 96, high, low), SERVED).into()
+        };
+        Self::to((0..count).map(to).collect())
+    }
 }
 
 /// What came of it.
