@@ -257,7 +257,10 @@ pub struct SockState {
     pub kind: u32,
     /// Client: 1 if we bound its source address. The kernel keeps that bind over a refused
     /// connect, so it must be told from one the app made. Listener: 1 if we made it transparent.
-    pub bound_by_us: u16,
+    pub bound_by_us: u8,
+    /// Client: 1 until its original destination is in `ORIGINAL_DST`. A connect may fail before; what is in the map then is
+    /// another socket's.
+    pub pending: u8,
     /// [`crate::decide::Verdict`]; of a listener, which traffic it takes.
     pub verdict: u16,
     /// Original destination.

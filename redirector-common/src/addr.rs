@@ -64,6 +64,12 @@ impl Addr {
         if self.is_v4() { self.words[3].to_ne_bytes()[0] == 127 } else { self.same(&Self::LOOPBACK_V6) }
     }
 
+    /// `127.0.0.1` or `::1`, where REDIRECT sends what comes over `lo`.
+    #[inline(always)]
+    pub const fn is_localhost(&self) -> bool {
+        self.same(&Self::LOOPBACK_V4) || self.same(&Self::LOOPBACK_V6)
+    }
+
     /// In `fe80::/10`.
     #[inline(always)]
     pub const fn is_link_local(&self) -> bool {

@@ -150,6 +150,7 @@ fn pass(
     // memory for it nothing but that answer is lost, except of a transparent one its entry.
     if let Some(state) = storage::get_or_create(sk) {
         state.kind = kind;
+        state.pending = 1;
         state.rule = rule as u32;
         state.verdict = Verdict::Pass as u16;
         // `bound_by_us` stays: SOCK_BINDADDR_LOCK does too, and with it the kernel keeps the
@@ -198,6 +199,7 @@ fn redirect(ctx: &SockAddr, sk: Sock, socket6: bool, r: &Redirect) -> Result<(),
         *state = SockState {
             kind: sock_kind::REDIRECTED,
             bound_by_us: 0,
+            pending: 1,
             verdict: r.decision.verdict as u16,
             orig: r.outgoing.dst,
             proxy: r.outgoing.dst,
@@ -233,6 +235,7 @@ fn redirect(ctx: &SockAddr, sk: Sock, socket6: bool, r: &Redirect) -> Result<(),
     *state = SockState {
         kind: sock_kind::REDIRECTED,
         bound_by_us: state.bound_by_us,
+        pending: 1,
         verdict: r.decision.verdict as u16,
         orig: r.outgoing.dst,
         proxy,

@@ -42,7 +42,7 @@ pub fn connect(ctx: &SockAddr, active: &Active, socket6: bool) -> Result<(), u16
             count(Counter::SourceNotBound);
         }
     }
-    rewrite(ctx, socket6, &state.proxy, state.proxy_port);
+    rewrite(ctx, socket6, &captured.proxy, captured.proxy_port);
     Ok(())
 }
 
@@ -67,13 +67,16 @@ fn sendmsg(ctx: &SockAddr, socket6: bool) -> Result<(), u16> {
     let Some(sk) = ctx.sock() else { return Ok(()) };
     let bound = Bound::of(sk, socket6, false);
     let Some(captured) = captured(ctx, &active, sk, socket6, &bound)? else { return Ok(()) };
-    let state = remember(sk, &captured)?;
+    // A connected socket keeps its peer.
+    if sk.peer_port() == 0 {
+        remember(sk, &captured)?;
+    }
     // The proxy sees the address the query would have come from.
     let source = &captured.source;
     if bound.addr.is_unspecified() && !source.is_unspecified() && !source.is_loopback() {
         if socket6 { ctx.set_source6(source) } else { ctx.set_source4(source) }
     }
-    rewrite(ctx, socket6, &state.proxy, state.proxy_port);
+    rewrite(ctx, socket6, &captured.proxy, captured.proxy_port);
     Ok(())
 }
 
@@ -114,6 +117,7 @@ struct Captured {
     dport: u16,
     source: Addr,
     rule: Counter,
+    proxy: Addr,
     proxy_port: u16,
 }
 
@@ -159,7 +163,9 @@ fn captured(
         return Err(route.errno);
     }
     count(decision.rule);
-    Ok(Some(Captured { dst, dport, source, rule: decision.rule, proxy_port: active.policy.dns_port }))
+    let proxy = if dst.is_v4() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 };
+    let proxy_port = active.policy.dns_port;
+    Ok(Some(Captured { dst, dport, source, rule: decision.rule, proxy, proxy_port }))
 }
 
 /// Stores whom the socket has asked. Without memory for it the answer would come from a stranger.
@@ -172,9 +178,10 @@ fn remember(sk: Sock, c: &Captured) -> Result<&'static mut SockState, u16> {
     *state = SockState {
         kind: sock_kind::REDIRECTED,
         bound_by_us: state.bound_by_us,
+        pending: 0,
         verdict: Verdict::Dns as u16,
         orig: c.dst,
-        proxy: if c.dst.is_v4() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 },
+        proxy: c.proxy,
         orig_port: c.dport,
         proxy_port: c.proxy_port,
         rule: c.rule as u32,

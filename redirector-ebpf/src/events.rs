@@ -61,6 +61,7 @@ fn connecting(ops: &Ops) {
         let _ = REFUSED.insert(&key, &1, 0);
         return;
     }
+    state.pending = 0;
     ops.watch_state();
 }
 
@@ -86,7 +87,14 @@ fn accepted(ops: &Ops) {
         proxy_port: port,
     };
     // SAFETY: values are written once, by insert.
-    let Some(original) = (unsafe { ORIGINAL_DST.get(&key) }) else { return };
+    let Some(original) = (unsafe { ORIGINAL_DST.get(&key) }) else {
+        // From the network: it is asked for the port when the kernel has forgotten it, too.
+        if let Some(state) = known {
+            state.orig = key.proxy;
+            state.orig_port = port;
+        }
+        return;
+    };
     if original.verdict == Verdict::Pass as u16 {
         return;
     }
@@ -100,6 +108,7 @@ fn accepted(ops: &Ops) {
     *state = SockState {
         kind: sock_kind::ACCEPTED,
         bound_by_us: 0,
+        pending: 0,
         verdict: original.verdict,
         orig: original.addr,
         proxy: key.proxy,
@@ -114,12 +123,19 @@ fn accepted(ops: &Ops) {
 fn listening(ops: &Ops) {
     // Also while the instance is being made: user space has looked for older listeners, or will.
     let Some(active) = maps::active_or_next() else { return };
-    let port = ops.local_port();
-    let Some(verdict) = traffic_of_port(active.policy, port) else { return };
-    if !netns::is_ours_in_sockops(ops) {
+    let Some(sk) = ops.sock() else { return };
+    let (address, port) = (ops.local(), ops.local_port());
+    let Some(verdict) = traffic_of_port(active.policy, port) else {
+        // A client may have become a listener, whose state the accepted sockets inherit.
+        if let Some(state) = storage::get(sk) {
+            state.kind = sock_kind::NONE;
+        }
+        return;
+    };
+    // REDIRECT never sends to another loopback address.
+    if address.is_loopback() && !address.is_localhost() || !netns::is_ours_in_sockops(ops) {
         return;
     }
-    let Some(sk) = ops.sock() else { return };
     if let Some(state) = storage::get_or_create(sk) {
         state.kind = sock_kind::LISTENER;
         state.verdict = verdict as u16;
@@ -149,6 +165,9 @@ fn closed(ops: &Ops) {
         return;
     }
     state.kind = sock_kind::NONE;
+    if state.pending != 0 {
+        return;
+    }
     if ORIGINAL_DST.remove(key_of_client(ops)).is_ok() {
         maps::add_live(-1);
     }

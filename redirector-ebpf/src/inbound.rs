@@ -7,6 +7,7 @@ use crate::trace;
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release};
 use core::hint::black_box;
+use redirector_common::Addr;
 use redirector_common::abi::{FlowKey, LISTENER_KINDS, LISTENER_SLOTS, listener_slot};
 use redirector_common::counter::Counter;
 use redirector_common::decide::{self, Incoming, Verdict};
@@ -49,8 +50,8 @@ enum Other {
 struct Wanted {
     /// Kind of the listener.
     verdict: u32,
-    /// REDIRECT would send it to a loopback address, not to one of the pod.
-    to_loopback: bool,
+    /// Where REDIRECT would send it: a listener that is bound to an address must have this one.
+    to: Addr,
     /// If none is registered the usual lookup may look: the connection was sent to the proxy's port.
     else_pass: bool,
 }
@@ -78,7 +79,7 @@ fn from_network(ctx: &Lookup, active: &Active) -> Result<Wanted, Other> {
         // The socket tells, too, as long as there is one.
         let _ = GUESTS.insert(key(ctx), 0, 0);
     }
-    Ok(Wanted { verdict: decision.verdict as u32, to_loopback: false, else_pass: false })
+    Ok(Wanted { verdict: decision.verdict as u32, to: dst, else_pass: false })
 }
 
 /// The proxy's own connection to the app in TPROXY mode, with the client's source address: it is known by its entry, and
@@ -138,7 +139,8 @@ fn from_lo(ctx: &Lookup) -> Result<Wanted, Other> {
     // TPROXY leaves the address; to the usual lookup the connection would be the app's.
     let unchanged = original.rule == Counter::OutTproxyLoopback as u32;
     // Otherwise, if none is registered (another cgroup, MPTCP), it is found at the proxy's port.
-    Ok(Wanted { verdict: u32::from(original.verdict), to_loopback: !unchanged, else_pass: !unchanged })
+    let to = if key.proxy.is_v4() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 };
+    Ok(Wanted { verdict: u32::from(original.verdict), to, else_pass: !unchanged })
 }
 
 #[inline(always)]
@@ -166,7 +168,7 @@ fn assign(ctx: &Lookup, active: &Active, wanted: &Wanted) -> bool {
         let slot = first + black_box(n);
         n += 1;
         let Some(sk) = listener(slot) else { continue };
-        let assigned = opaque(is_reachable(sk, wanted.to_loopback))
+        let assigned = opaque(is_reachable(sk, &wanted.to))
             // SAFETY: helper of sk_lookup programs; EAFNOSUPPORT for a v6only socket and IPv4.
             && unsafe { bpf_sk_assign(ctx.raw(), sk.0.cast(), 0) } == 0;
         // SAFETY: the reference that the lookup took.
@@ -178,12 +180,12 @@ fn assign(ctx: &Lookup, active: &Active, wanted: &Wanted) -> bool {
     false
 }
 
-/// Whether REDIRECT would reach this listener: it goes to the loopback address on lo, and to
-/// the pod's address from the network, where a listener on 127.0.0.1 hears nothing.
+/// Whether REDIRECT would reach this listener. It goes to 127.0.0.1 or ::1 on lo, and to the pod's address from the
+/// network: one that listens on another address beside the proxy must not get what is the proxy's.
 #[inline(always)]
-fn is_reachable(sk: Sock, to_loopback: bool) -> bool {
+fn is_reachable(sk: Sock, to: &Addr) -> bool {
     let bound = sk.local();
-    bound.is_unspecified() || bound.is_loopback() == to_loopback
+    bound.is_unspecified() || bound.same(to)
 }
 
 /// The listener in a slot, with a reference that must be released.

@@ -100,10 +100,11 @@ fn entered_at(active: &Active, guest: Addr, shown: Addr) -> Addr {
 }
 
 /// A client whose connect failed or that was disconnected: without our bind, the kernel would
-/// have taken its source address away again (`tcp_disconnect`, SOCK_BINDADDR_LOCK).
+/// have taken its source address away again (`tcp_disconnect`, SOCK_BINDADDR_LOCK). One whose connection has ended, by
+/// whichever side, keeps both addresses.
 #[inline(always)]
 fn not_connected(sk: Sock, port: u16) -> Option<(Addr, u16)> {
-    if sk.local_port() != 0 {
+    if sk.local_port() != 0 || sk.peer_port() != 0 {
         return None;
     }
     let none = if sk.family() == AF_INET6 { Addr::UNSPECIFIED } else { Addr::v4(0) };

@@ -86,13 +86,25 @@ fn answer(ctx: &Sockopt, level: i32) -> bool {
     written
 }
 
+/// A connection that the client has reset before its accepted socket was asked; conntrack still knows it.
+#[inline(always)]
+fn ended(sk: Sock) -> Option<(Addr, u16)> {
+    let state = storage::get(sk)?;
+    let accepted =
+        state.kind == sock_kind::ACCEPTED || state.kind == sock_kind::LISTENER && state.orig_port != 0;
+    accepted.then_some((state.orig, state.orig_port))
+}
+
 /// Original destination of a connection. `known`: the kernel has an answer of its own, which
 /// counts unless the connection is one we redirected.
 #[inline(always)]
 fn original(sk: Sock, level: i32, known: bool) -> Option<(Addr, u16)> {
     let tcp_state = sk.state();
-    if tcp_state == TCP_LISTEN || tcp_state == TCP_CLOSE {
+    if tcp_state == TCP_LISTEN {
         return None;
+    }
+    if tcp_state == TCP_CLOSE {
+        return ended(sk);
     }
     if sk.protocol() == IPPROTO_MPTCP {
         // Only a client gets here (accepted ones: EOPNOTSUPP). Its state is on the subflow.

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 /// By what they are about.
 pub(super) type Failures = Mutex<HashMap<String, Failure>>;
 
+/// What the runtime tries again by itself is remembered so long, not to be told each time.
+const BY_OTHERS: Duration = Duration::from_secs(600);
+
 pub(super) struct Failure {
     times: u32,
     next: Instant,
@@ -22,7 +25,7 @@ impl Agent {
         let text = error.to_string();
         let mut failures = lock(&self.memory.failures);
         let times = failures.get(about).map_or(0, |failure| failure.times) + 1;
-        let wait = Duration::from_millis(500 << times.min(7));
+        let wait = if reason == "cni" { BY_OTHERS } else { Duration::from_millis(500 << times.min(7)) };
         let new = failures.get(about).is_none_or(|failure| failure.text != text);
         if new {
             tracing::error!(about, reason, "{text}");

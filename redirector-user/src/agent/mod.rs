@@ -33,9 +33,10 @@ use kubernetes::Kubernetes;
 use metrics::Metrics;
 use namespaces::Namespaces;
 use pods::{Pods, Source};
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -108,6 +109,10 @@ pub struct Agent {
     watcher: Watcher,
     wake: Notify,
     memory: reconcile::Memory,
+    /// That no other agent is at work, as long as anything of this one is.
+    lock: OnceLock<File>,
+    /// Whose turn it is to attach for the plugin.
+    turn: Mutex<()>,
 }
 
 /// Runs until the process is told to end. What is captured stays captured.
@@ -157,6 +162,8 @@ async fn start(options: Options) -> Result<()> {
         watcher: Watcher::new()?,
         wake: Notify::new(),
         memory: reconcile::Memory::default(),
+        lock: OnceLock::new(),
+        turn: Mutex::default(),
     });
     let (mut terminated, mut hangup) = (on(SignalKind::terminate())?, on(SignalKind::hangup())?);
     let mut interrupted = on(SignalKind::interrupt())?;
@@ -183,7 +190,7 @@ fn on(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {
 
 /// The agent's work, once no other agent is at work on this node.
 async fn work(agent: Arc<Agent>, run_dir: PathBuf) -> Result<()> {
-    let _lock = run_dir::lock(&agent, &run_dir).await?;
+    let _ = agent.lock.set(run_dir::lock(&agent, &run_dir).await?);
     tokio::spawn(socket::serve(socket::bind(&run_dir)?, Arc::clone(&agent)));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), bpffs = %agent.root.dir().display(), "working");
     if let Source::Kubernetes(server) = &agent.pods.source {

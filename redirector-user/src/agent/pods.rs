@@ -11,13 +11,14 @@ use crate::error::{Context, Error, Result};
 use crate::instance::find;
 use crate::instance::survey::{Active, State, Surveyed};
 use crate::target::{self, Target};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-/// The annotation by which the kubelet marks the API's copy of a static pod; its cgroup and CNI_ARGS have
+/// The annotations that the kubelet gives the API's copy of a static pod, both with one value: its cgroup and CNI_ARGS have
 /// this uid, the API another.
 const STATIC_UID: &str = "kubernetes.io/config.hash";
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// A pod as somebody knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +43,7 @@ impl Known {
         let pod: Pod = serde_json::from_value(object.clone()).map_err(|e| e.to_string())?;
         let text = |name: &str| object["metadata"][name].as_str().map(str::to_owned);
         let api_uid = text("uid").ok_or("it has no uid")?;
-        let uid = pod.annotations.get(STATIC_UID).unwrap_or(&api_uid).clone();
+        let uid = static_uid(&pod).unwrap_or(&api_uid).clone();
         if !is_uid(&uid) {
             return Err(format!("{uid:?} is no uid"));
         }
@@ -55,6 +56,19 @@ impl Known {
     pub fn instance(&self) -> String {
         instance(&self.uid)
     }
+}
+
+/// The uid of a static pod. Whoever may create a pod may write these annotations, and must not pass for another pod by them:
+/// the uids that the API server gives have dashes, the kubelet's, which are hashes, have none.
+fn static_uid(pod: &Pod) -> Option<&String> {
+    let uid = pod.annotations.get(STATIC_UID)?;
+    (pod.annotations.get(MIRROR) == Some(uid) && !uid.contains('-')).then_some(uid)
+}
+
+/// Uids that more than one pod says it has: nobody can tell which is which.
+fn ambiguous(all: &[Known]) -> HashSet<&str> {
+    let mut seen = HashSet::new();
+    all.iter().map(|known| known.uid.as_str()).filter(|uid| !seen.insert(*uid)).collect()
 }
 
 /// Name of the instance of a pod.
@@ -239,8 +253,15 @@ impl Agent {
             }
         };
         self.fine("the pods");
+        let ambiguous = ambiguous(&all);
         for known in all.iter().filter(|known| self.pods.membership(&known.pod) == Membership::Inside) {
             let name = known.instance();
+            if ambiguous.contains(known.uid.as_str()) {
+                let why = format!("another pod, too, says that the node knows it as {}", known.uid);
+                self.failed_pod(known, &about_target(&name), "target", &Error::Failed(why));
+                wants.insert(name, Want { at: At::Unknown, policy: None });
+                continue;
+            }
             let active = there.iter().find(|instance| instance.name == name).and_then(|i| match &i.state {
                 State::Active(active) => Some(&**active),
                 _ => None,
@@ -251,11 +272,14 @@ impl Agent {
             };
             let want = match want {
                 Ok(want) => {
-                    self.fine(&about_target(&name));
+                    // Where nobody has looked at anything, nothing works again.
+                    if want.at != At::Unknown {
+                        self.fine(&about_target(&name));
+                    }
                     want
                 }
                 Err(e) => {
-                    self.failed_pod(known, "target", &e);
+                    self.failed_pod(known, &about_target(&name), "target", &e);
                     Want { at: At::Unknown, policy: None }
                 }
             };
@@ -302,8 +326,8 @@ impl Agent {
     }
 
     /// Something about a pod has failed.
-    pub(super) fn failed_pod(&self, known: &Known, reason: &'static str, error: &Error) {
-        if self.failed(&about_target(&known.instance()), reason, error) {
+    pub(super) fn failed_pod(&self, known: &Known, about: &str, reason: &'static str, error: &Error) {
+        if self.failed(about, reason, error) {
             self.pods.source.warn(known, error);
         }
     }

@@ -12,14 +12,33 @@ fn a_pod_is_known_by_the_uid_that_the_node_uses() {
     assert_eq!(known.instance(), "pod-0a-1");
     assert_eq!(known.name.to_string(), "shop/web");
     // A static pod, whose API object is a copy.
-    let known = Known::parse(&object(json!({ STATIC_UID: "ffff" }))).unwrap();
+    let known = Known::parse(&object(json!({ STATIC_UID: "ffff", MIRROR: "ffff" }))).unwrap();
     assert_eq!((known.uid.as_str(), known.api_uid.as_str()), ("ffff", "0a-1"));
     assert_eq!(known.name.uid.as_deref(), Some("ffff"));
 }
 
+/// Anybody who may create a pod may write annotations.
+#[test]
+fn a_pod_cannot_pass_for_another() {
+    for pretended in [
+        json!({ STATIC_UID: "0a-2" }),
+        json!({ STATIC_UID: "0a-2", MIRROR: "0a-2" }),
+        json!({ STATIC_UID: "ffff" }),
+        json!({ STATIC_UID: "ffff", MIRROR: "fff" }),
+    ] {
+        assert_eq!(Known::parse(&object(pretended.clone())).unwrap().uid, "0a-1", "{pretended}");
+    }
+    // Copies of static pods have no dashes: of two that say the same neither is believed.
+    let known = |uid: &str| Known::parse(&object(json!({ STATIC_UID: uid, MIRROR: uid }))).unwrap();
+    assert_eq!(ambiguous(&[known("ffff"), known("eeee"), known("ffff")]), HashSet::from(["ffff"]));
+    assert!(ambiguous(&[known("ffff"), known("eeee")]).is_empty());
+}
+
 #[test]
 fn what_is_no_pod_is_refused() {
-    for wrong in [json!({}), json!([]), json!({ "metadata": {} }), object(json!({ STATIC_UID: "../.." }))] {
+    for wrong in
+        [json!({}), json!([]), json!({ "metadata": {} }), object(json!({ STATIC_UID: "..", MIRROR: ".." }))]
+    {
         assert!(Known::parse(&wrong).is_err(), "{wrong}");
     }
     for (text, good) in [("", false), ("a/b", false), ("A", false), ("0a-f", true), (&*"a".repeat(60), false)]

@@ -1,9 +1,9 @@
 //! The socket on which the CNI plugin asks. Only root's processes may.
 
-use super::Agent;
 use super::pods::{Found, Known, instance, is_uid};
 use super::protocol::{LONGEST, Operation, Reply, Request, SOCKET, VERSION};
 use super::reconcile::about_target;
+use super::{Agent, lock};
 use crate::cni::error::code;
 use crate::config::annotations::Membership;
 use crate::error::{Context, Result};
@@ -11,6 +11,7 @@ use crate::instance::survey::{State, Surveyed, survey};
 use crate::instance::{find, observe};
 use crate::sys::netns::NetNs;
 use crate::target::{Target, pod};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::io::{ErrorKind, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -81,7 +82,7 @@ impl Agent {
         }
         // Read in any case: closing with something unread would take the answer away.
         let reply = match (receive(&mut stream), uid) {
-            (Ok((request, netns)), Some(0)) => self.answer(&request, netns),
+            (Ok((request, netns)), Some(0)) => self.answer(&request, netns, &stream),
             (Err(why), Some(0)) => self.refuse("request", why),
             (_, other) => {
                 self.refuse("peer", format!("only root may ask, not user {}", other.unwrap_or(u32::MAX)))
@@ -98,7 +99,7 @@ impl Agent {
         Reply::Failed { code: code::CAPTURE, why }
     }
 
-    fn answer(&self, request: &Request, netns: Option<OwnedFd>) -> Reply {
+    fn answer(&self, request: &Request, netns: Option<OwnedFd>, asker: &UnixStream) -> Reply {
         if request.version != VERSION {
             let why = format!(
                 "the plugin speaks version {} of the protocol, this agent {VERSION}; it is being replaced",
@@ -108,7 +109,7 @@ impl Agent {
         }
         tracing::debug!(operation = request.operation.name(), container = request.container, "asked");
         let reply = match request.operation {
-            Operation::Add => self.add(request, netns),
+            Operation::Add => self.add(request, netns, asker),
             Operation::Del => self.del(request, netns),
             Operation::Check => self.check(request, netns),
             Operation::Gc => self.gc(),
@@ -164,7 +165,7 @@ impl Agent {
         }
     }
 
-    fn add(&self, request: &Request, netns: Option<OwnedFd>) -> Reply {
+    fn add(&self, request: &Request, netns: Option<OwnedFd>, asker: &UnixStream) -> Reply {
         let known = match self.member(request) {
             Ok(known) => known,
             Err(reply) => return reply,
@@ -175,25 +176,39 @@ impl Agent {
                 why: "no network namespace was passed".into(),
             };
         };
-        match self.capture(&known, &netns, &request.netns) {
-            Ok(name) => Reply::Done { instance: Some(name) },
+        match self.capture(&known, &netns, &request.netns, asker) {
+            Ok(Some(name)) => Reply::Done { instance: Some(name) },
+            Ok(None) => Reply::Failed { code: code::TRY_AGAIN, why: "the plugin has not waited".into() },
             Err(e) => {
-                self.failed_pod(&known, "cni", &e);
+                self.failed_pod(&known, &about_add(&known.instance()), "cni", &e);
                 Reply::Failed { code: code::CAPTURE, why: e.to_string() }
             }
         }
     }
 
-    fn capture(&self, known: &Known, netns: &OwnedFd, path: &str) -> Result<String> {
+    /// None: whoever asked has given up. The runtime has told the kubelet so, which makes another sandbox, and that one is
+    /// not to lose its capture to one that is to be thrown away.
+    fn capture(
+        &self,
+        known: &Known,
+        netns: &OwnedFd,
+        path: &str,
+        asker: &UnixStream,
+    ) -> Result<Option<String>> {
         let cgroup = pod::cgroup_of(&known.uid, self.pods.cgroup_root.as_deref(), CGROUP_PATIENCE)?;
         let target = Target::of_open(&file(netns), PathBuf::from(path), cgroup)?;
         let policy = self.pods.policy(known, &target)?;
         let name = known.instance();
+        let _turn = lock(&self.turn);
+        if has_hung_up(asker) {
+            return Ok(None);
+        }
         self.replace_sandbox(&name, &target)?;
         self.attach(&name, &target, &policy, true)?;
         self.fine(&name);
         self.fine(&about_target(&name));
-        Ok(name)
+        self.fine(&about_add(&name));
+        Ok(Some(name))
     }
 
     /// A pod whose sandbox has ended gets another one, with another namespace.
@@ -285,6 +300,17 @@ impl Agent {
             }
         }
     }
+}
+
+/// What a failure of an ADD is about: the runtime tries again, whatever the passes find.
+fn about_add(name: &str) -> String {
+    format!("{name} (ADD)")
+}
+
+/// Whether the other end is closed; that it sends no more says nothing.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut asker = [PollFd::new(stream, PollFlags::empty())];
+    poll(&mut asker, Some(&Timespec::default())).is_ok() && asker[0].revents().contains(PollFlags::HUP)
 }
 
 /// The file of a descriptor that came with a request.

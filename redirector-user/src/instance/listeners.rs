@@ -54,7 +54,8 @@ pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: u32
         let made = make || is_made_transparent(&sockets, &listener);
         let state = SockState {
             kind: sock_kind::LISTENER,
-            bound_by_us: u16::from(made),
+            bound_by_us: u8::from(made),
+            pending: 0,
             verdict: *verdict as u16,
             orig: Addr::UNSPECIFIED,
             proxy: Addr::UNSPECIFIED,

@@ -5,8 +5,10 @@ use super::cgroup::Cgroup;
 use crate::error::{Context, Result};
 use crate::sys::netns::NetNs;
 use rustix::fs::FileType;
+use rustix::net::getsockname;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 /// A listening socket of another process.
@@ -47,7 +49,9 @@ pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Found> {
             }
             let Some(socket) = take(&process, pid, number)? else { continue };
             // The number may have become that of another socket since the link was read.
-            if let Some((port, v6)) = inode_of(&socket).and_then(|inode| wanted.remove(&inode)) {
+            if let Some((port, v6)) = inode_of(&socket).and_then(|inode| wanted.remove(&inode))
+                && is_of_use(&socket)
+            {
                 listeners.push(Listener { socket, port, v6, pid });
             }
         }
@@ -115,6 +119,16 @@ fn take(process: &OwnedFd, pid: u32, fd: i32) -> Result<Option<OwnedFd>> {
 fn inode_of(descriptor: &OwnedFd) -> Option<u64> {
     let stat = rustix::fs::fstat(descriptor).ok()?;
     FileType::from_raw_mode(stat.st_mode).is_socket().then_some(stat.st_ino)
+}
+
+/// REDIRECT never sends to a loopback address but 127.0.0.1 and ::1.
+fn is_of_use(socket: &OwnedFd) -> bool {
+    let bound = getsockname(socket).ok().and_then(|address| SocketAddr::try_from(address).ok());
+    bound.is_none_or(|bound| {
+        let address = bound.ip().to_canonical();
+        !address.is_loopback()
+            || [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(&address)
+    })
 }
 
 fn socket_inode(link: &str) -> Option<u64> {
