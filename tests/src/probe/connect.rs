@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -204,12 +204,12 @@ fn as_written(family: Family, address: SocketAddr) -> SocketAddr {
     }
 }
 
-pub(super) fn local_name(fd: &OwnedFd) -> Seen {
+pub(super) fn local_name(fd: impl AsFd) -> Seen {
     let name = rustix::net::getsockname(fd).map_err(io::Error::from);
     name.and_then(|any| SocketAddr::try_from(any).map_err(io::Error::from)).into()
 }
 
-pub(super) fn peer_name(fd: &OwnedFd) -> Seen {
+pub(super) fn peer_name(fd: impl AsFd) -> Seen {
     let name = rustix::net::getpeername(fd).map_err(io::Error::from);
     // rustix turns an empty address into `None`.
     name.and_then(|any| match any {

@@ -9,6 +9,7 @@ pub mod hold;
 pub mod many;
 mod relay;
 pub mod serve;
+pub mod story;
 pub mod sys;
 pub mod udp;
 pub mod validate;
@@ -76,6 +77,13 @@ enum Action {
         /// Address to listen on
         listen: SocketAddr,
     },
+    /// Live through a story, and tell what was seen
+    Story {
+        /// Which
+        story: story::Story,
+        /// Destination
+        to: SocketAddr,
+    },
     /// Become another program
     Exec {
         /// Program and arguments
@@ -111,6 +119,10 @@ pub fn main() -> anyhow::Result<()> {
             validate::run(serde_json::from_str(&validation).context("a validation")?)
         }
         Action::ConnectProxy { listen } => connect_proxy::serve(listen),
+        Action::Story { story, to } => {
+            story::tell(story, to)?.iter().for_each(|line| println!("{line}"));
+            Ok(())
+        }
         Action::Exec { command } => {
             let (program, arguments) = command.split_first().context("no program")?;
             let error = std::process::Command::new(program).args(arguments).exec();
