@@ -4,7 +4,9 @@
 use crate::ctx::{Sock, set_errno};
 use crate::maps;
 use redirector_common::Addr;
+use redirector_common::abi::Route;
 
+pub const EINVAL: u16 = 22;
 /// The system call goes on.
 pub const ALLOW: i32 = 1;
 /// The system call fails, with EPERM unless [`set_errno`] said better.
@@ -58,4 +60,11 @@ pub fn effective(asked: Addr, bound: &Bound) -> Addr {
     }
     // tcp_v6_connect: ::1, or ::ffff:127.0.0.1 if the socket is bound to a mapped address.
     if bound.addr.is_v4() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 }
+}
+
+/// Whether routing refuses the source: a loopback one may not leave on another interface, which a broadcast has, too
+/// (`__mkroute_output`: EINVAL).
+#[inline(always)]
+pub fn is_martian(dst: &Addr, source: &Addr, route: &Route, lo: bool) -> bool {
+    dst.is_v4() && source.is_loopback() && !lo && (route.errno == 0 || route.oif != 0)
 }

@@ -1,6 +1,6 @@
 //! connect(): the outbound decision, taken once for each connection.
 
-use crate::bound::{ALLOW, Bound, effective, refuse};
+use crate::bound::{ALLOW, Bound, EINVAL, effective, is_martian, refuse};
 use crate::ctx::{IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr, opaque};
 use crate::maps::{self, Active, count};
 use crate::{dns, inbound, netns, owner, storage};
@@ -10,7 +10,6 @@ use redirector_common::counter::Counter;
 use redirector_common::decide::{self, Decision, Outgoing, Verdict};
 use redirector_common::policy::flag;
 
-const EINVAL: u16 = 22;
 const ENETUNREACH: u16 = 101;
 const ENOBUFS: u16 = 105;
 
@@ -122,8 +121,7 @@ fn unroutable(dst: &Addr, bound: &Addr, route: &Route, lo: bool) -> Option<u16> 
     if !lo && dst.is_link_local() {
         return Some(EINVAL);
     }
-    // __mkroute_output: a loopback source may not leave on another interface (a broadcast has one).
-    if dst.is_v4() && bound.is_loopback() && !lo && (route.errno == 0 || route.oif != 0) {
+    if is_martian(dst, bound, route, lo) {
         return Some(EINVAL);
     }
     (route.errno != 0).then_some(route.errno)

@@ -1,7 +1,7 @@
 //! DNS over UDP: queries go to the proxy's DNS server, answers seem to come from the server
 //! that was asked. (DNS over TCP is a connection like any other.)
 
-use crate::bound::{ALLOW, Bound, effective, refuse};
+use crate::bound::{ALLOW, Bound, EINVAL, effective, is_martian, refuse};
 use crate::ctx::{IPPROTO_UDP, Sock, SockAddr, opaque};
 use crate::maps::{self, Active, count};
 use crate::{netns, owner, storage};
@@ -157,6 +157,10 @@ fn captured(
     if decision.verdict as u16 != Verdict::Dns as u16 {
         count(decision.rule);
         return Ok(None);
+    }
+    if is_martian(&dst, &bound.addr, route, outgoing.lo) {
+        count(Counter::RefusedByRoute);
+        return Err(EINVAL);
     }
     if route.errno != 0 {
         count(Counter::RefusedByRoute);

@@ -13,6 +13,7 @@ use redirector_tests::node::Node;
 use redirector_tests::pod::{APP, TRANSPARENT_PROXY, VIP4, at};
 use redirector_tests::privileged::{require_program, require_root};
 use redirector_tests::probe::hold::Held;
+use redirector_tests::process::Daemon;
 use redirector_tests::proxy::{INBOUND, OUTBOUND, everywhere};
 use redirector_tests::redirector::exit;
 use redirector_tests::retry;
@@ -23,10 +24,14 @@ use redirector_tests::{command, kernel};
 const NAME: &str = "pod";
 
 fn attached(arguments: &[&str]) -> anyhow::Result<Option<(Node, Side)>> {
+    attached_with(arguments, &Setup::default())
+}
+
+fn attached_with(arguments: &[&str], setup: &Setup) -> anyhow::Result<Option<(Node, Side)>> {
     if !require_root() || require_program("bpftool").is_none() {
         return Ok(None);
     }
-    let (node, side) = (Node::new()?, Side::new(By::Nobody)?);
+    let (node, side) = (Node::new()?, Side::with(By::Nobody, setup)?);
     node.attach(side.pod(), NAME, arguments)?.expect(exit::OK)?;
     Ok(Some((node, side)))
 }
@@ -144,6 +149,22 @@ fn a_transparent_connection_that_cannot_be_stored() -> anyhow::Result<()> {
     fill(&node)?;
     assert_eq!(knock(&side)?, "the proxy's connection to the application: ECONNREFUSED");
     assert_eq!((counter(&node, "refused_unstored")?, accepted(&side)), (1, 1));
+    Ok(())
+}
+
+/// A connect that fails leaves the entry of another socket's connection alone, which has the same addresses and ports.
+#[test]
+fn a_failed_connect_removes_no_other_entry() -> anyhow::Result<()> {
+    let setup = Setup { proxy: Vec::new(), ..Setup::default() };
+    let Some((node, side)) = attached_with(&[], &setup)? else { return Ok(()) };
+    let to = at(VIP4, SERVED).to_string();
+    let mut story = Daemon::start("story", &mut side.pod().place(APP)?.probe(&["story", "same-twice", &to]))?;
+    story.wait_for(0, |line| (line == "connected").then_some(()))?;
+    let live = flows(&node)?;
+    assert!(live.len() == 1 && live[0]["original"] == to, "{live:?}");
+    story.tell("")?;
+    let again = story.wait_for(1, |line| line.starts_with("EADDR").then(|| line.to_owned()))?;
+    assert_eq!(again, "EADDRNOTAVAIL");
     Ok(())
 }
 

@@ -1,11 +1,14 @@
 //! Inbound capture while the proxy's listeners come and go. Each property is shown to hold with real iptables, too.
 
+use redirector_tests::command::run;
 use redirector_tests::istio::Options;
 use redirector_tests::matrix::{Caller, Part, SERVED};
 use redirector_tests::observation::Observation;
 use redirector_tests::pod::{APP, PROXY, VIP4, VIP6, at};
 use redirector_tests::privileged::require_root;
+use redirector_tests::probe::hold::Held;
 use redirector_tests::probe::serve::Listen;
+use redirector_tests::process::{Daemon, Place};
 use redirector_tests::proxy::{INBOUND, OUTBOUND, any4, any6, everywhere, proxy_listeners};
 use redirector_tests::retry;
 use redirector_tests::scenario::Scenario;
@@ -162,6 +165,55 @@ fn a_listener_on_the_pods_address() -> anyhow::Result<()> {
     let v6 = at(std::net::Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 2), INBOUND);
     each(&Setup { proxy: vec![Listen::on(v4), Listen::on(v6)], ..Setup::default() }, |side| {
         assert_eq!(knock(side)?, CAPTURED);
+        Ok(())
+    })
+}
+
+/// Somebody else listens on the proxy's port of another address, before the proxy does.
+#[test]
+fn a_neighbour_on_another_address() -> anyhow::Result<()> {
+    let [v4, other] = [2, 3].map(|last| std::net::Ipv4Addr::new(10, 77, 0, last));
+    each(&Setup { proxy: Vec::new(), ..Setup::default() }, |side| {
+        let pod = side.pod();
+        pod.netns.ip(&format!("address add {other}/24 dev eth0"))?;
+        let neighbour = pod.serve(APP, "neighbour", vec![Listen::on(at(other, INBOUND))])?;
+        let _proxy = pod.serve(PROXY, "proxy", vec![Listen::on(at(v4, INBOUND))])?;
+        let seen = side.world.observe_from_outside(&[Scenario::to(at(v4, SERVED))])?;
+        assert_eq!(seen[0].summary(), CAPTURED[0]);
+        assert!(neighbour.accepted().is_empty());
+        Ok(())
+    })
+}
+
+/// A difference that is meant (COMPATIBILITY.md): the proxy's socket has the port that the connection was made to, as with
+/// TPROXY. A server that sets SO_REUSEADDR, as servers do, notices nothing.
+#[test]
+fn the_port_of_a_captured_connection() -> anyhow::Result<()> {
+    const PORT: u16 = 9000;
+    each(&Setup::default(), |side| {
+        let pod = side.pod();
+        let _held = Held::start(&side.world.outside(), at(pod.v4(), PORT))?;
+        let to = at(pod.v4(), PORT).to_string();
+        let bound = run(&mut pod.place(APP)?.probe(&["story", "bind", &to]), "")?;
+        assert_eq!(bound, if matches!(side.by, By::Redirector) { "EADDRINUSE\n" } else { "ok\n" });
+        let _app = pod.serve(APP, "app", vec![Listen::on(at(pod.v4(), PORT))])?;
+        Ok(())
+    })
+}
+
+/// The client resets the connection before the proxy has asked where it was going.
+#[test]
+fn reset_before_the_proxy_asks() -> anyhow::Result<()> {
+    each(&Setup { proxy: Vec::new(), ..Setup::default() }, |side| {
+        let pod = side.pod();
+        for to in [at(pod.v4(), SERVED), at(pod.v6(), SERVED)] {
+            let story = |place: &Place, what| place.probe(&["story", what, &to.to_string()]);
+            let proxy = Daemon::start("proxy", &mut story(&pod.place(PROXY)?, "accept-reset"))?;
+            proxy.wait_for(0, |line| (line == "ready").then_some(()))?;
+            run(&mut story(&side.world.outside(), "reset-at-once"), "")?;
+            let told = proxy.wait_for(1, |line| Some(line.to_owned()))?;
+            assert!(told.contains(&to.to_string()), "{told}");
+        }
         Ok(())
     })
 }

@@ -2,14 +2,16 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use redirector_tests::command::run;
+use redirector_tests::istio::Options;
 use redirector_tests::kernel;
 use redirector_tests::matrix::{CALLERS, Part, SERVED, UNSERVED};
 use redirector_tests::observation::Observation;
 use redirector_tests::pod::{APP, PROXY, Pod, PodOptions, ROOT, SECOND4, VIP4, VIP6, at};
 use redirector_tests::privileged::require_root;
 use redirector_tests::proxy::proxy_listeners;
-use redirector_tests::scenario::{Family, How, Scenario};
-use redirector_tests::side::Setup;
+use redirector_tests::scenario::{Family, How, Scenario, Udp};
+use redirector_tests::side::{By, Setup, Side};
 use redirector_tests::twin::Twin;
 
 /// Destinations of every kind of verdict and error.
@@ -228,5 +230,83 @@ fn user_switched_after_creation() -> anyhow::Result<()> {
     }
     let seen = twin.check(&[Part::of(ROOT, scenarios)])?;
     assert_captured(&seen, "created by app, connected by proxy, to 10.96.0.10:8080");
+    Ok(())
+}
+
+/// Lives through a story in a pod without a proxy, whose part it takes itself: the same is seen under iptables.
+fn compare(story: &str, to: SocketAddr, options: &Options) -> anyhow::Result<Vec<String>> {
+    let setup = Setup { proxy: Vec::new(), ..Setup::default() };
+    let told = |by| -> anyhow::Result<String> {
+        let side = Side::with(by, &setup)?;
+        run(&mut side.pod().place(APP)?.probe(&["story", story, &to.to_string()]), "\n")
+    };
+    let expected = told(By::Iptables(options.clone()))?;
+    assert_eq!(
+        told(By::RedirectorWith(options.clone()))?,
+        expected,
+        "{story} to {to}, redirector and iptables"
+    );
+    Ok(expected.lines().map(str::to_owned).collect())
+}
+
+/// What the names and the original destination are when a connection has ended in this way or that, and when a socket becomes
+/// something else.
+#[test]
+fn ends_of_connections() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    for to in [at(VIP4, SERVED), at(VIP6, SERVED)] {
+        for story in ["reset", "ended", "refused", "reset-by-client", "client-listens", "same-twice"] {
+            let seen = compare(story, to, &Options::sidecar())?;
+            assert!(!seen.is_empty());
+            if story == "reset-by-client" {
+                assert!(seen[0].contains(&to.to_string()), "{seen:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Who listens on the proxy's port of another loopback address, before the proxy does, gets nothing.
+#[test]
+fn neighbours_of_the_proxy() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let seen = compare("neighbours", at(VIP4, SERVED), &Options::sidecar())?;
+    assert_eq!(seen, ["ok; the proxy got it: true; others got it: 0"]);
+    Ok(())
+}
+
+/// A UDP socket that is connected to one DNS server asks another: its peer stays.
+#[test]
+fn asked_elsewhere() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let options = Options { redirect_dns: true, capture_all_dns: true, ..Options::sidecar() };
+    let seen = compare("asked-elsewhere", at(VIP4, 53), &options)?;
+    assert_eq!(seen.last().map(String::as_str), Some("peer 10.96.0.10:53"), "{seen:?}");
+    Ok(())
+}
+
+/// A query from 127.0.0.1 to a server outside is refused by routing, before anybody redirects it.
+#[test]
+fn query_from_loopback() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let options = Options { redirect_dns: true, capture_all_dns: true, ..Options::sidecar() };
+    let twin = Twin::new(options.clone(), By::RedirectorWith(options), &Setup::default())?;
+    let from = |address: Ipv4Addr, udp| {
+        let query = Scenario::to(at(VIP4, 53)).named(format!("{udp:?} from {address}"));
+        Scenario { udp: Some(udp), ..query.bound(at(address, 0)) }
+    };
+    let addresses = [Ipv4Addr::LOCALHOST, twin.oracle.pod().v4()];
+    let scenarios =
+        addresses.into_iter().flat_map(|address| [Udp::Connect, Udp::SendTo].map(|udp| from(address, udp)));
+    let seen = twin.check(&[Part::of(APP, scenarios.collect())])?;
+    assert_eq!(seen[0].connect.as_deref(), Some("EINVAL"), "{seen:#?}");
     Ok(())
 }

@@ -18,7 +18,7 @@ use rustix::net::{
 use super::connect::{local_name, peer_name};
 use super::sys;
 use crate::observation::{Seen, errno_name, outcome};
-use crate::proxy::OUTBOUND;
+use crate::proxy::{INBOUND, OUTBOUND};
 use crate::retry::{self, long_enough};
 
 /// Which story.
@@ -32,6 +32,12 @@ pub enum Story {
     Refused,
     /// The client resets it before the server has asked for its original destination.
     ResetByClient,
+    /// The client's part of that alone.
+    ResetAtOnce,
+    /// The inbound proxy's part of that alone.
+    AcceptReset,
+    /// A server binds its port, without SO_REUSEADDR.
+    Bind,
     /// A client's socket becomes a listener.
     ClientListens,
     /// Listeners on other loopback addresses are older than the proxy's on the one.
@@ -60,6 +66,9 @@ pub fn tell(story: Story, to: SocketAddr) -> anyhow::Result<Vec<String>> {
         }),
         Story::Refused => refused(to),
         Story::ResetByClient => reset_by_client(to),
+        Story::ResetAtOnce => reset_at_once(to),
+        Story::AcceptReset => accept_reset(to),
+        Story::Bind => Ok(vec![outcome(bind(&socket(to, SocketFlags::empty())?, &to))]),
         Story::ClientListens => client_listens(to),
         Story::Neighbours => neighbours(to),
         Story::SameTwice => same_twice(to),
@@ -133,12 +142,25 @@ fn refused(to: SocketAddr) -> anyhow::Result<Vec<String>> {
 
 fn reset_by_client(to: SocketAddr) -> anyhow::Result<Vec<String>> {
     let proxy = proxy(to)?;
-    let client = TcpStream::connect(to)?;
-    set_socket_linger(&client, Some(Duration::ZERO))?;
-    drop(client);
+    reset_at_once(to)?;
+    of_reset(&proxy)
+}
+
+fn reset_at_once(to: SocketAddr) -> anyhow::Result<Vec<String>> {
+    set_socket_linger(&TcpStream::connect(to)?, Some(Duration::ZERO))?;
+    Ok(Vec::new())
+}
+
+fn of_reset(proxy: &TcpListener) -> anyhow::Result<Vec<String>> {
     let (server, _) = proxy.accept()?;
     until(&server, PollFlags::empty())?;
     Ok(vec![original("the server", &server)])
+}
+
+fn accept_reset(to: SocketAddr) -> anyhow::Result<Vec<String>> {
+    let proxy = TcpListener::bind(SocketAddr::new(unspecified(to), INBOUND))?;
+    println!("ready");
+    of_reset(&proxy)
 }
 
 fn client_listens(to: SocketAddr) -> anyhow::Result<Vec<String>> {
