@@ -161,6 +161,11 @@ impl Daemon {
         Ok(())
     }
 
+    /// Closes its stdin.
+    pub fn close(&mut self) {
+        self.stdin = None;
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {

@@ -5,14 +5,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Context;
+use rustix::process::Signal;
 use serde_json::json;
 
 use redirector_tests::agent::{Agent, Home, until_active};
-use redirector_tests::command;
 use redirector_tests::kubelet::{Call, Id, Kubelet, PREVIOUS};
 use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
-use redirector_tests::pod::{APP, PROXY, VIP4, World};
+use redirector_tests::pod::{APP, PROXY, World};
 use redirector_tests::privileged::require_root;
 use redirector_tests::probe::many::{Load, Report};
 use redirector_tests::process::{Daemon, Place};
@@ -387,64 +387,29 @@ fn killed_while_pods_start() -> anyhow::Result<()> {
     retry::until("the bpffs to be empty", || node.expect_empty().ok()).with_context(|| agent.log())
 }
 
-/// The agent chains the plugin, again whenever another tool has written the list anew; `uninstall` leaves the node as
-/// it was.
+/// Whoever has asked and given up is not served any more: the runtime throws his sandbox away, and makes another.
 #[test]
-fn installed_and_uninstalled() -> anyhow::Result<()> {
-    const LIST: &str =
-        r#"{"cniVersion":"1.0.0", "name":"n","plugins":[{"type":"bridge"}, {"type":"portmap"}]}"#;
+fn who_has_given_up() -> anyhow::Result<()> {
     let Some(setup) = Setup::new(&[])? else { return Ok(()) };
-    let Setup { agent, ref kubelet, ref home, ref node, .. } = setup;
-    agent.kill()?;
-    let directory = tempfile::Builder::new().prefix("redirtest-cni").tempdir()?;
-    let [bin, conf] = ["bin", "net.d"].map(|name| directory.path().join(name));
-    std::fs::create_dir(&bin)?;
-    std::fs::create_dir(&conf)?;
-    let list = conf.join("10-n.conflist");
-    std::fs::write(&list, LIST)?;
-    let types = || -> Option<Vec<String>> {
-        let list: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&list).ok()?).ok()?;
-        list["plugins"].as_array()?.iter().map(|p| p["type"].as_str().map(str::to_owned)).collect()
-    };
-    let [bin_text, conf_text] = [&bin, &conf].map(|path| path.display().to_string());
-    let arguments = [
-        "--cni-bin-dir",
-        &bin_text,
-        "--cni-conf-dir",
-        &conf_text,
-        "--resync",
-        "3600",
-        "--exclude-namespaces",
-        "a,b",
-    ];
-    let agent = kubelet.agent(node, home, &arguments)?;
-    let until_chained = |others: &[&str]| {
-        let expected: Vec<String> = others.iter().chain(&["redirector"]).map(|t| (*t).to_owned()).collect();
-        retry::until("the plugin to be chained", || (types()? == expected).then_some(()))
-    };
-    until_chained(&["bridge", "portmap"]).with_context(|| agent.log())?;
-    let entry: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&list)?)?;
-    assert_eq!(entry["plugins"][2]["excludeNamespaces"], json!(["a", "b"]), "{entry:#}");
-    assert_eq!(entry["plugins"][2]["socket"], home.run().join("agent.sock").display().to_string());
-
-    // What is installed works: called at its place, by its entry.
-    let mut installed = std::process::Command::new(bin.join("redirector"));
-    let version = command::run(installed.env_clear().env("CNI_COMMAND", "VERSION"), "")?;
-    assert!(version.contains("1.1.0"), "{version}");
-
-    std::fs::write(&list, LIST.replace("portmap", "bandwidth"))?;
-    until_chained(&["bridge", "bandwidth"]).with_context(|| agent.log())?;
-    std::fs::remove_file(bin.join("redirector"))?;
-    retry::until("the binary to be back", || bin.join("redirector").exists().then_some(()))?;
-    agent.kill()?;
-    let arguments = ["cni", "uninstall", "--bin-dir", &bin_text, "--conf-dir", &conf_text];
-    node.run(&arguments)?.expect(0)?;
-    assert_eq!(std::fs::read_to_string(&list)?, LIST.replace("portmap", "bandwidth"));
-    assert_eq!(std::fs::read_dir(&conf)?.count(), 1);
-    assert_eq!(std::fs::read_dir(&bin)?.count(), 0);
-    assert_eq!(node.run(&arguments)?.expect(0)?.json()?, json!({ "done": [] }));
-    // Without a runtime it says what it is for.
-    node.run(&["cni"])?.expect(2)?;
-    assert!(setup.world.pod().v4() != VIP4);
+    setup.agent.signal(Signal::STOP)?;
+    let call = setup.call("ADD");
+    let mut plugin = Daemon::start("plugin", &mut call.command())?;
+    plugin.tell(&call.config)?;
+    plugin.close();
+    retry::until("the plugin to wait for its answer", || waits_for_an_answer(plugin.pid()).then_some(()))?;
+    drop(plugin);
+    setup.agent.signal(Signal::CONT)?;
+    setup.agent.wait_for(0, "failed: the plugin has not waited")?;
+    setup.node.expect_empty()?;
+    assert_eq!(setup.call("ADD").succeed()?, PREVIOUS);
     Ok(())
+}
+
+/// A process sleeps that has a socket, though nothing but the answer keeps it waiting.
+fn waits_for_an_answer(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let Ok(fds) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    let sleeps = stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'));
+    let links = fds.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+    sleeps && links.into_iter().any(|link| link.to_string_lossy().starts_with("socket:"))
 }

@@ -1,0 +1,73 @@
+//! The CNI plugin is put on a node, kept there, and taken away.
+
+use anyhow::Context;
+use serde_json::json;
+
+use redirector_tests::agent::Home;
+use redirector_tests::command;
+use redirector_tests::kubelet::Kubelet;
+use redirector_tests::node::Node;
+use redirector_tests::privileged::require_root;
+use redirector_tests::retry;
+
+/// The agent chains the plugin, again whenever another tool has written the list anew; `uninstall` leaves the node as
+/// it was.
+#[test]
+fn installed_and_uninstalled() -> anyhow::Result<()> {
+    const LIST: &str =
+        r#"{"cniVersion":"1.0.0", "name":"n","plugins":[{"type":"bridge"}, {"type":"portmap"}]}"#;
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, home, kubelet) = (Node::new()?, Home::new()?, Kubelet::new()?);
+    let directory = tempfile::Builder::new().prefix("redirtest-cni").tempdir()?;
+    let [bin, conf] = ["bin", "net.d"].map(|name| directory.path().join(name));
+    std::fs::create_dir(&bin)?;
+    std::fs::create_dir(&conf)?;
+    let list = conf.join("10-n.conflist");
+    std::fs::write(&list, LIST)?;
+    let types = || -> Option<Vec<String>> {
+        let list: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&list).ok()?).ok()?;
+        list["plugins"].as_array()?.iter().map(|p| p["type"].as_str().map(str::to_owned)).collect()
+    };
+    let [bin_text, conf_text] = [&bin, &conf].map(|path| path.display().to_string());
+    let arguments = [
+        "--cni-bin-dir",
+        &bin_text,
+        "--cni-conf-dir",
+        &conf_text,
+        "--resync",
+        "3600",
+        "--exclude-namespaces",
+        "a,b",
+    ];
+    let agent = kubelet.agent(&node, &home, &arguments)?;
+    let until_chained = |others: &[&str]| {
+        let expected: Vec<String> = others.iter().chain(&["redirector"]).map(|t| (*t).to_owned()).collect();
+        retry::until("the plugin to be chained", || (types()? == expected).then_some(()))
+    };
+    until_chained(&["bridge", "portmap"]).with_context(|| agent.log())?;
+    let entry: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&list)?)?;
+    assert_eq!(entry["plugins"][2]["excludeNamespaces"], json!(["a", "b"]), "{entry:#}");
+    assert_eq!(entry["plugins"][2]["socket"], home.run().join("agent.sock").display().to_string());
+
+    // What is installed works: called at its place, by its entry.
+    let mut installed = std::process::Command::new(bin.join("redirector"));
+    let version = command::run(installed.env_clear().env("CNI_COMMAND", "VERSION"), "")?;
+    assert!(version.contains("1.1.0"), "{version}");
+
+    std::fs::write(&list, LIST.replace("portmap", "bandwidth"))?;
+    until_chained(&["bridge", "bandwidth"]).with_context(|| agent.log())?;
+    std::fs::remove_file(bin.join("redirector"))?;
+    retry::until("the binary to be back", || bin.join("redirector").exists().then_some(()))?;
+    agent.kill()?;
+    let arguments = ["cni", "uninstall", "--bin-dir", &bin_text, "--conf-dir", &conf_text];
+    node.run(&arguments)?.expect(0)?;
+    assert_eq!(std::fs::read_to_string(&list)?, LIST.replace("portmap", "bandwidth"));
+    assert_eq!(std::fs::read_dir(&conf)?.count(), 1);
+    assert_eq!(std::fs::read_dir(&bin)?.count(), 0);
+    assert_eq!(node.run(&arguments)?.expect(0)?.json()?, json!({ "done": [] }));
+    // Without a runtime it says what it is for.
+    node.run(&["cni"])?.expect(2)?;
+    Ok(())
+}
