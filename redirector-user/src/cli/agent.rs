@@ -125,7 +125,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
     log::init(args.log_format, args.log_level);
     agent::run(Options {
-        root: env.root.clone(),
+        root: env.root.clone().on_prepared_node()?,
         pods: args.pods(),
         plugin: args.plugin()?,
         config: args.config,

@@ -18,12 +18,26 @@ const LONGEST_NAME: usize = 63;
 pub struct Root {
     bpffs: PathBuf,
     dir: PathBuf,
+    mounts: bool,
 }
 
 impl Root {
     /// Below a bpffs mount point, normally `/sys/fs/bpf`.
     pub fn at(bpffs: &Path) -> Self {
-        Self { bpffs: bpffs.to_owned(), dir: bpffs.join("redirector") }
+        Self { bpffs: bpffs.to_owned(), dir: bpffs.join("redirector"), mounts: true }
+    }
+
+    /// The same, where a bpffs is never mounted, and is there already.
+    ///
+    /// What is mounted in a container is the container's own (its mount namespace gets no mounts of the node without
+    /// mountPropagation, and gives it none): it ends with the container, and with it whatever is pinned there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if there is none.
+    pub fn on_prepared_node(self) -> Result<Self> {
+        let root = Self { mounts: false, ..self };
+        root.mount().map(|_| root)
     }
 
     /// The directory itself.
@@ -74,6 +88,13 @@ impl Root {
         let below = open()?;
         if is_bpffs(&below)? {
             return Ok(None);
+        }
+        if !self.mounts {
+            return Err(Error::Unsupported(format!(
+                "{point} is not a bpffs on this node, and one that is mounted here would end with this container, and all \
+                 capture with it; mount it on the node before the agent starts (mount -t bpf bpf {point}, or systemd's \
+                 sys-fs-bpf.mount), or give the mount point of one with --bpffs"
+            )));
         }
         // One at a time: a second mount would hide the instances on the first.
         flock(&below, FlockOperation::LockExclusive).context(|| format!("lock {point}"))?;
