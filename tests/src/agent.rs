@@ -212,9 +212,17 @@ impl Agent {
     /// # Errors
     /// When it does not answer.
     pub fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        self.get_from(self.at, path)
+    }
+
+    /// The same at another of its addresses.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn get_from(&self, at: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
         let mut stream = match &self.netns {
-            None => TcpStream::connect(self.at)?,
-            Some(netns) => connect_in(netns, self.at)?,
+            None => TcpStream::connect(at)?,
+            Some(netns) => connect_in(netns, at)?,
         };
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;

@@ -1,8 +1,13 @@
 //! The agent on nodes that are not as it would like them.
 
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::Context;
 use redirector_tests::agent::{Agent, Home};
 use redirector_tests::node::Node;
 use redirector_tests::privileged::require_root;
+use redirector_tests::process::Daemon;
 use redirector_tests::redirector::{Run, exit};
 
 /// What an agent in a container mounts would end with the container: it mounts nothing.
@@ -16,5 +21,46 @@ fn the_bpffs_is_the_nodes() -> anyhow::Result<()> {
     Run::of(&mut Agent::command(&node, &home, &[], &[]))?.refused(exit::CANNOT, &words)?;
     node.expect_empty()?;
     assert!(!home.run().exists(), "nothing is made before");
+    Ok(())
+}
+
+/// Whoever keeps the port of the metrics busy keeps no probe from its answer. On the host's network the next agent wants the
+/// same ports: it waits for both.
+#[test]
+fn probes_are_apart() -> anyhow::Result<()> {
+    // More than are served at once.
+    const BUSY: usize = 40;
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, home) = (Node::new()?, Home::new()?);
+    let agent = Agent::with(&node, &home, &["--probes", "127.0.0.1:0"])?;
+    let serving = agent.wait_for(0, "serving /healthz and /readyz")?;
+    let probes: SocketAddr = serving["at"].as_str().context("an address")?.parse()?;
+    assert_eq!(agent.get_from(probes, "/healthz")?, (200, "ok\n".to_owned()));
+    assert_eq!(agent.get_from(probes, "/metrics")?, (404, "there are /healthz and /readyz\n".to_owned()));
+    for path in ["/metrics", "/healthz"] {
+        assert_eq!(agent.get(path)?.0, 200, "{path}");
+    }
+    let busy: Vec<TcpStream> =
+        (0..BUSY).map(|_| TcpStream::connect(agent.address())).collect::<std::io::Result<_>>()?;
+    let metrics = TcpStream::connect(agent.address())?;
+    metrics.set_read_timeout(Some(Duration::from_secs(1)))?;
+    std::io::Write::write_all(&mut &metrics, b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")?;
+    assert!(std::io::Read::read(&mut &metrics, &mut [0]).is_err(), "the port is not busy");
+    assert_eq!(agent.get_from(probes, "/healthz")?.0, 200);
+    drop((busy, metrics));
+
+    let (http, probes) = (agent.address().to_string(), probes.to_string());
+    let arguments = ["--http", &http, "--probes", &probes];
+    let next = Daemon::start("next", &mut Agent::command(&node, &home, &[], &arguments))?;
+    for option in ["--http", "--probes"] {
+        let taken = format!("the address of {option} is in use");
+        next.wait_for(0, |line| line.contains(&taken).then_some(()))?;
+    }
+    agent.kill()?;
+    for paths in ["serving /metrics", "serving /healthz and /readyz"] {
+        next.wait_for(0, |line| line.contains(paths).then_some(()))?;
+    }
     Ok(())
 }

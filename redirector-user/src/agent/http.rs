@@ -24,13 +24,39 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const BACKLOG: i32 = 128;
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// What an address is for. Each has connections of its own: whoever keeps those for the metrics busy, which any pod may reach,
+/// keeps no probe from its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// `--http`: the metrics, and the state of the agent.
+    Everything,
+    /// `--probes`: the state only.
+    Probes,
+}
+
+impl Purpose {
+    fn option(self) -> &'static str {
+        match self {
+            Self::Everything => "--http",
+            Self::Probes => "--probes",
+        }
+    }
+
+    fn paths(self) -> &'static str {
+        match self {
+            Self::Everything => "/metrics, /healthz and /readyz",
+            Self::Probes => "/healthz and /readyz",
+        }
+    }
+}
+
 /// Opens the port; None if it is taken: an agent that is about to end may have it (a rollout on the host's
 /// network).
 ///
 /// # Errors
 ///
 /// Any other of the kernel's.
-pub fn bind(at: SocketAddr) -> Result<Option<TcpListener>> {
+pub fn bind(at: SocketAddr, purpose: Purpose) -> Result<Option<TcpListener>> {
     let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, at.port()));
     let bound = match listen(at) {
         // A kernel without IPv6 has no [::].
@@ -41,7 +67,7 @@ pub fn bind(at: SocketAddr) -> Result<Option<TcpListener>> {
         Err(Errno::ADDRINUSE) => Ok(None),
         other => {
             let listener = other.map_err(std::io::Error::from).and_then(TcpListener::from_std);
-            listener.map(Some).context(|| format!("listen on {at} for /metrics (--http)"))
+            listener.map(Some).context(|| format!("listen on {at} ({})", purpose.option()))
         }
     }
 }
@@ -60,19 +86,19 @@ fn listen(at: SocketAddr) -> Result<std::net::TcpListener, Errno> {
 }
 
 /// Answers for ever, as soon as it can have the port.
-pub async fn serve(at: SocketAddr, mut bound: Option<TcpListener>, agent: Arc<Agent>) {
+pub async fn serve(at: SocketAddr, purpose: Purpose, mut bound: Option<TcpListener>, agent: Arc<Agent>) {
     if bound.is_none() {
-        tracing::warn!(%at, "the address of --http is in use; trying again until it is free");
+        tracing::warn!(%at, "the address of {} is in use; trying again until it is free", purpose.option());
     }
     let listener = loop {
         match bound.take() {
             Some(listener) => break listener,
             None => tokio::time::sleep(AGAIN).await,
         }
-        bound = bind(at).unwrap_or(None);
+        bound = bind(at, purpose).unwrap_or(None);
     };
     if let Ok(at) = listener.local_addr() {
-        tracing::info!(%at, "serving /metrics, /healthz and /readyz");
+        tracing::info!(%at, "serving {}", purpose.paths());
     }
     let free = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -84,7 +110,7 @@ pub async fn serve(at: SocketAddr, mut bound: Option<TcpListener>, agent: Arc<Ag
         };
         let agent = Arc::clone(&agent);
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(Arc::clone(&agent), request));
+            let service = service_fn(move |request| answer(Arc::clone(&agent), purpose, request));
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE)
@@ -97,15 +123,19 @@ pub async fn serve(at: SocketAddr, mut bound: Option<TcpListener>, agent: Arc<Ag
     }
 }
 
-async fn answer(agent: Arc<Agent>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    agent: Arc<Agent>,
+    purpose: Purpose,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into()));
     }
     Ok(match request.uri().path() {
-        "/metrics" => metrics(agent).await,
+        "/metrics" if purpose == Purpose::Everything => metrics(agent).await,
         "/healthz" => check(agent.health.alive()),
         "/readyz" => check(agent.ready()),
-        _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".into()),
+        _ => plain(StatusCode::NOT_FOUND, format!("there are {}\n", purpose.paths())),
     })
 }
 

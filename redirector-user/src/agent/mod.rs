@@ -29,6 +29,7 @@ use crate::cni::install::Places;
 use crate::error::{Context, Error, Result};
 use crate::instance::root::Root;
 use health::Health;
+use http::Purpose;
 use kubernetes::Kubernetes;
 use metrics::Metrics;
 use namespaces::Namespaces;
@@ -62,6 +63,8 @@ pub struct Options {
     pub run_dir: PathBuf,
     /// Address of `/metrics`; None for none.
     pub http: Option<SocketAddr>,
+    /// Another one of `/healthz` and `/readyz` alone.
+    pub probes: Option<SocketAddr>,
     /// The node is looked at this often even if nothing seems to happen.
     pub resync: Duration,
 }
@@ -148,7 +151,7 @@ async fn start(options: Options) -> Result<()> {
     {
         return Err(Error::Input(format!("--config {} is no directory", dir.display())));
     }
-    let Options { root, config, pods, plugin, run_dir, http, resync } = options;
+    let Options { root, config, pods, plugin, run_dir, http, probes, resync } = options;
     let pods = Pods::new(pods.source().await?, pods.excluded, pods.cgroup_root, pods.pass_unknown);
     let agent = Arc::new(Agent {
         root,
@@ -167,8 +170,10 @@ async fn start(options: Options) -> Result<()> {
     });
     let (mut terminated, mut hangup) = (on(SignalKind::terminate())?, on(SignalKind::hangup())?);
     let mut interrupted = on(SignalKind::interrupt())?;
-    if let Some(at) = http {
-        tokio::spawn(http::serve(at, http::bind(at)?, Arc::clone(&agent)));
+    for (at, purpose) in [(http, Purpose::Everything), (probes, Purpose::Probes)] {
+        if let Some(at) = at {
+            tokio::spawn(http::serve(at, purpose, http::bind(at, purpose)?, Arc::clone(&agent)));
+        }
     }
     let work = work(Arc::clone(&agent), run_dir);
     tokio::pin!(work);

@@ -65,6 +65,9 @@ pub struct Args {
     /// Address of /metrics, /healthz and /readyz; `off` for none.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9464", value_parser = http)]
     http: Http,
+    /// Another address of /healthz and /readyz alone, for the kubelet: where nobody else can keep them from answering.
+    #[arg(long, value_name = "ADDR:PORT")]
+    probes: Option<SocketAddr>,
     /// Look at the node this often, even if nothing seems to happen.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
     resync: u32,
@@ -131,6 +134,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
         config: args.config,
         run_dir: args.run_dir,
         http: args.http.0,
+        probes: args.probes,
         resync: Duration::from_secs(args.resync.into()),
     })?;
     Ok(ExitCode::SUCCESS)
