@@ -27,13 +27,19 @@ fn roles(policy: &Policy) -> [(u16, Verdict); 3] {
 /// returns what could not be.
 pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: u32) -> Result<Vec<String>> {
     let roles = roles(policy);
-    let Found { listeners: found, elsewhere } =
+    let Found { listeners: found, elsewhere, incomplete } =
         listeners::find(&target.netns, &target.cgroup, &roles.map(|(port, _)| port))?;
     let map = instance.listeners()?;
     let mut sockets = instance.sockets()?;
     let mut notes = Vec::new();
     // What the app sends finds its listener by the address; what comes from the network, by this registry.
-    if elsewhere.contains(&policy.inbound_port) {
+    if incomplete {
+        notes.push(format!(
+            "the processes of the cgroup {} have more open files than are searched for the proxy's listeners (65536 in \
+             one process, 250000 in all, 5 seconds): one that is among the others does not get what comes from the network",
+            target.cgroup.path.display()
+        ));
+    } else if elsewhere.contains(&policy.inbound_port) {
         notes.push(format!(
             "port {} has a listener that is of no process in the cgroup {}: it does not get what comes from the network",
             policy.inbound_port,

@@ -2,10 +2,11 @@
 //! over with pidfd_getfd (5.6).
 
 use super::cgroup::Cgroup;
+use super::descriptors::{self, Budget, Seen};
 use crate::error::{Context, Result};
 use crate::sys::netns::NetNs;
 use rustix::fs::FileType;
-use rustix::net::getsockname;
+use rustix::net::{getsockname, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -31,24 +32,32 @@ pub struct Found {
     pub listeners: Vec<Listener>,
     /// Ports, in order, on which the namespace has others, too.
     pub elsewhere: Vec<u16>,
+    /// The processes have more descriptors than are looked at, and some may be of those ports.
+    pub incomplete: bool,
 }
 
 /// Listeners on `ports` in the namespace, taken from the processes in the cgroup.
 pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Found> {
     let mut wanted = netns.run(|| listening(ports)).context(|| "enter the network namespace".into())??;
     let mut listeners = Vec::new();
+    let (sockets, mut budget) = (descriptors::mount_of_sockets(), Budget::new());
     for pid in cgroup.processes()? {
-        if wanted.is_empty() {
+        if wanted.is_empty() || budget.is_spent() {
             break;
         }
         // None: it has ended.
         let Some(process) = open(pid)? else { continue };
-        for (number, inode) in descriptors(pid) {
-            if inode.is_some_and(|inode| !wanted.contains_key(&inode)) {
-                continue;
+        for (before, (number, seen)) in descriptors::of(pid, sockets).enumerate() {
+            if wanted.is_empty() || !budget.allows(before) {
+                break;
+            }
+            match seen {
+                Seen::Socket(inode) if wanted.contains_key(&inode) => {}
+                Seen::Unknown => {}
+                Seen::Socket(_) | Seen::Other => continue,
             }
             let Some(socket) = take(&process, pid, number)? else { continue };
-            // The number may have become that of another socket since the link was read.
+            // The number may have become that of another socket since it was looked at.
             if let Some((port, v6)) = inode_of(&socket).and_then(|inode| wanted.remove(&inode))
                 && is_of_use(&socket)
             {
@@ -56,35 +65,9 @@ pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Found> {
             }
         }
     }
+    let incomplete = budget.exceeded && !wanted.is_empty();
     let elsewhere: BTreeSet<u16> = wanted.into_values().map(|(port, _)| port).collect();
-    Ok(Found { listeners, elsewhere: elsewhere.into_iter().collect() })
-}
-
-/// The numbers of a process's descriptors that may be sockets, with the sockets' inodes if they can be seen; none of one
-/// that has ended.
-///
-/// The directory of another user's process is closed to whoever lacks CAP_DAC_READ_SEARCH, as the agent in its container
-/// does; taking a descriptor asks for CAP_SYS_PTRACE only. So there it is every number that the process may have.
-fn descriptors(pid: u32) -> Vec<(i32, Option<u64>)> {
-    let entries = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
-        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            return (0..table_size(&status)).map(|number| (number, None)).collect();
-        }
-        Err(_) => return Vec::new(),
-        Ok(entries) => entries.flatten(),
-    };
-    let socket = |entry: std::fs::DirEntry| {
-        let inode = socket_inode(&std::fs::read_link(entry.path()).ok()?.to_string_lossy())?;
-        Some((entry.file_name().to_str()?.parse().ok()?, Some(inode)))
-    };
-    entries.filter_map(socket).collect()
-}
-
-/// How many descriptors a process has room for (`FDSize` of its status).
-fn table_size(status: &str) -> i32 {
-    let line = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
-    line.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
+    Ok(Found { listeners, elsewhere: elsewhere.into_iter().collect(), incomplete })
 }
 
 /// Port and family (true: AF_INET6) of every listener on `ports` in the namespace.
@@ -115,8 +98,10 @@ fn take(process: &OwnedFd, pid: u32, fd: i32) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// The inode of a socket; None of anything else, whose numbers are of another kind.
+/// The inode of a socket; None of anything else, whose numbers are of another kind, and which is not asked for them: its
+/// file system may not answer.
 fn inode_of(descriptor: &OwnedFd) -> Option<u64> {
+    sockopt::socket_domain(descriptor).ok()?;
     let stat = rustix::fs::fstat(descriptor).ok()?;
     FileType::from_raw_mode(stat.st_mode).is_socket().then_some(stat.st_ino)
 }
@@ -129,10 +114,6 @@ fn is_of_use(socket: &OwnedFd) -> bool {
         !address.is_loopback()
             || [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(&address)
     })
-}
-
-fn socket_inode(link: &str) -> Option<u64> {
-    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// Inode → (port, IPv6) of the listeners on `ports`, as the calling thread's namespace has them.
@@ -170,6 +151,7 @@ fn parse(line: &str) -> Option<(u64, u16)> {
 mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn proc_net_tcp() {
@@ -178,17 +160,13 @@ mod tests {
         assert_eq!(parse(listen), Some((12345, 15001)));
         assert_eq!(parse(&listen.replace(" 0A ", " 01 ")), None);
         assert_eq!(parse("garbage"), None);
-        assert_eq!(socket_inode("socket:[77]"), Some(77));
-        assert_eq!(socket_inode("pipe:[77]"), None);
-        assert_eq!((table_size("Name:\tx\nFDSize:\t256\n"), table_size("")), (256, 0));
     }
 
     #[test]
     fn a_descriptor_that_became_another_socket() {
         let socket = || OwnedFd::from(std::net::TcpListener::bind("127.0.0.1:0").unwrap());
         let (one, other) = (socket(), socket());
-        let link = std::fs::read_link(format!("/proc/self/fd/{}", one.as_raw_fd())).unwrap();
-        let inode = socket_inode(&link.to_string_lossy()).unwrap();
+        let inode = std::fs::metadata(format!("/proc/self/fd/{}", one.as_raw_fd())).unwrap().ino();
         assert_eq!(inode_of(&one), Some(inode));
         assert_ne!(inode_of(&other), Some(inode));
         assert_eq!(inode_of(&std::fs::File::open("/dev/null").unwrap().into()), None);

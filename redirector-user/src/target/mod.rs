@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod chains;
+mod descriptors;
 pub mod facts;
 pub mod listeners;
 pub mod owners;

@@ -1,0 +1,175 @@
+//! The descriptors of other processes: which of them are sockets, found out without taking them.
+//!
+//! A descriptor that is taken (pidfd_getfd) is closed again, which asks its file system (`filp_flush` in fs/open.c): one of FUSE or
+//! NFS may never answer.
+
+use std::fs::{DirEntry, read_dir, read_link, read_to_string};
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// So many descriptors of a process are looked at, and of all: a pod may have millions.
+const OF_ONE: usize = 65_536;
+const OF_ALL: usize = 250_000;
+/// And no longer than this: what the kernel tells of a descriptor may be long (`ep_show_fdinfo` in fs/eventpoll.c).
+const TIME: Duration = Duration::from_secs(5);
+
+/// What a descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// A socket with this inode.
+    Socket(u64),
+    /// Anything else, or closed by now.
+    Other,
+    /// Only whoever takes it can say.
+    Unknown,
+}
+
+/// The numbers of a process's descriptors, each looked at when it is asked for; none of one that has ended.
+///
+/// The directory fd of another user's process is closed to whoever lacks CAP_DAC_READ_SEARCH, as the agent in its container
+/// does. Its fdinfo is open to CAP_SYS_PTRACE (`proc_fdinfo_access_allowed` in fs/proc/fd.c, Linux 5.14), and tells the
+/// inode since then. Before there is only every number that the process may have.
+pub(super) fn of(pid: u32, sockets: Option<u64>) -> Box<dyn Iterator<Item = (i32, Seen)>> {
+    let dir = format!("/proc/{pid}/fd");
+    match (read_dir(&dir), sockets) {
+        (Ok(entries), _) => {
+            Box::new(entries.flatten().filter_map(|entry| Some((number(&entry)?, linked(&entry.path())))))
+        }
+        (Err(e), Some(mount)) if e.kind() == ErrorKind::PermissionDenied => {
+            let entries = read_dir(format!("{dir}info")).into_iter().flatten().flatten();
+            Box::new(entries.filter_map(move |entry| {
+                let text = read_to_string(entry.path()).unwrap_or_default();
+                Some((number(&entry)?, told(&text, mount)))
+            }))
+        }
+        (Err(e), None) if e.kind() == ErrorKind::PermissionDenied => {
+            let status = read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            Box::new((0..table_size(&status)).map(|number| (number, Seen::Unknown)))
+        }
+        (Err(_), _) => Box::new(std::iter::empty()),
+    }
+}
+
+fn number(entry: &DirEntry) -> Option<i32> {
+    entry.file_name().to_str()?.parse().ok()
+}
+
+fn linked(link: &Path) -> Seen {
+    let target = read_link(link).ok();
+    target.and_then(|target| socket_inode(&target.to_string_lossy())).map_or(Seen::Other, Seen::Socket)
+}
+
+fn socket_inode(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// From the text of an fdinfo: inodes of other mounts are other numbers.
+fn told(fdinfo: &str, sockets: u64) -> Seen {
+    match (field(fdinfo, "ino:"), field(fdinfo, "mnt_id:")) {
+        (Some(inode), Some(mount)) if mount == sockets => Seen::Socket(inode),
+        _ => Seen::Other,
+    }
+}
+
+/// The first: what is about the file itself comes before what is about that kind of file (`seq_show` in fs/proc/fd.c).
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+}
+
+/// How many descriptors a process has room for (`FDSize` of its status).
+fn table_size(status: &str) -> i32 {
+    field(status, "FDSize:").and_then(|number| number.try_into().ok()).unwrap_or(0)
+}
+
+/// The mount of all sockets, of every namespace (`sock_mnt` in net/socket.c), from a socket of our own; None where fdinfo
+/// does not tell inodes (before Linux 5.14).
+pub(super) fn mount_of_sockets() -> Option<u64> {
+    let own = UnixDatagram::unbound().ok()?;
+    let path = format!("/proc/self/fd/{}", own.as_raw_fd());
+    let inode = std::fs::metadata(&path).ok()?.ino();
+    let text = read_to_string(path.replace("/fd/", "/fdinfo/")).ok()?;
+    (field(&text, "ino:") == Some(inode)).then(|| field(&text, "mnt_id:")).flatten()
+}
+
+/// What a search may cost.
+#[derive(Debug)]
+pub(super) struct Budget {
+    left: usize,
+    end: Instant,
+    /// Something was not looked at.
+    pub exceeded: bool,
+}
+
+impl Budget {
+    pub fn new() -> Self {
+        Self { left: OF_ALL, end: Instant::now() + TIME, exceeded: false }
+    }
+
+    /// Whether one more may be looked at, before which there were so many of its process.
+    pub fn allows(&mut self, before: usize) -> bool {
+        let allowed = before < OF_ONE && !self.is_spent();
+        self.left -= usize::from(allowed);
+        self.exceeded |= !allowed;
+        allowed
+    }
+
+    /// Whether nothing more may be looked at, for somebody who would.
+    pub fn is_spent(&mut self) -> bool {
+        let spent = self.left == 0 || Instant::now() >= self.end;
+        self.exceeded |= spent;
+        spent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn what_the_kernel_writes() {
+        assert_eq!((socket_inode("socket:[77]"), socket_inode("pipe:[77]")), (Some(77), None));
+        assert_eq!((table_size("Name:\tx\nFDSize:\t256\n"), table_size("")), (256, 0));
+        let text = "pos:\t0\nflags:\t02000002\nmnt_id:\t10\nino:\t7917627\nscm_fds: 0\n";
+        assert_eq!(told(text, 10), Seen::Socket(7_917_627));
+        assert_eq!(told(text, 11), Seen::Other);
+        // Before 5.14.
+        assert_eq!(told("pos:\t0\nflags:\t02\nmnt_id:\t10\n", 10), Seen::Other);
+        // What an epoll watches is not itself.
+        let epoll = "pos:\t0\nflags:\t02\nmnt_id:\t16\nino:\t5\ntfd: 4 events: 19 data: 4  pos:0 ino:7 sdev:8\nmnt_id:\t10\n";
+        assert_eq!(
+            (told(epoll, 10), told("", 10), told("ino:\tx\nmnt_id:\t10", 10)),
+            (Seen::Other, Seen::Other, Seen::Other)
+        );
+    }
+
+    #[test]
+    fn both_directories_tell_the_same() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (dev_null, number) = (std::fs::File::open("/dev/null").unwrap(), socket.as_raw_fd());
+        let seen =
+            |wanted: i32| of(std::process::id(), None).find(|(number, _)| *number == wanted).unwrap().1;
+        assert!(matches!(seen(number), Seen::Socket(_)));
+        assert_eq!(seen(dev_null.as_raw_fd()), Seen::Other);
+        // None before 5.14.
+        if let Some(mount) = mount_of_sockets() {
+            let of =
+                |number: i32| told(&read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap(), mount);
+            assert_eq!((of(number), of(dev_null.as_raw_fd())), (seen(number), Seen::Other));
+        }
+    }
+
+    #[test]
+    fn a_search_has_an_end() {
+        let mut budget = Budget { left: 3, ..Budget::new() };
+        assert!(budget.allows(0) && budget.allows(OF_ONE - 1) && !budget.exceeded);
+        assert!(!budget.allows(OF_ONE) && budget.exceeded && !budget.is_spent());
+        assert!(budget.allows(0) && budget.is_spent() && !budget.allows(0));
+        let mut late = Budget { end: Instant::now(), ..Budget::new() };
+        assert!(late.is_spent() && !late.allows(0) && late.exceeded);
+    }
+}
