@@ -4,10 +4,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::Context;
-use redirector_tests::agent::{Agent, Home};
+use redirector_tests::agent::{Agent, Home, until_active};
+use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
+use redirector_tests::pod::{APP, PodOptions, World};
 use redirector_tests::privileged::require_root;
-use redirector_tests::process::Daemon;
+use redirector_tests::process::{Daemon, Place};
+use redirector_tests::proxy::everywhere;
 use redirector_tests::redirector::{Run, exit};
 
 /// What an agent in a container mounts would end with the container: it mounts nothing.
@@ -62,5 +65,34 @@ fn probes_are_apart() -> anyhow::Result<()> {
     for paths in ["serving /metrics", "serving /healthz and /readyz"] {
         next.wait_for(0, |line| line.contains(paths).then_some(()))?;
     }
+    Ok(())
+}
+
+/// CRI-O puts the monitor of a pod's containers, which is in the machine's namespace, into the pod's cgroup.
+#[test]
+fn a_monitor_in_the_pods_cgroup() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, home) = (Node::new()?, Home::new()?);
+    let world = World::with(&[PodOptions::default()])?;
+    let pod = world.pod();
+    let place = Place {
+        netns: "/proc/self/ns/net".into(),
+        cgroup: Some(pod.cgroup.child("conmon")?),
+        owner: pod.place(APP)?.owner,
+    };
+    let monitor = Daemon::start("monitor", place.program("/bin/sleep".as_ref()).arg("600"))?;
+    home.write("shop", &format!("cgroup = \"{}\"\n", pod.cgroup.directory().display()))?;
+    let agent = Agent::start(&node, &home)?;
+    // Alone it is no pod.
+    let error = agent.wait_for_event(0, |event| event["reason"] == "target")?;
+    let text = error["message"].as_str().unwrap_or_default();
+    assert!(text.contains("the machine's own network namespace"), "{error:#}");
+    let _app = pod.serve(APP, "app", everywhere(&[SERVED]))?;
+    until_active(&node, &agent, "file-shop", true)?;
+    let show = node.show("file-shop")?;
+    assert_eq!(show["effective"], true, "{show:#}");
+    drop(monitor);
     Ok(())
 }

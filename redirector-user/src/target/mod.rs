@@ -122,14 +122,22 @@ impl Target {
 
     /// A cgroup v2 directory and the namespace of the processes in it; None if there is no process in it.
     ///
+    /// Processes in the machine's own namespace do not count beside others: CRI-O puts the monitor of a pod's containers
+    /// into the pod's cgroup (`conmon_cgroup = "pod"`). It is not captured, its sockets are in another namespace.
+    ///
     /// # Errors
     ///
-    /// [`Error::Input`] if its processes are in several namespaces, or in the machine's own.
+    /// [`Error::Input`] if its processes are in several namespaces, or all in the machine's own.
     pub fn of_cgroup(cgroup: Cgroup) -> Result<Option<Self>> {
-        let mut found: Option<(NetNs, u32)> = None;
+        let (mut found, mut machines_own): (Option<(NetNs, u32)>, _) = (None, None);
+        let own = own_cookies();
         for pid in cgroup.processes()? {
             // It may have ended meanwhile.
             let Ok(netns) = NetNs::open(&PathBuf::from(format!("/proc/{pid}/ns/net"))) else { continue };
+            if own.contains(&netns.cookie) {
+                machines_own = Some(pid);
+                continue;
+            }
             match &found {
                 Some((first, other)) if first.cookie != netns.cookie => {
                     return Err(Error::Input(format!(
@@ -142,9 +150,13 @@ impl Target {
                 None => found = Some((netns, pid)),
             }
         }
-        let Some((netns, pid)) = found else { return Ok(None) };
-        let netns_path = PathBuf::from(format!("/proc/{pid}/ns/net"));
-        refuse_own(&netns, &netns_path)?;
+        let file = |pid: u32| PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let (netns, pid) = match (found, machines_own) {
+            (Some(found), _) => found,
+            (None, Some(pid)) => return Err(machines(&file(pid))),
+            (None, None) => return Ok(None),
+        };
+        let netns_path = file(pid);
         Ok(Some(Self { netns, netns_path, cgroup, pid: Some(pid) }))
     }
 
@@ -194,11 +206,15 @@ pub fn open_netns(path: &Path, missing: impl FnOnce() -> String) -> Result<NetNs
 /// Capturing the namespace of the machine itself would cut its own connections. Process 1 may be
 /// out of our sight (another pid namespace, more capabilities than ours); then our own counts.
 fn refuse_own(netns: &NetNs, path: &Path) -> Result<()> {
-    let own = |file: &str| NetNs::open(Path::new(file)).is_ok_and(|own| own.cookie == netns.cookie);
-    if own("/proc/1/ns/net") || own("/proc/self/ns/net") {
+    if own_cookies().contains(&netns.cookie) {
         return Err(machines(path));
     }
     Ok(())
+}
+
+fn own_cookies() -> Vec<u64> {
+    let files = ["/proc/1/ns/net", "/proc/self/ns/net"];
+    files.iter().filter_map(|file| NetNs::open(Path::new(file)).ok()).map(|netns| netns.cookie).collect()
 }
 
 fn machines(path: &Path) -> Error {
