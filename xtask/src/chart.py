@@ -5,7 +5,7 @@ import helm_sdkpy
 
 version, chart, values = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 KINDS = {
-    "api/v1": {"namespaces": "Namespace", "secrets": "Secret", "serviceaccounts": "ServiceAccount"},
+    "api/v1": {"namespaces": "Namespace", "secrets": "Secret", "serviceaccounts": "ServiceAccount", "resourcequotas": "ResourceQuota"},
     "apis/apps/v1": {"daemonsets": "DaemonSet"},
     "apis/rbac.authorization.k8s.io/v1": {"clusterroles": "ClusterRole", "clusterrolebindings": "ClusterRoleBinding"},
 }

@@ -32,7 +32,8 @@ const VALUES: [(&str, &str); 2] = [
     (
         "others",
         r#"{"cni": {"enabled": false}, "excludeNamespaces": [], "imagePullSecrets": [{"name": "secret"}],
-            "podAnnotations": {"example.org/key": "value"}, "extraCapabilities": ["SYS_RESOURCE"], "extraArgs": ["--resync=30"], "image": {"tag": "1"}}"#,
+            "podAnnotations": {"example.org/key": "value"}, "extraCapabilities": ["SYS_RESOURCE"], "extraArgs": ["--resync=30"], "image": {"tag": "1"},
+            "resourceQuota": {"enabled": false}}"#,
     ),
 ];
 const LINT: &str = "
