@@ -19,6 +19,7 @@ mod routing_table;
 pub mod rules;
 pub mod sys;
 pub mod target;
+mod text;
 pub mod tproxy;
 pub mod verify;
 pub mod virtual_interfaces;

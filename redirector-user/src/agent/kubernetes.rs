@@ -123,14 +123,10 @@ impl Kubernetes {
 
     /// Tells whoever looks at the pod (`kubectl describe pod`).
     pub fn warn(&self, about: &Known, reason: &'static str, text: &str) {
-        let mut end = text.len().min(LONGEST_NOTE);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
         let event = Event {
             type_: EventType::Warning,
             reason: reason.to_owned(),
-            note: Some(text[..end].to_owned()),
+            note: Some(text[..text.floor_char_boundary(LONGEST_NOTE)].to_owned()),
             action: "Capture".into(),
             secondary: None,
         };

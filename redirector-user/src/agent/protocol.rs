@@ -1,6 +1,7 @@
 //! What the CNI plugin asks the agent: one JSON object in a line, with the network namespace as a
 //! passed descriptor, and one back. Documented in docs/agent.md.
 
+use crate::text::shortened;
 use serde::{Deserialize, Serialize};
 
 /// Name of the socket in the agent's directory.
@@ -9,6 +10,8 @@ pub const SOCKET: &str = "agent.sock";
 pub const VERSION: u32 = 1;
 /// More than any request or answer has.
 pub const LONGEST: usize = 64 * 1024;
+/// So much of a reason is told: with every byte as six (`\u0000`), an answer is shorter than [`LONGEST`].
+const LONGEST_REASON: usize = 8 * 1024;
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,4 +100,31 @@ pub enum Reply {
         /// Why, and what to do.
         why: String,
     },
+}
+
+impl Reply {
+    /// As it is sent.
+    pub fn written(mut self) -> Vec<u8> {
+        if let Self::Ignored { why } | Self::Failed { why, .. } = &mut self {
+            *why = shortened(why, LONGEST_REASON).into_owned();
+        }
+        serde_json::to_vec(&self).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_is_never_too_long() {
+        for why in ["\0".repeat(1 << 20), "ü".repeat(1 << 20)] {
+            let text = Reply::Failed { code: 100, why }.written();
+            assert!(text.len() < LONGEST);
+            let read: Reply = serde_json::from_slice(&text).unwrap();
+            assert!(matches!(read, Reply::Failed { code: 100, why } if why.ends_with('…')));
+        }
+        let short = Reply::Ignored { why: "no".into() };
+        assert_eq!(serde_json::from_slice::<Reply>(&short.clone().written()).unwrap(), short);
+    }
 }

@@ -88,9 +88,8 @@ impl Agent {
                 self.refuse("peer", format!("only root may ask, not user {}", other.unwrap_or(u32::MAX)))
             }
         };
-        let text = serde_json::to_vec(&reply).unwrap_or_default();
         // Whoever has hung up gets no answer; the runtime asks again.
-        let _ = stream.write_all(&text);
+        let _ = stream.write_all(&reply.written());
     }
 
     fn refuse(&self, reason: &'static str, why: String) -> Reply {

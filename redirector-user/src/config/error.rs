@@ -1,6 +1,10 @@
 //! What can be wrong with a setting, always with its remedy.
 
+use crate::text::shortened;
 use std::path::PathBuf;
+
+/// An annotation may have 256 KiB; so much of an item is repeated in an error.
+const SHOWN: usize = 200;
 
 /// A setting that cannot be accepted. Every variant is bad input (exit code 2 is the caller's business).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -11,7 +15,7 @@ pub enum ConfigError {
         /// The flag (`--istio-inbound-ports`), variable (`ISTIO_INBOUND_PORTS`) or policy field
         /// (`inbound_ports`).
         name: String,
-        /// The offending item as it was written.
+        /// The offending item as it was written, or its beginning.
         item: String,
         /// Why it is refused.
         why: String,
@@ -52,7 +56,8 @@ pub enum ConfigError {
 
 impl ConfigError {
     pub(crate) fn invalid(name: &str, item: &str, why: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::Invalid { name: name.into(), item: item.into(), why: why.into(), remedy: remedy.into() }
+        let item = shortened(item, SHOWN).into_owned();
+        Self::Invalid { name: name.into(), item, why: why.into(), remedy: remedy.into() }
     }
 
     pub(crate) fn unavailable(name: &str, why: impl Into<String>, remedy: impl Into<String>) -> Self {

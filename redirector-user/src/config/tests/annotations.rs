@@ -131,6 +131,15 @@ fn annotations_refused() {
     let long = format!("{}x", "80,".repeat(100));
     let error = try_resolve(&annotated(&[("/excludeOutboundPorts", &long)])).expect_err("x").to_string();
     assert!(error.starts_with(&format!("{TRAFFIC}excludeOutboundPorts: \"x\" ")), "{error}");
+    // What is wrong with the whole value is said of its beginning.
+    let (ports, mode) = (format!("{},80", "80,".repeat(80_000)), "ü".repeat(100_000));
+    for (key, value, words) in [
+        ("/excludeOutboundPorts", ports, "80…\" has an empty item"),
+        ("sidecar.istio.io/interceptionMode", mode, "ü…\" is no"),
+    ] {
+        let error = try_resolve(&annotated(&[(key, &value)])).expect_err("x").to_string();
+        assert!(error.contains(words) && error.len() < 500, "{error}");
+    }
 }
 
 #[test]
