@@ -1,10 +1,13 @@
 //! The agent on nodes that are not as it would like them.
 
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use anyhow::Context;
-use redirector_tests::agent::{Agent, Home, until_active};
+use serde_json::json;
+
+use redirector_tests::agent::{Agent, Home, target, until_active};
 use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
 use redirector_tests::pod::{APP, PodOptions, World};
@@ -65,6 +68,34 @@ fn probes_are_apart() -> anyhow::Result<()> {
     for paths in ["serving /metrics", "serving /healthz and /readyz"] {
         next.wait_for(0, |line| line.contains(paths).then_some(()))?;
     }
+    Ok(())
+}
+
+/// Files of a ConfigMap: links through `..data`, which is all that is exchanged.
+#[test]
+fn a_config_map_is_followed() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, home) = (Node::new()?, Home::new()?);
+    let world = World::with(&[PodOptions::default()])?;
+    let dir = home.config();
+    let publish = |version: &str, policy: &str| -> anyhow::Result<()> {
+        std::fs::create_dir(dir.join(version))?;
+        std::fs::write(dir.join(version).join("shop.toml"), target(world.pod(), policy))?;
+        symlink(version, dir.join("..data_tmp"))?;
+        Ok(std::fs::rename(dir.join("..data_tmp"), dir.join("..data"))?)
+    };
+    publish("..1", "")?;
+    symlink("..data/shop.toml", dir.join("shop.toml"))?;
+    // What it does it does because it hears of it.
+    let config = dir.display().to_string();
+    let agent = Agent::with(&node, &home, &["--config", &config, "--resync", "3600"])?;
+    until_active(&node, &agent, "file-shop", true)?;
+    let lines = agent.line_count();
+    publish("..2", "outbound_exclude_ports = [80]")?;
+    agent.wait_for(lines, "change done")?;
+    assert_eq!(node.show("file-shop")?["record"]["policy"]["outbound_exclude_ports"], json!([80]));
     Ok(())
 }
 

@@ -14,6 +14,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use tokio::io::unix::AsyncFd;
 
+/// A volume of a ConfigMap or Secret is swapped by this link; the files in it, which are links through it, stay what they are
+/// (`AtomicWriter` in pkg/volume/util of Kubernetes).
+const SWAPPED: &str = "..data";
+
 /// Which names in a directory matter; a watched file has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
@@ -42,7 +46,9 @@ impl Names {
 
     fn matter(&self, name: &OsStr) -> bool {
         let ends = |suffix: &&str| name.as_bytes().ends_with(suffix.as_bytes());
-        self.exactly.contains(name) || self.suffixes.iter().any(ends)
+        self.exactly.contains(name)
+            || self.suffixes.iter().any(ends)
+            || (!self.suffixes.is_empty() && name == SWAPPED)
     }
 }
 
