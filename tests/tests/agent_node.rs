@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::json;
 
 use redirector_tests::agent::{Agent, Home, target, until_active};
@@ -97,6 +98,23 @@ fn a_config_map_is_followed() -> anyhow::Result<()> {
     agent.wait_for(lines, "change done")?;
     assert_eq!(node.show("file-shop")?["record"]["policy"]["outbound_exclude_ports"], json!([80]));
     Ok(())
+}
+
+/// A FIFO among the files is told, and keeps none of the others waiting.
+#[test]
+fn a_fifo_is_no_target() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, home) = (Node::new()?, Home::new()?);
+    let world = World::with(&[PodOptions::default()])?;
+    mknodat(CWD, home.config().join("fifo.toml"), FileType::Fifo, Mode::RUSR, 0)?;
+    home.write("shop", &target(world.pod(), ""))?;
+    let agent = Agent::start(&node, &home)?;
+    let error = agent.wait_for_event(0, |event| event["reason"] == "config")?;
+    let text = error["message"].as_str().unwrap_or_default();
+    assert!(text.contains("fifo.toml: it is no regular file"), "{error:#}");
+    until_active(&node, &agent, "file-shop", true)
 }
 
 /// CRI-O puts the monitor of a pod's containers, which is in the machine's namespace, into the pod's cgroup.

@@ -1,5 +1,6 @@
 //! Targets from files: a directory with one TOML file for each.
 
+use super::given;
 use super::place::Place;
 use super::plan::FILE;
 use crate::config::Policy;
@@ -71,7 +72,7 @@ fn stem(path: &Path) -> Option<&str> {
 }
 
 fn read_file(path: &Path) -> Result<Entry> {
-    let text = match std::fs::read_to_string(path) {
+    let text = match given::read(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::NothingMatched(format!("{} is gone", path.display())));
         }

@@ -10,6 +10,7 @@ mod decisions;
 mod failures;
 mod files;
 mod follow;
+mod given;
 mod health;
 mod http;
 mod kubernetes;
