@@ -2,20 +2,25 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::Signal;
 use serde_json::json;
 
 use redirector_tests::agent::{Agent, Home, target, until_active};
+use redirector_tests::bpftool::set_layout;
+use redirector_tests::kubelet::{Call, Id, Kubelet};
 use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
 use redirector_tests::pod::{APP, PodOptions, World};
-use redirector_tests::privileged::require_root;
+use redirector_tests::privileged::{require_program, require_root};
 use redirector_tests::process::{Daemon, Place};
 use redirector_tests::proxy::everywhere;
 use redirector_tests::redirector::{Run, exit};
+use redirector_tests::retry;
 
 /// What an agent in a container mounts would end with the container: it mounts nothing.
 #[test]
@@ -144,4 +149,40 @@ fn a_monitor_in_the_pods_cgroup() -> anyhow::Result<()> {
     assert_eq!(show["effective"], true, "{show:#}");
     drop(monitor);
     Ok(())
+}
+
+/// What a version with another map layout has left does not outlive its pod, nor keep the pod from starting again.
+#[test]
+fn an_instance_of_another_layout() -> anyhow::Result<()> {
+    if !require_root() || require_program("bpftool").is_none() {
+        return Ok(());
+    }
+    let (node, home, kubelet) = (Node::new()?, Home::new()?, Kubelet::new()?);
+    let [first, second] = [World::new()?, World::new()?];
+    let id = Id::new(1);
+    kubelet.know(&id, &id.object())?;
+    let cgroup = kubelet.make_cgroup(&id)?;
+    let agent = kubelet.agent(&node, &home, &[])?;
+    let instance = node.instance(&id.instance());
+    let add = |world: &World| Call::new("ADD", &home, &id, world.pod().netns.file());
+
+    add(&first).succeed()?;
+    set_layout(&instance, 99)?;
+    let (_, why) = add(&first).fail()?;
+    assert!(why.contains("map layout 99"), "{why}");
+    add(&second).succeed()?;
+    until_active(&node, &agent, &id.instance(), true)?;
+    assert_eq!(node.list()?[0]["netns"], second.pod().netns.file().display().to_string());
+
+    // As long as one of both is there somebody may come back.
+    set_layout(&instance, 99)?;
+    drop(second);
+    Call::new("GC", &home, &id, Path::new("")).succeed()?;
+    assert!(instance.exists(), "{}", agent.log());
+    std::fs::remove_dir(&cgroup)?;
+    retry::until("the instance to be removed", || {
+        agent.signal(Signal::HUP).ok()?;
+        (!instance.exists()).then_some(())
+    })
+    .with_context(|| agent.log())
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::Context;
 use serde_json::Value;
 
+use redirector_tests::bpftool::set_layout;
 use redirector_tests::command::run;
 use redirector_tests::load::during;
 use redirector_tests::node::{Node, target};
@@ -107,32 +108,16 @@ fn another_layout_is_refused() -> anyhow::Result<()> {
     let node = &bench.node;
     bench.attach_by_older()?;
     let ids = node.show(NAME)?["hooks"].clone();
-    // `Meta` begins with the version of the layout.
-    let pin = node.instance(NAME).join("META").display().to_string();
-    let layout = |abi: Option<u8>| -> anyhow::Result<u8> {
-        let map = ["-j", "map", "lookup", "pinned", &pin, "key", "0", "0", "0", "0"];
-        let entry: Value = serde_json::from_str(&run(Command::new("bpftool").args(map), "")?)?;
-        let value = entry["value"].as_array().context("a value")?;
-        let mut bytes: Vec<String> =
-            value.iter().filter_map(|byte| byte.as_str()).map(str::to_owned).collect();
-        let was = u8::from_str_radix(bytes[0].trim_start_matches("0x"), 16)?;
-        if let Some(abi) = abi {
-            bytes[0] = format!("{abi:#04x}");
-            let mut update = Command::new("bpftool");
-            update.args(["map", "update", "pinned", &pin, "key", "0", "0", "0", "0", "value"]);
-            run(update.args(bytes), "")?;
-        }
-        Ok(was)
-    };
-    let ours = layout(Some(99))?;
+    let layout = |abi| set_layout(&node.instance(NAME), abi);
+    let ours = layout(99)?;
     let words = ["map layout 99", "the program that made it", "detach --name pod"];
     node.run(&["upgrade", NAME])?.refused(exit::CANNOT, &words)?;
     node.run(&["upgrade", "--all"])?.refused(exit::CANNOT, &words)?;
     node.attach(bench.pod(), NAME, &[])?.refused(exit::CANNOT, &words)?;
-    layout(Some(ours))?;
+    layout(ours)?;
     assert_eq!(node.show(NAME)?["hooks"], ids, "nothing was touched");
     // What is said to do about it works.
-    layout(Some(99))?;
+    layout(99)?;
     node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
     node.attach(bench.pod(), NAME, &[])?.expect(exit::OK)?;
     Ok(())

@@ -106,6 +106,8 @@ fn of_instance(instance: &Surveyed, want: Option<&Want>) -> Option<Step> {
         State::Inert => want.is_some_and(is_ready).then_some(Step::Attach(name)),
         State::Damaged(_) if want.is_some_and(is_ready) => detach("it is damaged"),
         State::Damaged(_) if want.is_none() && is_file => detach("its file is gone"),
+        // The version that made it may never come back.
+        State::Foreign { ended: true, .. } => detach("what it captured is gone"),
         State::Damaged(_) | State::Draining | State::Foreign { .. } => None,
     }
 }

@@ -114,9 +114,12 @@ fn a_pod_that_nobody_mentions_stays_captured() {
 fn instances_of_others_and_other_versions_are_left_alone() {
     let other = Active { policy: None, current: false, complete: false, ..active() };
     assert_eq!(steps("n4711", None, Some(State::Active(other.into()))), []);
-    for state in [State::Draining, State::Foreign { abi: 99 }] {
+    let foreign = |ended| State::Foreign { abi: 99, netns: Some(0), ended };
+    for state in [State::Draining, foreign(false)] {
         assert_eq!(steps("file-a", Some(want(HERE)), Some(state)), []);
     }
+    assert_eq!(steps("n4711", None, Some(foreign(true))), []);
+    assert_eq!(steps("pod-a", None, Some(foreign(true))), [detach("pod-a", "what it captured is gone")]);
 }
 
 #[test]

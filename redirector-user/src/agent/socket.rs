@@ -213,8 +213,16 @@ impl Agent {
     /// A pod whose sandbox has ended gets another one, with another namespace.
     fn replace_sandbox(&self, name: &str, target: &Target) -> Result<()> {
         let old = survey(&self.root)?.into_iter().find(|instance| instance.name == name);
-        let Some(Surveyed { identity, state: State::Active(active), .. }) = old else { return Ok(()) };
-        if active.netns_cookie != target.netns.cookie || active.cgroup_id != target.cgroup.id {
+        let Some(Surveyed { identity, state, .. }) = old else { return Ok(()) };
+        let is_another = match state {
+            State::Active(active) => {
+                active.netns_cookie != target.netns.cookie || active.cgroup_id != target.cgroup.id
+            }
+            // Both namespaces are there, or the old one is gone: numbers tell.
+            State::Foreign { netns: Some(inode), .. } => inode != target.netns.inode,
+            _ => false,
+        };
+        if is_another {
             tracing::info!(instance = name, "detaching: the pod has a new sandbox");
             self.detach(name, identity)?;
             self.metrics.step("detach");
@@ -249,8 +257,7 @@ impl Agent {
     /// not asked for: capture ends with the namespace, whatever anybody says.
     fn gc(&self) -> Reply {
         for Surveyed { name, identity, state } in survey(&self.root).unwrap_or_default() {
-            let ended = matches!(state, State::Active(active) if !active.netns_alive);
-            if ended && name.starts_with(super::plan::POD) {
+            if state.has_ended() && name.starts_with(super::plan::POD) {
                 self.end(&name, identity, "garbage");
             }
         }
@@ -266,10 +273,7 @@ impl Agent {
         }
         let name = instance(request.pod.as_ref()?.uid.as_deref().filter(|uid| is_uid(uid))?);
         let there = survey(&self.root).ok()?.into_iter().find(|instance| instance.name == name)?;
-        match there.state {
-            State::Active(active) if !active.netns_alive => Some((name, there.identity)),
-            _ => None,
-        }
+        there.state.has_ended().then_some((name, there.identity))
     }
 
     fn check(&self, request: &Request, netns: Option<OwnedFd>) -> Reply {

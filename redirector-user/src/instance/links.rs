@@ -26,6 +26,12 @@ pub(super) fn is_missing(dir: &Path, hook: &Hook) -> Result<bool> {
     Ok(info.context(|| format!("inspect the link {}", pin.display()))?.target == 0)
 }
 
+/// Whether every link that is pinned is without its target, whatever version has made them.
+pub(super) fn are_dead(dir: &Path) -> bool {
+    let there = |hook: &&Hook| dir.join(hook.link_pin()).exists();
+    hooks::ALL.iter().filter(there).all(|hook| is_missing(dir, hook).unwrap_or(false))
+}
+
 /// Attaches the pinned programs of the hooks that the policy needs and that are not attached.
 pub(super) fn attach_wanted(dir: &Path, target: &Target, policy: &Policy) -> Result<()> {
     for hook in hooks::wanted(policy) {

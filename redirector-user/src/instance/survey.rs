@@ -37,9 +37,24 @@ pub enum State {
     Foreign {
         /// Version of the layout.
         abi: u32,
+        /// Inode number of the namespace that its programs are attached to, 0 if that is gone; None if nobody can say.
+        netns: Option<u64>,
+        /// Nothing that they were attached to is there any more.
+        ended: bool,
     },
     /// Something of it is missing or cannot be read.
     Damaged(String),
+}
+
+impl State {
+    /// Whether it captures what is gone, and nothing can come back into.
+    pub fn has_ended(&self) -> bool {
+        match self {
+            Self::Active(active) => !active.netns_alive,
+            Self::Foreign { ended, .. } => *ended,
+            Self::Draining | Self::Inert | Self::Damaged(_) => false,
+        }
+    }
 }
 
 /// An instance that captures.
@@ -79,7 +94,11 @@ pub fn survey(root: &Root) -> Result<Vec<Surveyed>> {
 fn state(root: &Root, name: &str) -> State {
     let dir = root.instance(name);
     let instance = match Instance::open_unchecked(&dir, name).and_then(|i| i.meta().map(|meta| (i, meta))) {
-        Ok((_, meta)) if meta.abi != ABI_VERSION => return State::Foreign { abi: meta.abi },
+        Ok((_, meta)) if meta.abi != ABI_VERSION => {
+            let netns = find::linked_to(&dir);
+            let ended = netns == Some(0) && links::are_dead(&dir);
+            return State::Foreign { abi: meta.abi, netns, ended };
+        }
         Ok(found) => found,
         Err(e) => return State::Damaged(e.to_string()),
     };
