@@ -23,5 +23,28 @@ pub fn netns_inode(pid: u32) -> Option<u64> {
 
 /// Name of a process as `ps` shows it, for messages.
 pub fn name(pid: u32) -> String {
-    std::fs::read_to_string(format!("/proc/{pid}/comm")).map_or_else(|_| "?".into(), |s| s.trim().to_owned())
+    std::fs::read(format!("/proc/{pid}/comm")).map_or_else(|_| "?".into(), |name| printable(&name))
+}
+
+/// A process gives itself its name (PR_SET_NAME), of any bytes, and a terminal would do what they say.
+fn printable(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name.trim_ascii_end());
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_only_shown() {
+        for (name, shown) in [
+            (&b"nginx: worker\n"[..], "nginx: worker"),
+            (b"\x1b[2J\ra\nb\n", "\u{fffd}[2J\u{fffd}a\u{fffd}b"),
+            (b"\xffx\xc2\x9b\n", "\u{fffd}x\u{fffd}"),
+            ("zürich\n".as_bytes(), "zürich"),
+        ] {
+            assert_eq!(printable(name), shown);
+        }
+    }
 }
