@@ -114,6 +114,23 @@ fn as_istios_containers_call_it() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The namespace says enough: who cleans up may be outside the pod's cgroup, so that no cgroup holds all its processes.
+#[test]
+fn cleanup_needs_no_cgroup() -> anyhow::Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    bench.run(ROOT, &SIDECAR)?.expect(exit::OK)?;
+    let from_outside = |arguments: &[&str]| {
+        let mut command = bench.pod().netns.command(bench.program());
+        Run::of(command.env_clear().args(arguments))
+    };
+    from_outside(&["-n"])?.expect(exit::USAGE)?;
+    let run = from_outside(&["--cleanup-only", "-n"])?.expect(exit::OK)?;
+    assert!(run.stderr.contains("would detach"), "{run:?}");
+    let run = from_outside(&["--cleanup-only"])?.expect(exit::OK)?;
+    assert!(run.stdout.contains("detached"), "{run:?}");
+    bench.expect_nothing()
+}
+
 /// Without privileges, as the proxy's user, before the proxy.
 #[test]
 fn validation_alone() -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::instance::root::Root;
 use crate::instance::{detach, find};
 use crate::kernel;
-use crate::target::Target;
+use crate::target::{Target, open_netns};
 use crate::verify::original;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args as _, Command, FromArgMatches};
@@ -102,13 +102,13 @@ fn run(env: &Env, flags: CaptureFlags) -> Result<ExitCode> {
         return validate(env, &flags, &requests);
     }
     kernel::privileges::require()?;
+    if requests.cleanup_only {
+        return clean_up(env, &requests);
+    }
     let target = match &requests.network_namespace {
         Some(path) => Target::of_netns(path)?,
         None => Target::own()?,
     };
-    if requests.cleanup_only {
-        return clean_up(env, &target, requests.dry_run);
-    }
     let resolved = attach::resolve(env, &flags, &target)?;
     attach::work(env, &target, &resolved, &attach::How::default())
 }
@@ -133,12 +133,15 @@ fn validate(env: &Env, flags: &CaptureFlags, requests: &Requests) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// `--cleanup-only`: no error if there is nothing, as in the original.
-fn clean_up(env: &Env, target: &Target, dry_run: bool) -> Result<ExitCode> {
-    let netns = target.netns_path.display();
-    match find::by_netns(&env.root, &target.netns)? {
-        None => env.note(&format!("no instance is attached to {netns}")),
-        Some(name) if dry_run => env.note(&format!("would detach {name}")),
+/// `--cleanup-only`: no error if there is nothing, as in the original. The namespace alone says which instance: its cgroup may
+/// be gone or out of sight, or its last process may have ended.
+fn clean_up(env: &Env, requests: &Requests) -> Result<ExitCode> {
+    let path = requests.network_namespace.as_deref().unwrap_or(Path::new("/proc/self/ns/net"));
+    let shown = path.display();
+    let netns = open_netns(path, || format!("{shown} does not exist"))?;
+    match find::by_netns(&env.root, &netns)? {
+        None => env.note(&format!("no instance is attached to {shown}")),
+        Some(name) if requests.dry_run => env.note(&format!("would detach {name}")),
         Some(name) => {
             let report = detach::detach(&env.root, &name, None)?;
             for remark in &report.notes {
