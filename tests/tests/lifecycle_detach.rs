@@ -12,6 +12,7 @@ use redirector_tests::observation::Observation;
 use redirector_tests::pod::{APP, Pod, PodOptions, VIP4, World, at};
 use redirector_tests::privileged::{require_program, require_root};
 use redirector_tests::redirector::exit;
+use redirector_tests::retry;
 use redirector_tests::scenario::Scenario;
 use redirector_tests::side::{By, Side};
 
@@ -113,9 +114,23 @@ fn after_the_pod_has_gone() -> anyhow::Result<()> {
     // The cgroup first.
     let (mut world, objects, netns) = attached()?;
     let Pod { netns: namespace, cgroup, .. } = world.pods.remove(0);
+    let path = cgroup.directory().to_owned();
     drop(cgroup);
     let show = node.show(NAME)?;
     assert_eq!(show["effective"], false, "{show:#}");
+    // Also when there is another one of the same path.
+    for make in [false, true] {
+        if make {
+            std::fs::create_dir(&path)?;
+        }
+        // The kernel detaches the links a moment later.
+        let says =
+            |line: &Value| line["problem"].as_str().is_some_and(|text| text.contains("its cgroup is gone"));
+        retry::until("the list to tell", || says(node.list().ok()?.first()?).then_some(()))?;
+        let show = node.show(NAME)?;
+        assert!(says(&show), "{show:#}");
+    }
+    std::fs::remove_dir(&path)?;
     assert_eq!(names(&detach(&node, &["--netns", &netns])?), [NAME]);
     assert!(!has_lo6(&namespace)?);
     objects.expect_gone()?;

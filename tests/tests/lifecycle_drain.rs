@@ -169,6 +169,11 @@ fn a_drain_is_killed() -> anyhow::Result<()> {
     drop(bench.draining(&["--drain=2"])?);
     assert_eq!(captured(&mut held)?, at(VIP4, SERVED));
     assert_eq!(bench.connect()?, "remote:8080");
+    // It may be swept by now.
+    if let Some(line) = bench.node.list()?.first() {
+        let says = |text: &str| text.contains("captures nothing new") && text.contains("detach --name pod");
+        assert!(line["problem"].as_str().is_some_and(says), "{line}");
+    }
     retry::until("the drain to be swept", || bench.state().ok()?.is_none().then_some(()))?;
     bench.expect_gone()
 }

@@ -119,6 +119,11 @@ fn boot_seconds() -> u64 {
     rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec.unsigned_abs()
 }
 
+/// How many seconds a drain may still take; then the next command sweeps the instance.
+pub(super) fn time_left(meta: &Meta) -> u64 {
+    meta.drain_until.saturating_sub(boot_seconds())
+}
+
 /// Removes an instance's directory and with it the pins, which is what detaches.
 pub(super) fn remove_dir(dir: &Path) -> Result<()> {
     let entries = match std::fs::read_dir(dir) {

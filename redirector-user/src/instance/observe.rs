@@ -1,5 +1,6 @@
 //! What an instance is, as asked for (record) and as the kernel shows it (status).
 
+use super::detach;
 use super::find;
 use super::hooks::{self, Hook};
 use super::listeners;
@@ -10,7 +11,7 @@ use crate::error::{Context, Result};
 use crate::sys::bpf::{self, Link};
 use crate::target::cgroup::Cgroup;
 use crate::target::owners;
-use redirector_common::abi::{ABI_VERSION, FlowKey, OriginalDst};
+use redirector_common::abi::{ABI_VERSION, FlowKey, Meta, OriginalDst};
 use redirector_common::counter::Counter;
 use redirector_common::decide::Verdict;
 use serde::Serialize;
@@ -32,7 +33,7 @@ pub struct Summary {
     pub cgroup: Option<String>,
     /// Redirected connections that are alive.
     pub connections: Option<u64>,
-    /// What is wrong: it is damaged, or what it was attached to is gone.
+    /// What is wrong: it is damaged, what it was attached to is gone, or it is draining.
     pub problem: Option<String>,
 }
 
@@ -72,22 +73,37 @@ fn fill(line: &mut Summary, root: &Root) -> Result<()> {
     let meta = instance.meta()?;
     let phase = Phase::of(&meta);
     line.netns_inode = Some(meta.netns_inode);
-    if phase != Phase::Inert && find::netns_is_gone(&instance.dir, &meta) {
-        line.problem = Some("its network namespace is gone; detach it".into());
-    }
     let record = any_record(&instance, phase)?;
     line.whose(&record);
-    line.problem = line.problem.take().or(problem(&instance, phase, &record)?);
+    line.problem = problem(&instance, &meta, &record)?;
     line.connections = Some(instance.live()?);
     line.state = phase_name(phase);
     Ok(())
 }
 
 /// What is wrong with an instance that is not damaged.
-fn problem(instance: &Instance, phase: Phase, record: &Record) -> Result<Option<String>> {
-    let Phase::Active(slot) = phase else { return Ok(None) };
-    let in_force = instance.policies()?.get(&slot, 0).context(|| "read POLICIES".into())?;
-    Ok(owners::problem_of_proxy_cgroup(&record.policy, in_force.proxy_cgroup))
+fn problem(instance: &Instance, meta: &Meta, record: &Record) -> Result<Option<String>> {
+    let detach = format!("redirector detach --name {}", instance.name);
+    let gone = |what: &str| Ok(Some(format!("its {what} is gone; detach it (`{detach}`)")));
+    let phase = Phase::of(meta);
+    if phase != Phase::Inert && find::netns_is_gone(&instance.dir, meta) {
+        return gone("network namespace");
+    }
+    if phase != Phase::Inert && find::cgroup_is_gone(&instance.dir, meta) {
+        return gone("cgroup");
+    }
+    match phase {
+        Phase::Inert => Ok(None),
+        // Nobody knows whether the command that drains is still there.
+        Phase::Draining => Ok(Some(format!(
+            "captures nothing new until its connections have ended, for at most {} s more; `{detach}` ends it at once",
+            detach::time_left(meta)
+        ))),
+        Phase::Active(slot) => {
+            let in_force = instance.policies()?.get(&slot, 0).context(|| "read POLICIES".into())?;
+            Ok(owners::problem_of_proxy_cgroup(&record.policy, in_force.proxy_cgroup))
+        }
+    }
 }
 
 impl Summary {
@@ -220,7 +236,7 @@ pub fn status(root: &Root, name: &str) -> Result<Status> {
     Ok(Status {
         name: name.to_owned(),
         state: phase_name(phase),
-        problem: problem(&instance, phase, &record)?,
+        problem: problem(&instance, &meta, &record)?,
         abi: ABI_VERSION,
         netns_inode: meta.netns_inode,
         netns_cookie: meta.netns_cookie,
