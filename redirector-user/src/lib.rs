@@ -11,6 +11,7 @@ pub mod config;
 pub mod error;
 pub mod explain;
 pub mod import;
+mod input;
 pub mod instance;
 pub mod kernel;
 pub mod mirror;

@@ -158,6 +158,12 @@ fn policies() -> anyhow::Result<()> {
         ensure!(text.matches(remedy).count() == 1, "{flags:?}: said twice: {text}");
     }
     node.attach(pod, "pod", &["--policy", "/nowhere.toml"])?.refused(exit::USAGE, &["/nowhere.toml"])?;
+    // What has no end.
+    for flag in ["--policy", "--annotations"] {
+        node.attach(pod, "pod", &[flag, "/dev/zero"])?
+            .refused(exit::USAGE, &["/dev/zero", "more than 4 MiB"])?;
+    }
+    node.run(&["import", "/dev/zero"])?.refused(exit::USAGE, &["/dev/zero", "more than 4 MiB"])?;
     expect_untouched(&node, pod)
 }
 

@@ -2,10 +2,11 @@
 
 use super::Env;
 use super::output::{Format, json, print};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::import::{self, Import, ImportError};
+use crate::input;
 use crate::rules::Family;
-use std::io::Read;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -57,13 +58,13 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
 }
 
 fn read(file: &Path) -> Result<String> {
-    let mut bytes = Vec::new();
-    if file == Path::new("-") {
-        std::io::stdin().read_to_end(&mut bytes).context(|| "read standard input".into())?;
+    let (bytes, from) = if file == Path::new("-") {
+        (input::bytes(std::io::stdin()), "standard input".to_owned())
     } else {
-        bytes = std::fs::read(file)
-            .map_err(|e| Error::Input(format!("{}: {e}; name a file to read", file.display())))?;
-    }
+        (File::open(file).and_then(input::bytes), file.display().to_string())
+    };
+    let remedy = "give the output of iptables-save, or name a file to read";
+    let bytes = bytes.map_err(|e| Error::Input(format!("{from}: {e}; {remedy}")))?;
     // What is no text is no rule either.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use super::error::ConfigError;
 use super::policy::Policy;
+use crate::input;
 
 /// Reads a policy file. Fields it leaves out have the sidecar default.
 pub fn load(path: &Path) -> Result<Policy, ConfigError> {
     let refuse =
         |why: String, remedy: &str| ConfigError::PolicyFile { path: path.into(), why, remedy: remedy.into() };
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| refuse(error.to_string(), "name a readable TOML or JSON file"))?;
+    let text =
+        input::text(path).map_err(|error| refuse(error.to_string(), "name a readable TOML or JSON file"))?;
     parse(&text).map_err(|why| refuse(why, "`redirector explain --output json` shows a policy in full"))
 }
 

@@ -13,8 +13,7 @@ pub fn load(path: &Path) -> Result<Pod, ConfigError> {
         why,
         remedy: remedy.into(),
     };
-    let text =
-        std::fs::read_to_string(path).map_err(|error| refuse(error.to_string(), "name a readable file"))?;
+    let text = crate::input::text(path).map_err(|error| refuse(error.to_string(), "name a readable file"))?;
     parse(&text).map_err(|why| {
         refuse(
             why,
