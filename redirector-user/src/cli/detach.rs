@@ -35,6 +35,9 @@ pub struct Args {
     all: bool,
     /// Capture nothing new, and keep getpeername and SO_ORIGINAL_DST of live connections right
     /// until they have ended, for at most this many seconds.
+    ///
+    /// Interrupted, it leaves the instance draining: nothing new is captured. `redirector detach --name NAME`
+    /// ends that at once, else the first command after the time is over.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "60")]
     drain: Option<u32>,
     /// Exit 0 if there is nothing to detach.

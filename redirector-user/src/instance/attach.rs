@@ -127,9 +127,7 @@ fn existing(root: &Root, name: &str, target: &Target, notes: &mut Vec<String>) -
             )));
         }
         if Phase::of(&meta) == Phase::Draining {
-            return Err(Error::Failed(format!(
-                "the instance {name} is draining; wait for its detach to end, or run `redirector detach --name {name}`"
-            )));
+            return Err(detach::is_draining(name, &meta));
         }
         same = Some(instance);
     }

@@ -119,9 +119,14 @@ fn renew(root: &Root, name: &str, programs: bool) -> Result<Vec<String>> {
 }
 
 fn active_slot(instance: &Instance) -> Result<u32> {
-    match Phase::of(&instance.meta()?) {
+    let meta = instance.meta()?;
+    match Phase::of(&meta) {
         Phase::Active(slot) => Ok(slot),
-        phase => Err(Error::Failed(format!("the instance {} is not active ({phase:?})", instance.name))),
+        Phase::Draining => Err(detach::is_draining(&instance.name, &meta)),
+        Phase::Inert => Err(Error::Failed(format!(
+            "the instance {} was left half-made or half-removed by a command that was killed; `redirector list` sweeps it",
+            instance.name
+        ))),
     }
 }
 

@@ -124,6 +124,15 @@ pub(super) fn time_left(meta: &Meta) -> u64 {
     meta.drain_until.saturating_sub(boot_seconds())
 }
 
+/// What an instance that is draining cannot do, and what to do about it.
+pub(super) fn is_draining(name: &str, meta: &Meta) -> Error {
+    Error::Failed(format!(
+        "the instance {name} is draining and captures nothing new; `redirector detach --name {name}` ends that at once, else \
+         its detach does or, if that was interrupted, the first command after {} s",
+        time_left(meta)
+    ))
+}
+
 /// Removes an instance's directory and with it the pins, which is what detaches.
 pub(super) fn remove_dir(dir: &Path) -> Result<()> {
     let entries = match std::fs::read_dir(dir) {
