@@ -1,5 +1,6 @@
 //! `redirector trace`: what the programs decide, live, by aya-log; and the same in the agent's log.
 
+use std::net::Ipv4Addr;
 use std::process::Stdio;
 
 use anyhow::Context;
@@ -38,6 +39,9 @@ fn decisions_are_told() -> anyhow::Result<()> {
     node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
 
     node.attach(side.pod(), NAME, &["--trace"])?.expect(exit::OK)?;
+    // Before anybody looks: not told later as if it were now.
+    let before = Ipv4Addr::new(10, 96, 0, 77);
+    side.pod().observe(APP, &[Scenario::to(at(before, SERVED))])?;
     let tracer = Daemon::start("trace", &mut node.command(&[], &trace))?;
     tracer.wait_for(0, |line| line.contains("waiting").then_some(()))?;
     connect(&side)?;
@@ -46,6 +50,7 @@ fn decisions_are_told() -> anyhow::Result<()> {
         let event: Value = serde_json::from_str(line).ok()?;
         (event["destination"] == to.as_str()).then_some(event)
     })?;
+    assert!(!tracer.lines().iter().any(|line| line.contains(&before.to_string())), "{:?}", tracer.lines());
     assert_eq!((&event["verdict"], &event["rule"]), (&"outbound".into(), &"out_all".into()), "{event}");
     // With the programs it ends by itself.
     node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;

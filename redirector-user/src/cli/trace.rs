@@ -16,7 +16,7 @@ Examples:
 
 /// Print decisions live, as connections are made and arrive, until interrupted.
 ///
-/// The instance must have been attached with --trace. What connect() refuses is only counted (see
+/// What was decided before is not told. The instance must have been attached with --trace. What connect() refuses is only counted (see
 /// `show`). The kernel drops events when nobody reads them. It ends when the instance is detached or gets other programs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -29,7 +29,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
     crate::instance::root::check_name(&args.name)?;
     let format = env.format;
-    let trace = Trace::open(&env.root, &args.name, move |event: &Event| {
+    let mut trace = Trace::open(&env.root, &args.name, move |event: &Event| {
         let line = match format {
             Format::Json => serde_json::to_string(event).unwrap_or_default(),
             Format::Table => event.to_string(),
@@ -37,6 +37,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         // A reader that has closed the pipe (`| head`) wants no more.
         writeln!(std::io::stdout(), "{line}").is_ok()
     })?;
+    trace.forget();
     note(format, "waiting for connections; interrupt to end");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

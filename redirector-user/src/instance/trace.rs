@@ -24,6 +24,7 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Trace<F: Tell> {
     logger: EbpfLogger<Teller<F>>,
     closed: Arc<AtomicBool>,
+    muted: Arc<AtomicBool>,
     link: PathBuf,
     program: u32,
 }
@@ -61,10 +62,18 @@ impl<F: Tell> Trace<F> {
         let info = Link::open(&link).and_then(|link| link.info());
         let program = info.context(|| format!("inspect {}", link.display()))?.program;
         let closed = Arc::new(AtomicBool::new(false));
-        let teller = Teller { tell, closed: Arc::clone(&closed) };
+        let muted = Arc::new(AtomicBool::new(false));
+        let teller = Teller { tell, closed: Arc::clone(&closed), muted: Arc::clone(&muted) };
         let logger = EbpfLogger::init_from_id_with_logger(program, teller)
             .map_err(|e| Error::Failed(format!("open the ring buffer of {name}: {}", chain(&e))))?;
-        Ok(Self { logger, closed, link, program })
+        Ok(Self { logger, closed, muted, link, program })
+    }
+
+    /// Forgets what has been decided up to now: the ring buffer keeps what nobody has read.
+    pub fn forget(&mut self) {
+        self.muted.store(true, Ordering::Relaxed);
+        self.logger.flush();
+        self.muted.store(false, Ordering::Relaxed);
     }
 
     /// Tells decisions until there are no more, or `stop` is ready.
@@ -73,7 +82,7 @@ impl<F: Tell> Trace<F> {
     ///
     /// If the ring buffer cannot be waited for.
     pub async fn follow(self, stop: impl Future) -> Result<End> {
-        let Self { logger, closed, link, program } = self;
+        let Self { logger, closed, link, program, .. } = self;
         #[expect(
             deprecated,
             reason = "its successor is unsafe; the logger owns its descriptor and never changes it"
@@ -109,6 +118,7 @@ impl<F: Tell> Trace<F> {
 struct Teller<F> {
     tell: F,
     closed: Arc<AtomicBool>,
+    muted: Arc<AtomicBool>,
 }
 
 impl<F: Tell> Log for Teller<F> {
@@ -117,6 +127,9 @@ impl<F: Tell> Log for Teller<F> {
     }
 
     fn log(&self, record: &Record<'_>) {
+        if self.muted.load(Ordering::Relaxed) {
+            return;
+        }
         let text = record.args().to_string();
         if Event::parse(&text).is_some_and(|event| !(self.tell)(&event)) {
             self.closed.store(true, Ordering::Relaxed);
