@@ -257,6 +257,12 @@ fn without_privileges() -> anyhow::Result<()> {
     let privileges = privileges.context("`check` looks at privileges")?;
     assert_eq!(privileges["present"], false);
     assert!(privileges["remedy"].as_str().is_some_and(|text| text.contains("CAP_BPF")), "{privileges}");
+    // What cannot be looked at is not called missing.
+    for name in ["sk_lookup programs", "sockmaps", "our programs load"] {
+        let finding = check.as_array().and_then(|all| all.iter().find(|one| one["name"] == name)).context(name)?;
+        let says = |text: &str| text.contains("not probed") && text.contains("CAP_BPF") && !text.contains("Linux");
+        assert!(finding["remedy"].as_str().is_some_and(says), "{finding}");
+    }
     expect_untouched(&node, pod)?;
 
     // What is there is not for everybody's eyes, and nobody else can keep the lock.

@@ -7,7 +7,7 @@ use crate::kernel::check;
 use std::process::ExitCode;
 
 /// What this kernel and node offer, each missing thing with its remedy. Exit code 4 if something
-/// that is needed is missing.
+/// that is needed is missing. Without privileges what needs them is not probed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  redirector check\n  redirector check --output json")]
 pub struct Args {}
@@ -19,7 +19,11 @@ pub fn run(env: &Env, _args: &Args) -> Result<ExitCode> {
         Format::Table => table(
             ["CAPABILITY", "STATE", "NEEDED FOR", "REMEDY"],
             findings.iter().map(|f| {
-                let state = if f.present { "ok" } else { "missing" };
+                let state = match (f.present, f.known) {
+                    (true, _) => "ok",
+                    (false, true) => "missing",
+                    (false, false) => "not probed",
+                };
                 [f.name.clone(), state.to_owned(), f.needed_for.to_owned(), f.remedy.clone()]
             }),
         )?,

@@ -18,6 +18,9 @@ pub struct Finding {
     pub name: String,
     /// Whether it is there.
     pub present: bool,
+    /// Whether that is known; if not, it is not `present`.
+    #[serde(skip)]
+    pub known: bool,
     /// Without it attach does not work.
     pub required: bool,
     /// What for.
@@ -35,12 +38,31 @@ pub struct Finding {
 fn finding(name: &str, present: bool, required: bool, needed_for: &'static str, remedy: &str) -> Finding {
     let remedy = if present { String::new() } else { remedy.to_owned() };
     let name = name.to_owned();
-    Finding { name, present, required, needed_for, remedy, verified_instructions: None, load_ms: None }
+    Finding {
+        name,
+        present,
+        known: true,
+        required,
+        needed_for,
+        remedy,
+        verified_instructions: None,
+        load_ms: None,
+    }
+}
+
+/// What was not found may be there if the kernel does not let us ask.
+fn unless_blind(mut finding: Finding, blinding: &[&str]) -> Finding {
+    if !finding.present && !blinding.is_empty() {
+        finding.known = false;
+        finding.remedy = format!("not probed, for lack of {}; see privileges above", blinding.join(", "));
+    }
+    finding
 }
 
 /// Looks for everything.
 pub fn all() -> Vec<Finding> {
     let missing = privileges::missing();
+    let blinding = privileges::blinding(&missing);
     let mut list = vec![finding(
         "privileges",
         missing.is_empty(),
@@ -89,7 +111,8 @@ pub fn all() -> Vec<Finding> {
         ("sk_lookup programs", ProgramType::SkLookup, "5.9", "inbound capture"),
     ] {
         let present = is_program_supported(kind).unwrap_or(false);
-        list.push(finding(name, present, true, what, &format!("use Linux {since} or newer")));
+        let found = finding(name, present, true, what, &format!("use Linux {since} or newer"));
+        list.push(unless_blind(found, &blinding));
     }
     for (name, kind, since, what) in [
         ("sk_storage maps", MapType::SkStorage, "5.2", "state of a socket"),
@@ -97,12 +120,14 @@ pub fn all() -> Vec<Finding> {
         ("LPM tries", MapType::LpmTrie, "4.11", "CIDRs and routes"),
     ] {
         let present = is_map_supported(kind).unwrap_or(false);
-        list.push(finding(name, present, true, what, &format!("use Linux {since} or newer")));
+        let found = finding(name, present, true, what, &format!("use Linux {since} or newer"));
+        list.push(unless_blind(found, &blinding));
     }
-    match Kernel::probe() {
-        Ok(kernel) => list.extend(of_kernel(&kernel)),
-        Err(e) => list.push(finding("our programs load", false, true, "everything", &e.to_string())),
-    }
+    let last = match Kernel::probe() {
+        Ok(kernel) => of_kernel(&kernel),
+        Err(e) => vec![finding("our programs load", false, true, "everything", &e.to_string())],
+    };
+    list.extend(last.into_iter().map(|found| unless_blind(found, &blinding)));
     list
 }
 

@@ -28,6 +28,11 @@ pub fn missing() -> Vec<&'static str> {
     needed.chain(limited.then_some(OLD.0)).collect()
 }
 
+/// Of those that are missing, the ones without which the kernel loads no program and so says nothing of what it has.
+pub fn blinding(missing: &[&'static str]) -> Vec<&'static str> {
+    missing.iter().copied().filter(|name| !matches!(*name, "CAP_SYS_PTRACE" | "CAP_SYS_ADMIN")).collect()
+}
+
 /// Whether a kernel of this release counts maps against RLIMIT_MEMLOCK.
 fn counts_maps(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|word| word.parse::<u32>().ok());
