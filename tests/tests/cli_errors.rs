@@ -212,11 +212,28 @@ fn a_directory_that_is_no_bpffs() -> anyhow::Result<()> {
     node.attach(world.pod(), "pod", &[])?.refused(exit::USAGE, &[&here, "not a bpffs", "--bpffs"])?;
     for verb in [["list", ""], ["detach", "--all"], ["detach", "--name=src"], ["refresh", "src"]] {
         let words: Vec<&str> = verb.into_iter().filter(|word| !word.is_empty()).collect();
-        node.run(&words)?.refused(exit::USAGE, &[&here, "not in a bpffs", "--bpffs"])?;
+        node.run(&words)?.refused(exit::USAGE, &[&here, "is not a bpffs", "--bpffs"])?;
     }
-    assert!(node.run(&["show", "src"])?.code != Some(exit::OK));
+    node.run(&["show", "src"])?.refused(exit::USAGE, &[&here, "is not a bpffs"])?;
+    let bpffs = |node: &Node| -> anyhow::Result<Value> {
+        let check = node.run(&["check"])?.json()?;
+        let all = check.as_array().context("an array")?;
+        all.iter().find(|one| one["name"] == "bpffs").cloned().context("a bpffs")
+    };
+    let finding = bpffs(&node)?;
+    assert!(finding["remedy"].as_str().is_some_and(|text| text.contains(&here)), "{finding}");
     assert_eq!(std::fs::read_to_string(precious.join("main.rs"))?, "fn main() {}\n");
     std::fs::remove_dir_all(node.bpffs().join("redirector"))?;
+    // attach mounts one, others have nothing to look at.
+    assert_eq!(bpffs(&node)?["present"], true);
+    node.run(&["list"])?.refused(exit::USAGE, &[&here, "is not a bpffs"])?;
+    for (place, words) in [("/nowhere", "does not exist"), ("/etc/passwd", "is not a bpffs")] {
+        for verb in [&["list"][..], &["show", "pod"], &["explain", "--name=pod", "--to=10.0.0.1:80"]] {
+            let mut command = redirector_tests::redirector::command(&[]);
+            command.args(["--bpffs", place, "--output", "json"]).args(verb);
+            Run::of(&mut command)?.refused(exit::USAGE, &[place, words, "--bpffs"])?;
+        }
+    }
 
     let run = Run::of(
         redirector_tests::redirector::command(&[]).args(["--bpffs", "/nowhere", "--output", "json"]).args(

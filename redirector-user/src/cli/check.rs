@@ -13,7 +13,7 @@ use std::process::ExitCode;
 pub struct Args {}
 
 pub fn run(env: &Env, _args: &Args) -> Result<ExitCode> {
-    let findings = check::all();
+    let findings = check::all(&env.root);
     match env.format {
         Format::Json => json(&findings)?,
         Format::Table => table(

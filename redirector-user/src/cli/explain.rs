@@ -70,6 +70,13 @@ pub struct Args {
     capture: CaptureFlags,
 }
 
+impl Args {
+    /// Whether it is about an instance.
+    pub fn is_live(&self) -> bool {
+        self.name.is_some()
+    }
+}
+
 /// The capture flags that this process gets from its environment alone.
 #[derive(Debug, clap::Parser)]
 #[command(no_binary_name = true)]

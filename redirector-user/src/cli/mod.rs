@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::instance::root::Root;
 use clap::{Parser, Subcommand};
 use output::Format;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const BPFFS: &str = "/sys/fs/bpf";
@@ -53,7 +53,7 @@ struct Cli {
     /// How to print results; JSON is stable, see docs/cli.md.
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
-    /// Mount point of the bpffs that holds the instances.
+    /// Mount point of the bpffs that holds the instances; attach mounts one on an empty directory.
     #[arg(long, global = true, default_value = BPFFS, value_name = "DIR")]
     bpffs: PathBuf,
 }
@@ -78,6 +78,29 @@ enum Verb {
     Verify(verify::Args),
     #[command(name = crate::verify::helper::VERB, hide = true)]
     VerifyHelper(verify::HelperArgs),
+}
+
+impl Verb {
+    /// Whether it is about instances that are there already.
+    fn looks_for_instances(&self) -> bool {
+        match self {
+            Self::Detach(_)
+            | Self::Refresh(_)
+            | Self::Upgrade(_)
+            | Self::List(_)
+            | Self::Show(_)
+            | Self::OriginalDst(_)
+            | Self::Trace(_)
+            | Self::Verify(_) => true,
+            Self::Explain(args) => args.is_live(),
+            Self::Attach(_)
+            | Self::Check(_)
+            | Self::Import(_)
+            | Self::Agent(_)
+            | Self::Cni(_)
+            | Self::VerifyHelper(_) => false,
+        }
+    }
 }
 
 /// What every verb gets.
@@ -110,6 +133,13 @@ pub fn main() -> ExitCode {
         Err(e) => return usage(&e),
     };
     let env = Env { root: Root::at(&cli.bpffs), format: cli.output };
+    // Where nothing is mounted nothing is attached, but whoever names a place means one that is there.
+    if cli.bpffs != Path::new(BPFFS)
+        && cli.verb.looks_for_instances()
+        && let Err(e) = env.root.require()
+    {
+        return fail(&e, env.format);
+    }
     let result = match cli.verb {
         Verb::Attach(args) => attach::run(&env, *args),
         Verb::Detach(args) => detach::run(&env, args),

@@ -1,14 +1,15 @@
 //! Where instances live: `redirector` in a bpffs.
 
 use crate::error::{Context, Error, Result};
-use rustix::fs::{FlockOperation, flock, fstatfs};
+use rustix::fs::{FlockOperation, FsWord, flock, fstatfs, statfs};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+const BPF_FS_MAGIC: FsWord = 0xcafe_4a11;
 /// Directories that begin so are being made or taken down. Names of instances are lower case.
 const STAGING: &str = "NEW-";
 const LONGEST_NAME: usize = 63;
@@ -112,6 +113,29 @@ impl Root {
         Ok(Some(format!("mounted a bpffs on {point}")))
     }
 
+    /// Why attach could not keep an instance here, and what to do. An empty directory is fine: it gets a bpffs.
+    pub fn obstacle(&self) -> Option<String> {
+        let Err(Error::Input(why)) = self.require() else { return None };
+        let empty = std::fs::read_dir(&self.bpffs).is_ok_and(|mut entries| entries.next().is_none());
+        (!empty).then_some(why)
+    }
+
+    /// Refuses a place that is no bpffs: somebody has named it, and has named the wrong one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if it is none.
+    pub fn require(&self) -> Result<()> {
+        let point = self.bpffs.display();
+        let why = match statfs(&self.bpffs) {
+            Ok(stat) if stat.f_type == BPF_FS_MAGIC => return Ok(()),
+            Ok(_) | Err(Errno::NOTDIR) => "is not a bpffs",
+            Err(Errno::NOENT) => "does not exist",
+            Err(e) => return Err(e).context(|| format!("look at {point}")),
+        };
+        Err(Error::Input(format!("{point} {why}; give the mount point of a bpffs with --bpffs")))
+    }
+
     /// Opens the directory; None if it is not there, which means that nothing is attached.
     ///
     /// # Errors
@@ -174,7 +198,7 @@ impl Root {
 
 fn is_bpffs(file: &File) -> Result<bool> {
     let stat = fstatfs(file).context(|| "statfs of the bpffs".into())?;
-    Ok(stat.f_type as i64 == BPF_FS_MAGIC)
+    Ok(stat.f_type == BPF_FS_MAGIC)
 }
 
 /// A name that may be given to an instance.

@@ -3,6 +3,7 @@
 use super::{Kernel, privileges};
 use crate::instance::hooks;
 use crate::instance::object::{Loaded, Maps};
+use crate::instance::root::Root;
 use crate::target::cgroup;
 use aya::maps::MapType;
 use aya::programs::ProgramType;
@@ -59,8 +60,9 @@ fn unless_blind(mut finding: Finding, blinding: &[&str]) -> Finding {
     finding
 }
 
-/// Looks for everything.
-pub fn all() -> Vec<Finding> {
+/// Looks for everything that instances here need.
+pub fn all(root: &Root) -> Vec<Finding> {
+    let obstacle = root.obstacle();
     let missing = privileges::missing();
     let blinding = privileges::blinding(&missing);
     let mut list = vec![finding(
@@ -79,10 +81,10 @@ pub fn all() -> Vec<Finding> {
     ));
     list.push(finding(
         "bpffs",
-        Path::new("/sys/fs/bpf").is_dir(),
+        obstacle.is_none(),
         true,
         "keeping instances without a daemon",
-        "mkdir -p /sys/fs/bpf; attach mounts it",
+        obstacle.as_deref().unwrap_or_default(),
     ));
     list.push(finding(
         "kernel BTF",
