@@ -280,6 +280,11 @@ fn without_privileges() -> anyhow::Result<()> {
         let says = |text: &str| text.contains("not probed") && text.contains("CAP_BPF") && !text.contains("Linux");
         assert!(finding["remedy"].as_str().is_some_and(says), "{finding}");
     }
+    // Root without two capabilities that only verify needs.
+    let bounded = ["setpriv", "--bounding-set=-setuid,-setgid", "--inh-caps=-all", "--"];
+    for verb in [&["verify", "pod"][..], &["attach", "--netns", &netns, "--cgroup", &cgroup, "--run-validation"]] {
+        Run::of(&mut node.command(&bounded, verb))?.refused(exit::CANNOT, &["CAP_SETGID, CAP_SETUID missing"])?;
+    }
     expect_untouched(&node, pod)?;
 
     // What is there is not for everybody's eyes, and nobody else can keep the lock.

@@ -92,6 +92,10 @@ pub(super) fn resolve(env: &Env, flags: &CaptureFlags, target: &Target) -> Resul
 /// Attaches, validates, or only says what it would do.
 pub(super) fn work(env: &Env, target: &Target, resolved: &Resolved, how: &How) -> Result<ExitCode> {
     let (policy, requests) = (&resolved.policy, &resolved.requests);
+    if requests.run_validation && !requests.dry_run {
+        // Before anything is attached that would have to be taken away again.
+        kernel::privileges::require_to_verify()?;
+    }
     target::owners::Counted::new(policy, target)?;
     if requests.run_validation && requests.skip_apply && !requests.dry_run {
         let name = find::by_netns(&env.root, &target.netns)?.ok_or_else(|| {

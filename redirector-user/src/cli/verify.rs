@@ -63,7 +63,7 @@ pub struct HelperArgs {
 }
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
-    kernel::privileges::require()?;
+    kernel::privileges::require_to_verify()?;
     let name = name(env, args)?;
     let from =
         args.from.as_ref().map(|path| open_netns(path, || format!("{} does not exist", path.display())));

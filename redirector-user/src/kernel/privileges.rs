@@ -12,13 +12,22 @@ pub const NEEDED: [(&str, u32, &str); 5] = [
     ("CAP_BPF", 39, "load programs and maps"),
 ];
 
+/// What verify needs besides.
+pub const NEEDED_TO_VERIFY: [(&str, u32, &str); 2] = [
+    ("CAP_SETGID", 6, "connect as a member of the proxy's group and of an application's"),
+    ("CAP_SETUID", 7, "connect as the proxy's user and as an application's"),
+];
+
 /// Before Linux 5.11 maps count against RLIMIT_MEMLOCK, which a container's runtime sets to some kilobytes: whoever may
 /// not raise it cannot attach (kernel commit 97306be45fbe and those before it).
 const OLD: (&str, u32) = ("CAP_SYS_RESOURCE (or an unlimited RLIMIT_MEMLOCK: this is Linux before 5.11)", 24);
 
+fn read(file: &str) -> String {
+    std::fs::read_to_string(file).unwrap_or_default()
+}
+
 /// Names of the capabilities that are missing.
 pub fn missing() -> Vec<&'static str> {
-    let read = |file| std::fs::read_to_string(file).unwrap_or_default();
     let effective = effective(&read("/proc/self/status"));
     let lacks = |bit: u32| effective >> bit & 1 == 0;
     let needed = NEEDED.iter().filter(|(_, bit, _)| lacks(*bit)).map(|(name, ..)| *name);
@@ -50,7 +59,21 @@ fn effective(status: &str) -> u64 {
 ///
 /// [`Error::Unsupported`] with the names of what is missing.
 pub fn require() -> Result<()> {
-    let missing = missing();
+    refuse(&missing())
+}
+
+/// The same for verify, which makes connections as other users.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] with the names of what is missing.
+pub fn require_to_verify() -> Result<()> {
+    let effective = effective(&read("/proc/self/status"));
+    let lacking = NEEDED_TO_VERIFY.iter().filter(|(_, bit, _)| effective >> bit & 1 == 0);
+    refuse(&missing().into_iter().chain(lacking.map(|(name, ..)| *name)).collect::<Vec<_>>())
+}
+
+fn refuse(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
