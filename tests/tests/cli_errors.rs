@@ -158,6 +158,15 @@ fn policies() -> anyhow::Result<()> {
         ensure!(text.matches(remedy).count() == 1, "{flags:?}: said twice: {text}");
     }
     node.attach(pod, "pod", &["--policy", "/nowhere.toml"])?.refused(exit::USAGE, &["/nowhere.toml"])?;
+    // What has no effect is not an error, and not dropped without a word.
+    let file = directory.path().join("exclusions.toml");
+    let text = "inbound_ports = [80]\ninbound_exclude_ports = [90]\nowner_groups = [1]\nowner_groups_exclude = [2]\n";
+    std::fs::write(&file, text)?;
+    let file = file.to_str().context("a path")?;
+    let run = node.run(&["explain", "--policy", file, "--to", "10.0.0.1:80"])?.expect(exit::OK)?;
+    for field in ["inbound_exclude_ports", "owner_groups_exclude"] {
+        ensure!(run.stderr.contains(&format!("{field}: has no effect")), "{run:?}");
+    }
     // What has no end.
     for flag in ["--policy", "--annotations"] {
         node.attach(pod, "pod", &[flag, "/dev/zero"])?

@@ -65,14 +65,14 @@ pub(super) fn resolve_on(
     mut notes: Vec<Note>,
     facts: &dyn Facts,
 ) -> Result<Resolved, ConfigError> {
-    let policy = match &flags.policy {
+    let (policy, written) = match &flags.policy {
         Some(path) => file::load(path)?,
-        None if base == Base::Istio => Policy::istio_default(),
-        None => Policy::default(),
+        None if base == Base::Istio => (Policy::istio_default(), file::Exclusions::default()),
+        None => (Policy::default(), file::Exclusions::default()),
     };
     let requests = flags.requests()?;
     notes.extend(flags.operational_notes());
-    let mut draft = Draft { flags, facts, base, policy, notes };
+    let mut draft = Draft { flags, facts, base, policy, written, notes };
     draft.proxy()?;
     draft.inbound()?;
     draft.outbound()?;
@@ -90,6 +90,8 @@ pub(super) struct Draft<'a> {
     pub facts: &'a dyn Facts,
     pub base: Base,
     pub policy: Policy,
+    /// What the file excludes, which the policy may have lost.
+    pub written: file::Exclusions,
     pub notes: Vec<Note>,
 }
 
@@ -144,12 +146,13 @@ impl Draft<'_> {
         }
         set(&mut policy.inbound_ports, &flags.inbound_ports, parse::port_selection)?;
         set(&mut policy.inbound_exclude_ports, &flags.inbound_exclude_ports, parse::ports)?;
-        if let Some(given) = &flags.inbound_exclude_ports
-            && policy.inbound_ports != Selection::All
-            && !policy.inbound_exclude_ports.is_empty()
-        {
+        let (name, excluded) = match &flags.inbound_exclude_ports {
+            Some(given) => (given.name(), &policy.inbound_exclude_ports),
+            None => ("inbound_exclude_ports", &self.written.inbound_exclude_ports),
+        };
+        if policy.inbound_ports != Selection::All && !excluded.is_empty() {
             let text = "has no effect: ports are excluded only where all inbound ports are captured (-b '*')";
-            self.notes.push(Note::warning(given.name(), text));
+            self.notes.push(Note::warning(name, text));
         }
         set(&mut policy.virtual_interfaces, &flags.virtual_interfaces, parse::interfaces)?;
         set(&mut policy.exclude_interfaces, &flags.exclude_interfaces, parse::interfaces)?;
@@ -243,6 +246,9 @@ impl Draft<'_> {
             // The original does not look at a list it does not use.
             self.policy.owner_groups_exclude =
                 if all { owners::groups(self.facts, given.name(), given.text())? } else { Vec::new() };
+        } else if self.policy.owner_groups != Selection::All && !self.written.owner_groups_exclude.is_empty() {
+            let text = "has no effect: groups are excluded only where all are captured (owner_groups = \"all\")";
+            self.notes.push(Note::warning("owner_groups_exclude", text));
         }
         Ok(())
     }
