@@ -48,6 +48,14 @@ fn effective() -> anyhow::Result<()> {
     assert_eq!(whole["effective"], true, "{whole:#}");
     let text = table(&node, &["show", NAME])?;
     assert!(text.contains("active") && text.contains("yes"), "{text}");
+    // Of its namespace it is known what is not delivered there.
+    let arriving = |to: String| -> anyhow::Result<Value> {
+        let run = node.run(&["explain", "--name", NAME, "--inbound", "--to", &to])?;
+        Ok(run.expect(exit::OK)?.json()?["notes"].clone())
+    };
+    assert_eq!(arriving(at(side.pod().v4(), SERVED).to_string())?, serde_json::json!([]));
+    let notes = arriving("198.51.100.1:80".to_owned())?;
+    assert!(notes[0].as_str().is_some_and(|text| text.contains("has no address 198.51.100.1")), "{notes}");
 
     let hooks = ["connect4", "sk_lookup", "getsockopt"];
     let removed = hooks.map(|name| (name, format!("link_{name}")));

@@ -116,7 +116,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         ));
     }
     let protocol = if args.proto == Proto::Tcp { Protocol::Tcp } else { Protocol::Udp };
-    let explanation = if args.inbound {
+    let mut explanation = if args.inbound {
         let interface = args.iif.clone();
         explain::incoming(&policy, &offline, &Arriving { protocol, to: args.to, interface })
     } else {
@@ -131,6 +131,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         explain::outgoing(&policy, &offline, &query)
     };
     refuse_contradictions(args, explanation.lo)?;
+    explanation.notes.extend(strange(args, &policy, &offline));
     for remark in &explanation.notes {
         env.note(remark);
     }
@@ -200,6 +201,17 @@ fn live(env: &Env, args: &Args, name: &str) -> Result<(Policy, Offline)> {
         )));
     }
     Ok((record.policy, offline))
+}
+
+/// A remark on what the namespace of an instance would not take for its own, so that no rule is asked. What a guest sends
+/// (-k) is for others.
+fn strange(args: &Args, policy: &Policy, offline: &Offline) -> Option<String> {
+    let guest = args.iif.as_ref().is_some_and(|name| policy.virtual_interfaces.contains(name));
+    let (name, to) = (args.name.as_ref()?, args.to.ip().to_canonical());
+    let own = offline.route(to).local != 0 || to.is_loopback();
+    (args.inbound && !guest && !own).then(|| {
+        format!("the namespace of {name} has no address {to}: nothing for it is delivered there, and no rule is asked")
+    })
 }
 
 /// What the flags say must be possible.
