@@ -285,14 +285,19 @@ fn without_privileges() -> anyhow::Result<()> {
     assert!(privileges["remedy"].as_str().is_some_and(|text| text.contains("CAP_BPF")), "{privileges}");
     // What cannot be looked at is not called missing.
     for name in ["sk_lookup programs", "sockmaps", "our programs load"] {
-        let finding = check.as_array().and_then(|all| all.iter().find(|one| one["name"] == name)).context(name)?;
-        let says = |text: &str| text.contains("not probed") && text.contains("CAP_BPF") && !text.contains("Linux");
+        let finding =
+            check.as_array().and_then(|all| all.iter().find(|one| one["name"] == name)).context(name)?;
+        let says =
+            |text: &str| text.contains("not probed") && text.contains("CAP_BPF") && !text.contains("Linux");
         assert!(finding["remedy"].as_str().is_some_and(says), "{finding}");
     }
     // Root without two capabilities that only verify needs.
     let bounded = ["setpriv", "--bounding-set=-setuid,-setgid", "--inh-caps=-all", "--"];
-    for verb in [&["verify", "pod"][..], &["attach", "--netns", &netns, "--cgroup", &cgroup, "--run-validation"]] {
-        Run::of(&mut node.command(&bounded, verb))?.refused(exit::CANNOT, &["CAP_SETGID, CAP_SETUID missing"])?;
+    for verb in
+        [&["verify", "pod"][..], &["attach", "--netns", &netns, "--cgroup", &cgroup, "--run-validation"]]
+    {
+        Run::of(&mut node.command(&bounded, verb))?
+            .refused(exit::CANNOT, &["CAP_SETGID, CAP_SETUID missing"])?;
     }
     expect_untouched(&node, pod)?;
 

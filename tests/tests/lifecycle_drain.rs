@@ -171,7 +171,10 @@ fn a_drain_is_killed() -> anyhow::Result<()> {
     assert_eq!(bench.connect()?, "remote:8080");
     // It may be swept by now.
     let refresh = bench.node.run(&["refresh", NAME])?;
-    assert!(refresh.code == Some(exit::NOTHING) || refresh.stderr.contains("detach --name pod"), "{refresh:?}");
+    assert!(
+        refresh.code == Some(exit::NOTHING) || refresh.stderr.contains("detach --name pod"),
+        "{refresh:?}"
+    );
     if let Some(line) = bench.node.list()?.first() {
         let says = |text: &str| text.contains("captures nothing new") && text.contains("detach --name pod");
         assert!(line["problem"].as_str().is_some_and(says), "{line}");

@@ -16,9 +16,11 @@ use std::process::ExitCode;
 const EXAMPLES: &str = "\
 Examples:
   redirector attach --pid 4711
-      the sidecar default: everything, as `istio-iptables -p 15001 -z 15006 -u 1337 -m REDIRECT -i '*' -x \"\" -b '*'
-      -d 15090,15021,15020`
-  redirector attach --netns /run/netns/pod1 --cgroup /sys/fs/cgroup/pod1 --name pod1 -o 5432 -x 10.0.0.0/8
+      the sidecar default: everything, as
+      istio-iptables -p 15001 -z 15006 -u 1337 -m REDIRECT \\
+        -i '*' -x '' -b '*' -d 15090,15021,15020
+  redirector attach --netns /run/netns/pod1 --cgroup /sys/fs/cgroup/pod1 \\
+      --name pod1 -o 5432 -x 10.0.0.0/8
   redirector attach --pid 4711 --istio-defaults -i 10.0.0.0/8 -b 80,443
   redirector attach --pid 4711 --policy pod.toml
   redirector attach --pid 4711 --annotations pod.json

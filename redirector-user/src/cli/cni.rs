@@ -12,8 +12,9 @@ Examples:
   redirector cni uninstall
   CNI_COMMAND=VERSION redirector cni
 
-Container runtimes call the plugin with CNI_COMMAND in the environment. The agent installs it
-(`redirector agent --cni-bin-dir ... --cni-conf-dir ...`). See docs/agent.md.";
+Container runtimes call the plugin with CNI_COMMAND in the environment. The
+agent installs it (`redirector agent --cni-bin-dir ... --cni-conf-dir ...`). See
+docs/agent.md.";
 
 /// The CNI plugin that has a pod captured before its first process.
 #[derive(Debug, clap::Args)]

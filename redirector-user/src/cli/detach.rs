@@ -13,7 +13,8 @@ use std::time::Duration;
 const EXAMPLES: &str = "\
 Examples:
   redirector detach --name n4097
-  redirector detach --pid 4711 --drain=30    keep the names of live connections for up to 30 s
+  redirector detach --pid 4711 --drain=30
+      keep the names of live connections for up to 30 s (the = is needed)
   redirector detach --all --ignore-missing";
 
 /// Stop capturing and remove every trace of it.

@@ -20,11 +20,14 @@ Examples:
   redirector explain --uid 1337 --src 127.0.0.1 --to 127.0.0.6:15002
       the connection by which istio-validation checks the rules
   redirector explain -o 5432 -x 10.0.0.0/8 --uid 1000 --to 10.1.2.3:443
-  redirector explain --local-addr 10.1.2.3,fd00::3 --uid 1337 --to 10.1.2.3:8080
-  redirector explain --redirect-dns --resolver 10.96.0.10 --proto udp --to 10.96.0.10:53
+  redirector explain --local-addr 10.1.2.3,fd00::3 --uid 1337 \\
+      --to 10.1.2.3:8080
+  redirector explain --redirect-dns --resolver 10.96.0.10 --proto udp \\
+      --to 10.96.0.10:53
   redirector explain --inbound --iif eth0 --to 10.1.2.3:15020
   redirector explain --name n4097 --to 10.96.0.10:80
-      under the policy of an instance, with the addresses and routes of its namespace (needs root)";
+      under the policy of an instance, with the addresses and routes of its
+      namespace (needs root)";
 
 /// Say what becomes of a connection, and which rule decides. Nothing is attached, asked or sent.
 #[derive(Debug, clap::Args)]

@@ -16,13 +16,15 @@ Examples:
       the flags for a pod whose istio-init has made rules
   (iptables-save; ip6tables-save) | redirector import
   redirector import rules.txt rules6.txt --output json
-  redirector import rules.txt --output json | jq .policy > pod.json && redirector attach --pid 4711 --policy pod.json
+  redirector import rules.txt --output json | jq .policy > pod.json
+  redirector attach --pid 4711 --policy pod.json
 
-What it reads: iptables-save, iptables -S, iptables -vnL, iptables commands; of one table or several, of IPv4 or IPv6
-or both. Without rules for IPv6 the answer has --ipv6 off.
+What it reads: iptables-save, iptables -S, iptables -vnL, iptables commands; of
+one table or several, of IPv4 or IPv6 or both; at most 4 MiB. Without rules for
+IPv6 the answer has --ipv6 off.
 
-Exit codes: 0 the flags mean the same, 1 some rules cannot be expressed (all of them are named), 2 no iptables rules,
-3 none of istio.";
+Exit codes: 0 the flags mean the same, 1 some rules cannot be expressed (all of
+them are named), 2 no iptables rules, 3 none of istio.";
 
 /// Print the flags that mean what the iptables rules of an Istio pod mean. Nothing is attached.
 #[derive(Debug, clap::Args)]

@@ -29,12 +29,13 @@ const BPFFS: &str = "/sys/fs/bpf";
 
 const EXAMPLES: &str = "\
 Examples:
-  redirector attach --pid 4711            capture a pod, given any of its processes
-  redirector attach --netns /run/netns/pod1 --cgroup /sys/fs/cgroup/pod1 -o 22
+  redirector attach --pid 4711            capture a pod, by any of its processes
+  redirector attach --netns /run/netns/pod1 --cgroup /sys/fs/cgroup/pod1 \\
+      -o 22
   redirector list
   redirector show n4097
-  redirector original-dst n4097           original destinations of live connections
-  redirector verify n4097                 real connections through it, and what became of them
+  redirector original-dst n4097           original destinations of connections
+  redirector verify n4097                 real connections through it
   redirector detach --pid 4711
 
 Exit codes:
@@ -192,4 +193,23 @@ fn fail(error: &Error, format: Format) -> ExitCode {
         eprintln!("redirector: {error}");
     }
     ExitCode::from(error.exit_code())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// Help is wrapped to the terminal, which would cut a command in two.
+    #[test]
+    fn examples_fit_every_terminal() {
+        let cli = Cli::command();
+        for verb in std::iter::once(&cli).chain(cli.get_subcommands()) {
+            for help in [verb.get_after_help(), verb.get_after_long_help()].into_iter().flatten() {
+                for line in help.to_string().lines() {
+                    assert!(line.chars().count() <= 80, "{}: {line}", verb.get_name());
+                }
+            }
+        }
+    }
 }

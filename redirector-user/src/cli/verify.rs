@@ -16,7 +16,8 @@ const EXAMPLES: &str = "\
 Examples:
   redirector verify n4097
   redirector verify --pid 4711
-  redirector verify pod1 --from /proc/1/ns/net     the inbound probe really connects, from the node";
+  redirector verify pod1 --from /proc/1/ns/net
+      the inbound probe really connects, from the node";
 
 /// The port that istio-validation looks for (`constants.DefaultIptablesProbePortUint`).
 const PROBE_PORT: u16 = 15_002;

@@ -246,8 +246,10 @@ impl Draft<'_> {
             // The original does not look at a list it does not use.
             self.policy.owner_groups_exclude =
                 if all { owners::groups(self.facts, given.name(), given.text())? } else { Vec::new() };
-        } else if self.policy.owner_groups != Selection::All && !self.written.owner_groups_exclude.is_empty() {
-            let text = "has no effect: groups are excluded only where all are captured (owner_groups = \"all\")";
+        } else if self.policy.owner_groups != Selection::All && !self.written.owner_groups_exclude.is_empty()
+        {
+            let text =
+                "has no effect: groups are excluded only where all are captured (owner_groups = \"all\")";
             self.notes.push(Note::warning("owner_groups_exclude", text));
         }
         Ok(())
