@@ -26,7 +26,9 @@ pub fn load(path: &Path) -> Result<(Policy, Exclusions), ConfigError> {
     let text =
         input::text(path).map_err(|error| refuse(error.to_string(), "name a readable TOML or JSON file"))?;
     let read = parse(&text).and_then(|policy| Ok((policy, deserialise(&text)?)));
-    read.map_err(|why| refuse(why, "`redirector explain --output json` shows a policy in full"))
+    read.map_err(|why| {
+        refuse(why, "`redirector explain --to 192.0.2.1:80 --output json` has one in full, as `policy`")
+    })
 }
 
 /// Reads a policy: JSON if the first thing in it is a brace, TOML otherwise. The error says where and why.
