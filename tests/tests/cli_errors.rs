@@ -72,8 +72,11 @@ fn targets() -> anyhow::Result<()> {
     refused(&["--pid", NO_PID], &[NO_PID, "give the pid as the host sees it"])?;
     refused(&["--pid", &std::process::id().to_string()], &["machine's own", "give the namespace of a pod"])?;
     refused(&["--pid", "1", "--netns", &netns], &["--pid", "--netns"])?;
-    refused(&["--netns", &netns], &["--cgroup"])?;
-    refused(&[], &["--pid"])?;
+    // What is lacking, and both ways to say it.
+    let ways = "give --pid PID, or --netns FILE and --cgroup DIR";
+    refused(&["--netns", &netns], &["--netns takes --cgroup", ways])?;
+    refused(&["--cgroup", &cgroup], &["--cgroup takes --netns", ways])?;
+    refused(&[], &[ways])?;
 
     let fifo = tempfile::tempdir()?;
     let fifo = fifo.path().join("fifo");
@@ -110,7 +113,9 @@ fn targets() -> anyhow::Result<()> {
         }
         node.run(&["detach", "--name", name])?.refused(exit::USAGE, &["a-z, 0-9, _ and -"])?;
     }
-    node.run(&["detach", "--pid", NO_PID])?.refused(exit::USAGE, &[NO_PID])?;
+    for verb in ["detach", "verify"] {
+        node.run(&[verb, "--pid", NO_PID])?.refused(exit::USAGE, &["there is no process", NO_PID])?;
+    }
     node.run(&["detach", "--netns", "/etc/passwd"])?.refused(exit::USAGE, &["/etc/passwd"])?;
     node.run(&["detach"])?.refused(exit::USAGE, &["--name", "--all"])?;
     expect_untouched(&node, pod)
@@ -186,6 +191,8 @@ fn formats() -> anyhow::Result<()> {
     let run = node.run(&["attach", "--no-such-flag"])?.refused(exit::USAGE, &["--no-such-flag"])?;
     assert_eq!(run.stdout, "");
     node.run(&["no-such-verb"])?.refused(exit::USAGE, &["no-such-verb"])?;
+    let mistyped = node.run(&["verfy"])?.refused(exit::USAGE, &["'verify'"])?;
+    assert!(!mistyped.stderr.contains("helper"), "{mistyped:?}");
     node.run(&["show", "nobody"])?.refused(exit::NOTHING, &["nobody"])?;
 
     let plain = |arguments: &[&str]| -> anyhow::Result<(Option<i32>, String, String)> {

@@ -174,6 +174,7 @@ fn what_it_refuses() -> anyhow::Result<()> {
     let netns = bench.pod().netns.file().display().to_string();
     let mut command = Command::new(bench.program());
     let run = Run::of(command.env_clear().args(["-n", "--network-namespace", &netns]))?.expect(exit::OK)?;
+    assert!(!run.stderr.contains("--netns"), "a flag this name does not have: {run:?}");
     assert!(run.stdout.contains(&bench.pod().cgroup.directory().display().to_string()), "{run:?}");
     bench.expect_nothing()
 }

@@ -1,5 +1,7 @@
 //! Commands that run at the same time: one after the other does its work, and none sees a half of another's.
 
+use std::process::Command;
+
 use anyhow::{Context, anyhow, ensure};
 
 use redirector_tests::bpftool::links_of;
@@ -9,6 +11,7 @@ use redirector_tests::observation::Observation;
 use redirector_tests::pod::{APP, Pod, PodOptions, VIP4, World, at};
 use redirector_tests::privileged::{require_program, require_root};
 use redirector_tests::redirector::{Run, exit};
+use redirector_tests::retry;
 use redirector_tests::scenario::Scenario;
 use redirector_tests::side::{By, Side};
 
@@ -148,5 +151,26 @@ fn attach_and_detach() -> anyhow::Result<()> {
         }
     }
     println!("{attached} rounds ended attached, {detached} detached");
+    Ok(())
+}
+
+/// Who has to wait is told what for, once.
+#[test]
+fn waiting_is_told() -> anyhow::Result<()> {
+    if !require_root() || require_program("flock").is_none() {
+        return Ok(());
+    }
+    let (node, side) = (Node::new()?, Side::new(By::Nobody)?);
+    let quick = node.attach(side.pod(), "pod", &[])?.expect(exit::OK)?;
+    ensure!(!quick.stderr.contains("waits for"), "{quick:?}");
+    let directory = node.bpffs().join("redirector");
+    let mut holder = Command::new("flock").arg(&directory).args(["sleep", "3"]).spawn()?;
+    retry::until("the lock to be taken", || {
+        let free = Command::new("flock").arg("-n").arg(&directory).arg("true").status().ok()?.success();
+        (!free).then_some(())
+    })?;
+    let waited = node.run(&["refresh", "pod"])?.expect(exit::OK)?;
+    holder.wait()?;
+    ensure!(waited.stderr.matches("waits for another command").count() == 1, "{waited:?}");
     Ok(())
 }

@@ -140,7 +140,7 @@ fn a_drain_keeps_names_until_connections_end() -> anyhow::Result<()> {
 #[test]
 fn a_drain_ends_in_time() -> anyhow::Result<()> {
     let Some((bench, mut held)) = bench()? else { return Ok(()) };
-    let draining = bench.draining(&["--drain=1"])?;
+    let draining = bench.draining(&["--drain", "1"])?;
     assert_eq!(alive(draining.end()?)?, 1);
     assert_ne!(captured(&mut held)?, at(VIP4, SERVED));
     assert!(held.echo()?, "the connection is cut");

@@ -6,7 +6,7 @@ use crate::config::{self, CaptureFlags, Policy, Requests, Resolved, VARIABLES_HE
 use crate::error::{Error, Result};
 use crate::instance::attach::{self, default_name};
 use crate::instance::change::Outcome;
-use crate::instance::{detach, find};
+use crate::instance::{detach, find, observe};
 use crate::target::Target;
 use crate::verify::{self, Report};
 use crate::{kernel, target};
@@ -29,16 +29,17 @@ Examples:
 
 /// Capture a pod's traffic. The same policy again changes nothing; another one is swapped in.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "redirector attach (--pid <PID> | --netns <FILE> --cgroup <DIR>) [OPTIONS]")]
 pub struct Args {
     /// A process of the pod: its network namespace, and the innermost cgroup that holds every
     /// process of that namespace.
-    #[arg(long, value_name = "PID", conflicts_with_all = ["netns", "cgroup"], required_unless_present = "netns")]
+    #[arg(long, value_name = "PID", conflicts_with_all = ["netns", "cgroup"])]
     pid: Option<u32>,
     /// File of the network namespace.
-    #[arg(long, value_name = "FILE", requires = "cgroup")]
+    #[arg(long, value_name = "FILE")]
     netns: Option<PathBuf>,
     /// Directory of the cgroup (v2) whose sockets are captured.
-    #[arg(long, value_name = "DIR", requires = "netns")]
+    #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
     /// Name of the instance [default: n and the cookie of the network namespace].
     #[arg(long)]
@@ -60,16 +61,26 @@ pub fn long_help() -> String {
 }
 
 pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
-    kernel::privileges::require()?;
-    let target = match (args.pid, &args.netns, &args.cgroup) {
-        (Some(pid), ..) => Target::of_pid(pid)?,
-        (None, Some(netns), Some(cgroup)) => Target::of_paths(netns, cgroup)?,
-        _ => return Err(Error::Input("give --pid, or --netns and --cgroup".into())),
-    };
+    let target = target(&args)?;
     let resolved = resolve(env, &args.capture, &target)?;
     elsewhere(&resolved)?;
     let how = How { name: args.name, allow_partial: args.allow_partial, trace: args.trace };
     work(env, &target, &resolved, &how)
+}
+
+/// Not left to clap, which would ask for flags that exclude each other.
+fn target(args: &Args) -> Result<Target> {
+    let lacking =
+        |why: &str| Err(Error::Input(format!("{why}; give --pid PID, or --netns FILE and --cgroup DIR")));
+    match (args.pid, &args.netns, &args.cgroup) {
+        (Some(pid), ..) => kernel::privileges::require().and_then(|()| Target::of_pid(pid)),
+        (None, Some(netns), Some(cgroup)) => {
+            kernel::privileges::require().and_then(|()| Target::of_paths(netns, cgroup))
+        }
+        (None, Some(_), None) => lacking("--netns takes --cgroup with it"),
+        (None, None, Some(_)) => lacking("--cgroup takes --netns with it"),
+        (None, None, None) => lacking("nothing says what to capture"),
+    }
 }
 
 /// What is asked for beside the policy.
@@ -230,8 +241,15 @@ fn dry_run(env: &Env, name: &str, target: &Target, policy: &Policy) -> Result<Ex
         }))?,
         Format::Table => {
             let text = toml_of(policy)?;
+            let there = find::by_netns(&env.root, &target.netns).ok().flatten().filter(|there| there == name);
+            let there = there.and_then(|there| observe::status(&env.root, &there).ok());
+            let would = match there.map(|there| there.record.policy == *policy) {
+                None => "would attach",
+                Some(false) => "would change",
+                Some(true) => "would change nothing of",
+            };
             print(&format!(
-                "would attach {name}: network namespace {}, cgroup {}\n{text}",
+                "{would} {name}: network namespace {}, cgroup {}\n{text}",
                 target.netns_path.display(),
                 target.cgroup.path.display()
             ))?;

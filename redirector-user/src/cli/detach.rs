@@ -14,7 +14,7 @@ const EXAMPLES: &str = "\
 Examples:
   redirector detach --name n4097
   redirector detach --pid 4711 --drain=30
-      keep the names of live connections for up to 30 s (the = is needed)
+      keep the names of live connections for up to 30 s
   redirector detach --all --ignore-missing";
 
 /// Stop capturing and remove every trace of it.
@@ -39,7 +39,7 @@ pub struct Args {
     ///
     /// Interrupted, it leaves the instance draining: nothing new is captured. `redirector detach --name NAME`
     /// ends that at once, else the first command after the time is over.
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "60")]
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60")]
     drain: Option<u32>,
     /// Exit 0 if there is nothing to detach.
     #[arg(long)]
@@ -136,17 +136,15 @@ fn which(env: &Env, args: &Args) -> Result<Vec<String>> {
         crate::instance::root::check_name(name)?;
         return Ok(vec![name.clone()]);
     }
-    let path = match (args.pid, &args.netns) {
-        (Some(pid), _) => PathBuf::from(format!("/proc/{pid}/ns/net")),
-        (None, Some(path)) => path.clone(),
-        (None, None) => return Err(Error::Input("give --name, --pid, --netns or --all".into())),
+    let Some((path, missing)) = super::netns_given(args.pid, args.netns.as_ref()) else {
+        return Err(Error::Input("give --name, --pid, --netns or --all".into()));
     };
-    of_netns(env, &path, args.ignore_missing).map(|name| vec![name])
+    of_netns(env, &path, missing, args.ignore_missing).map(|name| vec![name])
 }
 
 /// The instance of a network namespace; it may be gone, then the file it was given still tells.
-fn of_netns(env: &Env, path: &Path, may_be_gone: bool) -> Result<String> {
-    let found = match open_netns(path, || format!("{} does not exist", path.display())) {
+fn of_netns(env: &Env, path: &Path, missing: String, may_be_gone: bool) -> Result<String> {
+    let found = match open_netns(path, || missing) {
         Ok(netns) => find::by_netns(&env.root, &netns)?,
         Err(e) => match find::by_file(&env.root, path)? {
             None if !may_be_gone || path.exists() => return Err(e),

@@ -109,6 +109,8 @@ fn run(env: &Env, flags: CaptureFlags) -> Result<ExitCode> {
         Some(path) => Target::of_netns(path)?,
         None => Target::own()?,
     };
+    // It has been obeyed: nothing is to be said about it.
+    let flags = CaptureFlags { network_namespace: None, ..flags };
     let resolved = attach::resolve(env, &flags, &target)?;
     attach::work(env, &target, &resolved, &attach::How::default())
 }

@@ -77,8 +77,6 @@ enum Verb {
     Agent(Box<agent::Args>),
     Cni(cni::Args),
     Verify(verify::Args),
-    #[command(name = crate::verify::helper::VERB, hide = true)]
-    VerifyHelper(verify::HelperArgs),
 }
 
 impl Verb {
@@ -94,12 +92,7 @@ impl Verb {
             | Self::Trace(_)
             | Self::Verify(_) => true,
             Self::Explain(args) => args.is_live(),
-            Self::Attach(_)
-            | Self::Check(_)
-            | Self::Import(_)
-            | Self::Agent(_)
-            | Self::Cni(_)
-            | Self::VerifyHelper(_) => false,
+            Self::Attach(_) | Self::Check(_) | Self::Import(_) | Self::Agent(_) | Self::Cni(_) => false,
         }
     }
 }
@@ -129,11 +122,19 @@ pub fn main() -> ExitCode {
     {
         return crate::cni::main();
     }
+    // No verb of `Cli`: whoever mistypes `verify` would be told of it.
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == crate::verify::helper::VERB) {
+        return verify::helper();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
-    let env = Env { root: Root::at(&cli.bpffs), format: cli.output };
+    let tell: fn(&str) = match cli.output {
+        Format::Json => |text| output::note(Format::Json, text),
+        Format::Table => |text| output::note(Format::Table, text),
+    };
+    let env = Env { root: Root::at(&cli.bpffs).telling(tell), format: cli.output };
     // Where nothing is mounted nothing is attached, but whoever names a place means one that is there.
     if cli.bpffs != Path::new(BPFFS)
         && cli.verb.looks_for_instances()
@@ -156,7 +157,6 @@ pub fn main() -> ExitCode {
         Verb::Agent(args) => agent::run(&env, *args),
         Verb::Cni(args) => cni::run(&env, args),
         Verb::Verify(args) => verify::run(&env, &args),
-        Verb::VerifyHelper(args) => verify::helper(&args),
     };
     match result {
         Ok(code) => code,
@@ -183,6 +183,17 @@ fn usage(error: &clap::Error) -> ExitCode {
 fn asks_for_json(args: impl Iterator<Item = String>) -> bool {
     let args: Vec<String> = args.collect();
     args.iter().any(|arg| arg == "--output=json") || args.windows(2).any(|pair| pair == ["--output", "json"])
+}
+
+/// The file of a namespace that is given by a process or as such, and what to say if it is not there.
+fn netns_given(pid: Option<u32>, file: Option<&PathBuf>) -> Option<(PathBuf, String)> {
+    if let Some(pid) = pid {
+        let missing = format!(
+            "there is no process {pid} (or it has ended); give the pid as the host sees it, or --name"
+        );
+        return Some((format!("/proc/{pid}/ns/net").into(), missing));
+    }
+    file.map(|file| (file.clone(), format!("{} does not exist", file.display())))
 }
 
 fn fail(error: &Error, format: Format) -> ExitCode {

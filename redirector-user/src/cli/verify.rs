@@ -8,7 +8,8 @@ use crate::instance::root::check_name;
 use crate::kernel;
 use crate::target::open_netns;
 use crate::verify::{self, Options, Probe, Report, Status, helper};
-use std::path::{Path, PathBuf};
+use clap::Parser;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -55,8 +56,8 @@ pub struct Args {
 }
 
 /// Arguments of a helper.
-#[derive(Debug, clap::Args)]
-pub struct HelperArgs {
+#[derive(Debug, clap::Parser)]
+struct HelperArgs {
     uid: u32,
     gid: u32,
     /// The process that gives the orders.
@@ -79,8 +80,15 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
 }
 
 /// A helper's life.
-pub fn helper(args: &HelperArgs) -> Result<ExitCode> {
-    helper::serve(args.uid, args.gid, args.verify).map(|()| ExitCode::SUCCESS)
+pub fn helper() -> ExitCode {
+    let args = match HelperArgs::try_parse_from(std::env::args_os().skip(1)) {
+        Ok(args) => args,
+        Err(e) => return super::usage(&e),
+    };
+    match helper::serve(args.uid, args.gid, args.verify) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => super::fail(&e, Format::Table),
+    }
 }
 
 fn name(env: &Env, args: &Args) -> Result<String> {
@@ -88,17 +96,10 @@ fn name(env: &Env, args: &Args) -> Result<String> {
         check_name(name)?;
         return Ok(name.clone());
     }
-    let path = match (args.pid, &args.netns) {
-        (Some(pid), _) => PathBuf::from(format!("/proc/{pid}/ns/net")),
-        (None, Some(path)) => path.clone(),
-        (None, None) => return Err(Error::Input("give a name, --pid or --netns".into())),
+    let Some((path, missing)) = super::netns_given(args.pid, args.netns.as_ref()) else {
+        return Err(Error::Input("give a name, --pid or --netns".into()));
     };
-    of_netns(env, &path)
-}
-
-/// The instance of a namespace.
-fn of_netns(env: &Env, path: &Path) -> Result<String> {
-    let netns = open_netns(path, || format!("{} does not exist", path.display()))?;
+    let netns = open_netns(&path, || missing)?;
     find::by_netns(&env.root, &netns)?.ok_or_else(|| {
         Error::NothingMatched(format!("no instance is attached to {}; see `redirector list`", path.display()))
     })

@@ -5,6 +5,11 @@ use crate::error::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+/// Whoever waits longer wants to know what for.
+const SOON: Duration = Duration::from_secs(1);
 
 /// Proof that this process may change instances. Released on drop, and by the kernel if the
 /// process is killed.
@@ -45,7 +50,7 @@ impl WriteLock {
     }
 
     fn lock(root: &Root, dir: File, operation: FlockOperation) -> Result<Option<Self>> {
-        match flock(&dir, operation) {
+        match take(root, &dir, operation) {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             other => other.context(|| format!("lock {}", root.dir().display()))?,
         }
@@ -53,4 +58,28 @@ impl WriteLock {
         let same = |m: std::fs::Metadata| dir.metadata().is_ok_and(|ours| ours.ino() == m.ino());
         Ok(std::fs::metadata(root.dir()).is_ok_and(same).then_some(Self { _dir: dir }))
     }
+}
+
+fn take(root: &Root, dir: &File, operation: FlockOperation) -> rustix::io::Result<()> {
+    let (Some(tell), FlockOperation::LockExclusive) = (root.tell, operation) else {
+        return flock(dir, operation);
+    };
+    match flock(dir, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => {}
+        other => return other,
+    }
+    std::thread::scope(|scope| {
+        let (taken, wait) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            if wait.recv_timeout(SOON) == Err(RecvTimeoutError::Timeout) {
+                tell(&format!(
+                    "waits for another command that changes instances ({} is locked)",
+                    root.dir().display()
+                ));
+            }
+        });
+        let result = flock(dir, operation);
+        drop(taken);
+        result
+    })
 }

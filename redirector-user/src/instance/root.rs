@@ -20,12 +20,18 @@ pub struct Root {
     bpffs: PathBuf,
     dir: PathBuf,
     mounts: bool,
+    pub(super) tell: Option<fn(&str)>,
 }
 
 impl Root {
     /// Below a bpffs mount point, normally `/sys/fs/bpf`.
     pub fn at(bpffs: &Path) -> Self {
-        Self { bpffs: bpffs.to_owned(), dir: bpffs.join("redirector"), mounts: true }
+        Self { bpffs: bpffs.to_owned(), dir: bpffs.join("redirector"), mounts: true, tell: None }
+    }
+
+    /// The same for somebody who sits before it: is told what takes long.
+    pub fn telling(self, tell: fn(&str)) -> Self {
+        Self { tell: Some(tell), ..self }
     }
 
     /// The same, where a bpffs is never mounted, and is there already.
