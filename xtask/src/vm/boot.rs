@@ -46,7 +46,7 @@ pub struct Boot<'a> {
 pub enum End {
     /// The guest said that all jobs were run.
     Done,
-    /// Its processors made no step for minutes; it was killed.
+    /// Its processors made no step for minutes, or an emulated one met code that another was patching; it was killed.
     Hung,
     /// It ended without saying so.
     Died(String),
@@ -54,6 +54,9 @@ pub enum End {
 
 /// So many of the kernel's complaints, one in 22 seconds or more, and a guest is taken for hung: one passes.
 const LOCKUPS: u32 = 4;
+/// What a kernel dies of whose code is patched while QEMU's threads execute it: a breakpoint that stands there for a moment
+/// (`text_poke_bp`), and is gone when its handler looks.
+const BREAKPOINT: &str = "Oops: int3";
 /// Longest time a kernel that works says nothing for, before it is taken for hung.
 const TRIAL: Duration = Duration::from_secs(8);
 
@@ -118,7 +121,7 @@ impl Machine {
         let mut log = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = self.command(kernel, words);
         command.arg("-initrd").arg(initramfs);
-        let (mut done, mut panic, mut lockups) = (false, None, 0);
+        let (mut done, mut panic, mut lockups, mut patching) = (false, None, 0, false);
         let ended = watch(&mut command, limit, silence, |line| {
             // A log that cannot be written is no reason to stop.
             let _ = writeln!(log, "{line}");
@@ -128,10 +131,12 @@ impl Machine {
                 panic = Some(line.to_owned());
             }
             lockups += u32::from(line.contains("BUG: soft lockup"));
+            patching |= line.contains(BREAKPOINT);
             // Nobody waits for it to power off, which may hang, too.
             panic.is_some() || lockups >= LOCKUPS || done
         })?;
         Ok(match (panic, done, ended) {
+            (Some(_), ..) if patching && !self.kvm => End::Hung,
             (Some(panic), ..) => End::Died(panic),
             (None, true, _) => End::Done,
             _ if lockups >= LOCKUPS || ended == Watched::Silent => End::Hung,

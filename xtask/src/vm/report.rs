@@ -52,6 +52,8 @@ pub struct Row {
     pub costs: BTreeMap<String, Cost>,
     /// Seconds of each job.
     pub seconds: BTreeMap<String, f32>,
+    /// Test programs that failed in the first boot.
+    pub again: Vec<String>,
     order: Vec<String>,
     job: Option<String>,
     answer: String,
@@ -80,6 +82,7 @@ impl Row {
             states: BTreeMap::new(),
             costs: BTreeMap::new(),
             seconds: BTreeMap::new(),
+            again: Vec::new(),
             order: Vec::new(),
             job: None,
             answer: String::new(),
@@ -98,6 +101,19 @@ impl Row {
     /// Whether its state is known.
     pub fn has(&self, name: &str) -> bool {
         self.states.contains_key(name)
+    }
+
+    /// Forgets that these have failed, if any has, and for the first time: they may be run once more.
+    pub fn forgive<'a>(&mut self, tests: impl Iterator<Item = &'a str>) -> bool {
+        if !self.again.is_empty() {
+            return false;
+        }
+        let failed = tests.filter(|name| self.states.get(*name) == Some(&State::Fail));
+        self.again = failed.map(str::to_owned).collect();
+        for name in &self.again {
+            self.states.remove(name);
+        }
+        !self.again.is_empty()
     }
 
     /// The guest has not come to its end.
@@ -193,6 +209,13 @@ pub fn table(rows: &[Row]) -> String {
         let state = |row: &Row| row.states.get(name).map_or("-", |state| state.word()).to_owned();
         text += &line(name, &mut rows.iter().map(state));
     }
+    for row in rows.iter().filter(|row| !row.again.is_empty()) {
+        text += &format!(
+            "{}: run twice, because of a failure the first time: {}\n",
+            row.name,
+            row.again.join(" ")
+        );
+    }
     text
 }
 
@@ -250,6 +273,19 @@ mod tests {
     fn a_guest_that_is_booted_again_answers_again() {
         let check = ["@@boot 6.1", "@@begin check", "[", "]", "@@end check 0 1"];
         assert_eq!(row(&[check, check].concat()).failures(), 0);
+    }
+
+    #[test]
+    fn a_failure_is_forgiven_once_and_told() {
+        let mut row = row(&["@@begin a", "@@end a 101 1", "@@begin b", "test result: ok.", "@@end b 0 2"]);
+        assert!(row.forgive(["a", "b"].into_iter()));
+        assert!(!row.has("a") && row.has("b"));
+        ["@@begin a", "test result: ok.", "@@end a 0 1"].iter().for_each(|line| row.read(line));
+        assert!(!row.forgive(["a", "b"].into_iter()) && row.failures() == 0);
+        let text = table(std::slice::from_ref(&row));
+        assert!(text.contains("6.1: run twice, because of a failure the first time: a"), "{text}");
+        ["@@begin a", "@@end a 101 1"].iter().for_each(|line| row.read(line));
+        assert!(!row.forgive(["a"].into_iter()) && row.failures() == 1);
     }
 
     #[test]
