@@ -2,10 +2,13 @@
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Result};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// A policy of 50,000 networks has about a quarter of it.
 const LIMIT: u64 = 4 << 20;
+/// More than any target, pod or pid takes.
+const LIMIT_OF_FILE: u64 = 1 << 20;
 
 /// Reads a text file or pipe.
 ///
@@ -13,8 +16,22 @@ const LIMIT: u64 = 4 << 20;
 ///
 /// If it cannot be read, is no text or is too large.
 pub fn text(path: &Path) -> Result<String> {
-    let no_text = |_| Error::new(ErrorKind::InvalidData, "is not text (UTF-8)");
-    String::from_utf8(bytes(File::open(path)?)?).map_err(no_text)
+    utf8(bytes(File::open(path)?)?)
+}
+
+/// Reads a text that somebody has put there for the agent, if it is a file: a FIFO or a device may have nothing to say, for
+/// ever.
+///
+/// # Errors
+///
+/// Also if it is none, no text or too large.
+pub fn file(path: &Path) -> Result<String> {
+    // A FIFO without a writer is waited for, else (fifo(7)).
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(Error::other("it is no regular file"));
+    }
+    utf8(up_to(LIMIT_OF_FILE, file)?)
 }
 
 /// Reads to the end.
@@ -23,22 +40,50 @@ pub fn text(path: &Path) -> Result<String> {
 ///
 /// If it cannot be read or is too large.
 pub fn bytes(from: impl Read) -> Result<Vec<u8>> {
+    up_to(LIMIT, from)
+}
+
+fn up_to(limit: u64, from: impl Read) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    from.take(LIMIT + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LIMIT {
-        return Err(Error::new(ErrorKind::FileTooLarge, format!("has more than {} MiB", LIMIT >> 20)));
+    from.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::new(ErrorKind::FileTooLarge, format!("has more than {} MiB", limit >> 20)));
     }
     Ok(bytes)
+}
+
+fn utf8(bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|_| Error::new(ErrorKind::InvalidData, "is not text (UTF-8)"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     #[test]
     fn what_has_no_end_is_refused() {
         assert_eq!(text(Path::new("/dev/zero")).unwrap_err().kind(), ErrorKind::FileTooLarge);
         assert_eq!(bytes(std::io::repeat(1).take(LIMIT)).unwrap().len() as u64, LIMIT);
         assert!(bytes(std::io::repeat(1).take(LIMIT + 1)).is_err());
+    }
+
+    #[test]
+    fn only_files_are_read() {
+        let dir = std::env::temp_dir().join(format!("redirector-given-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (fifo, regular) = (dir.join("fifo"), dir.join("file"));
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        for none in [&fifo, &dir, Path::new("/dev/zero")] {
+            assert!(file(none).unwrap_err().to_string().contains("no regular file"), "{}", none.display());
+        }
+        assert_eq!(file(&regular).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+        for (length, good) in [(0, true), (1 << 20, true), ((1 << 20) + 1, false)] {
+            std::fs::write(&regular, "ü".repeat(length / 2) + &"x".repeat(length % 2)).unwrap();
+            assert_eq!(file(&regular).is_ok(), good, "{length}");
+        }
+        std::fs::write(&regular, [0xff]).unwrap();
+        assert!(file(&regular).is_err());
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

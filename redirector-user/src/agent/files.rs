@@ -1,6 +1,5 @@
 //! Targets from files: a directory with one TOML file for each.
 
-use super::given;
 use super::place::Place;
 use super::plan::FILE;
 use crate::config::Policy;
@@ -72,7 +71,7 @@ fn stem(path: &Path) -> Option<&str> {
 }
 
 fn read_file(path: &Path) -> Result<Entry> {
-    let text = match given::read(path) {
+    let text = match crate::input::file(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::NothingMatched(format!("{} is gone", path.display())));
         }

@@ -10,7 +10,6 @@ mod decisions;
 mod failures;
 mod files;
 mod follow;
-mod given;
 mod health;
 mod http;
 mod kubernetes;

@@ -1,6 +1,5 @@
 //! Where a target of a file is: what the file says, and how it is found on the node.
 
-use super::given;
 use super::watch::{Names, Signs};
 use crate::error::{Context, Error, Result};
 use crate::target::cgroup::{self, Cgroup};
@@ -120,7 +119,7 @@ fn in_cgroup(dir: &Path, netns: Option<&Path>) -> Result<Option<Target>> {
 }
 
 fn by_pid_file(path: &Path) -> Result<Option<Target>> {
-    let text = match given::read(path) {
+    let text = match crate::input::file(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         other => other.context(|| format!("read the pid file {}", path.display()))?,
     };

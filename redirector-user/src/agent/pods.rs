@@ -1,13 +1,14 @@
 //! Pods: which there are, which of them are captured, and how.
 
+use super::Agent;
 use super::kubernetes::Kubernetes;
 use super::plan::{At, POD, Want};
 use super::protocol::PodName;
 use super::reconcile::{Here, about_target};
-use super::{Agent, given};
 use crate::config::annotations::{Membership, Pod, resolve_pod};
 use crate::config::{CaptureFlags, Policy};
 use crate::error::{Context, Error, Result};
+use crate::input;
 use crate::instance::find;
 use crate::instance::survey::{Active, State, Surveyed};
 use crate::target::{self, Target};
@@ -165,7 +166,7 @@ fn files(dir: &Path) -> Result<Vec<Known>> {
         if path.extension().is_none_or(|extension| extension != "json") {
             continue;
         }
-        let text = given::read(&path).context(|| format!("read {}", path.display()))?;
+        let text = input::file(&path).context(|| format!("read {}", path.display()))?;
         let known =
             serde_json::from_str(&text).map_err(|e| e.to_string()).and_then(|value| Known::parse(&value));
         all.push(known.map_err(|why| Error::Input(format!("{}: {why}", path.display())))?);

@@ -4,7 +4,7 @@ use crate::text::shortened;
 use std::path::PathBuf;
 
 /// An annotation may have 256 KiB; so much of an item is repeated in an error.
-const SHOWN: usize = 200;
+pub(crate) const SHOWN: usize = 200;
 
 /// A setting that cannot be accepted. Every variant is bad input (exit code 2 is the caller's business).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

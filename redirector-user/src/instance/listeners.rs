@@ -35,9 +35,12 @@ pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: u32
     // What the app sends finds its listener by the address; what comes from the network, by this registry.
     if incomplete {
         notes.push(format!(
-            "the processes of the cgroup {} have more open files than are searched for the proxy's listeners (65536 in \
-             one process, 250000 in all, 5 seconds): one that is among the others does not get what comes from the network",
-            target.cgroup.path.display()
+            "the processes of the cgroup {} have more open files than are searched for the proxy's listeners ({} in \
+             one process, {} in all, {} seconds): one that is among the others does not get what comes from the network",
+            target.cgroup.path.display(),
+            listeners::OF_ONE,
+            listeners::OF_ALL,
+            listeners::TIME.as_secs()
         ));
     } else if elsewhere.contains(&policy.inbound_port) {
         notes.push(format!(

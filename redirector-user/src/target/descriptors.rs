@@ -11,11 +11,12 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// So many descriptors of a process are looked at, and of all: a pod may have millions.
-const OF_ONE: usize = 65_536;
-const OF_ALL: usize = 250_000;
+/// So many descriptors of a process are looked at: a pod may have millions.
+pub const OF_ONE: usize = 65_536;
+/// And of all together.
+pub const OF_ALL: usize = 250_000;
 /// And no longer than this: what the kernel tells of a descriptor may be long (`ep_show_fdinfo` in fs/eventpoll.c).
-const TIME: Duration = Duration::from_secs(5);
+pub const TIME: Duration = Duration::from_secs(5);
 
 /// What a descriptor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

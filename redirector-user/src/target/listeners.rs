@@ -3,6 +3,7 @@
 
 use super::cgroup::Cgroup;
 use super::descriptors::{self, Budget, Seen};
+pub use super::descriptors::{OF_ALL, OF_ONE, TIME};
 use crate::error::{Context, Result};
 use crate::sys::netns::NetNs;
 use rustix::fs::FileType;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::error::ConfigError;
+use crate::config::error::{ConfigError, SHOWN};
 use crate::config::given::Given;
 use crate::config::note::Note;
 use crate::config::parse;
@@ -37,9 +37,6 @@ impl Key {
         Self::KUBEVIRT_INTERFACES,
     ];
 }
-
-/// Longer values are not repeated in an error, only the item that is wrong.
-const SHOWN: usize = 200;
 
 /// Reads annotations with the plugin's defaults and validation; the values come out as flags take them.
 pub(super) struct Reader<'a> {
@@ -164,7 +161,7 @@ fn interface(name: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
 }
 
-/// An error about an item, said of the annotation's value.
+/// An error about an item, said of the annotation's value; one that is longer than what is shown is not repeated.
 fn of_value(error: ConfigError, value: &str) -> ConfigError {
     match error {
         ConfigError::Invalid { name, item, why, remedy } if item != value && value.len() <= SHOWN => {
