@@ -70,6 +70,12 @@ impl Addr {
         self.same(&Self::LOOPBACK_V4) || self.same(&Self::LOOPBACK_V6)
     }
 
+    /// `127.0.0.1` or `::1`, whichever is of this address's family: where REDIRECT in the OUTPUT chain sends it.
+    #[inline(always)]
+    pub const fn localhost(&self) -> Self {
+        if self.is_v4() { Self::LOOPBACK_V4 } else { Self::LOOPBACK_V6 }
+    }
+
     /// In `fe80::/10`.
     #[inline(always)]
     pub const fn is_link_local(&self) -> bool {

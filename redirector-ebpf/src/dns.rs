@@ -167,7 +167,7 @@ fn captured(
         return Err(route.errno);
     }
     count(decision.rule);
-    let proxy = if dst.is_v4() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 };
+    let proxy = dst.localhost();
     let proxy_port = active.policy.dns_port;
     Ok(Some(Captured { dst, dport, source, rule: decision.rule, proxy, proxy_port }))
 }

@@ -139,7 +139,7 @@ fn from_lo(ctx: &Lookup) -> Result<Wanted, Other> {
     // TPROXY leaves the address; to the usual lookup the connection would be the app's.
     let unchanged = original.rule == Counter::OutTproxyLoopback as u32;
     // Otherwise, if none is registered (another cgroup, MPTCP), it is found at the proxy's port.
-    let to = if key.proxy.is_v4() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 };
+    let to = key.proxy.localhost();
     Ok(Wanted { verdict: u32::from(original.verdict), to, else_pass: !unchanged })
 }
 

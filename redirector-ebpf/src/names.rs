@@ -65,7 +65,7 @@ fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
         sock_kind::ACCEPTED if state.rule == Counter::OutTproxyLoopback as u32 => None,
         // REDIRECT in OUTPUT has sent it to the loopback address and the proxy's port.
         sock_kind::ACCEPTED => {
-            let addr = if shown.is_v4() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 };
+            let addr = shown.localhost();
             Some((addr, state.proxy_port))
         }
         // REDIRECT in PREROUTING has changed the port; TPROXY has not.
