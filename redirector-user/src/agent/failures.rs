@@ -9,9 +9,6 @@ use std::time::{Duration, Instant};
 /// By what they are about.
 pub(super) type Failures = Mutex<HashMap<String, Failure>>;
 
-/// What the runtime tries again by itself is remembered so long, not to be told each time.
-const BY_OTHERS: Duration = Duration::from_secs(600);
-
 pub(super) struct Failure {
     times: u32,
     next: Instant,
@@ -21,16 +18,31 @@ pub(super) struct Failure {
 impl Agent {
     /// Something has failed: said when it is new (then true), tried again later each time.
     pub(super) fn failed(&self, about: &str, reason: &'static str, error: &Error) -> bool {
+        self.remember_failure(about, reason, error, |times| Duration::from_millis(500 << times.min(7)))
+    }
+
+    /// What somebody asked for has failed, who tries again himself: remembered, not to be told each time.
+    pub(super) fn refused(&self, about: &str, reason: &'static str, error: &Error) -> bool {
+        self.remember_failure(about, reason, error, |_| Duration::from_secs(600))
+    }
+
+    /// `wait`: how long, after so many times.
+    fn remember_failure(
+        &self,
+        about: &str,
+        reason: &'static str,
+        error: &Error,
+        wait: impl Fn(u32) -> Duration,
+    ) -> bool {
         self.metrics.error(reason);
         let text = error.to_string();
         let mut failures = lock(&self.memory.failures);
         let times = failures.get(about).map_or(0, |failure| failure.times) + 1;
-        let wait = if reason == "cni" { BY_OTHERS } else { Duration::from_millis(500 << times.min(7)) };
         let new = failures.get(about).is_none_or(|failure| failure.text != text);
         if new {
             tracing::error!(about, reason, "{text}");
         }
-        failures.insert(about.to_owned(), Failure { times, next: Instant::now() + wait, text });
+        failures.insert(about.to_owned(), Failure { times, next: Instant::now() + wait(times), text });
         new
     }
 

@@ -140,7 +140,7 @@ impl Source {
 
 impl Source {
     /// Tells whoever looks at the pod.
-    fn warn(&self, known: &Known, error: &Error) {
+    pub(super) fn warn(&self, known: &Known, error: &Error) {
         if let Self::Kubernetes(server) = self {
             server.warn(known, "CaptureFailed", &format!("redirector cannot capture this pod: {error}"));
         }

@@ -179,7 +179,9 @@ impl Agent {
             Ok(Some(name)) => Reply::Done { instance: Some(name) },
             Ok(None) => Reply::Failed { code: code::TRY_AGAIN, why: "the plugin has not waited".into() },
             Err(e) => {
-                self.failed_pod(&known, &about_add(&known.instance()), "cni", &e);
+                if self.refused(&about_add(&known.instance()), "cni", &e) {
+                    self.pods.source.warn(&known, &e);
+                }
                 Reply::Failed { code: code::CAPTURE, why: e.to_string() }
             }
         }

@@ -3,7 +3,6 @@
 use super::{Env, attach, fail, output::Format};
 use crate::config::{CaptureFlags, Requests, TargetFacts};
 use crate::error::{Error, Result};
-use crate::instance::root::Root;
 use crate::instance::{detach, find};
 use crate::kernel;
 use crate::target::{Target, open_netns};
@@ -54,7 +53,7 @@ pub fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(e) => return super::usage(&e),
     };
-    let env = Env { root: Root::at(Path::new(super::BPFFS)), format: Format::Table };
+    let env = Env::new(Path::new(super::BPFFS), Format::Table);
     if logging.level.is_some() || logging.json.is_some() {
         env.note("--log_output_level and --log_as_json have no effect here");
     }

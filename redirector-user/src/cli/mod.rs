@@ -104,6 +104,14 @@ struct Env {
 }
 
 impl Env {
+    fn new(bpffs: &Path, format: Format) -> Self {
+        let tell: fn(&str) = match format {
+            Format::Json => |text| output::note(Format::Json, text),
+            Format::Table => |text| output::note(Format::Table, text),
+        };
+        Self { root: Root::at(bpffs).telling(tell), format }
+    }
+
     /// A remark for the user.
     fn note(&self, text: &str) {
         output::note(self.format, text);
@@ -130,11 +138,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
-    let tell: fn(&str) = match cli.output {
-        Format::Json => |text| output::note(Format::Json, text),
-        Format::Table => |text| output::note(Format::Table, text),
-    };
-    let env = Env { root: Root::at(&cli.bpffs).telling(tell), format: cli.output };
+    let env = Env::new(&cli.bpffs, cli.output);
     // Where nothing is mounted nothing is attached, but whoever names a place means one that is there.
     if cli.bpffs != Path::new(BPFFS)
         && cli.verb.looks_for_instances()

@@ -169,8 +169,11 @@ impl Target {
         let shown: Vec<String> =
             strays.iter().take(8).map(|pid| format!("{pid} ({})", process::name(*pid))).collect();
         Ok(Some(format!(
-            "{} of the network namespace's processes are not in the cgroup {} and would not be captured: {}",
-            strays.len(),
+            "{} not in the cgroup {} and would not be captured: {}",
+            match strays.len() {
+                1 => "1 of the network namespace's processes is".to_owned(),
+                more => format!("{more} of the network namespace's processes are"),
+            },
             self.cgroup.path.display(),
             shown.join(", ")
         )))
