@@ -27,7 +27,7 @@ const ALL: &[Package] = &[
     Package { name: "strace", programs: &["strace"] },
     Package { name: "systemd", programs: &["systemctl"] },
     Package { name: "curl", programs: &["curl"] },
-    Package { name: "util-linux", programs: &["nsenter", "setpriv", "unshare"] },
+    Package { name: "util-linux", programs: &["flock", "nsenter", "setpriv", "unshare"] },
     Package { name: "bind9-dnsutils", programs: &["dig"] },
     Package { name: "dnsmasq-base", programs: &["dnsmasq"] },
     Package { name: "musl-tools", programs: &["musl-gcc"] },

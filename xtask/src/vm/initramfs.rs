@@ -44,6 +44,7 @@ const TOOLS: &[&str] = &[
     "ss",
     "tc",
     "nsenter",
+    "flock",
     "unshare",
     "setpriv",
     "strace",
