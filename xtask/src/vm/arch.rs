@@ -88,6 +88,16 @@ impl Arch {
         }
     }
 
+    /// What the command line of an emulated kernel has, because it takes most of an emulator's time and has no bearing on our
+    /// programs: QEMU translates a program anew for each address it is loaded at, and forgets its page tables' translations with
+    /// each switch to the kernel's own.
+    pub fn quick(self) -> &'static str {
+        match self {
+            Self::X86 => "norandmaps nopti no5lvl",
+            Self::Aarch64 => "norandmaps",
+        }
+    }
+
     /// The same, run by this machine's processor.
     pub fn virtualized(self) -> &'static [&'static str] {
         match self {

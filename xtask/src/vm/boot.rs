@@ -110,8 +110,10 @@ impl Machine {
         command.args(["-nic", "none", "-serial", "stdio", "-kernel"]).arg(&kernel.image).arg("-append");
         // The emulated processor's random numbers are enough for a test; without trust old kernels wait for some.
         let console = self.arch.console();
-        command
-            .arg(format!("console={console} panic=-1 loglevel=4 random.trust_cpu=on no_timer_check {words}"));
+        let quick = if self.kvm { "" } else { self.arch.quick() };
+        command.arg(format!(
+            "console={console} panic=-1 loglevel=4 random.trust_cpu=on no_timer_check {quick} {words}"
+        ));
         command
     }
 
