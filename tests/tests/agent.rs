@@ -374,7 +374,10 @@ fn capabilities() -> anyhow::Result<()> {
     ends_at(&side, new, &format!("app:{SERVED}")).with_context(|| agent.log())?;
     drop(side);
     until_active(&node, &agent, NAME, false)?;
-    assert!(!agent.metrics()?.keys().any(|name| name.starts_with("redirector_errors")), "{}", agent.log());
+    // The file names a pod whose cgroup goes first: the agent may have looked for it in between, and say so.
+    let mut metrics = agent.metrics()?.into_keys();
+    let error = metrics.find(|name| name.starts_with("redirector_errors") && !name.contains("\"target\""));
+    assert_eq!(error, None, "{}", agent.log());
     Ok(())
 }
 
