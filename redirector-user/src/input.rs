@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn only_files_are_read() {
-        let dir = std::env::temp_dir().join(format!("redirector-given-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("redirector-input-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let (fifo, regular) = (dir.join("fifo"), dir.join("file"));
         mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
