@@ -122,12 +122,15 @@ fn leads_to_pods(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     const UID: &str = "0a1b-22";
+    /// Tests run side by side.
+    static TREES: AtomicU32 = AtomicU32::new(0);
 
     fn found(path: &str) -> Option<PathBuf> {
-        let root =
-            std::env::temp_dir().join(format!("redirector-pods-{}-{}", std::process::id(), path.len()));
+        let tree = TREES.fetch_add(1, Ordering::Relaxed);
+        let root = std::env::temp_dir().join(format!("redirector-pods-{}-{tree}", std::process::id()));
         std::fs::create_dir_all(root.join(path)).unwrap();
         let found = Names::of(UID).search(&root).map(|path| path.strip_prefix(&root).unwrap().to_owned());
         std::fs::remove_dir_all(&root).unwrap();
