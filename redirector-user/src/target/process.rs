@@ -21,6 +21,22 @@ pub fn netns_inode(pid: u32) -> Option<u64> {
     std::fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|m| m.ino())
 }
 
+/// `PF_EXITING` of include/linux/sched.h, which /proc/PID/stat shows in its ninth field.
+const PF_EXITING: u64 = 4;
+
+/// Whether a process is ending or has ended: it opens no more connections.
+pub fn is_ending(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/stat"))
+        .map_or(true, |stat| says_exiting(&String::from_utf8_lossy(&stat)))
+}
+
+/// The second field, the name, may hold spaces and brackets; the last bracket ends it.
+fn says_exiting(stat: &str) -> bool {
+    let flags =
+        stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(6)?.parse().ok());
+    flags.is_some_and(|flags: u64| flags & PF_EXITING != 0)
+}
+
 /// Name of a process as `ps` shows it, for messages.
 pub fn name(pid: u32) -> String {
     std::fs::read(format!("/proc/{pid}/comm")).map_or_else(|_| "?".into(), |name| printable(&name))
@@ -35,6 +51,22 @@ fn printable(name: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ending() {
+        assert!(!is_ending(std::process::id()));
+        assert!(says_exiting("8136 (true) R 8130 8120 8120 0 -1 4228100 59 0 0 0 0 0"));
+        assert!(!says_exiting("8136 (a) R 1 1 1 0 -1 4) R 8130 8120 8120 0 -1 4194560 59 0"));
+        assert!(!says_exiting("8136 (true"));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !is_ending(child.id()) {
+            assert!(std::time::Instant::now() < deadline, "a zombie is not ending");
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(is_ending(child.id()));
+    }
 
     #[test]
     fn names_are_only_shown() {
