@@ -8,8 +8,8 @@
 use super::sockets::{self, Accepted, Connected, Listener};
 use crate::error::{Context, Error, Result};
 use crate::target::Target;
-use rustix::process::{Gid, Signal, Uid, getppid, set_parent_process_death_signal};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::process::{Gid, Pid, Signal, Uid, getppid, set_parent_process_death_signal};
+use rustix::thread::{gettid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
@@ -87,15 +87,23 @@ impl Helper {
         command.args([VERB, &uid.to_string(), &gid.to_string(), &std::process::id().to_string()]);
         command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped());
         // A child is in the namespace of the thread that made it.
-        let mut child = target.netns.run(|| command.spawn()).context(what)?.context(what)?;
+        let (maker, child) = target.netns.run(|| (gettid(), command.spawn())).context(what)?;
+        let mut child = child.context(what)?;
         let pipes = child.stdin.take().zip(child.stdout.take());
         let (orders, answers) = pipes.ok_or_else(|| Error::Failed("a helper without pipes".into()))?;
         let answers = BufReader::new(answers);
         let this = Self { orders: Some(orders), answers, child, cgroup: room.dir.clone() };
+        wait_for_end(maker)?;
         let procs = room.dir.join("cgroup.procs");
         std::fs::write(&procs, this.child.id().to_string())
             .context(|| format!("move our helper into {}", procs.display()))?;
         Ok(this)
+    }
+
+    /// It has closed its answers.
+    fn ended(&mut self) -> Error {
+        let how = self.child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
+        Error::Failed(format!("the helper in the target has ended ({how}); see what it said above"))
     }
 
     fn ask<T: DeserializeOwned>(&mut self, order: &Order) -> Result<T> {
@@ -115,7 +123,7 @@ impl Helper {
             )));
         }
         if self.answers.read_line(&mut line).context(what)? == 0 {
-            return Err(Error::Failed("the helper in the target has ended; see what it said above".into()));
+            return Err(self.ended());
         }
         let answer: std::result::Result<T, String> = serde_json::from_str(&line).map_err(failed)?;
         answer.map_err(|e| Error::Failed(format!("the helper in the target: {e}")))
@@ -135,6 +143,23 @@ impl Helper {
     pub fn accepted(&mut self, client: SocketAddr, patience: Duration) -> Result<Option<Accepted>> {
         self.ask(&Order::Accept { client, milliseconds: milliseconds(patience) })
     }
+}
+
+/// Waits until a thread of ours is gone for the kernel, too. One that is joined has yet to give its children to
+/// another thread (`exit_mm` in do_exit wakes who joins it, `exit_notify` comes later), and they get their
+/// signal then, if they have asked for one.
+fn wait_for_end(thread: Pid) -> Result<()> {
+    let task = format!("/proc/self/task/{}", thread.as_raw_nonzero());
+    let end = Instant::now() + SILENCE;
+    while Path::new(&task).exists() {
+        if Instant::now() > end {
+            return Err(Error::Failed(format!(
+                "the thread that has started the helper does not end: {task}"
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn milliseconds(time: Duration) -> u64 {
@@ -160,8 +185,8 @@ pub fn serve(uid: u32, gid: u32, verify: u32) -> Result<()> {
     let (mut listeners, mut connection) = (Vec::new(), None);
     for line in std::io::stdin().lock().lines() {
         let line = line.context(|| "read an order".into())?;
-        // Not before: the thread that has started us ends at once, and would take us with it. By now
-        // our parent is one that stays.
+        // Not before: the thread that has started us ends at once, and would take us with it. Whoever gives orders has
+        // waited for that.
         set_parent_process_death_signal(Some(Signal::KILL)).context(|| "ask to end with verify".into())?;
         // Who died before that sends no signal.
         if getppid().is_none_or(|parent| parent.as_raw_nonzero().get().cast_unsigned() != verify) {
