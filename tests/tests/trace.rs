@@ -1,5 +1,6 @@
 //! `redirector trace`: what the programs decide, live, by aya-log; and the same in the agent's log.
 
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
 
@@ -56,18 +57,21 @@ fn decisions_are_told() -> anyhow::Result<()> {
     node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
     tracer.wait_for(0, |line| line.contains("are gone").then_some(()))?;
 
-    // And with its reader, as `| head -1` is.
+    // And with its reader, as `| head -1` is; or when it cannot be written any more, which is an error.
     node.attach(side.pod(), NAME, &["--trace"])?.expect(exit::OK)?;
-    let mut child = node.command(&[], &trace).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    drop(child.stdout.take());
-    let ended = retry::until("the command to end", || {
-        connect(&side).ok()?;
-        child.try_wait().ok().flatten()
-    });
-    if ended.is_err() {
-        child.kill()?;
+    let full = File::options().write(true).open("/dev/full")?;
+    for (to, code) in [(Stdio::piped(), exit::OK), (full.into(), exit::FAILED)] {
+        let mut child = node.command(&[], &trace).stdout(to).stderr(Stdio::null()).spawn()?;
+        drop(child.stdout.take());
+        let ended = retry::until("the command to end", || {
+            connect(&side).ok()?;
+            child.try_wait().ok().flatten()
+        });
+        if ended.is_err() {
+            child.kill()?;
+        }
+        assert_eq!(ended.context("it goes on for nobody")?.code(), Some(code));
     }
-    assert!(ended.context("it reads on for nobody")?.success());
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use comfy_table::{Table, presets};
 use serde::Serialize;
+use std::io::{ErrorKind, Write};
 
 /// `--output`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -34,12 +35,14 @@ pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [
 
 /// Prints text and a newline. A reader that has closed the pipe (`| head`) is no error.
 pub fn print(text: &str) -> Result<()> {
-    use std::io::Write;
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::Failed(format!("write to standard output: {e}")))
-        }
-        _ => Ok(()),
+    writeln!(std::io::stdout(), "{text}").or_else(unwritten)
+}
+
+/// Whether it is an error that standard output could not be written to.
+pub fn unwritten(error: std::io::Error) -> Result<()> {
+    match error.kind() {
+        ErrorKind::BrokenPipe => Ok(()),
+        _ => Err(Error::Failed(format!("write to standard output: {error}"))),
     }
 }
 

@@ -1,12 +1,13 @@
 //! `redirector trace`.
 
 use super::Env;
-use super::output::{Format, note};
+use super::output::{self, Format, note};
 use crate::error::{Context, Result};
 use crate::instance::trace::{End, Event, Trace};
 use crate::kernel;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,13 +30,15 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
     crate::instance::root::check_name(&args.name)?;
     let format = env.format;
+    let unwritten = Arc::new(OnceLock::new());
+    let failed = Arc::clone(&unwritten);
     let mut trace = Trace::open(&env.root, &args.name, move |event: &Event| {
         let line = match format {
             Format::Json => serde_json::to_string(event).unwrap_or_default(),
             Format::Table => event.to_string(),
         };
         // A reader that has closed the pipe (`| head`) wants no more.
-        writeln!(std::io::stdout(), "{line}").is_ok()
+        writeln!(std::io::stdout(), "{line}").map_err(|e| failed.set(e)).is_ok()
     })?;
     trace.forget();
     note(format, "waiting for connections; interrupt to end");
@@ -46,5 +49,6 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     if runtime.block_on(trace.follow(tokio::signal::ctrl_c()))? == End::Replaced {
         note(format, "the programs that were traced are gone: detached, or others were swapped in");
     }
+    Arc::into_inner(unwritten).and_then(OnceLock::into_inner).map_or(Ok(()), output::unwritten)?;
     Ok(ExitCode::SUCCESS)
 }
