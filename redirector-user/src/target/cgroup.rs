@@ -1,6 +1,7 @@
 //! Cgroup v2 directories. The tree may be mounted anywhere (hybrid layouts have it below
 //! `/sys/fs/cgroup/unified`), so it is looked up and never assumed.
 
+use super::process;
 use crate::error::{Context, Error, Result};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -134,7 +135,7 @@ fn find_mount(mountinfo: &str) -> Option<PathBuf> {
 pub fn innermost_of(pids: &[u32]) -> Result<Cgroup> {
     let mut common: Option<PathBuf> = None;
     for pid in pids {
-        let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else { continue };
+        let Some(text) = process::cgroups(*pid) else { continue };
         let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::")) else {
             return Err(Error::Unsupported(format!(
                 "process {pid} is in no cgroup v2; boot with cgroup v2 (hybrid or unified layout)"

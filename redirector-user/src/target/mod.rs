@@ -182,11 +182,16 @@ impl Target {
     /// Processes of the namespace that are not in the cgroup, and so are not captured.
     pub fn strays(&self) -> Result<Vec<u32>> {
         let mut strays = process::in_netns(self.netns.inode)?;
-        // Processes come and go while we look: a stray is one twice, and there after that. One that is ending is in its
-        // namespace longer than cgroup.procs lists it (Linux 7.0, a72f73c4dd9b).
-        for _ in 0..2 {
+        // Processes come and go while we look: a stray is one each time, and there after that. One that is being forked
+        // is in its namespace before it is in its cgroup (copy_process: cgroup_post_fork comes last), one that is ending is
+        // there longer than cgroup.procs lists it (Linux 7.0, a72f73c4dd9b).
+        for _ in 0..process::LOOKS {
             let inside = self.cgroup.processes()?;
             strays.retain(|pid| !inside.contains(pid));
+            if strays.is_empty() {
+                break;
+            }
+            std::thread::sleep(process::FORKING);
         }
         strays
             .retain(|pid| process::netns_inode(*pid) == Some(self.netns.inode) && !process::is_ending(*pid));

@@ -2,6 +2,7 @@
 
 use crate::error::{Context, Result};
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 /// Pids of the processes whose network namespace has this inode number. Processes that end
 /// meanwhile, and those we may not look at, are left out.
@@ -21,6 +22,11 @@ pub fn netns_inode(pid: u32) -> Option<u64> {
     std::fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|m| m.ino())
 }
 
+/// A process that is being forked is for so long in the root cgroup, though its parent is elsewhere.
+pub const FORKING: Duration = Duration::from_millis(2);
+/// So often is looked before it is believed.
+pub const LOOKS: u32 = 5;
+
 /// `PF_EXITING` of include/linux/sched.h, which /proc/PID/stat shows in its ninth field.
 const PF_EXITING: u64 = 4;
 
@@ -35,6 +41,20 @@ fn says_exiting(stat: &str) -> bool {
     let flags =
         stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(6)?.parse().ok());
     flags.is_some_and(|flags: u64| flags & PF_EXITING != 0)
+}
+
+/// What /proc/PID/cgroup says; None if it has ended.
+pub fn cgroups(pid: u32) -> Option<String> {
+    let read = || std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok();
+    let mut text = read()?;
+    for _ in 1..LOOKS {
+        if !text.lines().any(|line| line == "0::/") {
+            break;
+        }
+        std::thread::sleep(FORKING);
+        text = read()?;
+    }
+    Some(text)
 }
 
 /// Name of a process as `ps` shows it, for messages.
