@@ -234,6 +234,10 @@ pub(super) fn restore(dir: &Path, meta: &Meta) -> Vec<String> {
     if meta.flags & (meta_flag::ADDED_LO6 | meta_flag::VIRTUAL | tproxy::ALL_FLAGS) == 0 {
         return Vec::new();
     }
+    // It has taken all of it with it. Before 5.14 a later namespace may have its number, and be found in its place.
+    if find::netns_is_gone(dir, meta) {
+        return Vec::new();
+    }
     // Two, if a change of policy was killed.
     let records: Vec<Record> = [0, 1].into_iter().filter_map(|slot| record::read(dir, slot).ok()).collect();
     let Some(netns) = records.iter().find_map(|record| find::netns_of(record, meta)) else {
