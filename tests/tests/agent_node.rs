@@ -1,8 +1,9 @@
 //! The agent on nodes that are not as it would like them.
 
-use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::symlink;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,15 +13,22 @@ use serde_json::json;
 
 use redirector_tests::agent::{Agent, Home, target, until_active};
 use redirector_tests::bpftool::set_layout;
+use redirector_tests::command::run;
 use redirector_tests::kubelet::{Call, Id, Kubelet};
 use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
-use redirector_tests::pod::{APP, PodOptions, World};
+use redirector_tests::pod::{APP, PROXY, PodOptions, World, at};
 use redirector_tests::privileged::{require_program, require_root};
+use redirector_tests::probe::many::Load;
 use redirector_tests::process::{Daemon, Place};
 use redirector_tests::proxy::everywhere;
 use redirector_tests::redirector::{Run, exit};
 use redirector_tests::retry;
+use redirector_tests::side::{By, Setup, Side};
+
+const SHOP: &str = "shop";
+/// What the agent calls it.
+const INSTANCE: &str = "file-shop";
 
 /// What an agent in a container mounts would end with the container: it mounts nothing.
 #[test]
@@ -103,6 +111,123 @@ fn a_config_map_is_followed() -> anyhow::Result<()> {
     agent.wait_for(lines, "change done")?;
     assert_eq!(node.show("file-shop")?["record"]["policy"]["outbound_exclude_ports"], json!([80]));
     Ok(())
+}
+
+/// Some editors rename a file away before they write it anew: that takes nothing back.
+#[test]
+fn a_file_that_is_being_saved() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, home) = (Node::new()?, Home::new()?);
+    let world = World::with(&[PodOptions::default()])?;
+    home.write(SHOP, &target(world.pod(), ""))?;
+    let agent = Agent::start(&node, &home)?;
+    until_active(&node, &agent, INSTANCE, true)?;
+    let file = home.config().join(format!("{SHOP}.toml"));
+    std::fs::rename(&file, file.with_extension("toml~"))?;
+    retry::until("the agent to have seen it", || {
+        let nothing = agent.metric("redirector_targets{state=\"here\"}").is_ok_and(|here| here == 0.0);
+        nothing.then_some(())
+    })?;
+    let lines = agent.line_count();
+    home.write(SHOP, &target(world.pod(), "outbound_exclude_ports = [80]"))?;
+    agent.wait_for(lines, "change done")?;
+    assert!(!agent.log().contains("detaching"), "{}", agent.log());
+    // Gone for good it is taken back.
+    home.remove(SHOP)?;
+    until_active(&node, &agent, INSTANCE, false)
+}
+
+/// The innermost cgroup of a process's namespace is another one when a process elsewhere in it ends: no reason to let the
+/// others out for a moment.
+#[test]
+fn a_process_beside_that_of_the_pid_file_ends() -> anyhow::Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let (node, home) = (Node::new()?, Home::new()?);
+    let side = Side::with(By::Nobody, &Setup { proxy: Vec::new(), ..Setup::default() })?;
+    let mut sleep = side.pod().place(PROXY)?.program("/bin/sleep".as_ref());
+    let beside = Daemon::start("sleep", sleep.arg("600"))?;
+    let pid_file = home.run().with_extension("pid");
+    std::fs::write(&pid_file, side.app.pid().to_string())?;
+    let write = |policy: &str| {
+        home.write(SHOP, &format!("pid_file = \"{}\"\n[policy]\n{policy}\n", pid_file.display()))
+    };
+    retry::until("the process to be in the proxy's container", || {
+        let procs = side.pod().cgroup.child("proxy").ok()?.join("cgroup.procs");
+        std::fs::read_to_string(procs).is_ok_and(|pids| !pids.is_empty()).then_some(())
+    })?;
+    write("")?;
+    let agent = Agent::start(&node, &home)?;
+    until_active(&node, &agent, INSTANCE, true)?;
+    let cgroup = node.show(INSTANCE)?["cgroup_id"].clone();
+    assert_eq!(cgroup, std::fs::metadata(side.pod().cgroup.directory())?.ino());
+    drop(beside);
+    let lines = agent.line_count();
+    write("outbound_exclude_ports = [80]")?;
+    agent.wait_for(lines, "change done")?;
+    assert!(!agent.log().contains("detaching"), "{}", agent.log());
+    assert_eq!(node.show(INSTANCE)?["cgroup_id"], cgroup);
+    Ok(())
+}
+
+/// A listener of the proxy that came while the hook that would have registered it was away.
+#[test]
+fn a_listener_from_before_the_repair() -> anyhow::Result<()> {
+    let (true, Some(busybox)) = (require_root(), require_program("busybox")) else { return Ok(()) };
+    if require_program("bpftool").is_none() {
+        return Ok(());
+    }
+    let (node, home) = (Node::new()?, Home::new()?);
+    let side = Side::with(By::Nobody, &Setup { proxy: Vec::new(), ..Setup::default() })?;
+    home.write(SHOP, &target(side.pod(), ""))?;
+    let agent = Agent::start(&node, &home)?;
+    until_active(&node, &agent, INSTANCE, true)?;
+    agent.kill()?;
+    let pin = node.instance(INSTANCE).join("link_sockops");
+    run(Command::new("bpftool").args(["link", "detach", "pinned"]).arg(pin), "")?;
+    let mut proxy = side.pod().place(PROXY)?.program(&busybox);
+    let _proxy = Daemon::start("proxy", proxy.args(["httpd", "-f", "-p", "15006", "-h", "/tmp"]))?;
+    side.pod().netns.wait_for_listener(15006)?;
+    let agent = Agent::start(&node, &home)?;
+    retry::until("its listener to be registered", || {
+        let show = node.show(INSTANCE).ok()?;
+        let inbound = show["listeners"].as_array()?.iter().find(|one| one["traffic"] == "inbound")?;
+        (inbound["ipv4"] != 0 || inbound["ipv6"] != 0).then_some(())
+    })
+    .with_context(|| agent.log())?;
+    assert_eq!(node.show(INSTANCE)?["effective"], true);
+    Ok(())
+}
+
+/// An address that comes after the attach has read the addresses and before anything is captured.
+#[test]
+fn an_address_that_comes_during_the_attach() -> anyhow::Result<()> {
+    if !require_root() || require_program("strace").is_none() {
+        return Ok(());
+    }
+    let (node, home, side) = (Node::new()?, Home::new()?, Side::new(By::Nobody)?);
+    home.write(SHOP, &target(side.pod(), ""))?;
+    let config = home.config().display().to_string();
+    // -D: the agent is our child, and strace ends with it. Each look of the kernel at a program takes its time.
+    let slow =
+        ["strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=bpf", "-e", "inject=bpf:delay_enter=20000"];
+    let agent = Agent::by(&slow, &node, &home, &["--config", &config, "--resync", "3600"])?;
+    let instance = node.instance(INSTANCE);
+    let staged = instance.with_file_name(format!("NEW-{INSTANCE}"));
+    retry::until("the attach to be at work", || staged.exists().then_some(()))?;
+    let new = Ipv4Addr::new(10, 77, 0, 99);
+    side.pod().netns.ip(&format!("address add {new}/24 dev eth0"))?;
+    assert!(!instance.exists(), "the attach was quicker");
+    until_active(&node, &agent, INSTANCE, true)?;
+    let local = format!("app:{SERVED}");
+    retry::until(&format!("a connection to {new} to reach {local}"), || {
+        let load = Load::to(vec![at(new, SERVED)]);
+        side.pod().load(APP, &load).is_ok_and(|report| report.reached.contains_key(&local)).then_some(())
+    })
+    .with_context(|| agent.log())
 }
 
 /// A FIFO among the files is told, and keeps none of the others waiting.

@@ -3,6 +3,7 @@
 use super::decisions;
 use super::failures::Failures;
 use super::files::{self, Entry};
+use super::place::Place;
 use super::plan::{At, FILE, POD, Step, Want, plan};
 use super::watch::{Names, Signs};
 use super::{Agent, lock};
@@ -11,12 +12,12 @@ use crate::config::Policy;
 use crate::error::{Error, Result};
 use crate::instance::attach::{self, Report};
 use crate::instance::change::{self, Outcome};
-use crate::instance::survey::{Surveyed, survey};
+use crate::instance::survey::{State, Surveyed, survey};
 use crate::instance::{detach, find};
 use crate::mirror::Mirror;
 use crate::target::{Target, chains, pod};
 use crate::virtual_interfaces;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -28,6 +29,12 @@ pub struct Memory {
     pub(super) failures: Failures,
     /// How each followed namespace was when its instance was last refreshed, by cookie.
     pub(super) mirrors: Mutex<HashMap<u64, Mirror>>,
+    /// Namespaces of which something was heard that nobody has looked at yet, by cookie.
+    pub(super) heard: Mutex<BTreeSet<u64>>,
+    /// Held by who looks.
+    pub(super) looking: Mutex<()>,
+    /// Since when files are missing, by the names of their instances.
+    missing: Mutex<BTreeMap<String, Instant>>,
     pub(super) decisions: decisions::Read,
     ending: Mutex<Ending>,
     /// A namespace is being made or removed.
@@ -45,6 +52,9 @@ impl Ending {
         seen.then_some(self.0)
     }
 }
+
+/// A file that is missing this long is gone: some editors rename the old one before they write the new one.
+const SAVING: Duration = Duration::from_secs(1);
 
 /// Something that shall be captured and is there.
 pub(super) struct Here {
@@ -81,7 +91,7 @@ impl Agent {
             }
         };
         let mut here = BTreeMap::new();
-        let mut wants = self.wants(&mut here);
+        let mut wants = self.wants(&there, &mut here);
         self.unwanted_files(&mut wants, &there);
         self.pod_wants(&there, &mut wants, &mut here);
         let there_now = wants.values().filter(|want| want.at != At::Unknown).count();
@@ -99,7 +109,7 @@ impl Agent {
     }
 
     /// What is wanted, and what of it is there.
-    fn wants(&self, here: &mut BTreeMap<String, Here>) -> BTreeMap<String, Want> {
+    fn wants(&self, there: &[Surveyed], here: &mut BTreeMap<String, Here>) -> BTreeMap<String, Want> {
         let mut wants = BTreeMap::new();
         let mut signs = Signs::new();
         if let Some(dir) = &self.config {
@@ -107,7 +117,8 @@ impl Agent {
             match files::read(dir) {
                 Ok(entries) => {
                     for (name, entry) in entries {
-                        let want = self.want(&name, entry, &mut signs, here);
+                        let instance = there.iter().find(|instance| instance.name == name);
+                        let want = self.want((&name, instance), entry, &mut signs, here);
                         wants.insert(name, want);
                     }
                     self.fine("the configuration");
@@ -131,7 +142,7 @@ impl Agent {
 
     fn want(
         &self,
-        name: &str,
+        (name, instance): (&str, Option<&Surveyed>),
         entry: Result<Entry>,
         signs: &mut Signs,
         here: &mut BTreeMap<String, Here>,
@@ -155,7 +166,7 @@ impl Agent {
             self.fine(&about_target(name));
         }
         let target = match found {
-            Ok(Some(target)) => target,
+            Ok(Some(target)) => self.settled(target, &entry.place, instance),
             Ok(None) => return unknown(Some(entry.policy)),
             Err(e) => {
                 self.failed(&about_target(name), "target", &e);
@@ -171,14 +182,37 @@ impl Agent {
         want
     }
 
-    /// While nobody can say which files there are, none is gone.
+    /// A process tells its namespace, and the innermost cgroup of all its processes is another one whenever some come
+    /// or go: the one that is captured stays as long as it holds them all.
+    fn settled(&self, found: Target, place: &Place, instance: Option<&Surveyed>) -> Target {
+        let (Place::PidFile(_), Some(Surveyed { name, state: State::Active(active), .. })) =
+            (place, instance)
+        else {
+            return found;
+        };
+        if active.netns_cookie != found.netns.cookie || active.cgroup_id == found.cgroup.id {
+            return found;
+        }
+        let captured = find::target(&self.root, name).ok();
+        let holds_all = |target: &Target| target.strays().is_ok_and(|strays| strays.is_empty());
+        captured.filter(holds_all).unwrap_or(found)
+    }
+
+    /// While nobody can say which files there are, none is gone; nor is one that comes back at once.
     fn unwanted_files(&self, wants: &mut BTreeMap<String, Want>, there: &[Surveyed]) {
         let known = self.config.is_some() && !self.is_failing("the configuration");
-        if known {
-            return;
-        }
-        for instance in there.iter().filter(|instance| instance.name.starts_with(FILE)) {
-            wants.entry(instance.name.clone()).or_insert(Want { at: At::Unknown, policy: None });
+        let mut missing = lock(&self.memory.missing);
+        let files = there.iter().map(|instance| &instance.name).filter(|name| name.starts_with(FILE));
+        let unwanted: Vec<&String> = files.filter(|name| !wants.contains_key(*name)).collect();
+        missing.retain(|name, _| known && unwanted.contains(&name));
+        for name in unwanted {
+            let saving = known && missing.entry(name.clone()).or_insert_with(Instant::now).elapsed() < SAVING;
+            if saving {
+                self.memory.soon.store(true, Ordering::Relaxed);
+            }
+            if saving || !known {
+                wants.insert(name.clone(), Want { at: At::Unknown, policy: None });
+            }
         }
     }
 
@@ -274,8 +308,9 @@ impl Agent {
         }
         chains::refuse_istio(&target.netns)?;
         // Before the attach looks at it: what changes afterwards is heard of.
-        let before = self.follow_one(target.netns.as_fd(), target.netns.cookie)?;
-        self.remember(target.netns.cookie, before);
+        let cookie = target.netns.cookie;
+        let before = self.follow_one(target.netns.as_fd(), cookie)?;
+        let known = self.remember(cookie, before);
         let begin = Instant::now();
         let report = attach::attach(&self.root, name, target, policy, decisions::wanted())?;
         let took = begin.elapsed();
@@ -283,8 +318,19 @@ impl Agent {
         let step = match report.outcome {
             Outcome::Attached => "attach",
             Outcome::Changed => "change",
-            Outcome::Unchanged => return Ok(report),
+            Outcome::Unchanged => {
+                // It has read nothing anew: one that was not followed is adopted by the next pass.
+                match known {
+                    Some(known) => drop(self.remember(cookie, known)),
+                    None => drop(lock(&self.memory.mirrors).remove(&cookie)),
+                }
+                return Ok(report);
+            }
         };
+        // What was heard meanwhile was nobody's: the instance was not there yet.
+        if !self.catch_up(name, cookie) {
+            self.wake.notify_one();
+        }
         self.metrics.step(step);
         if report.outcome == Outcome::Attached {
             self.metrics.attach_seconds.observe(took.as_secs_f64());

@@ -7,6 +7,7 @@ use super::{Agent, lock};
 use crate::cni::error::code;
 use crate::config::annotations::Membership;
 use crate::error::{Context, Result};
+use crate::instance::change::Outcome;
 use crate::instance::survey::{State, Surveyed, survey};
 use crate::instance::{find, observe};
 use crate::sys::netns::NetNs;
@@ -205,7 +206,10 @@ impl Agent {
             return Ok(None);
         }
         self.replace_sandbox(&name, &target)?;
-        self.attach(&name, &target, &policy, true)?;
+        let report = self.attach(&name, &target, &policy, true)?;
+        if report.outcome == Outcome::Unchanged {
+            self.wake.notify_one();
+        }
         self.fine(&name);
         self.fine(&about_target(&name));
         self.fine(&about_add(&name));

@@ -47,9 +47,10 @@ pub(super) fn change(
     // The same path may lead to another cgroup of the proxy by now.
     let in_force = instance.policies()?.get(&slot, 0).context(|| "read POLICIES".into())?;
     let same_proxy = Counted::new(policy, target)?.proxy_cgroup() == in_force.proxy_cgroup;
-    if same_proxy && before.as_ref().is_some_and(|record| record.policy == *policy) {
-        let outcome = if repairs.is_empty() { Outcome::Unchanged } else { Outcome::Changed };
-        return Ok((outcome, repairs));
+    // While a hook was away listeners may have come that nobody has registered.
+    let as_it_was = same_proxy && repairs.is_empty();
+    if as_it_was && before.as_ref().is_some_and(|record| record.policy == *policy) {
+        return Ok((Outcome::Unchanged, repairs));
     }
     let exposed = instance.dir.join(name::ORIGINAL_DST);
     let room = MapInfo::from_pin(&exposed)
