@@ -8,7 +8,7 @@ use super::change::{self, Outcome};
 use super::lock::WriteLock;
 use super::object::{Loaded, Maps};
 use super::record::Record;
-use super::root::{Root, check_name};
+use super::root::{self, Root, check_name};
 use super::state::{Instance, Phase};
 use super::{detach, find, hooks, links, listeners, record, surroundings};
 use crate::config::Policy;
@@ -166,7 +166,7 @@ fn create(root: &Root, name: &str, target: &Target, policy: &Policy, trace: bool
 
     let mut staging = Staging { dir: root.staging(name), done: false };
     let dir = staging.dir.clone();
-    std::fs::create_dir(&dir).context(|| format!("create {}", dir.display()))?;
+    root::make_dir(&dir).context(|| format!("create {}", dir.display()))?;
     pin_maps(&loaded, &dir)?;
     let mut instance = open_staged(&dir, name, target, flags)?;
     compiled.write(&mut instance.tables()?, 0)?;

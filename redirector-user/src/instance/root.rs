@@ -76,7 +76,7 @@ impl Root {
     pub fn create(&self) -> Result<Option<String>> {
         let note = self.mount()?;
         // Whoever can open it can lock it.
-        match std::fs::DirBuilder::new().mode(0o700).create(&self.dir) {
+        match make_dir(&self.dir) {
             Err(e) if e.kind() != ErrorKind::AlreadyExists => {
                 Err(e).context(|| format!("create {}", self.dir.display()))
             }
@@ -222,6 +222,11 @@ pub fn check_name(name: &str) -> Result<()> {
     Err(Error::Input(format!(
         "{name:?} is no name for an instance: use 1 to {LONGEST_NAME} of a-z, 0-9, _ and -"
     )))
+}
+
+/// Makes a directory that is root's alone.
+pub(super) fn make_dir(dir: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().mode(0o700).create(dir)
 }
 
 #[cfg(test)]

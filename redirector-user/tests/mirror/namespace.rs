@@ -25,7 +25,8 @@ impl Namespace {
             eprintln!("SKIPPED: creating network namespaces takes root");
             return None;
         }
-        let name = format!("mirror-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name =
+            format!("redirtest-{}-mirror{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         run("ip", &["netns", "add", &name]);
         let file = File::open(format!("/var/run/netns/{name}")).unwrap();
         Some(Self { name, file })
