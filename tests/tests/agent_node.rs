@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -125,18 +125,37 @@ fn a_file_that_is_being_saved() -> anyhow::Result<()> {
     let agent = Agent::start(&node, &home)?;
     until_active(&node, &agent, INSTANCE, true)?;
     let file = home.config().join(format!("{SHOP}.toml"));
-    std::fs::rename(&file, file.with_extension("toml~"))?;
-    retry::until("the agent to have seen it", || {
-        let nothing = agent.metric("redirector_targets{state=\"here\"}").is_ok_and(|here| here == 0.0);
-        nothing.then_some(())
-    })?;
-    let lines = agent.line_count();
-    home.write(SHOP, &target(world.pod(), "outbound_exclude_ports = [80]"))?;
-    agent.wait_for(lines, "change done")?;
-    assert!(!agent.log().contains("detaching"), "{}", agent.log());
+    let saved = |port: u16| -> anyhow::Result<bool> {
+        let (begin, lines) = (Instant::now(), agent.line_count());
+        std::fs::rename(&file, file.with_extension("toml~"))?;
+        retry::until("the agent to have seen it", || {
+            let nothing = agent.metric("redirector_targets{state=\"here\"}").is_ok_and(|here| here == 0.0);
+            nothing.then_some(())
+        })?;
+        home.write(SHOP, &target(world.pod(), &format!("outbound_exclude_ports = [{port}]")))?;
+        let in_time = begin.elapsed() < Duration::from_millis(900);
+        retry::until("the next policy", || {
+            let ports = node.show(INSTANCE).ok()?["record"]["policy"]["outbound_exclude_ports"].clone();
+            (ports == json!([port])).then_some(())
+        })
+        .with_context(|| agent.log())?;
+        let log = agent.log();
+        let kept = !log.lines().skip(lines).any(|line| line.contains("detaching"));
+        assert!(kept || !in_time, "{log}");
+        Ok(in_time)
+    };
+    // A machine that stalls says nothing about an editor.
+    assert!((80..90).map(saved).collect::<anyhow::Result<Vec<_>>>()?.contains(&true), "never in time");
+
+    // Another name is another file, at once and without an error.
+    std::fs::rename(&file, file.with_file_name("other.toml"))?;
+    until_active(&node, &agent, "file-other", true)?;
+    assert_eq!(node.list()?.len(), 1);
+    let errors = agent.metrics()?.into_keys().find(|name| name.starts_with("redirector_errors"));
+    assert_eq!(errors, None, "{}", agent.log());
     // Gone for good it is taken back.
-    home.remove(SHOP)?;
-    until_active(&node, &agent, INSTANCE, false)
+    home.remove("other")?;
+    until_active(&node, &agent, "file-other", false)
 }
 
 /// The innermost cgroup of a process's namespace is another one when a process elsewhere in it ends: no reason to let the
@@ -213,7 +232,7 @@ fn an_address_that_comes_during_the_attach() -> anyhow::Result<()> {
     let config = home.config().display().to_string();
     // -D: the agent is our child, and strace ends with it. Each look of the kernel at a program takes its time.
     let slow =
-        ["strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=bpf", "-e", "inject=bpf:delay_enter=20000"];
+        ["strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=bpf", "-e", "inject=bpf:delay_enter=40000"];
     let agent = Agent::by(&slow, &node, &home, &["--config", &config, "--resync", "3600"])?;
     let instance = node.instance(INSTANCE);
     let staged = instance.with_file_name(format!("NEW-{INSTANCE}"));

@@ -2,12 +2,12 @@
 
 use super::namespaces::Changes;
 use super::{Agent, lock};
-use crate::error::{Error, Result, chain};
+use crate::error::Result;
 use crate::instance::survey::{State, Surveyed, survey};
 use crate::instance::{change, find};
 use crate::mirror::{self, Mirror};
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// Refreshes instances whose namespaces have changed, for ever.
@@ -44,15 +44,14 @@ impl Agent {
                 ending = true;
                 continue;
             };
-            let followed = self.follow_one(netns.as_fd(), netns.cookie).and_then(|mirror| {
-                self.refresh(name)?;
-                Ok(mirror)
-            });
+            let followed = {
+                let _turn = lock(&self.memory.looking);
+                self.namespaces.follow(netns.as_fd(), netns.cookie).and_then(|()| self.refresh(name))
+            };
             self.health.working();
             match followed {
-                Ok(mirror) => {
+                Ok(()) => {
                     self.fine(&format!("{name} (follow)"));
-                    self.remember(netns.cookie, mirror);
                     self.metrics.step("adopt");
                     tracing::info!(instance = name, "adopted");
                 }
@@ -66,42 +65,35 @@ impl Agent {
         ending
     }
 
-    /// Hears of changes from now on; the namespace as it is.
-    pub(super) fn follow_one(&self, netns: BorrowedFd<'_>, cookie: u64) -> Result<Mirror> {
-        self.namespaces.follow(netns, cookie)?;
-        mirror::read(netns).map_err(|e| Error::Failed(chain(&e)))
-    }
-
-    /// How a namespace was before its instance read it; returns what was remembered before.
-    pub(super) fn remember(&self, cookie: u64, mirror: Mirror) -> Option<Mirror> {
-        lock(&self.memory.mirrors).insert(cookie, without_ours(mirror))
+    /// How a namespace was when its instance read it.
+    pub(super) fn remember(&self, cookie: u64, facts: Mirror) {
+        lock(&self.memory.mirrors).insert(cookie, without_ours(facts));
     }
 
     /// Refreshes what has changed. What cannot be looked at now is left to the end of the attach that is at work on
     /// it, or to the next pass.
     fn changed(&self, changes: &Changes) {
-        if changes.lost {
-            let all: Vec<u64> = lock(&self.memory.mirrors).keys().copied().collect();
-            lock(&self.memory.heard).extend(all);
-        }
-        lock(&self.memory.heard).extend(&changes.changed);
-        let caught_up = survey(&self.root).is_ok_and(|there| {
-            there.into_iter().fold(true, |all, Surveyed { name, state, .. }| match state {
-                State::Active(active) if active.netns_alive => {
-                    self.catch_up(&name, active.netns_cookie) && all
-                }
-                _ => all,
-            })
-        });
-        if !caught_up {
+        let heard = if changes.lost { self.namespaces.followed() } else { changes.changed.clone() };
+        lock(&self.memory.heard).extend(&heard);
+        let Ok(there) = survey(&self.root) else {
             self.wake.notify_one();
+            return;
+        };
+        for Surveyed { name, state, .. } in there {
+            if let State::Active(active) = state
+                && active.netns_alive
+                && heard.contains(&active.netns_cookie)
+                && !self.catch_up(&name, active.netns_cookie)
+            {
+                self.wake.notify_one();
+            }
         }
     }
 
     /// Refreshes an active instance if something was heard of its namespace and makes a difference; false if nobody
     /// can tell now.
     pub(super) fn catch_up(&self, name: &str, cookie: u64) -> bool {
-        // Whoever looks later remembers later.
+        // One after the other: whoever reads a namespace later remembers it later.
         let _turn = lock(&self.memory.looking);
         if !lock(&self.memory.heard).remove(&cookie) {
             return true;
@@ -117,7 +109,6 @@ impl Agent {
         }
         match self.refresh(name) {
             Ok(()) => {
-                lock(&self.memory.mirrors).insert(cookie, now);
                 self.metrics.step("refresh");
                 tracing::info!(instance = name, "refreshed: addresses, routes or interfaces have changed");
             }
@@ -132,9 +123,11 @@ impl Agent {
     }
 
     fn refresh(&self, name: &str) -> Result<()> {
-        for note in change::refresh(&self.root, name)? {
+        let renewed = change::refresh(&self.root, name)?;
+        for note in renewed.notes {
             tracing::warn!(instance = name, "{note}");
         }
+        self.remember(renewed.netns_cookie, renewed.facts);
         Ok(())
     }
 }

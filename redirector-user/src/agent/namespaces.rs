@@ -77,6 +77,12 @@ impl Namespaces {
         inner.cookies.values().any(|known| *known == cookie)
     }
 
+    /// Cookies of all of them.
+    pub fn followed(&self) -> BTreeSet<u64> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.cookies.values().copied().collect()
+    }
+
     /// Begins to follow a namespace; nothing happens if it is followed already.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ pub struct Memory {
     pub(super) mirrors: Mutex<HashMap<u64, Mirror>>,
     /// Namespaces of which something was heard that nobody has looked at yet, by cookie.
     pub(super) heard: Mutex<BTreeSet<u64>>,
-    /// Held by who looks.
+    /// Held by who reads a namespace into its instance, until that is remembered.
     pub(super) looking: Mutex<()>,
     /// Since when files are missing, by the names of their instances.
     missing: Mutex<BTreeMap<String, Instant>>,
@@ -92,7 +92,7 @@ impl Agent {
         };
         let mut here = BTreeMap::new();
         let mut wants = self.wants(&there, &mut here);
-        self.unwanted_files(&mut wants, &there);
+        let saved = self.unwanted_files(&mut wants, &there);
         self.pod_wants(&there, &mut wants, &mut here);
         let there_now = wants.values().filter(|want| want.at != At::Unknown).count();
         self.metrics.wanted(wants.len(), there_now);
@@ -105,7 +105,7 @@ impl Agent {
         self.forget_what_was_due(begin);
         let times = lock(&self.memory.ending).next(ending);
         let soon = times.map(|times| Duration::from_millis(250 << times.min(8)));
-        [self.retry_in(), soon].into_iter().flatten().fold(self.resync, Duration::min)
+        [self.retry_in(), soon, saved].into_iter().flatten().fold(self.resync, Duration::min)
     }
 
     /// What is wanted, and what of it is there.
@@ -198,22 +198,32 @@ impl Agent {
         captured.filter(holds_all).unwrap_or(found)
     }
 
-    /// While nobody can say which files there are, none is gone; nor is one that comes back at once.
-    fn unwanted_files(&self, wants: &mut BTreeMap<String, Want>, there: &[Surveyed]) {
+    /// While nobody can say which files there are, none is gone; nor is one that comes back at once, unless another file
+    /// has its namespace. Says how long the first of these is waited for.
+    fn unwanted_files(&self, wants: &mut BTreeMap<String, Want>, there: &[Surveyed]) -> Option<Duration> {
         let known = self.config.is_some() && !self.is_failing("the configuration");
+        let is_taken = |instance: &Surveyed| match &instance.state {
+            State::Active(active) => wants.values().any(|want| is_in(want, active.netns_cookie)),
+            _ => false,
+        };
+        let unwanted = there.iter().filter(|it| it.name.starts_with(FILE) && !wants.contains_key(&it.name));
+        let unwanted: BTreeSet<String> =
+            unwanted.filter(|it| !(known && is_taken(it))).map(|it| it.name.clone()).collect();
         let mut missing = lock(&self.memory.missing);
-        let files = there.iter().map(|instance| &instance.name).filter(|name| name.starts_with(FILE));
-        let unwanted: Vec<&String> = files.filter(|name| !wants.contains_key(*name)).collect();
-        missing.retain(|name, _| known && unwanted.contains(&name));
+        missing.retain(|name, _| known && unwanted.contains(name));
+        let mut soonest = None;
         for name in unwanted {
-            let saving = known && missing.entry(name.clone()).or_insert_with(Instant::now).elapsed() < SAVING;
-            if saving {
-                self.memory.soon.store(true, Ordering::Relaxed);
+            if known {
+                let since = *missing.entry(name.clone()).or_insert_with(Instant::now);
+                let left = SAVING.saturating_sub(since.elapsed());
+                if left.is_zero() {
+                    continue;
+                }
+                soonest = Some(soonest.map_or(left, |soonest: Duration| soonest.min(left)));
             }
-            if saving || !known {
-                wants.insert(name.clone(), Want { at: At::Unknown, policy: None });
-            }
+            wants.insert(name, Want { at: At::Unknown, policy: None });
         }
+        soonest
     }
 
     /// The plugin's binary and entry are put back whenever somebody has taken them away.
@@ -256,7 +266,7 @@ impl Agent {
                 }
                 None => return,
             },
-            Step::Upgrade(_) => change::upgrade(&self.root, &name),
+            Step::Upgrade(_) => self.upgrade(&name),
             Step::Detach { why, identity, .. } => {
                 tracing::info!(instance = name, "detaching: {why}");
                 match self.detach_ended(&name, identity) {
@@ -289,6 +299,16 @@ impl Agent {
         }
     }
 
+    fn upgrade(&self, name: &str) -> Result<Vec<String>> {
+        let _turn = lock(&self.memory.looking);
+        let renewed = change::upgrade(&self.root, name)?;
+        // One that is not followed is adopted.
+        if self.namespaces.follows(renewed.netns_cookie) {
+            self.remember(renewed.netns_cookie, renewed.facts);
+        }
+        Ok(renewed.notes)
+    }
+
     /// Attaches or changes an instance and follows its namespace.
     pub(super) fn attach(
         &self,
@@ -309,23 +329,24 @@ impl Agent {
         chains::refuse_istio(&target.netns)?;
         // Before the attach looks at it: what changes afterwards is heard of.
         let cookie = target.netns.cookie;
-        let before = self.follow_one(target.netns.as_fd(), cookie)?;
-        let known = self.remember(cookie, before);
+        self.namespaces.follow(target.netns.as_fd(), cookie)?;
+        let turn = lock(&self.memory.looking);
         let begin = Instant::now();
-        let report = attach::attach(&self.root, name, target, policy, decisions::wanted())?;
+        let mut report =
+            attach::attach(&self.root, name, target, policy, decisions::wanted()).inspect_err(|_| {
+                // What was repaired before it failed is adopted anew.
+                lock(&self.memory.mirrors).remove(&cookie);
+            })?;
         let took = begin.elapsed();
+        if let Some(facts) = report.facts.take() {
+            self.remember(cookie, facts);
+        }
+        drop(turn);
         self.read_decisions(name);
         let step = match report.outcome {
             Outcome::Attached => "attach",
             Outcome::Changed => "change",
-            Outcome::Unchanged => {
-                // It has read nothing anew: one that was not followed is adopted by the next pass.
-                match known {
-                    Some(known) => drop(self.remember(cookie, known)),
-                    None => drop(lock(&self.memory.mirrors).remove(&cookie)),
-                }
-                return Ok(report);
-            }
+            Outcome::Unchanged => return Ok(report),
         };
         // What was heard meanwhile was nobody's: the instance was not there yet.
         if !self.catch_up(name, cookie) {
@@ -357,6 +378,10 @@ impl Agent {
         self.metrics.take(&self.root, name);
         Ok(detach::detach_only(&self.root, name, identity)?.map(|report| report.notes))
     }
+}
+
+fn is_in(want: &Want, cookie: u64) -> bool {
+    matches!(want.at, At::Here { netns, .. } if netns == cookie)
 }
 
 /// What a failure to find a target is about: not the instance, which may have to be detached meanwhile.

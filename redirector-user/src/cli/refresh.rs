@@ -21,7 +21,7 @@ pub struct Args {
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
     crate::instance::root::check_name(&args.name)?;
-    let mut notes = change::refresh(&env.root, &args.name)?;
+    let mut notes = change::refresh(&env.root, &args.name)?.notes;
     // They were none at the attach, or were allowed then.
     notes.extend(find::target(&env.root, &args.name).and_then(|target| target.strays_told()).ok().flatten());
     for remark in &notes {

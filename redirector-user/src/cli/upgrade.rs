@@ -42,8 +42,8 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     let (mut done, mut failure) = (Vec::new(), None);
     for name in names {
         match change::upgrade(&env.root, &name) {
-            Ok(notes) => {
-                notes.iter().for_each(|remark| env.note(&format!("{name}: {remark}")));
+            Ok(renewed) => {
+                renewed.notes.iter().for_each(|remark| env.note(&format!("{name}: {remark}")));
                 done.push(name);
             }
             // The others are worth it all the same.

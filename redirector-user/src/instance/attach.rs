@@ -14,6 +14,7 @@ use super::{detach, find, hooks, links, listeners, record, surroundings};
 use crate::config::Policy;
 use crate::error::{Context, Error, Result};
 use crate::kernel::Kernel;
+use crate::mirror::Mirror;
 use crate::sys::bpf;
 use crate::target::Target;
 use crate::target::owners::Counted;
@@ -29,6 +30,8 @@ pub struct Report {
     pub outcome: Outcome,
     /// Remarks.
     pub notes: Vec<String>,
+    /// Addresses, routes and interfaces of the namespace as they are in force now; None if they were not read.
+    pub facts: Option<Mirror>,
 }
 
 /// Default name: by the namespace's cookie, which is never reused.
@@ -51,9 +54,9 @@ pub fn attach(root: &Root, name: &str, target: &Target, policy: &Policy, trace: 
     if result.is_err() {
         root.remove_if_empty();
     }
-    let (outcome, more) = result?;
+    let (outcome, more, facts) = result?;
     notes.extend(more);
-    Ok(Report { name: name.to_owned(), outcome, notes })
+    Ok(Report { name: name.to_owned(), outcome, notes, facts })
 }
 
 fn locked(
@@ -63,9 +66,9 @@ fn locked(
     policy: &Policy,
     trace: bool,
     lock: &WriteLock,
-) -> Result<(Outcome, Vec<String>)> {
+) -> Result<(Outcome, Vec<String>, Option<Mirror>)> {
     let mut notes = detach::sweep(root, lock)?;
-    let (outcome, more) = match existing(root, name, target, &mut notes)? {
+    let (outcome, more, facts) = match existing(root, name, target, &mut notes)? {
         Some(there) => {
             if trace && there.meta()?.flags & meta_flag::TRACE == 0 {
                 notes.push(format!(
@@ -74,10 +77,13 @@ fn locked(
             }
             change::change(there, target, policy, lock)?
         }
-        None => (Outcome::Attached, create(root, name, target, policy, trace)?),
+        None => {
+            let (notes, facts) = create(root, name, target, policy, trace)?;
+            (Outcome::Attached, notes, Some(facts))
+        }
     };
     notes.extend(more);
-    Ok((outcome, notes))
+    Ok((outcome, notes, facts))
 }
 
 /// The instance of this name, or of this namespace: they must be the same one.
@@ -152,7 +158,13 @@ impl Drop for Staging {
     }
 }
 
-fn create(root: &Root, name: &str, target: &Target, policy: &Policy, trace: bool) -> Result<Vec<String>> {
+fn create(
+    root: &Root,
+    name: &str,
+    target: &Target,
+    policy: &Policy,
+    trace: bool,
+) -> Result<(Vec<String>, Mirror)> {
     let kernel = Kernel::probe()?;
     let counted = Counted::new(policy, target)?;
     let mut facts = surroundings::facts(target)?;
@@ -192,7 +204,7 @@ fn create(root: &Root, name: &str, target: &Target, policy: &Policy, trace: bool
     meta.active = 1;
     instance.set_meta(&meta)?;
     staging.done = true;
-    Ok(notes)
+    Ok((notes, facts))
 }
 
 fn pin_maps(loaded: &Loaded, dir: &Path) -> Result<()> {

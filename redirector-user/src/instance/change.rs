@@ -12,6 +12,7 @@ use super::tables;
 use super::{detach, hooks, links, listeners, record, surroundings};
 use crate::config::{Mode, Policy};
 use crate::error::{Context, Error, Result};
+use crate::mirror::Mirror;
 use crate::sys::bpf;
 use crate::target::Target;
 use crate::target::owners::Counted;
@@ -29,13 +30,24 @@ pub enum Outcome {
     Changed,
 }
 
-/// Gives an instance a policy; nothing happens if it has an equal one.
+/// What a refresh or an upgrade came to.
+#[derive(Debug)]
+pub struct Renewed {
+    /// Remarks.
+    pub notes: Vec<String>,
+    /// Cookie of the network namespace.
+    pub netns_cookie: u64,
+    /// Its addresses, routes and interfaces as they are in force now.
+    pub facts: Mirror,
+}
+
+/// Gives an instance a policy; nothing happens if it has an equal one, and then there are no facts.
 pub(super) fn change(
     mut instance: Instance,
     target: &Target,
     policy: &Policy,
     lock: &WriteLock,
-) -> Result<(Outcome, Vec<String>)> {
+) -> Result<(Outcome, Vec<String>, Option<Mirror>)> {
     let slot = active_slot(&instance)?;
     let before = record::read(&instance.dir, slot).ok();
     if let Some(record) = &before {
@@ -50,7 +62,7 @@ pub(super) fn change(
     // While a hook was away listeners may have come that nobody has registered.
     let as_it_was = same_proxy && repairs.is_empty();
     if as_it_was && before.as_ref().is_some_and(|record| record.policy == *policy) {
-        return Ok((Outcome::Unchanged, repairs));
+        return Ok((Outcome::Unchanged, repairs, None));
     }
     let exposed = instance.dir.join(name::ORIGINAL_DST);
     let room = MapInfo::from_pin(&exposed)
@@ -65,8 +77,9 @@ pub(super) fn change(
     let mut notes = repairs;
     let programs = before.map(|record| record.programs).unwrap_or_default();
     let record = Record { programs, ..Record::of(target, policy) };
-    notes.extend(swap(instance, slot, target, &record, lock)?);
-    Ok((Outcome::Changed, notes))
+    let (more, facts) = swap(instance, slot, target, &record, lock)?;
+    notes.extend(more);
+    Ok((Outcome::Changed, notes, Some(facts)))
 }
 
 /// Attaches anew what somebody has detached behind our back; says what.
@@ -88,7 +101,7 @@ fn repair(instance: &Instance, slot: u32, target: &Target, policy: &Policy) -> R
 }
 
 /// Reads addresses, routes, interfaces and listeners anew under the same policy.
-pub fn refresh(root: &Root, name: &str) -> Result<Vec<String>> {
+pub fn refresh(root: &Root, name: &str) -> Result<Renewed> {
     renew(root, name, false)
 }
 
@@ -98,11 +111,11 @@ pub fn refresh(root: &Root, name: &str) -> Result<Vec<String>> {
 /// # Errors
 ///
 /// [`Error::Unsupported`] if the instance has another map layout: its programs would not understand it.
-pub fn upgrade(root: &Root, name: &str) -> Result<Vec<String>> {
+pub fn upgrade(root: &Root, name: &str) -> Result<Renewed> {
     renew(root, name, true)
 }
 
-fn renew(root: &Root, name: &str, programs: bool) -> Result<Vec<String>> {
+fn renew(root: &Root, name: &str, programs: bool) -> Result<Renewed> {
     let lock = WriteLock::take_if_any(root)?.ok_or_else(|| no_instance(name))?;
     let mut instance = Instance::open(root, name)?;
     let slot = active_slot(&instance)?;
@@ -115,8 +128,9 @@ fn renew(root: &Root, name: &str, programs: bool) -> Result<Vec<String>> {
         links::replace_programs(&instance, &target, meta.program_flags)?;
         record = Record::of(&target, &record.policy);
     }
-    notes.extend(swap(instance, slot, &target, &record, &lock)?);
-    Ok(notes)
+    let (more, facts) = swap(instance, slot, &target, &record, &lock)?;
+    notes.extend(more);
+    Ok(Renewed { notes, netns_cookie: target.netns.cookie, facts })
 }
 
 fn active_slot(instance: &Instance) -> Result<u32> {
@@ -137,7 +151,7 @@ fn swap(
     target: &Target,
     record: &Record,
     _lock: &WriteLock,
-) -> Result<Vec<String>> {
+) -> Result<(Vec<String>, Mirror)> {
     let policy = &record.policy;
     let new = 1 - old;
     let counted = Counted::new(policy, target)?;
@@ -155,9 +169,9 @@ fn swap(
     }
     let mut tables = instance.tables()?;
     let done = prepare(&mut instance, &mut meta, new, target, (record, &counted))
-        .and_then(|remarks| instance.set_meta(&Meta { active: new + 1, ..meta }).map(|()| remarks));
-    let mut notes = match done {
-        Ok(remarks) => remarks,
+        .and_then(|prepared| instance.set_meta(&Meta { active: new + 1, ..meta }).map(|()| prepared));
+    let (mut notes, facts) = match done {
+        Ok(prepared) => prepared,
         Err(e) => {
             surroundings::take_back(&mut instance, &mut meta, target, policy, flags);
             // What cannot be cleared now is cleared by the next change.
@@ -195,10 +209,10 @@ fn swap(
     if let Err(e) = cleared {
         notes.push(format!("what the old policy had is not wholly cleared: {e}; the next change does it"));
     }
-    Ok(notes)
+    Ok((notes, facts))
 }
 
-/// Makes everything a policy needs, in the slot that is not in force; returns remarks. `counted` is the
+/// Makes everything a policy needs, in the slot that is not in force; returns remarks, and the facts. `counted` is the
 /// policy with the kernel's numbers.
 fn prepare(
     instance: &mut Instance,
@@ -206,7 +220,7 @@ fn prepare(
     new: u32,
     target: &Target,
     (record, counted): (&Record, &Counted),
-) -> Result<Vec<String>> {
+) -> Result<(Vec<String>, Mirror)> {
     let policy = &record.policy;
     // A command that was killed half-way may have left something in the slot.
     let mut tables = instance.tables()?;
@@ -230,5 +244,5 @@ fn prepare(
     listeners::register(instance, target, policy, new)?;
     // A hook that only the new policy needs does nothing under the old one.
     links::attach_wanted(&instance.dir, target, policy)?;
-    Ok(surroundings::remarks(policy, &facts))
+    Ok((surroundings::remarks(policy, &facts), facts))
 }
