@@ -280,6 +280,19 @@ pub fn until_active(node: &Node, agent: &Agent, name: &str, active: bool) -> any
     retry::until(&what, || (is() == active).then_some(())).with_context(|| agent.log())
 }
 
+/// Waits until an instance has a registered listener for what arrives from the network.
+///
+/// # Errors
+/// When it does not come about, with what the agent has to say.
+pub fn until_registered(node: &Node, agent: &Agent, name: &str) -> anyhow::Result<()> {
+    retry::until("its listener to be registered", || {
+        let show = node.show(name).ok()?;
+        let inbound = show["listeners"].as_array()?.iter().find(|one| one["traffic"] == "inbound")?;
+        (inbound["ipv4"] != 0 || inbound["ipv6"] != 0).then_some(())
+    })
+    .with_context(|| agent.log())
+}
+
 /// A path of ours as text.
 fn path(path: &Path) -> &str {
     path.to_str().unwrap_or_default()

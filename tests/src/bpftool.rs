@@ -13,6 +13,14 @@ use crate::netns::Netns;
 use crate::pod::Pod;
 use crate::retry;
 
+/// Detaches the link of a pin, as somebody with the privileges may do behind our back. The pin stays.
+///
+/// # Errors
+/// When `bpftool` does not do it.
+pub fn detach_link(pin: &Path) -> anyhow::Result<()> {
+    run(Command::new("bpftool").args(["link", "detach", "pinned"]).arg(pin), "").map(drop)
+}
+
 /// Programs, maps and links of one instance, by their ids, which are never used again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Objects {

@@ -2,14 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow};
 use rustix::process::Signal;
 
-use redirector_tests::agent::{Agent, Home, target, until_active};
-use redirector_tests::command::run;
+use redirector_tests::agent::{Agent, Home, target, until_active, until_registered};
+use redirector_tests::bpftool::detach_link;
 use redirector_tests::kernel;
 use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
@@ -203,8 +202,7 @@ fn a_detached_link_is_no_orphan() -> anyhow::Result<()> {
     let (node, home, side) = (Node::new()?, Home::new()?, Side::new(By::Nobody)?);
     node.attach(side.pod(), "by-hand", &[])?.expect(exit::OK)?;
     for hook in ["sk_lookup", "getsockopt"] {
-        let pin = node.instance("by-hand").join(format!("link_{hook}"));
-        run(Command::new("bpftool").args(["link", "detach", "pinned"]).arg(pin), "")?;
+        detach_link(&node.instance("by-hand").join(format!("link_{hook}")))?;
     }
     let agent = Agent::start(&node, &home)?;
     agent.wait_for(0, "adopted")?;
@@ -399,12 +397,7 @@ fn listeners_of_another_user() -> anyhow::Result<()> {
     for _ in 0..2 {
         let agent = Agent::by(&["setpriv", &bounding], &node, &home, &["--config", config.as_str()])?;
         until_active(&node, &agent, NAME, true)?;
-        retry::until("its listener to be registered", || {
-            let show = node.show(NAME).ok()?;
-            let inbound = show["listeners"].as_array()?.iter().find(|one| one["traffic"] == "inbound")?;
-            (inbound["ipv4"] != 0 || inbound["ipv6"] != 0).then_some(())
-        })
-        .with_context(|| agent.log())?;
+        until_registered(&node, &agent, NAME)?;
         agent.kill()?;
     }
     Ok(())

@@ -3,7 +3,6 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -11,9 +10,8 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use serde_json::json;
 
-use redirector_tests::agent::{Agent, Home, target, until_active};
-use redirector_tests::bpftool::set_layout;
-use redirector_tests::command::run;
+use redirector_tests::agent::{Agent, Home, target, until_active, until_registered};
+use redirector_tests::bpftool::{detach_link, set_layout};
 use redirector_tests::kubelet::{Call, Id, Kubelet};
 use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
@@ -205,18 +203,12 @@ fn a_listener_from_before_the_repair() -> anyhow::Result<()> {
     let agent = Agent::start(&node, &home)?;
     until_active(&node, &agent, INSTANCE, true)?;
     agent.kill()?;
-    let pin = node.instance(INSTANCE).join("link_sockops");
-    run(Command::new("bpftool").args(["link", "detach", "pinned"]).arg(pin), "")?;
+    detach_link(&node.instance(INSTANCE).join("link_sockops"))?;
     let mut proxy = side.pod().place(PROXY)?.program(&busybox);
     let _proxy = Daemon::start("proxy", proxy.args(["httpd", "-f", "-p", "15006", "-h", "/tmp"]))?;
     side.pod().netns.wait_for_listener(15006)?;
     let agent = Agent::start(&node, &home)?;
-    retry::until("its listener to be registered", || {
-        let show = node.show(INSTANCE).ok()?;
-        let inbound = show["listeners"].as_array()?.iter().find(|one| one["traffic"] == "inbound")?;
-        (inbound["ipv4"] != 0 || inbound["ipv6"] != 0).then_some(())
-    })
-    .with_context(|| agent.log())?;
+    until_registered(&node, &agent, INSTANCE)?;
     assert_eq!(node.show(INSTANCE)?["effective"], true);
     Ok(())
 }

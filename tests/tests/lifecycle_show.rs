@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use redirector_tests::bpftool::detach_link;
 use redirector_tests::command::run;
 use redirector_tests::matrix::SERVED;
 use redirector_tests::node::Node;
@@ -63,7 +64,7 @@ fn effective() -> anyhow::Result<()> {
     for (name, problem) in removed.into_iter().chain(detached) {
         let pin = node.instance(NAME).join(format!("link_{name}"));
         if problem == "detached" {
-            run(Command::new("bpftool").args(["link", "detach", "pinned"]).arg(&pin), "")?;
+            detach_link(&pin)?;
             assert!(pin.exists(), "the kernel keeps the pin");
         } else {
             std::fs::remove_file(pin)?;
