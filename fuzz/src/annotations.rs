@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use redirector_user::config::annotations::{Pod, parse};
-use redirector_user::config::{CaptureFlags, TargetFacts, resolve_pod};
+use redirector_user::policy::annotations::{Pod, parse};
+use redirector_user::policy::{CaptureFlags, TargetFacts, resolve_pod};
 
 use super::{connections, round_trip};
 

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use redirector_common::Addr;
 use redirector_common::decide::{self, Facts, NOBODY, Verdict};
 use redirector_common::policy::Table;
-use redirector_user::config::{Dns, Policy};
 use redirector_user::explain::{self, Arriving, Explanation, Offline, Outgoing};
+use redirector_user::policy::{Dns, Policy};
 use redirector_user::rules::Protocol;
 
 /// Connections for each input.

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use clap::builder::Resettable;
 use clap::{Args as _, Command, FromArgMatches as _};
-use redirector_user::config::{CaptureFlags, Given, TargetFacts, Variables, resolve};
+use redirector_user::policy::{CaptureFlags, Given, TargetFacts, Variables, resolve};
 
 use super::{connections, round_trip};
 

@@ -1,6 +1,6 @@
 //! A policy file.
 
-use redirector_user::config::file;
+use redirector_user::policy::file;
 
 use super::{connections, round_trip};
 

@@ -1,7 +1,7 @@
 //! A policy, written down in every way there is, and read again.
 
-use redirector_user::config::{Dns, Given, Mode, Policy, Selection, TargetFacts, file, resolve};
 use redirector_user::import::{Flags, import};
+use redirector_user::policy::{Dns, Given, Mode, Policy, Selection, TargetFacts, file, resolve};
 use redirector_user::rules::Rules;
 
 use super::flags;

@@ -4,25 +4,25 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
-pub mod classifier;
+pub mod base;
+pub mod check;
 pub mod cli;
 pub mod cni;
-pub mod config;
-pub mod error;
+pub mod cni_install;
+pub mod compile;
 pub mod explain;
 pub mod import;
-mod input;
 pub mod instance;
 pub mod kernel;
-pub mod mirror;
+pub mod netdev;
+pub mod netlink;
 pub mod original_dst;
-mod routing_table;
+pub mod pod;
+pub mod policy;
+pub mod programs;
+pub mod routes;
 pub mod rules;
 pub mod sys;
-pub mod target;
-mod text;
-pub mod tproxy;
 pub mod verify;
-pub mod virtual_interfaces;
 
-pub use error::{Error, Result};
+pub use base::{Error, Result};

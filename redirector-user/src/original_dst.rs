@@ -3,7 +3,7 @@
 //! A proxy that runs in the captured cgroup asks its accepted socket with [`of_socket`], as it
 //! would under iptables. [`ExposedMap`] serves everybody else; its layout is in docs/abi.md.
 
-use crate::error::{Context, Result};
+use crate::base::error::{Context, Result};
 use crate::instance::{root::Root, state::Instance};
 use crate::sys::sockopt;
 use aya::maps::{HashMap, MapData, MapError};

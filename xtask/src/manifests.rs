@@ -22,7 +22,7 @@ const OVERLAYS: [&str; 5] =
 /// The oldest and the newest that the schemas are there for.
 const VERSIONS: [&str; 2] = ["1.25", "1.37"];
 /// The pod that the tests of native sidecars read.
-const NATIVE: &str = "redirector-user/src/config/tests/native-sidecar.json";
+const NATIVE: &str = "redirector-user/src/policy/tests/native-sidecar.json";
 const VALIDATOR: &str = "kubernetes-validate==1.37.0";
 const HELM: &str = "helm-sdkpy==0.1.32";
 const RENDER: &str = include_str!("chart.py");

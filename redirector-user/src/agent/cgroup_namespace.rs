@@ -3,7 +3,7 @@
 //! On a unified layout container runtimes give each container that is not privileged a cgroup namespace of
 //! its own, in which /proc/PID/cgroup of other pods is no path. Kubernetes has no setting for it.
 
-use crate::error::{Context, Error, Result};
+use crate::base::error::{Context, Error, Result};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{File, metadata};
 use std::os::fd::AsFd;

@@ -1,7 +1,7 @@
 //! What fails, and when it is tried again.
 
 use super::{Agent, lock};
-use crate::error::Error;
+use crate::base::error::Error;
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};

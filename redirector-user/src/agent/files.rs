@@ -2,9 +2,9 @@
 
 use super::place::Place;
 use super::plan::FILE;
-use crate::config::Policy;
-use crate::error::{Context, Error, Result};
+use crate::base::error::{Context, Error, Result};
 use crate::instance::root::check_name;
+use crate::policy::Policy;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -71,7 +71,7 @@ fn stem(path: &Path) -> Option<&str> {
 }
 
 fn read_file(path: &Path) -> Result<Entry> {
-    let text = match crate::input::file(path) {
+    let text = match crate::base::input::file(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::NothingMatched(format!("{} is gone", path.display())));
         }

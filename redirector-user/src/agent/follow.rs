@@ -2,10 +2,10 @@
 
 use super::namespaces::Changes;
 use super::{Agent, lock};
-use crate::error::Result;
-use crate::instance::survey::{State, Surveyed, survey};
+use crate::base::error::Result;
+use crate::instance::inventory::{State, Surveyed, survey};
 use crate::instance::{change, find};
-use crate::mirror::{self, Mirror};
+use crate::routes::{self, RouteSnapshot};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -66,7 +66,7 @@ impl Agent {
     }
 
     /// How a namespace was when its instance read it.
-    pub(super) fn remember(&self, cookie: u64, facts: Mirror) {
+    pub(super) fn remember(&self, cookie: u64, facts: RouteSnapshot) {
         lock(&self.memory.mirrors).insert(cookie, without_ours(facts));
     }
 
@@ -98,7 +98,7 @@ impl Agent {
         if !lock(&self.memory.heard).remove(&cookie) {
             return true;
         }
-        let now = find::netns(&self.root, name).and_then(|netns| mirror::read(netns.as_fd()).ok());
+        let now = find::netns(&self.root, name).and_then(|netns| routes::read(netns.as_fd()).ok());
         let Some(now) = now.map(without_ours) else {
             lock(&self.memory.heard).insert(cookie);
             return false;
@@ -133,7 +133,7 @@ impl Agent {
 }
 
 /// A mirror without what an attach adds: that is no change to be followed.
-fn without_ours(mut mirror: Mirror) -> Mirror {
+fn without_ours(mut mirror: RouteSnapshot) -> RouteSnapshot {
     let ours = IpAddr::from(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
     mirror.routes.retain(|route| !(route.prefix.addr() == ours && route.prefix.prefix_len() == 128));
     for interface in mirror.interfaces.iter_mut().filter(|interface| interface.loopback) {

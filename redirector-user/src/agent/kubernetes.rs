@@ -3,9 +3,9 @@
 //! What is known stays known while the server is away.
 
 use super::pods::{Found, Known};
-use super::protocol::PodName;
 use super::{Agent, lock};
-use crate::error::{Error, Result, chain};
+use crate::base::error::{Error, Result, chain};
+use crate::cni::protocol::PodName;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod as ApiPod};
 use kube::api::{ApiResource, DynamicObject};

@@ -1,12 +1,12 @@
 //! What `/metrics` tells; the table is in docs/agent.md.
 
-use crate::config::Dns;
-use crate::error::Result;
-use crate::instance::object;
-use crate::instance::observe;
+use crate::base::error::Result;
 use crate::instance::root::Root;
 use crate::instance::state::{Instance, Phase};
+use crate::instance::status;
 use crate::instance::{listeners, record};
+use crate::policy::Dns;
+use crate::programs::object;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter as Count;
 use prometheus_client::metrics::family::Family;
@@ -209,7 +209,7 @@ struct Totals {
 impl Totals {
     fn add(&mut self, instance: &Instance) -> Result<()> {
         let phase = Phase::of(&instance.meta()?);
-        *self.states.entry(observe::phase_name(phase)).or_default() += 1;
+        *self.states.entry(status::phase_name(phase)).or_default() += 1;
         self.alive += instance.live()?.cast_signed();
         let Phase::Active(slot) = phase else { return Ok(()) };
         let dns = record::read(&instance.dir, slot).is_ok_and(|record| record.policy.dns != Dns::Off);

@@ -19,14 +19,13 @@ mod namespaces;
 mod place;
 pub mod plan;
 pub mod pods;
-pub mod protocol;
 mod reconcile;
 mod run_dir;
 mod socket;
 mod watch;
 
-use crate::cni::install::Places;
-use crate::error::{Context, Error, Result};
+use crate::base::error::{Context, Error, Result};
+use crate::cni_install::Places;
 use crate::instance::root::Root;
 use health::Health;
 use http::Purpose;

@@ -5,8 +5,8 @@
 //! their id (NETLINK_LISTEN_ALL_NSID, Linux 4.2), and with RTM_DELNSID that one has ended
 //! (`unhash_nsid` in net/core/net_namespace.c). The ids end with the agent. It takes CAP_NET_BROADCAST.
 
-use crate::error::{Context, Error, Result, chain};
-use crate::mirror::netlink::{Message, Netlink, Payload, number};
+use crate::base::error::{Context, Error, Result, chain};
+use crate::netlink::{Message, Netlink, Payload, number};
 use crate::sys::netns::in_new;
 use crate::sys::{nsid, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink::SocketAddrNetlink};

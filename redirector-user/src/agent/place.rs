@@ -1,9 +1,9 @@
 //! Where a target of a file is: what the file says, and how it is found on the node.
 
 use super::watch::{Names, Signs};
-use crate::error::{Context, Error, Result};
-use crate::target::cgroup::{self, Cgroup};
-use crate::target::{Target, process};
+use crate::base::error::{Context, Error, Result};
+use crate::pod::cgroup::{self, Cgroup};
+use crate::pod::{Target, process};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -119,7 +119,7 @@ fn in_cgroup(dir: &Path, netns: Option<&Path>) -> Result<Option<Target>> {
 }
 
 fn by_pid_file(path: &Path) -> Result<Option<Target>> {
-    let text = match crate::input::file(path) {
+    let text = match crate::base::input::file(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         other => other.context(|| format!("read the pid file {}", path.display()))?,
     };

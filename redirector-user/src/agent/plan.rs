@@ -3,8 +3,8 @@
 //! Whatever is captured stays captured when in doubt: an instance is detached only if what it captured is
 //! gone, or if whoever wanted it has taken it back.
 
-use crate::config::Policy;
-use crate::instance::survey::{Active, State, Surveyed};
+use crate::instance::inventory::{Active, State, Surveyed};
+use crate::policy::Policy;
 use std::collections::BTreeMap;
 
 /// Names of instances that come from files of the configuration.

@@ -3,15 +3,15 @@
 use super::Agent;
 use super::kubernetes::Kubernetes;
 use super::plan::{At, POD, Want};
-use super::protocol::PodName;
 use super::reconcile::{Here, about_target};
-use crate::config::annotations::{Membership, Pod, resolve_pod};
-use crate::config::{CaptureFlags, Policy};
-use crate::error::{Context, Error, Result};
-use crate::input;
+use crate::base::error::{Context, Error, Result};
+use crate::base::input;
+use crate::cni::protocol::PodName;
 use crate::instance::find;
-use crate::instance::survey::{Active, State, Surveyed};
-use crate::target::{self, Target};
+use crate::instance::inventory::{Active, State, Surveyed};
+use crate::pod::{self, Target};
+use crate::policy::annotations::{Membership, Pod, resolve_pod};
+use crate::policy::{CaptureFlags, Policy};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -210,7 +210,7 @@ impl Pods {
     ///
     /// [`Error::Input`] if an annotation is wrong.
     pub fn policy(&self, known: &Known, target: &Target) -> Result<Policy> {
-        let resolved = resolve_pod(&known.pod, &CaptureFlags::default(), &target::facts::of(target)?)
+        let resolved = resolve_pod(&known.pod, &CaptureFlags::default(), &pod::facts::of(target)?)
             .map_err(|e| Error::Input(e.to_string()))?;
         for note in &resolved.notes {
             tracing::info!(pod = %known.name, "{}: {}", note.about, note.text);
@@ -315,10 +315,10 @@ impl Agent {
     /// A pod that started while there was no plugin.
     fn missed_pod(&self, known: &Known, here: &mut BTreeMap<String, Here>) -> Result<Want> {
         let unknown = Want { at: At::Unknown, policy: None };
-        let Some(cgroup) = target::pod::find(&known.uid, self.pods.cgroup_root.as_deref())? else {
+        let Some(cgroup) = pod::kubernetes::find(&known.uid, self.pods.cgroup_root.as_deref())? else {
             return Ok(unknown);
         };
-        let cgroup = target::cgroup::Cgroup::open(&cgroup)?;
+        let cgroup = pod::cgroup::Cgroup::open(&cgroup)?;
         let Some(target) = Target::of_cgroup(cgroup)? else { return Ok(unknown) };
         let at = At::Here { netns: target.netns.cookie, cgroup: target.cgroup.id };
         let policy = self.pods.policy(known, &target)?;

@@ -7,16 +7,16 @@ use super::place::Place;
 use super::plan::{At, FILE, POD, Step, Want, plan};
 use super::watch::{Names, Signs};
 use super::{Agent, lock};
-use crate::cni::install;
-use crate::config::Policy;
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::cni_install;
 use crate::instance::attach::{self, Report};
 use crate::instance::change::{self, Outcome};
-use crate::instance::survey::{State, Surveyed, survey};
+use crate::instance::inventory::{State, Surveyed, survey};
 use crate::instance::{detach, find};
-use crate::mirror::Mirror;
-use crate::target::{Target, chains, pod};
-use crate::virtual_interfaces;
+use crate::netdev::virtual_interfaces;
+use crate::pod::{Target, kubernetes, live_rules};
+use crate::policy::Policy;
+use crate::routes::RouteSnapshot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 pub struct Memory {
     pub(super) failures: Failures,
     /// How each followed namespace was when its instance was last refreshed, by cookie.
-    pub(super) mirrors: Mutex<HashMap<u64, Mirror>>,
+    pub(super) mirrors: Mutex<HashMap<u64, RouteSnapshot>>,
     /// Namespaces of which something was heard that nobody has looked at yet, by cookie.
     pub(super) heard: Mutex<BTreeSet<u64>>,
     /// Held by who reads a namespace into its instance, until that is remembered.
@@ -129,7 +129,7 @@ impl Agent {
             }
         }
         if let Some(places) = &self.plugin {
-            signs.entry(places.bin_dir.clone()).or_default().add(Names::one(install::TYPE.as_ref()));
+            signs.entry(places.bin_dir.clone()).or_default().add(Names::one(cni_install::TYPE.as_ref()));
             let conf = signs.entry(places.conf_dir.clone()).or_default();
             [".conflist", ".conf", ".json"].into_iter().for_each(|kind| conf.add(Names::suffix(kind)));
         }
@@ -230,14 +230,14 @@ impl Agent {
     fn install_plugin(&self) {
         const ABOUT: &str = "the CNI plugin";
         let Some(places) = &self.plugin else { return };
-        match install::install(places) {
-            Ok(install::State::Unchanged) => self.fine(ABOUT),
-            Ok(install::State::Written(path)) => {
+        match cni_install::install(places) {
+            Ok(cni_install::State::Unchanged) => self.fine(ABOUT),
+            Ok(cni_install::State::Written(path)) => {
                 self.fine(ABOUT);
                 self.metrics.step("install");
                 tracing::info!(path = %path.display(), "installed the CNI plugin");
             }
-            Ok(install::State::NoNetwork) => {
+            Ok(cni_install::State::NoNetwork) => {
                 let why = format!(
                     "there is no network's configuration in {} to chain to",
                     places.conf_dir.display()
@@ -326,7 +326,7 @@ impl Agent {
             }
             tracing::warn!(instance = name, "{strays}");
         }
-        chains::refuse_istio(&target.netns)?;
+        live_rules::refuse_istio(&target.netns)?;
         // Before the attach looks at it: what changes afterwards is heard of.
         let cookie = target.netns.cookie;
         self.namespaces.follow(target.netns.as_fd(), cookie)?;
@@ -367,7 +367,7 @@ impl Agent {
         let cgroup = find::recorded_cgroup(&self.root, name);
         let notes = self.detach(name, identity)?;
         if notes.is_some() && name.starts_with(POD) {
-            cgroup.as_deref().into_iter().for_each(pod::leave);
+            cgroup.as_deref().into_iter().for_each(kubernetes::leave);
         }
         Ok(notes)
     }

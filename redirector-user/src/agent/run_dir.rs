@@ -1,7 +1,7 @@
 //! The agent's directory, and that only one agent is at work on a node.
 
 use super::Agent;
-use crate::error::{Context, Error, Result};
+use crate::base::error::{Context, Error, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};

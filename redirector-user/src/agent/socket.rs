@@ -1,17 +1,17 @@
 //! The socket on which the CNI plugin asks. Only root's processes may.
 
 use super::pods::{Found, Known, instance, is_uid};
-use super::protocol::{LONGEST, Operation, Reply, Request, SOCKET, VERSION};
 use super::reconcile::about_target;
 use super::{Agent, lock};
+use crate::base::error::{Context, Result};
 use crate::cni::error::code;
-use crate::config::annotations::Membership;
-use crate::error::{Context, Result};
+use crate::cni::protocol::{LONGEST, Operation, Reply, Request, SOCKET, VERSION};
 use crate::instance::change::Outcome;
-use crate::instance::survey::{State, Surveyed, survey};
-use crate::instance::{find, observe};
+use crate::instance::inventory::{State, Surveyed, survey};
+use crate::instance::{find, status};
+use crate::pod::{Target, kubernetes};
+use crate::policy::annotations::Membership;
 use crate::sys::netns::NetNs;
-use crate::target::{Target, pod};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::io::{ErrorKind, IoSliceMut, Read, Write};
@@ -197,7 +197,7 @@ impl Agent {
         path: &str,
         asker: &UnixStream,
     ) -> Result<Option<String>> {
-        let cgroup = pod::cgroup_of(&known.uid, self.pods.cgroup_root.as_deref(), CGROUP_PATIENCE)?;
+        let cgroup = kubernetes::cgroup_of(&known.uid, self.pods.cgroup_root.as_deref(), CGROUP_PATIENCE)?;
         let target = Target::of_open(&file(netns), PathBuf::from(path), cgroup)?;
         let policy = self.pods.policy(known, &target)?;
         let name = known.instance();
@@ -294,7 +294,7 @@ impl Agent {
             let why = format!("{} is not captured as {name}", request.netns);
             return Reply::Failed { code: code::NOT_CAPTURED, why };
         }
-        match observe::status(&self.root, &name) {
+        match status::status(&self.root, &name) {
             Ok(status) if status.effective && status.state == "active" => {
                 Reply::Done { instance: Some(name) }
             }

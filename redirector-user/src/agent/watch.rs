@@ -1,6 +1,6 @@
 //! Changes in the file system: configuration files, and the places where targets appear and go.
 
-use crate::error::{Context, Result};
+use crate::base::error::{Context, Result};
 use crate::sys::poll;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;

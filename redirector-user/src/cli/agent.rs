@@ -1,10 +1,10 @@
 //! `redirector agent`.
 
 use super::Env;
-use crate::agent::protocol::SOCKET;
 use crate::agent::{self, Options, PodOptions, log};
-use crate::cni::install::Places;
-use crate::error::{Context, Result};
+use crate::base::error::{Context, Result};
+use crate::cni::protocol::SOCKET;
+use crate::cni_install::Places;
 use crate::kernel;
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -2,14 +2,14 @@
 
 use super::Env;
 use super::output::{Format, json, print};
-use crate::config::{self, CaptureFlags, Policy, Requests, Resolved, VARIABLES_HELP};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 use crate::instance::attach::{self, default_name};
 use crate::instance::change::Outcome;
-use crate::instance::{detach, find, observe};
-use crate::target::Target;
+use crate::instance::{detach, find, status};
+use crate::pod::Target;
+use crate::policy::{self, CaptureFlags, Policy, Requests, Resolved, VARIABLES_HELP};
 use crate::verify::{self, Report};
-use crate::{kernel, target};
+use crate::{kernel, pod};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -94,11 +94,11 @@ pub(super) struct How {
 /// The policy of the flags for a target.
 pub(super) fn resolve(env: &Env, flags: &CaptureFlags, target: &Target) -> Result<Resolved> {
     let resolved =
-        config::resolve(flags, &target::facts::of(target)?).map_err(|e| Error::Input(e.to_string()))?;
+        policy::resolve(flags, &pod::facts::of(target)?).map_err(|e| Error::Input(e.to_string()))?;
     for remark in &resolved.notes {
         env.note(&format!("{}: {}", remark.about, remark.text));
     }
-    crate::virtual_interfaces::check(&resolved.policy)?;
+    crate::netdev::virtual_interfaces::check(&resolved.policy)?;
     Ok(resolved)
 }
 
@@ -109,7 +109,7 @@ pub(super) fn work(env: &Env, target: &Target, resolved: &Resolved, how: &How) -
         // Before anything is attached that would have to be taken away again.
         kernel::privileges::require_to_verify()?;
     }
-    target::owners::Counted::new(policy, target)?;
+    crate::compile::owners::Counted::new(policy, target)?;
     if requests.run_validation && requests.skip_apply && !requests.dry_run {
         let name = find::by_netns(&env.root, &target.netns)?.ok_or_else(|| {
             let netns = target.netns_path.display();
@@ -124,7 +124,7 @@ pub(super) fn work(env: &Env, target: &Target, resolved: &Resolved, how: &How) -
     let name = how.name.clone().unwrap_or_else(|| default_name(target));
     crate::instance::root::check_name(&name)?;
     strays(env, target, how.allow_partial)?;
-    target::chains::refuse_istio(&target.netns)?;
+    pod::live_rules::refuse_istio(&target.netns)?;
     if requests.dry_run || requests.skip_apply {
         return dry_run(env, &name, target, policy);
     }
@@ -242,7 +242,7 @@ fn dry_run(env: &Env, name: &str, target: &Target, policy: &Policy) -> Result<Ex
         Format::Table => {
             let text = toml_of(policy)?;
             let there = find::by_netns(&env.root, &target.netns).ok().flatten().filter(|there| there == name);
-            let there = there.and_then(|there| observe::status(&env.root, &there).ok());
+            let there = there.and_then(|there| status::status(&env.root, &there).ok());
             let would = match there.map(|there| there.record.policy == *policy) {
                 None => "would attach",
                 Some(false) => "would change",

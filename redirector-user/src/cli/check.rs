@@ -2,8 +2,8 @@
 
 use super::Env;
 use super::output::{Format, json, table};
-use crate::error::Result;
-use crate::kernel::check;
+use crate::base::error::Result;
+use crate::check;
 use std::process::ExitCode;
 
 /// What this kernel and node offer, each missing thing with its remedy. Exit code 4 if something

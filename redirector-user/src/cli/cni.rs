@@ -2,8 +2,8 @@
 
 use super::Env;
 use super::output::{Format, json, print};
-use crate::cni::install;
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::cni_install;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -44,7 +44,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
             "CNI_COMMAND is not set: container runtimes call the plugin, see `redirector cni --help`".into(),
         ));
     };
-    let done = install::uninstall(&bin_dir, &conf_dir)?;
+    let done = cni_install::uninstall(&bin_dir, &conf_dir)?;
     match env.format {
         Format::Json => json(&serde_json::json!({ "done": done }))?,
         Format::Table if done.is_empty() => env.note("the plugin is not installed there"),

@@ -2,10 +2,10 @@
 
 use super::Env;
 use super::output::{Format, json, print};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 use crate::instance::{detach, find};
 use crate::kernel;
-use crate::target::open_netns;
+use crate::pod::open_netns;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;

@@ -2,11 +2,11 @@
 
 use super::Env;
 use super::output::{Format, json, print};
-use crate::config::{self, CaptureFlags, Policy, TargetFacts, VARIABLES_HELP};
-use crate::error::{Error, Result, chain};
+use crate::base::error::{Error, Result, chain};
 use crate::explain::{self, Arriving, Explanation, Offline, Outgoing};
-use crate::instance::{find, observe};
-use crate::mirror;
+use crate::instance::{find, status};
+use crate::policy::{self, CaptureFlags, Policy, TargetFacts, VARIABLES_HELP};
+use crate::routes;
 use crate::rules::Protocol;
 use clap::Parser;
 use std::net::{IpAddr, SocketAddr};
@@ -157,9 +157,9 @@ fn imagined(env: &Env, args: &Args) -> Result<(Policy, Offline)> {
         nameservers: args.resolver.clone(),
         addresses: (!args.local_addr.is_empty()).then(|| args.local_addr.clone()),
     };
-    let resolved = config::resolve(&args.capture, &facts).map_err(|e| match e {
+    let resolved = policy::resolve(&args.capture, &facts).map_err(|e| match e {
         // The general remedy names a target, which there is none of here.
-        config::ConfigError::Unavailable { name, why, .. } => {
+        policy::ConfigError::Unavailable { name, why, .. } => {
             let flag = if name.contains("ipv6") { "--local-addr" } else { "--resolver" };
             Error::Input(format!("{name}: {why}; say it by {flag}, or see `redirector explain --help`"))
         }
@@ -169,7 +169,7 @@ fn imagined(env: &Env, args: &Args) -> Result<(Policy, Offline)> {
         env.note(&remark.to_string());
     }
     let policy = resolved.policy;
-    crate::virtual_interfaces::check(&policy)?;
+    crate::netdev::virtual_interfaces::check(&policy)?;
     let offline = match (&args.oif, &args.iif) {
         (Some(output), _) => Offline::leaving_on(&policy, &args.local_addr, output),
         (None, input) => {
@@ -192,11 +192,11 @@ fn live(env: &Env, args: &Args, name: &str) -> Result<(Policy, Offline)> {
         let text = "--name takes the policy of an instance; leave the capture flags out, or leave out --name";
         return Err(Error::Input(text.into()));
     }
-    let record = observe::status(&env.root, name)?.record;
+    let record = status::status(&env.root, name)?.record;
     // Not by its file alone: that may lead to another namespace by now.
     let gone = || Error::Input(format!("the namespace of {name} ({}) is gone", record.netns.display()));
     let netns = find::netns(&env.root, name).ok_or_else(gone)?;
-    let mirror = mirror::read(netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))?;
+    let mirror = routes::read(netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))?;
     let offline = Offline::of(&record.policy, &mirror);
     if let Some(interface) = args.iif.as_deref().filter(|interface| offline.index(interface) == 0) {
         return Err(Error::Input(format!(

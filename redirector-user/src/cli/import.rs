@@ -2,9 +2,9 @@
 
 use super::Env;
 use super::output::{Format, json, print};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::base::input;
 use crate::import::{self, Import, ImportError};
-use crate::input;
 use crate::rules::Family;
 use std::fs::File;
 use std::path::{Path, PathBuf};

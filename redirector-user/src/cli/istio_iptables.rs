@@ -1,11 +1,11 @@
 //! This program under the name `istio-iptables`: the original's command line, for the namespace it is called in.
 
 use super::{Env, attach, fail, output::Format};
-use crate::config::{CaptureFlags, Requests, TargetFacts};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 use crate::instance::{detach, find};
 use crate::kernel;
-use crate::target::{Target, open_netns};
+use crate::pod::{Target, open_netns};
+use crate::policy::{CaptureFlags, Requests, TargetFacts};
 use crate::verify::original;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args as _, Command, FromArgMatches};
@@ -122,10 +122,10 @@ fn validate(env: &Env, flags: &CaptureFlags, requests: &Requests) -> Result<Exit
     let ports = CaptureFlags {
         envoy_port: flags.envoy_port.clone(),
         inbound_capture_port: flags.inbound_capture_port.clone(),
-        ipv6: Some(crate::config::Ipv6::On),
+        ipv6: Some(crate::policy::Ipv6::On),
         ..CaptureFlags::default()
     };
-    let policy = crate::config::resolve(&ports, &facts).map_err(|e| Error::Input(e.to_string()))?.policy;
+    let policy = crate::policy::resolve(&ports, &facts).map_err(|e| Error::Input(e.to_string()))?.policy;
     let ports = [policy.outbound_port, policy.inbound_port];
     let passed = original::validate(ports, requests.probe_port, requests.probe_timeout)?;
     for to in passed {

@@ -2,8 +2,8 @@
 
 use super::Env;
 use super::output::{Format, json, table};
-use crate::error::Result;
-use crate::instance::{detach, observe};
+use crate::base::error::Result;
+use crate::instance::{detach, status};
 use std::process::ExitCode;
 
 /// List the instances of this node.
@@ -15,7 +15,7 @@ pub fn run(env: &Env, _args: &Args) -> Result<ExitCode> {
     for swept in detach::sweep_if_idle(&env.root)? {
         env.note(&swept);
     }
-    let list = observe::list(&env.root)?;
+    let list = status::list(&env.root)?;
     match env.format {
         Format::Json => json(&list)?,
         Format::Table => {

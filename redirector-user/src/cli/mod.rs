@@ -18,7 +18,7 @@ mod trace;
 mod upgrade;
 mod verify;
 
-use crate::error::Error;
+use crate::base::error::Error;
 use crate::instance::root::Root;
 use clap::{Parser, Subcommand};
 use output::Format;

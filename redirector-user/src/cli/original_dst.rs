@@ -2,8 +2,8 @@
 
 use super::Env;
 use super::output::{Format, json, table};
-use crate::error::{Error, Result};
-use crate::instance::observe;
+use crate::base::error::{Error, Result};
+use crate::instance::status;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
@@ -26,7 +26,7 @@ pub struct Args {
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     crate::instance::root::check_name(&args.name)?;
-    let mut flows = observe::original_dst(&env.root, &args.name)?;
+    let mut flows = status::original_dst(&env.root, &args.name)?;
     if let Some(client) = args.client {
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         flows.retain(|f| f.client == client);

@@ -1,6 +1,6 @@
 //! Printing: tables for people, JSON for programs.
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use std::io::{ErrorKind, Write};

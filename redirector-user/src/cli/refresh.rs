@@ -2,7 +2,7 @@
 
 use super::Env;
 use super::output::{Format, json, print};
-use crate::error::Result;
+use crate::base::error::Result;
 use crate::instance::{change, find};
 use crate::kernel;
 use std::process::ExitCode;

@@ -1,8 +1,8 @@
 //! The rules of an instance as `show -v` prints them.
 
 use super::output::{print, table};
-use crate::error::Result;
-use crate::instance::observe::{CounterStatus, Status};
+use crate::base::error::Result;
+use crate::instance::status::{CounterStatus, Status};
 use crate::rules::{Count, Listed, Rules, words};
 use redirector_common::counter::Counter;
 

@@ -2,9 +2,9 @@
 
 use super::output::{Format, json, print, table};
 use super::{Env, rules};
-use crate::error::Result;
+use crate::base::error::Result;
 use crate::instance::detach;
-use crate::instance::observe::{self, Status};
+use crate::instance::status::{self, Status};
 use crate::rules::{Entry, Rules};
 use std::process::ExitCode;
 
@@ -34,7 +34,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         env.note(&swept);
     }
     crate::instance::root::check_name(&args.name)?;
-    let status = observe::status(&env.root, &args.name)?;
+    let status = status::status(&env.root, &args.name)?;
     match env.format {
         Format::Json => json(&Shown { status: &status, rules: Rules::entries(&status.record.policy) })?,
         Format::Table => text(&status, args.verbose)?,

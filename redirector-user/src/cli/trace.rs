@@ -2,7 +2,7 @@
 
 use super::Env;
 use super::output::{self, Format, note};
-use crate::error::{Context, Result};
+use crate::base::error::{Context, Result};
 use crate::instance::trace::{End, Event, Trace};
 use crate::kernel;
 use std::io::Write;

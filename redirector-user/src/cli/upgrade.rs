@@ -2,7 +2,7 @@
 
 use super::Env;
 use super::output::{Format, json, print};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 use crate::instance::change;
 use crate::kernel;
 use std::process::ExitCode;

@@ -2,11 +2,11 @@
 
 use super::Env;
 use super::output::{Format, json, print, table};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 use crate::instance::find;
 use crate::instance::root::check_name;
 use crate::kernel;
-use crate::target::open_netns;
+use crate::pod::open_netns;
 use crate::verify::{self, Options, Probe, Report, Status, helper};
 use clap::Parser;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! Asking the agent.
 
 use super::error::{CniError, Result, code};
-use crate::agent::protocol::{LONGEST, Operation, Reply, Request};
+use crate::cni::protocol::{LONGEST, Operation, Reply, Request};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::fs::File;
 use std::io::{IoSlice, Read};

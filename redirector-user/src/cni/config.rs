@@ -1,7 +1,7 @@
 //! What the runtime tells the plugin: the environment, and the configuration on standard input.
 
 use super::error::{CniError, Result, code};
-use crate::agent::protocol::PodName;
+use crate::cni::protocol::PodName;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::path::PathBuf;

@@ -2,11 +2,11 @@
 //! pod before any of its processes runs. If that cannot be done the pod does not start.
 
 mod client;
-mod config;
+pub(crate) mod config;
 pub mod error;
-pub mod install;
+pub mod protocol;
 
-use crate::agent::protocol::{Operation, PodName, Reply, Request, VERSION};
+use crate::cni::protocol::{Operation, PodName, Reply, Request, VERSION};
 use config::{Command, Config, VERSIONS, Variables};
 use error::{CniError, Result, code};
 use std::io::{Read, Write};

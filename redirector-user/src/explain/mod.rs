@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use redirector_common::abi::Route;
 use redirector_common::decide::{self, Incoming, NOBODY};
 
-use crate::config::Policy;
+use crate::policy::Policy;
 use crate::rules::{Packet, Protocol};
 
 pub use offline::Offline;

@@ -8,9 +8,9 @@ use redirector_common::abi::{self, TableKey};
 use redirector_common::decide::Facts;
 use redirector_common::policy::Table;
 
-use crate::config::Policy;
-use crate::instance::tables::Compiled;
-use crate::mirror::{Interface, Mirror, Outcome, Route};
+use crate::compile::tables::Compiled;
+use crate::policy::Policy;
+use crate::routes::{Interface, Outcome, Route, RouteSnapshot};
 
 const LO: u32 = 1;
 const NO_ROUTE: abi::Route = abi::Route { source: Addr::UNSPECIFIED, oif: 0, errno: 0, local: 0 };
@@ -24,7 +24,7 @@ pub struct Offline {
 
 impl Offline {
     /// Of a live namespace.
-    pub fn of(policy: &Policy, mirror: &Mirror) -> Self {
+    pub fn of(policy: &Policy, mirror: &RouteSnapshot) -> Self {
         let interfaces = mirror.interfaces.iter().map(|it| (it.name.clone(), it.index)).collect();
         Self { compiled: Compiled::new(policy, mirror), interfaces }
     }
@@ -67,7 +67,7 @@ impl Facts for Offline {
 }
 
 /// A namespace with these addresses, and with every interface that somebody speaks of.
-fn imagine(policy: &Policy, local: &[IpAddr], interfaces: &[&str], output: Option<&str>) -> Mirror {
+fn imagine(policy: &Policy, local: &[IpAddr], interfaces: &[&str], output: Option<&str>) -> RouteSnapshot {
     let mut names = vec!["lo"];
     let of_policy = policy.exclude_interfaces.iter().chain(&policy.virtual_interfaces).map(String::as_str);
     for name in of_policy.chain(interfaces.iter().copied()) {
@@ -106,5 +106,5 @@ fn imagine(policy: &Policy, local: &[IpAddr], interfaces: &[&str], output: Optio
         routes.extend(everything.map(|addr| (IpNet::new_assert(addr, 0), outcome.clone())));
     }
     let routes = routes.into_iter().map(|(prefix, outcome)| Route { prefix, outcome }).collect();
-    Mirror { routes, interfaces }
+    RouteSnapshot { routes, interfaces }
 }

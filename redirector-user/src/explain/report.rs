@@ -6,7 +6,7 @@ use redirector_common::counter::Counter;
 use redirector_common::decide::{Decision, Verdict};
 use serde::Serialize;
 
-use crate::config::Policy;
+use crate::policy::Policy;
 use crate::rules::{self, Family, Packet, Protocol, Rules, Table};
 
 /// What becomes of a connection, and why.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 
 use super::{Arriving, Explanation, Offline, Outgoing, incoming, outgoing};
-use crate::config::{Dns, Policy};
+use crate::policy::{Dns, Policy};
 use crate::rules::Protocol;
 use crate::rules::tests::policy;
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::config::{Dns, Mode, Policy, Selection};
+use crate::policy::{Dns, Mode, Policy, Selection};
 
 /// What `redirector attach` (and mostly istio-iptables) would be given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::flatten::{Flat, given};
 use super::outbound::{self, everything};
 use super::{Placed, is_istio};
-use crate::config::{Dns, Mode, Policy, Selection};
+use crate::policy::{Dns, Mode, Policy, Selection};
 use crate::rules::{Family, Is, Spec, Table, Target};
 
 /// What the rules of one family look like.

@@ -17,7 +17,7 @@ mod tests;
 
 use serde::Serialize;
 
-use crate::config::{Dns, Mode, Policy};
+use crate::policy::{Dns, Mode, Policy};
 use crate::rules::{Family, Table};
 
 pub use flags::Flags;

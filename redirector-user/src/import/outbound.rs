@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::flatten::Flat;
 use super::guess::{Reading, counted};
-use crate::config::{Dns, Selection};
+use crate::policy::{Dns, Selection};
 use crate::rules::{Family, Is, Protocol, Spec, Table, Target};
 
 const DNS: u16 = 53;

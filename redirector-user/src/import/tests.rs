@@ -4,7 +4,7 @@ mod robust;
 mod round_trip;
 
 use super::{Import, ImportError, import};
-use crate::config::{Dns, Mode, Policy, Selection};
+use crate::policy::{Dns, Mode, Policy, Selection};
 use crate::rules::Family;
 use crate::rules::Rules;
 

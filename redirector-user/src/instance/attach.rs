@@ -6,18 +6,19 @@
 
 use super::change::{self, Outcome};
 use super::lock::WriteLock;
-use super::object::{Loaded, Maps};
 use super::record::Record;
 use super::root::{self, Root, check_name};
 use super::state::{Instance, Phase};
-use super::{detach, find, hooks, links, listeners, record, surroundings};
-use crate::config::Policy;
-use crate::error::{Context, Error, Result};
+use super::{detach, find, links, listeners, record, surroundings};
+use crate::base::error::{Context, Error, Result};
+use crate::compile::owners::Counted;
 use crate::kernel::Kernel;
-use crate::mirror::Mirror;
+use crate::pod::Target;
+use crate::policy::Policy;
+use crate::programs::hooks;
+use crate::programs::object::{Loaded, Maps};
+use crate::routes::RouteSnapshot;
 use crate::sys::bpf;
-use crate::target::Target;
-use crate::target::owners::Counted;
 use redirector_common::abi::{ABI_VERSION, INERT, Meta, meta_flag, name};
 use std::path::{Path, PathBuf};
 
@@ -31,7 +32,7 @@ pub struct Report {
     /// Remarks.
     pub notes: Vec<String>,
     /// Addresses, routes and interfaces of the namespace as they are in force now; None if they were not read.
-    pub facts: Option<Mirror>,
+    pub facts: Option<RouteSnapshot>,
 }
 
 /// Default name: by the namespace's cookie, which is never reused.
@@ -66,7 +67,7 @@ fn locked(
     policy: &Policy,
     trace: bool,
     lock: &WriteLock,
-) -> Result<(Outcome, Vec<String>, Option<Mirror>)> {
+) -> Result<(Outcome, Vec<String>, Option<RouteSnapshot>)> {
     let mut notes = detach::sweep(root, lock)?;
     let (outcome, more, facts) = match existing(root, name, target, &mut notes)? {
         Some(there) => {
@@ -164,7 +165,7 @@ fn create(
     target: &Target,
     policy: &Policy,
     trace: bool,
-) -> Result<(Vec<String>, Mirror)> {
+) -> Result<(Vec<String>, RouteSnapshot)> {
     let kernel = Kernel::probe()?;
     let counted = Counted::new(policy, target)?;
     let mut facts = surroundings::facts(target)?;
@@ -211,7 +212,7 @@ fn pin_maps(loaded: &Loaded, dir: &Path) -> Result<()> {
     for name in name::MAPS {
         let path = dir.join(name);
         loaded.map(name)?.pin(&path).map_err(|e| {
-            Error::Failed(format!("pin the map {}: {}", path.display(), crate::error::chain(&e)))
+            Error::Failed(format!("pin the map {}: {}", path.display(), crate::base::error::chain(&e)))
         })?;
     }
     Ok(())

@@ -8,14 +8,15 @@ use super::lock::WriteLock;
 use super::record::Record;
 use super::root::Root;
 use super::state::{Instance, Phase, no_instance};
-use super::tables;
-use super::{detach, hooks, links, listeners, record, surroundings};
-use crate::config::{Mode, Policy};
-use crate::error::{Context, Error, Result};
-use crate::mirror::Mirror;
+use super::{detach, links, listeners, record, surroundings};
+use crate::base::error::{Context, Error, Result};
+use crate::compile::owners::Counted;
+use crate::compile::tables;
+use crate::pod::Target;
+use crate::policy::{Mode, Policy};
+use crate::programs::hooks;
+use crate::routes::RouteSnapshot;
 use crate::sys::bpf;
-use crate::target::Target;
-use crate::target::owners::Counted;
 use aya::maps::MapInfo;
 use redirector_common::abi::{Meta, name};
 
@@ -38,7 +39,7 @@ pub struct Renewed {
     /// Cookie of the network namespace.
     pub netns_cookie: u64,
     /// Its addresses, routes and interfaces as they are in force now.
-    pub facts: Mirror,
+    pub facts: RouteSnapshot,
 }
 
 /// Gives an instance a policy; nothing happens if it has an equal one, and then there are no facts.
@@ -47,7 +48,7 @@ pub(super) fn change(
     target: &Target,
     policy: &Policy,
     lock: &WriteLock,
-) -> Result<(Outcome, Vec<String>, Option<Mirror>)> {
+) -> Result<(Outcome, Vec<String>, Option<RouteSnapshot>)> {
     let slot = active_slot(&instance)?;
     let before = record::read(&instance.dir, slot).ok();
     if let Some(record) = &before {
@@ -151,7 +152,7 @@ fn swap(
     target: &Target,
     record: &Record,
     _lock: &WriteLock,
-) -> Result<(Vec<String>, Mirror)> {
+) -> Result<(Vec<String>, RouteSnapshot)> {
     let policy = &record.policy;
     let new = 1 - old;
     let counted = Counted::new(policy, target)?;
@@ -220,7 +221,7 @@ fn prepare(
     new: u32,
     target: &Target,
     (record, counted): (&Record, &Counted),
-) -> Result<(Vec<String>, Mirror)> {
+) -> Result<(Vec<String>, RouteSnapshot)> {
     let policy = &record.policy;
     // A command that was killed half-way may have left something in the slot.
     let mut tables = instance.tables()?;

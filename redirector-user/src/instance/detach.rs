@@ -4,10 +4,11 @@
 use super::lock::WriteLock;
 use super::root::Root;
 use super::state::{Instance, Phase, no_instance};
-use super::{hooks, surroundings};
-use crate::error::{Context, Error, Result};
+use super::surroundings;
+use crate::base::error::{Context, Error, Result};
+use crate::netdev::tproxy;
+use crate::programs::hooks;
 use crate::sys::bpf::Link;
-use crate::tproxy;
 use redirector_common::abi::{self, DRAINING, INERT, Meta};
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -1,16 +1,16 @@
 //! Which instance belongs to a network namespace, and which namespace to an instance; also when
 //! half of its pins are gone.
 
-use super::hooks;
 use super::links;
 use super::record::{self, Record};
 use super::root::Root;
 use super::state::Instance;
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::pod::cgroup::Cgroup;
+use crate::pod::{Target, process};
+use crate::programs::hooks;
 use crate::sys::bpf::Link;
 use crate::sys::netns::NetNs;
-use crate::target::cgroup::Cgroup;
-use crate::target::{Target, process};
 use redirector_common::abi::Meta;
 use std::path::{Path, PathBuf};
 

@@ -1,13 +1,13 @@
 //! The links of an instance: attaching its programs, swapping them, detaching them.
 
-use super::hooks::{self, Hook};
-use super::object::{Loaded, Maps};
 use super::state::Instance;
-use crate::config::Policy;
-use crate::error::{Context, Error, Result};
+use crate::base::error::{Context, Error, Result};
 use crate::kernel::Kernel;
+use crate::pod::Target;
+use crate::policy::Policy;
+use crate::programs::hooks::{self, Hook};
+use crate::programs::object::{Loaded, Maps};
 use crate::sys::bpf::{self, Link};
-use crate::target::Target;
 use redirector_common::abi::{meta_flag, name};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;

@@ -1,13 +1,13 @@
 //! Registering the proxy's listeners that were there before the attach.
 
 use super::state::Instance;
-use crate::config::Policy;
-use crate::error::{Context, Result};
+use crate::base::error::{Context, Result};
+use crate::pod::Target;
+use crate::pod::cgroup::Cgroup;
+use crate::pod::listeners::{self, Found, Listener};
+use crate::policy::Policy;
 use crate::sys::netns::NetNs;
 use crate::sys::{bpf, sockopt};
-use crate::target::Target;
-use crate::target::cgroup::Cgroup;
-use crate::target::listeners::{self, Found, Listener};
 use aya::maps::{MapData, SkStorage};
 use redirector_common::Addr;
 use redirector_common::abi::{LISTENER_SLOTS, LISTENERS_OF_POLICY, SockState, listener_slot, sock_kind};

@@ -1,7 +1,7 @@
 //! One writer at a time: a flock on the directory of all instances.
 
 use super::root::Root;
-use crate::error::{Context, Result};
+use crate::base::error::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;

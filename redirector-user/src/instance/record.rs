@@ -1,9 +1,9 @@
 //! What was asked for, kept with the instance: JSON in an array map, because bpffs holds no files.
 
-use super::object;
-use crate::config::Policy;
-use crate::error::{Context, Error, Result, chain};
-use crate::target::Target;
+use crate::base::error::{Context, Error, Result, chain};
+use crate::pod::Target;
+use crate::policy::Policy;
+use crate::programs::object;
 use aya::maps::{Array, Map, MapData};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};

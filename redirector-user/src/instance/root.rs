@@ -1,6 +1,6 @@
 //! Where instances live: `redirector` in a bpffs.
 
-use crate::error::{Context, Error, Result};
+use crate::base::error::{Context, Error, Result};
 use rustix::fs::{FlockOperation, FsWord, flock, fstatfs, statfs};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};

@@ -1,7 +1,7 @@
 //! An instance's maps, opened from their pins.
 
 use super::root::Root;
-use crate::error::{Context, Error, Result};
+use crate::base::error::{Context, Error, Result};
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapInfo, PerCpuArray, SkStorage};
 use redirector_common::abi::{
     ABI_VERSION, DRAINING, FlowKey, INERT, Meta, OriginalDst, Route, SockState, TableKey, name,

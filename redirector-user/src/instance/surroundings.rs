@@ -2,19 +2,19 @@
 //! and virtual interfaces need. Each change is noted in META before it is made, so that whoever cleans up after a
 //! command that was killed knows of it.
 
-use super::hooks::GUEST_PIN;
 use super::record::{self, Record};
 use super::state::{Instance, Phase};
 use super::{find, listeners};
-use crate::classifier;
-use crate::config::{Mode, Policy};
-use crate::error::{Context, Error, Result, chain};
-use crate::mirror::{self, Mirror};
+use crate::base::error::{Context, Error, Result, chain};
+use crate::netdev::classifier;
+use crate::netdev::tproxy;
+use crate::netdev::virtual_interfaces;
+use crate::pod::Target;
+use crate::pod::cgroup::Cgroup;
+use crate::policy::{Mode, Policy};
+use crate::programs::hooks::GUEST_PIN;
+use crate::routes::{self, RouteSnapshot};
 use crate::sys::bpf;
-use crate::target::Target;
-use crate::target::cgroup::Cgroup;
-use crate::tproxy;
-use crate::virtual_interfaces;
 use redirector_common::abi::{Meta, meta_flag};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
@@ -24,8 +24,8 @@ use std::path::Path;
 const PASSTHROUGH_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 
 /// Routes, addresses and interfaces of the target's namespace as they are now.
-pub(super) fn facts(target: &Target) -> Result<Mirror> {
-    mirror::read(target.netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))
+pub(super) fn facts(target: &Target) -> Result<RouteSnapshot> {
+    routes::read(target.netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))
 }
 
 /// What a policy needs of a namespace as it is.
@@ -39,16 +39,16 @@ pub(super) struct Needs {
 }
 
 /// Finds what a policy needs, and adds `::6` to the facts, as it will be when the policy is in force.
-pub(super) fn foresee(policy: &Policy, facts: &mut Mirror) -> Needs {
+pub(super) fn foresee(policy: &Policy, facts: &mut RouteSnapshot) -> Needs {
     Needs { lo6: foresee_lo6(policy, facts), ipv6: policy.ipv6 && has_ipv6(facts) }
 }
 
-fn has_ipv6(facts: &Mirror) -> bool {
+fn has_ipv6(facts: &RouteSnapshot) -> bool {
     facts.interfaces.iter().flat_map(|it| &it.addresses).any(|net| net.addr().is_ipv6())
 }
 
 /// What of a policy has no effect in a namespace as it is.
-pub(super) fn remarks(policy: &Policy, facts: &Mirror) -> Vec<String> {
+pub(super) fn remarks(policy: &Policy, facts: &RouteSnapshot) -> Vec<String> {
     let absent = |name: &&String| !facts.interfaces.iter().any(|it| it.name == **name);
     let excluded = policy.exclude_interfaces.iter().filter(absent).map(|name| {
         format!(
@@ -67,13 +67,13 @@ pub(super) fn remarks(policy: &Policy, facts: &Mirror) -> Vec<String> {
 }
 
 /// Whether a policy needs `::6` on lo: not if it is there, nor if IPv6 is off on lo.
-fn foresee_lo6(policy: &Policy, facts: &mut Mirror) -> bool {
+fn foresee_lo6(policy: &Policy, facts: &mut RouteSnapshot) -> bool {
     let lo = facts.interfaces.iter().find(|i| i.loopback);
     let has = |ip: IpAddr| lo.is_some_and(|lo| lo.addresses.iter().any(|net| net.addr() == ip));
     let needed = policy.ipv6 && has(Ipv6Addr::LOCALHOST.into()) && !has(PASSTHROUGH_V6.into());
     if needed {
-        let itself = mirror::Outcome::Local { source: None };
-        facts.routes.push(mirror::Route { prefix: IpAddr::from(PASSTHROUGH_V6).into(), outcome: itself });
+        let itself = routes::Outcome::Local { source: None };
+        facts.routes.push(routes::Route { prefix: IpAddr::from(PASSTHROUGH_V6).into(), outcome: itself });
     }
     needed
 }
@@ -104,7 +104,7 @@ fn apply_noted(
 ) -> Result<()> {
     if needs.lo6 {
         instance.set_meta(&Meta { flags: meta.flags | meta_flag::ADDED_LO6, ..*meta })?;
-        mirror::add_loopback_address(target.netns.as_fd(), PASSTHROUGH_V6)
+        routes::add_loopback_address(target.netns.as_fd(), PASSTHROUGH_V6)
             .map_err(|e| Error::Failed(chain(&e)))?;
         meta.flags |= meta_flag::ADDED_LO6;
     }
@@ -137,7 +137,7 @@ pub(super) fn take_back(
 ) {
     let new = meta.flags & !before;
     if new & meta_flag::ADDED_LO6 == 0
-        || mirror::remove_loopback_address(target.netns.as_fd(), PASSTHROUGH_V6).is_ok()
+        || routes::remove_loopback_address(target.netns.as_fd(), PASSTHROUGH_V6).is_ok()
     {
         meta.flags &= !meta_flag::ADDED_LO6 | before;
     }
@@ -245,7 +245,7 @@ pub(super) fn restore(dir: &Path, meta: &Meta) -> Vec<String> {
     };
     let mut left = Vec::new();
     if meta.flags & meta_flag::ADDED_LO6 != 0
-        && let Err(e) = mirror::remove_loopback_address(netns.as_fd(), PASSTHROUGH_V6)
+        && let Err(e) = routes::remove_loopback_address(netns.as_fd(), PASSTHROUGH_V6)
     {
         left.push(format!("::6 could not be removed from lo: {}", chain(&e)));
     }

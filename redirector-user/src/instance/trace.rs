@@ -1,9 +1,9 @@
 //! Decisions of an instance, live: its programs tell them by aya-log, if it was attached so.
 
-use super::hooks;
 use super::root::Root;
 use super::state::Instance;
-use crate::error::{Context, Error, Result, chain};
+use crate::base::error::{Context, Error, Result, chain};
+use crate::programs::hooks;
 use crate::sys::bpf::Link;
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};

@@ -3,7 +3,7 @@
 //! Only some numbers are needed, so this is one pass over the type section that keeps
 //! nothing (Documentation/bpf/btf.rst has the format).
 
-use crate::error::{Context, Error, Result};
+use crate::base::error::{Context, Error, Result};
 use std::path::Path;
 
 /// Offsets in bytes on the way from a socket to its owner, and what else the kernel's types tell of it.

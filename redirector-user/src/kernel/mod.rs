@@ -1,10 +1,9 @@
 //! What the running kernel offers.
 
 pub mod btf;
-pub mod check;
 pub mod privileges;
 
-use crate::error::{Error, Result, chain};
+use crate::base::error::{Error, Result, chain};
 use aya::programs::ProgramType;
 use aya::sys::is_helper_supported;
 use aya_obj::generated::bpf_func_id;
@@ -14,9 +13,9 @@ use redirector_common::policy::flag;
 /// Facts of the running kernel that programs are loaded with.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
-    offsets: btf::Offsets,
-    has_set_retval: bool,
-    has_netns_cookie: bool,
+    pub(crate) offsets: btf::Offsets,
+    pub(crate) has_set_retval: bool,
+    pub(crate) has_netns_cookie: bool,
 }
 
 impl Kernel {
@@ -73,11 +72,17 @@ impl Kernel {
 
     /// Load-time constants for an instance in a network namespace and on a cgroup, whose policies
     /// set no other flags than these.
-    pub fn target(&self, target: &crate::target::Target, flags: u32) -> Target {
+    pub fn target(&self, target: &crate::pod::Target, flags: u32) -> Target {
         self.constants(target.netns.cookie, target.netns.inode, target.cgroup.id, flags)
     }
 
-    fn constants(&self, netns_cookie: u64, netns_inode: u64, cgroup_id: u64, flags: u32) -> Target {
+    pub(crate) fn constants(
+        &self,
+        netns_cookie: u64,
+        netns_inode: u64,
+        cgroup_id: u64,
+        flags: u32,
+    ) -> Target {
         let o = self.offsets;
         let (sock_net, net_inum) = o.netns.unwrap_or_default();
         let c = o.cgroup.unwrap_or_default();

@@ -1,6 +1,6 @@
 //! Capabilities of this process.
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 use rustix::process::{Resource, getrlimit};
 
 /// What attach and detach need, and why; the same table is in SECURITY.md.

@@ -5,7 +5,7 @@ use redirector_common::counter::Counter;
 use super::packet::Packet;
 use super::spec::{Spec, Target};
 use super::{inbound, outbound, tproxy};
-use crate::config::{Mode, Policy};
+use crate::policy::{Mode, Policy};
 
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]

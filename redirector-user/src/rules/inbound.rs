@@ -4,7 +4,7 @@ use redirector_common::counter::Counter;
 
 use super::chains::{Builder, Chain, nat};
 use super::spec::{Is, Spec};
-use crate::config::{Mode, Policy, Selection};
+use crate::policy::{Mode, Policy, Selection};
 
 const PREROUTING: Chain = nat("PREROUTING");
 const ISTIO_INBOUND: Chain = nat("ISTIO_INBOUND");

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::chains::{Chain, Family, Rule, Rules};
 use super::spec::Target;
 use super::words::end;
-use crate::config::Policy;
+use crate::policy::Policy;
 
 /// A chain that packets come to, with its rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +123,7 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Selection;
+    use crate::policy::Selection;
 
     fn listing(policy: &Policy) -> Vec<Listed> {
         Rules::of(policy).listing(|counter| counter as u64 + 100)

@@ -7,7 +7,7 @@ use redirector_common::counter::Counter;
 
 use super::chains::{Builder, Chain, nat};
 use super::spec::{Is, Protocol, Spec, Target};
-use crate::config::{Dns, Policy, Selection};
+use crate::policy::{Dns, Policy, Selection};
 
 const OUTPUT: Chain = nat("OUTPUT");
 const ISTIO_OUTPUT: Chain = nat("ISTIO_OUTPUT");

@@ -10,8 +10,8 @@ use redirector_common::counter::Counter;
 use redirector_common::decide::{self, Incoming, NOBODY, Outgoing, Verdict};
 
 use super::{Family, Packet, Protocol, Rules, Target};
-use crate::config::{Dns, Mode, Policy, Selection};
 use crate::explain::Offline;
+use crate::policy::{Dns, Mode, Policy, Selection};
 
 const INTERFACES: [&str; 3] = ["lo", "eth0", "net1"];
 

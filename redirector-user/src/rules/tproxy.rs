@@ -6,7 +6,7 @@ use super::chains::{Builder, Chain, mangle};
 use super::inbound::{from, ports};
 use super::outbound::{loopback, passthrough, proxy_cgroup};
 use super::spec::{Is, Spec, Target};
-use crate::config::{Policy, Selection};
+use crate::policy::{Policy, Selection};
 
 const PREROUTING: Chain = mangle("PREROUTING");
 const OUTPUT: Chain = mangle("OUTPUT");

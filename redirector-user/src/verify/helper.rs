@@ -6,8 +6,8 @@
 //! cgroup has them.
 
 use super::sockets::{self, Accepted, Connected, Listener};
-use crate::error::{Context, Error, Result};
-use crate::target::Target;
+use crate::base::error::{Context, Error, Result};
+use crate::pod::Target;
 use rustix::process::{Gid, Pid, Signal, Uid, getppid, set_parent_process_death_signal};
 use rustix::thread::{gettid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::de::DeserializeOwned;

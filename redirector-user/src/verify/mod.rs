@@ -10,14 +10,16 @@ mod plan;
 mod seen;
 mod sockets;
 
-use crate::error::{Context, Error, Result, chain};
+use crate::base::error::{Context, Error, Result, chain};
+use crate::compile::owners;
 use crate::instance::root::Root;
 use crate::instance::state::{Instance, Phase};
-use crate::instance::{find, hooks, observe, record};
-use crate::mirror;
+use crate::instance::{find, record, status};
+use crate::pod::{Target, listeners};
+use crate::programs::hooks;
+use crate::routes;
 use crate::sys::netns::NetNs;
 use crate::sys::{bpf, test_run};
-use crate::target::{Target, listeners, owners};
 use helper::{Helper, Room};
 use plan::{Attempt, Skipped, User};
 use redirector_common::counter::Counter;
@@ -64,7 +66,7 @@ pub fn verify(root: &Root, name: &str, options: &Options) -> Result<Report> {
     };
     let record = record::read(&instance.dir, slot)?;
     let target = find::target_of(name, &record, &meta)?;
-    let mirror = mirror::read(target.netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))?;
+    let mirror = routes::read(target.netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))?;
     let room = Room::new(&target.cgroup.path)?;
     let proxys_room = record.policy.proxy_cgroup.as_deref().map(Room::new).transpose()?;
     let policy = owners::as_the_kernel_counts(&record.policy, &target.netns)?;
@@ -81,7 +83,7 @@ pub fn verify(root: &Root, name: &str, options: &Options) -> Result<Report> {
         room,
         proxys_room,
     };
-    let ports = &ports[..if policy.dns == crate::config::Dns::Off { 2 } else { 3 }];
+    let ports = &ports[..if policy.dns == crate::policy::Dns::Off { 2 } else { 3 }];
     run.listen(ports, policy.ipv6, plan::proxy(&policy).unwrap_or(plan::ROOT))?;
     let mut probes = Vec::new();
     for attempt in plan::plan(&policy, &mirror, options.probe_port) {
@@ -174,7 +176,7 @@ impl Run<'_> {
         let connected = client.connect(attempt.bind, attempt.to, self.options.patience)?;
         probe.seen.of_client(&connected);
         let flow = connected.local.and_then(|local| {
-            let flows = observe::original_dst(self.root, &self.instance.name).ok()?;
+            let flows = status::original_dst(self.root, &self.instance.name).ok()?;
             flows.into_iter().find(|flow| flow.client == local)
         });
         probe.seen.of_flow(flow.as_ref());

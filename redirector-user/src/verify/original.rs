@@ -2,7 +2,7 @@
 //! and would pass under iptables, too (`tools/istio-iptables/pkg/validation`).
 
 use super::sockets;
-use crate::error::{Context, Error, Result};
+use crate::base::error::{Context, Error, Result};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 

@@ -1,9 +1,9 @@
 //! Which connections to try under a policy: one of each kind that the policy captures, chosen so that whoever gets
 //! it is not disturbed.
 
-use crate::config::{Dns, Policy, Selection};
 use crate::explain::{self, Arriving, Explanation, Offline, Outgoing};
-use crate::mirror::Mirror;
+use crate::policy::{Dns, Policy, Selection};
+use crate::routes::RouteSnapshot;
 use crate::rules::Protocol;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -58,7 +58,7 @@ pub struct Skipped {
 }
 
 /// Everything that can be tried.
-pub fn plan(policy: &Policy, mirror: &Mirror, probe_port: u16) -> Plan {
+pub fn plan(policy: &Policy, mirror: &RouteSnapshot, probe_port: u16) -> Plan {
     let offline = Offline::of(policy, mirror);
     let of = |v6| Family { policy, mirror, offline: &offline, v6 };
     let mut plan = of(false).all(probe_port);
@@ -79,7 +79,7 @@ pub fn proxy(policy: &Policy) -> Option<User> {
 
 struct Family<'a> {
     policy: &'a Policy,
-    mirror: &'a Mirror,
+    mirror: &'a RouteSnapshot,
     offline: &'a Offline,
     v6: bool,
 }

@@ -4,7 +4,7 @@ use clap::Parser;
 use proptest::prelude::*;
 
 use super::super::{Flags, import};
-use crate::config::{CaptureFlags, Dns, Given, Policy, Selection, TargetFacts, resolve};
+use crate::policy::{CaptureFlags, Dns, Given, Policy, Selection, TargetFacts, resolve};
 use crate::rules::Rules;
 use crate::rules::tests::policy;
 

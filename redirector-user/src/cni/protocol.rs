@@ -1,0 +1,130 @@
+//! What the CNI plugin asks the agent: one JSON object in a line, with the network namespace as a
+//! passed descriptor, and one back. Documented in docs/agent.md.
+
+use crate::base::text::shortened;
+use serde::{Deserialize, Serialize};
+
+/// Name of the socket in the agent's directory.
+pub const SOCKET: &str = "agent.sock";
+/// Version of the protocol. Plugin and agent are the same binary, but not replaced at the same moment.
+pub const VERSION: u32 = 1;
+/// More than any request or answer has.
+pub const LONGEST: usize = 64 * 1024;
+/// So much of a reason is told: with every byte as six (`\u0000`), an answer is shorter than [`LONGEST`].
+const LONGEST_REASON: usize = 8 * 1024;
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// [`VERSION`].
+    pub version: u32,
+    /// What to do.
+    pub operation: Operation,
+    /// Id of the sandbox, for the log.
+    #[serde(default)]
+    pub container: String,
+    /// The namespace's file as the plugin sees it; the descriptor passed with the request counts.
+    #[serde(default)]
+    pub netns: String,
+    /// The pod, if the runtime said which.
+    #[serde(default)]
+    pub pod: Option<PodName>,
+}
+
+/// What the plugin is called for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Operation {
+    /// Capture the pod, if it is to be captured.
+    Add,
+    /// The pod ends.
+    Del,
+    /// Is the pod captured, if it is to be?
+    Check,
+    /// Remove what belongs to namespaces that are gone.
+    Gc,
+    /// Could an `Add` succeed?
+    Status,
+}
+
+impl Operation {
+    /// As in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Del => "del",
+            Self::Check => "check",
+            Self::Gc => "gc",
+            Self::Status => "status",
+        }
+    }
+}
+
+/// A pod, as CNI_ARGS has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid; runtimes of before 2021 do not say.
+    #[serde(default)]
+    pub uid: Option<String>,
+}
+
+impl std::fmt::Display for PodName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "lowercase")]
+pub enum Reply {
+    /// It is done: for `Add` and `Check` the pod is captured, by this instance.
+    Done {
+        /// Name of the instance, if there is one.
+        #[serde(default)]
+        instance: Option<String>,
+    },
+    /// The pod is none of ours.
+    Ignored {
+        /// Why.
+        why: String,
+    },
+    /// It is not done.
+    Failed {
+        /// CNI's code (docs/agent.md).
+        code: u32,
+        /// Why, and what to do.
+        why: String,
+    },
+}
+
+impl Reply {
+    /// As it is sent.
+    pub fn written(mut self) -> Vec<u8> {
+        if let Self::Ignored { why } | Self::Failed { why, .. } = &mut self {
+            *why = shortened(why, LONGEST_REASON).into_owned();
+        }
+        serde_json::to_vec(&self).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_is_never_too_long() {
+        for why in ["\0".repeat(1 << 20), "ü".repeat(1 << 20)] {
+            let text = Reply::Failed { code: 100, why }.written();
+            assert!(text.len() < LONGEST);
+            let read: Reply = serde_json::from_slice(&text).unwrap();
+            assert!(matches!(read, Reply::Failed { code: 100, why } if why.ends_with('…')));
+        }
+        let short = Reply::Ignored { why: "no".into() };
+        assert_eq!(serde_json::from_slice::<Reply>(&short.clone().written()).unwrap(), short);
+    }
+}

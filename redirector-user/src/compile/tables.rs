@@ -1,0 +1,262 @@
+//! A policy in the kernel's form: scalars in a policy slot, lists and routes in `TABLES`.
+
+use crate::base::error::{Context, Result};
+use crate::policy::{Dns, Mode, Policy, Selection};
+use crate::routes::{Interface, Outcome, RouteSnapshot};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{LpmTrie, MapData};
+use ipnet::IpNet;
+use redirector_common::Addr;
+use redirector_common::abi::{Route, TableKey};
+use redirector_common::policy::{self, Table, flag};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A policy and the namespace's facts, ready to be written.
+pub struct Compiled {
+    /// Scalars.
+    pub policy: policy::Policy,
+    entries: Vec<(Table, Addr, u32, Route)>,
+}
+
+const PRESENT: Route = Route { source: Addr::UNSPECIFIED, oif: 0, errno: 0, local: 0 };
+
+impl Compiled {
+    /// Translates a policy; names of interfaces become the indices they have now.
+    pub fn new(wanted: &Policy, mirror: &RouteSnapshot) -> Self {
+        let mut this = Self { policy: scalars(wanted), entries: Vec::new() };
+        for route in &mirror.routes {
+            this.prefix(Table::Routes, &route.prefix, kernel_route(&route.outcome));
+        }
+        if spreadable(mirror) {
+            this.policy.flags |= flag::SPREAD;
+        }
+        let ports = |list: &[u16]| list.iter().map(|p| u32::from(*p)).collect::<Vec<_>>();
+        this.numbers(
+            Table::ExcludeOutPorts,
+            flag::HAS_EXCLUDE_OUT_PORTS,
+            ports(&wanted.outbound_exclude_ports),
+        );
+        this.numbers(Table::IncludeOutPorts, flag::HAS_INCLUDE_OUT_PORTS, ports(&wanted.outbound_ports));
+        this.numbers(Table::ExcludeInPorts, flag::HAS_EXCLUDE_IN_PORTS, ports(&wanted.inbound_exclude_ports));
+        this.numbers(Table::IncludeInPorts, flag::INBOUND_LIST, ports(wanted.inbound_ports.items()));
+        let indices = |names: &[String]| {
+            let known = mirror.interfaces.iter().filter(|i| names.contains(&i.name));
+            known.map(|i| i.index).collect::<Vec<_>>()
+        };
+        this.numbers(
+            Table::ExcludeInterfaces,
+            flag::HAS_EXCLUDE_INTERFACES,
+            indices(&wanted.exclude_interfaces),
+        );
+        this.virtual_interfaces(&wanted.virtual_interfaces, mirror);
+        this.numbers(Table::ProxyUids, 0, wanted.proxy_uids.clone());
+        this.numbers(Table::ProxyGids, 0, wanted.proxy_gids.clone());
+        this.numbers(Table::OwnerGroups, flag::OWNER_GROUPS_LIST, wanted.owner_groups.items().to_vec());
+        this.numbers(
+            Table::OwnerGroupsExclude,
+            flag::HAS_OWNER_GROUPS_EXCLUDE,
+            wanted.owner_groups_exclude.clone(),
+        );
+        this.cidrs(Table::IncludeCidrs, flag::HAS_INCLUDE_CIDRS, wanted.outbound_cidrs.items());
+        this.cidrs(Table::ExcludeCidrs, flag::HAS_EXCLUDE_CIDRS, &wanted.outbound_exclude_cidrs);
+        if let Dns::Servers(servers) = &wanted.dns {
+            let nets: Vec<IpNet> = servers.iter().map(|ip| IpNet::from(ip.to_canonical())).collect();
+            this.cidrs(Table::DnsServers, 0, &nets);
+        }
+        this
+    }
+
+    /// Writes the lists of one slot. What the slot held before must have been cleared.
+    pub fn write(&self, tables: &mut LpmTrie<MapData, TableKey, Route>, slot: u32) -> Result<()> {
+        for (table, addr, bits, value) in &self.entries {
+            let key = Key::new(TableKey::TABLE_BITS + bits, TableKey::address(slot, *table, *addr));
+            tables.insert(&key, value, 0).context(|| format!("write {addr}/{bits} to the map TABLES"))?;
+        }
+        Ok(())
+    }
+
+    /// What a list says about an address: the value of its longest prefix, as the kernel finds it.
+    pub fn find(&self, table: Table, addr: Addr) -> Option<&Route> {
+        let covers = |prefix: &Addr, bits: u32| (key_bits(prefix) ^ key_bits(&addr)).leading_zeros() >= bits;
+        let of_table = self.entries.iter().filter(|(of, ..)| *of == table);
+        let found =
+            of_table.filter(|(_, prefix, bits, _)| covers(prefix, *bits)).max_by_key(|(.., bits, _)| *bits);
+        found.map(|(.., value)| value)
+    }
+
+    fn numbers(&mut self, table: Table, present: u32, values: Vec<u32>) {
+        if !values.is_empty() {
+            self.policy.flags |= present;
+        }
+        for value in values {
+            let key = TableKey::number(0, table, value);
+            self.entries.push((table, key.addr, 128, PRESENT));
+        }
+    }
+
+    /// The flag does not depend on the interfaces being there: they may come later.
+    fn virtual_interfaces(&mut self, names: &[String], mirror: &RouteSnapshot) {
+        if !names.is_empty() {
+            self.policy.flags |= flag::HAS_VIRTUAL_INTERFACES;
+        }
+        for interface in mirror.interfaces.iter().filter(|i| names.contains(&i.name)) {
+            for (table, v6) in [(Table::VirtualInterfaces, false), (Table::VirtualInterfaces6, true)] {
+                let source = redirect_address(interface, v6).map_or(Addr::UNSPECIFIED, Addr::from);
+                let key = TableKey::number(0, table, interface.index);
+                self.entries.push((table, key.addr, 128, Route { source, ..PRESENT }));
+            }
+        }
+    }
+
+    fn cidrs(&mut self, table: Table, present: u32, nets: &[IpNet]) {
+        if !nets.is_empty() {
+            self.policy.flags |= present;
+        }
+        for net in nets.iter().flat_map(of_one_family) {
+            self.prefix(table, &net, PRESENT);
+        }
+    }
+
+    fn prefix(&mut self, table: Table, net: &IpNet, value: Route) {
+        let net = net.trunc();
+        let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
+        self.entries.push((table, net.addr().into(), mapped + u32::from(net.prefix_len()), value));
+    }
+}
+
+/// Where REDIRECT in PREROUTING sends what enters an interface: its first address
+/// (`nf_nat_redirect_ipv4`, `nf_nat_redirect_ipv6`), over IPv6 the first that is no link-local one, like
+/// the destination.
+fn redirect_address(interface: &Interface, v6: bool) -> Option<IpAddr> {
+    let fits = |ip: &IpAddr| match ip {
+        IpAddr::V4(_) => !v6,
+        IpAddr::V6(ip) => v6 && !ip.is_unicast_link_local(),
+    };
+    interface.addresses.iter().map(IpNet::addr).find(fits)
+}
+
+/// An address as it stands in a key.
+fn key_bits(addr: &Addr) -> u128 {
+    addr.words.iter().fold(0, |all, word| all << 32 | u128::from(u32::from_be(*word)))
+}
+
+/// The part of a network that no address of the other family is in. In keys IPv4 is ::ffff:0:0/96, which to ip6tables
+/// is an IPv6 network like any other, without packets: `-i ::/0` captures no IPv4.
+fn of_one_family(net: &IpNet) -> Vec<IpNet> {
+    const MAPPED: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0);
+    const BITS: u8 = 96;
+    let IpNet::V6(v6) = net else { return vec![*net] };
+    if !v6.contains(&MAPPED) {
+        let mapped = v6.prefix_len() > BITS && v6.addr().to_ipv4_mapped().is_some();
+        return if mapped { Vec::new() } else { vec![*net] };
+    }
+    // All of it but MAPPED: at each bit on the way there, the half on the other side.
+    let beside = |bits: u8| {
+        let other = Ipv6Addr::from_bits(MAPPED.to_bits() ^ 1 << (127 - bits));
+        IpNet::new_assert(other.into(), bits + 1).trunc()
+    };
+    (v6.prefix_len()..BITS).map(beside).collect()
+}
+
+/// Removes the lists of a slot.
+pub fn clear(tables: &mut LpmTrie<MapData, TableKey, Route>, slot: u32) -> Result<()> {
+    // Removal while iterating may restart the walk, so collect first.
+    let keys: Vec<Key<TableKey>> =
+        tables.keys().collect::<Result<_, _>>().context(|| "read the map TABLES".into())?;
+    for key in keys.into_iter().filter(|key| key.data().slot() == slot) {
+        tables.remove(&key).context(|| "clear the map TABLES".into())?;
+    }
+    Ok(())
+}
+
+fn kernel_route(outcome: &Outcome) -> Route {
+    let source = |ip: &Option<IpAddr>| ip.map_or(Addr::UNSPECIFIED, Addr::from);
+    const LOOPBACK_IFINDEX: u32 = 1;
+    match outcome {
+        Outcome::Local { source: s } => {
+            Route { source: source(s), oif: LOOPBACK_IFINDEX, errno: 0, local: 1 }
+        }
+        Outcome::Via { oif, source: s } => Route { source: source(s), oif: *oif, errno: 0, local: 0 },
+        Outcome::Broadcast { oif } => {
+            let errno = libc::ENETUNREACH as u16;
+            Route { source: Addr::UNSPECIFIED, oif: *oif, errno, local: 0 }
+        }
+        Outcome::Refused { errno } => {
+            Route { source: Addr::UNSPECIFIED, oif: 0, errno: *errno as u16, local: 0 }
+        }
+    }
+}
+
+/// Whether all of 127.0.0.0/8 is local, as it is unless somebody has changed lo.
+fn spreadable(mirror: &RouteSnapshot) -> bool {
+    let lo = IpNet::from(IpAddr::from(Ipv4Addr::new(127, 128, 128, 128)));
+    let best = mirror.routes.iter().filter(|r| r.prefix.contains(&lo)).max_by_key(|r| r.prefix.prefix_len());
+    best.is_some_and(|r| matches!(r.outcome, Outcome::Local { .. }))
+}
+
+fn scalars(wanted: &Policy) -> policy::Policy {
+    let flags = [
+        (flag::IPV6, wanted.ipv6),
+        (flag::OUTBOUND_ALL, wanted.outbound_cidrs == Selection::All),
+        (flag::INBOUND_ALL, wanted.inbound_ports == Selection::All),
+        (flag::TPROXY, wanted.mode == Mode::Tproxy),
+        (flag::DNS, wanted.dns != Dns::Off),
+        (flag::DNS_ALL, wanted.dns == Dns::All),
+        (flag::LOOPBACK_INCLUDED, wanted.captures_loopback()),
+        (flag::OWNER_GROUPS_LIST, wanted.owner_groups == Selection::None),
+        (flag::PROXY_CGROUP, wanted.proxy_cgroup.is_some()),
+        (flag::HAS_UIDS, !wanted.proxy_uids.is_empty()),
+        (flag::HAS_GIDS, !wanted.proxy_gids.is_empty()),
+        (flag::HAS_MORE_UIDS, wanted.proxy_uids.len() > 1),
+        (flag::HAS_MORE_GIDS, wanted.proxy_gids.len() > 1),
+    ];
+    let first = |ids: &[u32]| ids.first().copied().unwrap_or(redirector_common::decide::NOBODY);
+    policy::Policy {
+        flags: flags.iter().filter(|(_, on)| *on).fold(0, |all, (bit, _)| all | bit),
+        outbound_port: wanted.outbound_port,
+        inbound_port: wanted.inbound_port,
+        tunnel_port: wanted.tunnel_port,
+        dns_port: wanted.dns_port,
+        first_uid: first(&wanted.proxy_uids),
+        first_gid: first(&wanted.proxy_gids),
+        loopback_net: u32::from_ne_bytes(wanted.loopback_cidr.network().octets()),
+        loopback_mask: u32::from_ne_bytes(wanted.loopback_cidr.netmask().octets()),
+        capacity: wanted.max_connections,
+        tproxy_mark: wanted.tproxy_mark,
+        // Only a target knows its cgroups.
+        proxy_cgroup: 0,
+        _pad: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compiled(include: &str) -> Compiled {
+        let nets = vec![include.parse().expect("network")];
+        let policy = Policy { outbound_cidrs: Selection::of(nets), ..Policy::default() };
+        Compiled::new(&policy, &RouteSnapshot { routes: Vec::new(), interfaces: Vec::new() })
+    }
+
+    #[test]
+    fn an_ipv6_network_holds_no_ipv4() {
+        for (net, inside, outside) in [
+            ("::/0", "2001:db8::1 ::1 :: ::fffe:1.2.3.4 ::1:0:0 ffff::", "1.2.3.4 0.0.0.0"),
+            ("::/64", "::1 ::fffe:ffff:ffff", "1.2.3.4 0:0:0:1::"),
+            ("::fffe:0:0/95", "::fffe:1.2.3.4", "1.2.3.4"),
+            ("::ffff:0:0/96", "", "1.2.3.4 ::1"),
+            ("::ffff:1.2.3.0/120", "", "1.2.3.4 ::1"),
+            ("0.0.0.0/0", "1.2.3.4", "::1 2001:db8::1"),
+            ("fd00::/8", "fd00::1", "1.2.3.4 fe00::1"),
+        ] {
+            let compiled = compiled(net);
+            let covers = |ip: &str| {
+                let ip: IpAddr = ip.parse().expect("address");
+                compiled.find(Table::IncludeCidrs, ip.into()).is_some()
+            };
+            inside.split_whitespace().for_each(|ip| assert!(covers(ip), "{ip} in {net}"));
+            outside.split_whitespace().for_each(|ip| assert!(!covers(ip), "{ip} not in {net}"));
+        }
+    }
+}

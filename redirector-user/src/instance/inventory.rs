@@ -1,0 +1,136 @@
+//! What the agent has to know of each instance before it decides anything: cheap to read for
+//! hundreds of them, and never an error.
+
+use super::find;
+use super::links;
+use super::record;
+use super::root::Root;
+use super::state::{Instance, Phase};
+use crate::base::error::Result;
+use crate::compile::owners;
+use crate::policy::Policy;
+use crate::programs::hooks;
+use crate::programs::object;
+use redirector_common::abi::{ABI_VERSION, Meta};
+
+/// An instance as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Surveyed {
+    /// Its name.
+    pub name: String,
+    /// See [`Root::identity`]; 0 if it has gone meanwhile.
+    pub identity: u64,
+    /// What it is attached to and does.
+    pub state: State,
+}
+
+/// What an instance does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It captures.
+    Active(Box<Active>),
+    /// It is draining: whoever drains it ends it.
+    Draining,
+    /// A command that made it or took it down was killed; the next one sweeps it.
+    Inert,
+    /// Made by a version with another map layout; it works, but only that version can change it.
+    Foreign {
+        /// Version of the layout.
+        abi: u32,
+        /// Inode number of the namespace that its programs are attached to, 0 if that is gone; None if nobody can say.
+        netns: Option<u64>,
+        /// Nothing that they were attached to is there any more.
+        ended: bool,
+    },
+    /// Something of it is missing or cannot be read.
+    Damaged(String),
+}
+
+impl State {
+    /// Whether it captures what is gone, and nothing can come back into.
+    pub fn has_ended(&self) -> bool {
+        match self {
+            Self::Active(active) => !active.netns_alive,
+            Self::Foreign { ended, .. } => *ended,
+            Self::Draining | Self::Inert | Self::Damaged(_) => false,
+        }
+    }
+}
+
+/// An instance that captures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Active {
+    /// Cookie of its network namespace.
+    pub netns_cookie: u64,
+    /// Id of its cgroup.
+    pub cgroup_id: u64,
+    /// The namespace exists.
+    pub netns_alive: bool,
+    /// The cgroup exists.
+    pub cgroup_alive: bool,
+    /// The policy in force; None if its record cannot be read.
+    pub policy: Option<Policy>,
+    /// It runs the programs of this version.
+    pub current: bool,
+    /// Every hook that the policy needs has its link, and the proxy's cgroup is still the one it was told.
+    pub complete: bool,
+}
+
+/// All instances of the node.
+///
+/// # Errors
+///
+/// Only if the directory of all instances cannot be read.
+pub fn survey(root: &Root) -> Result<Vec<Surveyed>> {
+    let names = root.names()?.into_iter();
+    let look = |name: String| {
+        // Before the state: at worst it is that of an instance which is gone by now, and matches nothing.
+        let identity = root.identity(&name).unwrap_or(0);
+        Surveyed { identity, state: state(root, &name), name }
+    };
+    Ok(names.map(look).collect())
+}
+
+fn state(root: &Root, name: &str) -> State {
+    let dir = root.instance(name);
+    let instance = match Instance::open_unchecked(&dir, name).and_then(|i| i.meta().map(|meta| (i, meta))) {
+        Ok((_, meta)) if meta.abi != ABI_VERSION => {
+            let netns = find::linked_to(&dir);
+            let ended = netns == Some(0) && links::are_dead(&dir);
+            return State::Foreign { abi: meta.abi, netns, ended };
+        }
+        Ok(found) => found,
+        Err(e) => return State::Damaged(e.to_string()),
+    };
+    let (instance, meta) = instance;
+    match Phase::of(&meta) {
+        Phase::Active(slot) => State::Active(Box::new(active(&instance, &meta, slot))),
+        Phase::Draining => State::Draining,
+        Phase::Inert => State::Inert,
+    }
+}
+
+fn active(instance: &Instance, meta: &Meta, slot: u32) -> Active {
+    let record = record::read(&instance.dir, slot).ok();
+    let policy = record.as_ref().map(|record| record.policy.clone());
+    let complete = policy.as_ref().is_some_and(|policy| {
+        hooks::wanted(policy).all(|hook| !links::is_missing(&instance.dir, &hook).unwrap_or(false))
+            && knows_the_proxy(instance, policy, slot)
+    });
+    Active {
+        netns_cookie: meta.netns_cookie,
+        cgroup_id: meta.cgroup_id,
+        // Without the link nobody can say; the plan repairs it first.
+        netns_alive: !find::netns_is_gone(&instance.dir, meta),
+        cgroup_alive: !find::cgroup_is_gone(&instance.dir, meta),
+        current: record.is_some_and(|record| record.programs == object::ID),
+        policy,
+        complete,
+    }
+}
+
+/// A proxy that is known by its cgroup gets another one when its container or unit is started anew.
+fn knows_the_proxy(instance: &Instance, policy: &Policy, slot: u32) -> bool {
+    let in_force = instance.policies().ok().and_then(|policies| policies.get(&slot, 0).ok());
+    in_force.is_some_and(|told| owners::problem_of_proxy_cgroup(policy, told.proxy_cgroup).is_none())
+}

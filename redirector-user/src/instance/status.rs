@@ -1,0 +1,333 @@
+//! What an instance is, as asked for (record) and as the kernel shows it (status).
+
+use super::detach;
+use super::find;
+use super::listeners;
+use super::record::{self, Record};
+use super::root::Root;
+use super::state::{Instance, Phase};
+use crate::base::error::{Context, Result};
+use crate::compile::owners;
+use crate::pod::cgroup::Cgroup;
+use crate::programs::hooks::{self, Hook};
+use crate::sys::bpf::{self, Link};
+use redirector_common::abi::{ABI_VERSION, FlowKey, Meta, OriginalDst};
+use redirector_common::counter::Counter;
+use redirector_common::decide::Verdict;
+use serde::Serialize;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+
+/// A line of `redirector list`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Name of the instance.
+    pub name: String,
+    /// `active`, `draining`, `inert`, or `damaged`.
+    pub state: &'static str,
+    /// Inode number of the network namespace.
+    pub netns_inode: Option<u64>,
+    /// The namespace file that was given.
+    pub netns: Option<String>,
+    /// The cgroup that was given.
+    pub cgroup: Option<String>,
+    /// Redirected connections that are alive.
+    pub connections: Option<u64>,
+    /// What is wrong: it is damaged, what it was attached to is gone, or it is draining.
+    pub problem: Option<String>,
+}
+
+/// All instances. A damaged one is listed, not an error.
+pub fn list(root: &Root) -> Result<Vec<Summary>> {
+    Ok(root.names()?.into_iter().filter_map(|name| summary(root, &name)).collect())
+}
+
+/// None if it has been detached while we looked.
+fn summary(root: &Root, name: &str) -> Option<Summary> {
+    let mut line = Summary {
+        name: name.to_owned(),
+        state: "damaged",
+        netns_inode: None,
+        netns: None,
+        cgroup: None,
+        connections: None,
+        problem: None,
+    };
+    if let Err(e) = fill(&mut line, root) {
+        line.problem = Some(e.to_string());
+    }
+    root.instance(name).exists().then_some(line)
+}
+
+fn fill(line: &mut Summary, root: &Root) -> Result<()> {
+    let instance = match Instance::open(root, &line.name) {
+        Ok(instance) => instance,
+        Err(e) => {
+            // Its records may be left, and tell whose it was.
+            if let Some(record) = find::any_record(&root.instance(&line.name)) {
+                line.whose(&record);
+            }
+            return Err(e);
+        }
+    };
+    let meta = instance.meta()?;
+    let phase = Phase::of(&meta);
+    line.netns_inode = Some(meta.netns_inode);
+    let record = any_record(&instance, phase)?;
+    line.whose(&record);
+    line.problem = problem(&instance, &meta, &record)?;
+    line.connections = Some(instance.live()?);
+    line.state = phase_name(phase);
+    Ok(())
+}
+
+/// What is wrong with an instance that is not damaged.
+fn problem(instance: &Instance, meta: &Meta, record: &Record) -> Result<Option<String>> {
+    let detach = format!("redirector detach --name {}", instance.name);
+    let gone = |what: &str| Ok(Some(format!("its {what} is gone; detach it (`{detach}`)")));
+    let phase = Phase::of(meta);
+    if phase != Phase::Inert && find::netns_is_gone(&instance.dir, meta) {
+        return gone("network namespace");
+    }
+    if phase != Phase::Inert && find::cgroup_is_gone(&instance.dir, meta) {
+        return gone("cgroup");
+    }
+    match phase {
+        Phase::Inert => Ok(None),
+        // Nobody knows whether the command that drains is still there.
+        Phase::Draining => Ok(Some(format!(
+            "captures nothing new until its connections have ended, for at most {} s more; `{detach}` ends it at once",
+            detach::time_left(meta)
+        ))),
+        Phase::Active(slot) => {
+            let in_force = instance.policies()?.get(&slot, 0).context(|| "read POLICIES".into())?;
+            Ok(owners::problem_of_proxy_cgroup(&record.policy, in_force.proxy_cgroup))
+        }
+    }
+}
+
+impl Summary {
+    fn whose(&mut self, record: &Record) {
+        self.netns = Some(record.netns.display().to_string());
+        self.cgroup = Some(record.cgroup.display().to_string());
+    }
+}
+
+pub(crate) fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Inert => "inert",
+        Phase::Active(_) => "active",
+        Phase::Draining => "draining",
+    }
+}
+
+fn any_record(instance: &Instance, phase: Phase) -> Result<Record> {
+    match phase {
+        Phase::Active(slot) => record::read(&instance.dir, slot),
+        _ => record::read(&instance.dir, 0).or_else(|_| record::read(&instance.dir, 1)),
+    }
+}
+
+/// One hook of an instance as the kernel has it.
+#[derive(Clone, Debug, Serialize)]
+pub struct HookStatus {
+    /// Which hook.
+    pub hook: &'static str,
+    /// Id of our program.
+    pub program: Option<u32>,
+    /// Whether the kernel runs our program there: the link holds it, its target exists, and (on
+    /// a cgroup) it is among the effective programs.
+    pub effective: bool,
+    /// Ids of programs of others that run at this hook of the cgroup before ours.
+    pub before: Vec<u32>,
+    /// Why it is not effective.
+    pub problem: Option<String>,
+}
+
+/// Listeners of the proxy that are registered.
+#[derive(Clone, Debug, Serialize)]
+pub struct ListenerStatus {
+    /// `outbound`, `inbound` or `dns`.
+    pub traffic: &'static str,
+    /// Port of the policy.
+    pub port: u16,
+    /// How many of family AF_INET.
+    pub ipv4: u32,
+    /// How many of family AF_INET6.
+    pub ipv6: u32,
+    /// What is wrong with them.
+    pub problem: Option<String>,
+}
+
+/// A counter.
+#[derive(Clone, Debug, Serialize)]
+pub struct CounterStatus {
+    /// Stable name.
+    pub rule: &'static str,
+    /// Connections.
+    pub connections: u64,
+}
+
+/// Everything `redirector show` knows.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Name of the instance.
+    pub name: String,
+    /// `active`, `draining` or `inert`.
+    pub state: &'static str,
+    /// Version of the map layout.
+    pub abi: u32,
+    /// What was asked for.
+    pub record: Record,
+    /// Inode number of the network namespace.
+    pub netns_inode: u64,
+    /// Its cookie.
+    pub netns_cookie: u64,
+    /// Id of the cgroup.
+    pub cgroup_id: u64,
+    /// Whether attach has put `::6` on lo.
+    pub added_lo6: bool,
+    /// Redirected connections that are alive.
+    pub connections: u64,
+    /// True if every hook is effective.
+    pub effective: bool,
+    /// What is wrong although it is.
+    pub problem: Option<String>,
+    /// Each hook.
+    pub hooks: Vec<HookStatus>,
+    /// The proxy's listeners.
+    pub listeners: Vec<ListenerStatus>,
+    /// Connections by rule, and other outcomes.
+    pub counters: Vec<CounterStatus>,
+}
+
+/// Status of one instance.
+pub fn status(root: &Root, name: &str) -> Result<Status> {
+    let instance = Instance::open(root, name)?;
+    let meta = instance.meta()?;
+    let phase = Phase::of(&meta);
+    let record = any_record(&instance, phase)?;
+    let hooks: Vec<HookStatus> =
+        hooks::wanted(&record.policy).map(|hook| hook_status(&instance, &hook, &record)).collect();
+    let slot = if let Phase::Active(slot) = phase { slot } else { 0 };
+    let policy = &record.policy;
+    let mut roles = vec![
+        ("outbound", policy.outbound_port, Verdict::Outbound),
+        ("inbound", policy.inbound_port, Verdict::Inbound),
+    ];
+    if policy.dns != crate::policy::Dns::Off {
+        roles.push(("dns", policy.dns_port, Verdict::Dns));
+    }
+    let mut registered = Vec::new();
+    for (traffic, port, verdict) in roles {
+        let [ipv4, ipv6] = listeners::count(&instance, slot, verdict)?;
+        let problem = if ipv4 + ipv6 == 0 {
+            Some("no listener of the proxy is registered".to_owned())
+        } else if verdict == Verdict::Outbound && !policy.virtual_interfaces.is_empty() {
+            let netns = find::netns_of(&record, &meta);
+            let target = netns.zip(Cgroup::open(&record.cgroup).ok());
+            target.and_then(|(netns, cgroup)| listeners::problem(&netns, &cgroup, policy))
+        } else {
+            None
+        };
+        registered.push(ListenerStatus { traffic, port, ipv4, ipv6, problem });
+    }
+    let counters = Counter::ALL.iter().zip(instance.counters()?);
+    Ok(Status {
+        name: name.to_owned(),
+        state: phase_name(phase),
+        problem: problem(&instance, &meta, &record)?,
+        abi: ABI_VERSION,
+        netns_inode: meta.netns_inode,
+        netns_cookie: meta.netns_cookie,
+        cgroup_id: meta.cgroup_id,
+        added_lo6: meta.flags & redirector_common::abi::meta_flag::ADDED_LO6 != 0,
+        connections: instance.live()?,
+        effective: hooks.iter().all(|h| h.effective),
+        hooks,
+        listeners: registered,
+        counters: counters.map(|(c, n)| CounterStatus { rule: c.name(), connections: n }).collect(),
+        record,
+    })
+}
+
+fn hook_status(instance: &Instance, hook: &Hook, record: &Record) -> HookStatus {
+    let mut status =
+        HookStatus { hook: hook.short(), program: None, effective: false, before: Vec::new(), problem: None };
+    if let Err(e) = inspect(instance, hook, record, &mut status) {
+        status.problem = Some(e.to_string());
+    }
+    status
+}
+
+fn inspect(instance: &Instance, hook: &Hook, record: &Record, status: &mut HookStatus) -> Result<()> {
+    let path = instance.dir.join(hook.link_pin());
+    let link = Link::open(&path).context(|| format!("open {}", path.display()))?;
+    let info = link.info().context(|| format!("inspect {}", path.display()))?;
+    status.program = Some(info.program);
+    if info.target == 0 {
+        status.problem = Some("its link is detached, or what it was attached to is gone".into());
+    } else if hook.netns {
+        status.effective = true;
+    } else {
+        let cgroup = Cgroup::open(&record.cgroup)?;
+        let running = bpf::effective_programs(cgroup.as_fd(), hook.at)
+            .context(|| format!("ask for the effective programs of {}", record.cgroup.display()))?;
+        match running.iter().position(|id| *id == info.program) {
+            Some(at) => {
+                status.effective = true;
+                status.before = running[..at].to_vec();
+            }
+            None => status.problem = Some("it is not among the cgroup's effective programs".into()),
+        }
+    }
+    Ok(())
+}
+
+/// An entry of the exposed map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Flow {
+    /// The client, as the proxy's accept() shows it.
+    pub client: SocketAddr,
+    /// Where the connection was sent.
+    pub proxy: SocketAddr,
+    /// Where the client wanted to go.
+    pub original: SocketAddr,
+    /// `outbound`, `inbound` or `dns`.
+    pub traffic: &'static str,
+    /// Name of the rule that decided.
+    pub rule: &'static str,
+}
+
+/// The exposed map, live: original destinations of the connections that are alive.
+pub fn original_dst(root: &Root, name: &str) -> Result<Vec<Flow>> {
+    let map = Instance::open(root, name)?.original_dst()?;
+    let mut flows = Vec::new();
+    for entry in map.iter() {
+        match entry {
+            // The proxy's own connections in TPROXY mode were not redirected.
+            Ok((_, value)) if value.verdict == Verdict::Pass as u16 => {}
+            Ok((key, value)) => flows.push(flow(&key, &value)),
+            // An entry that went away during the walk.
+            Err(aya::maps::MapError::KeyNotFound) => {}
+            Err(e) => return Err(e).context(|| format!("read ORIGINAL_DST of {name}")),
+        }
+    }
+    flows.sort_by_key(|f| (f.client, f.proxy));
+    Ok(flows)
+}
+
+fn flow(key: &FlowKey, value: &OriginalDst) -> Flow {
+    let at = |addr, port| SocketAddr::new(IpAddr::from(addr), port);
+    Flow {
+        client: at(key.client, key.client_port),
+        proxy: at(key.proxy, key.proxy_port),
+        original: at(value.addr, value.port),
+        traffic: match value.verdict {
+            2 => "inbound",
+            3 => "dns",
+            _ => "outbound",
+        },
+        rule: Counter::ALL.get(value.rule as usize).map_or("unknown", |c| c.name()),
+    }
+}

@@ -1,0 +1,199 @@
+//! Cgroup v2 directories. The tree may be mounted anywhere (hybrid layouts have it below
+//! `/sys/fs/cgroup/unified`), so it is looked up and never assumed.
+
+use super::process;
+use crate::base::error::{Context, Error, Result};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+const CGROUP_SUPER_MAGIC: i64 = 0x0027_e0eb;
+
+/// An open cgroup v2 directory, never the root.
+#[derive(Debug)]
+pub struct Cgroup {
+    dir: File,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its id (inode number), as bpftool and the kernel call it.
+    pub id: u64,
+}
+
+impl Cgroup {
+    /// Opens a directory below the cgroup v2 mount.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if it does not exist, is of cgroup v1, or is the root.
+    pub fn open(path: &Path) -> Result<Self> {
+        let dir = match File::open(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::Input(format!("the cgroup {} does not exist", path.display())));
+            }
+            other => other.context(|| format!("open the cgroup {}", path.display()))?,
+        };
+        let kind = rustix::fs::fstatfs(&dir).context(|| format!("statfs {}", path.display()))?.f_type as i64;
+        if kind != CGROUP2_SUPER_MAGIC {
+            let what = if kind == CGROUP_SUPER_MAGIC { "of cgroup v1" } else { "not a cgroup" };
+            let tree = mount().map_or_else(|e| e.to_string(), |m| format!("the v2 tree is {}", m.display()));
+            return Err(Error::Input(format!(
+                "{} is {what}; give a cgroup v2 directory: {tree}",
+                path.display()
+            )));
+        }
+        // Every cgroup has this file, except the root.
+        if !path.join("cgroup.events").exists() {
+            return Err(Error::Input(format!(
+                "{} is the root cgroup, which holds the whole machine; give the cgroup of the pod",
+                path.display()
+            )));
+        }
+        let id = dir.metadata().context(|| format!("stat {}", path.display()))?.ino();
+        let path = path.canonicalize().context(|| format!("resolve {}", path.display()))?;
+        Ok(Self { dir, path, id })
+    }
+
+    /// Pids of the processes in it and below.
+    pub fn processes(&self) -> Result<BTreeSet<u32>> {
+        let mut pids = BTreeSet::new();
+        collect(&self.path, &mut pids)?;
+        Ok(pids)
+    }
+}
+
+impl AsFd for Cgroup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+}
+
+fn collect(dir: &Path, pids: &mut BTreeSet<u32>) -> Result<()> {
+    let gone = |e: &std::io::Error| matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
+    // cgroup.procs of a threaded cgroup cannot be read; its threads' processes are listed above it.
+    match std::fs::read_to_string(dir.join("cgroup.procs")) {
+        Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
+        Err(e) if gone(&e) || e.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        Err(e) => return Err(e).context(|| format!("read {}/cgroup.procs", dir.display())),
+    }
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if gone(&e) => return Ok(()),
+        other => other.context(|| format!("read {}", dir.display()))?,
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            collect(&entry.path(), pids)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where cgroup v2 is mounted.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] if it is not.
+pub fn mount() -> Result<PathBuf> {
+    let text =
+        std::fs::read_to_string("/proc/self/mountinfo").context(|| "read /proc/self/mountinfo".into())?;
+    find_mount(&text).ok_or_else(|| {
+        Error::Unsupported(
+            "cgroup v2 is not mounted; mount it: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none \
+             /sys/fs/cgroup/unified"
+                .into(),
+        )
+    })
+}
+
+/// Where the trees of cgroup v1 are mounted; none in a unified layout.
+pub fn v1_mounts() -> Vec<PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = text.lines().filter_map(|line| {
+        let (front, back) = line.split_once(" - ")?;
+        (back.split(' ').next()? == "cgroup").then_some(front.split(' ').nth(4)?)
+    });
+    mounts.map(PathBuf::from).collect()
+}
+
+/// Mount point of the first cgroup2 whose root is the whole tree, else of the first.
+fn find_mount(mountinfo: &str) -> Option<PathBuf> {
+    let mounts: Vec<(&str, &str)> = mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (front, back) = line.split_once(" - ")?;
+            let mut front = front.split(' ').skip(3);
+            (back.split(' ').next()? == "cgroup2").then_some((front.next()?, front.next()?))
+        })
+        .collect();
+    let whole = mounts.iter().find(|(root, _)| *root == "/");
+    whole.or(mounts.first()).map(|(_, point)| PathBuf::from(point))
+}
+
+/// The innermost cgroup that holds all of these processes.
+pub fn innermost_of(pids: &[u32]) -> Result<Cgroup> {
+    let mut common: Option<PathBuf> = None;
+    for pid in pids {
+        let Some(text) = process::cgroups(*pid) else { continue };
+        let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::")) else {
+            return Err(Error::Unsupported(format!(
+                "process {pid} is in no cgroup v2; boot with cgroup v2 (hybrid or unified layout)"
+            )));
+        };
+        let path = Path::new(path);
+        common = Some(match common {
+            None => path.to_owned(),
+            Some(so_far) => common_ancestor(&so_far, path),
+        });
+    }
+    let Some(common) = common else {
+        return Err(Error::Input("the process has ended".into()));
+    };
+    if common == Path::new("/") {
+        return Err(Error::Input(format!(
+            "the processes of this network namespace ({}) have only the root cgroup in common, which holds the whole \
+             machine; put them into a cgroup of their own, or give --netns and --cgroup",
+            pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
+        )));
+    }
+    if common.components().any(|part| part == Component::ParentDir) {
+        return Err(Error::Unsupported(format!(
+            "the cgroup of the processes ({}) is above the root of our cgroup namespace; run in the host's \
+             (a container needs hostPID and the host's cgroup namespace), or give --netns and --cgroup",
+            common.display()
+        )));
+    }
+    let relative = common.strip_prefix("/").unwrap_or(&common);
+    Cgroup::open(&mount()?.join(relative))
+}
+
+fn common_ancestor(a: &Path, b: &Path) -> PathBuf {
+    a.components().zip(b.components()).take_while(|(x, y)| x == y).map(|(x, _)| x).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hybrid_and_unified_mounts_are_found() {
+        let hybrid = "30 23 0:26 / /sys/fs/cgroup/pids rw shared:9 - cgroup cgroup rw,pids\n\
+                      31 23 0:27 / /sys/fs/cgroup/unified rw,nosuid shared:10 - cgroup2 cgroup2 rw\n";
+        assert_eq!(find_mount(hybrid).unwrap(), Path::new("/sys/fs/cgroup/unified"));
+        let unified = "29 22 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
+        assert_eq!(find_mount(unified).unwrap(), Path::new("/sys/fs/cgroup"));
+        let bind =
+            "28 22 0:26 /pod1 /mnt rw - cgroup2 cgroup2 rw\n29 22 0:26 / /sys/fs/cgroup rw - cgroup2 c rw\n";
+        assert_eq!(find_mount(bind).unwrap(), Path::new("/sys/fs/cgroup"));
+        assert_eq!(find_mount("28 22 0:26 / /proc rw - proc proc rw\n"), None);
+    }
+
+    #[test]
+    fn ancestors() {
+        let ancestor = |a: &str, b: &str| common_ancestor(Path::new(a), Path::new(b));
+        assert_eq!(ancestor("/kube/pod1/app", "/kube/pod1/proxy"), Path::new("/kube/pod1"));
+        assert_eq!(ancestor("/kube/pod1", "/kube/pod12"), Path::new("/kube"));
+        assert_eq!(ancestor("/a", "/b"), Path::new("/"));
+    }
+}

@@ -1,0 +1,175 @@
+//! The proxy's listening sockets that are older than the attach: found in /proc and taken
+//! over with pidfd_getfd (5.6).
+
+use super::cgroup::Cgroup;
+use super::descriptors::{self, Budget, Seen};
+pub use super::descriptors::{OF_ALL, OF_ONE, TIME};
+use crate::base::error::{Context, Result};
+use crate::sys::netns::NetNs;
+use rustix::fs::FileType;
+use rustix::net::{getsockname, sockopt};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+/// A listening socket of another process.
+#[derive(Debug)]
+pub struct Listener {
+    /// Our own descriptor of it.
+    pub socket: OwnedFd,
+    /// Its port.
+    pub port: u16,
+    /// It is of family AF_INET6.
+    pub v6: bool,
+    /// The process it was found in.
+    pub pid: u32,
+}
+
+/// What a search for listeners gives.
+#[derive(Debug)]
+pub struct Found {
+    /// Those whose processes are in the cgroup.
+    pub listeners: Vec<Listener>,
+    /// Ports, in order, on which the namespace has others, too.
+    pub elsewhere: Vec<u16>,
+    /// The processes have more descriptors than are looked at, and some may be of those ports.
+    pub incomplete: bool,
+}
+
+/// Listeners on `ports` in the namespace, taken from the processes in the cgroup.
+pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Found> {
+    let mut wanted = netns.run(|| listening(ports)).context(|| "enter the network namespace".into())??;
+    let mut listeners = Vec::new();
+    let (sockets, mut budget) = (descriptors::mount_of_sockets(), Budget::new());
+    for pid in cgroup.processes()? {
+        if wanted.is_empty() || budget.is_spent() {
+            break;
+        }
+        // None: it has ended.
+        let Some(process) = open(pid)? else { continue };
+        for (before, (number, seen)) in descriptors::of(pid, sockets).enumerate() {
+            if wanted.is_empty() || !budget.allows(before) {
+                break;
+            }
+            match seen {
+                Seen::Socket(inode) if wanted.contains_key(&inode) => {}
+                Seen::Unknown => {}
+                Seen::Socket(_) | Seen::Other => continue,
+            }
+            let Some(socket) = take(&process, pid, number)? else { continue };
+            // The number may have become that of another socket since it was looked at.
+            if let Some((port, v6)) = inode_of(&socket).and_then(|inode| wanted.remove(&inode))
+                && is_of_use(&socket)
+            {
+                listeners.push(Listener { socket, port, v6, pid });
+            }
+        }
+    }
+    let incomplete = budget.exceeded && !wanted.is_empty();
+    let elsewhere: BTreeSet<u16> = wanted.into_values().map(|(port, _)| port).collect();
+    Ok(Found { listeners, elsewhere: elsewhere.into_iter().collect(), incomplete })
+}
+
+/// Port and family (true: AF_INET6) of every listener on `ports` in the namespace.
+pub fn present(netns: &NetNs, ports: &[u16]) -> Result<Vec<(u16, bool)>> {
+    let all = netns.run(|| listening(ports)).context(|| "enter the network namespace".into())??;
+    Ok(all.into_values().collect())
+}
+
+/// A handle of a process; None if it has gone meanwhile.
+fn open(pid: u32) -> Result<Option<OwnedFd>> {
+    let Some(process) = Pid::from_raw(pid as i32) else { return Ok(None) };
+    match pidfd_open(process, PidfdFlags::empty()) {
+        Ok(process) => Ok(Some(process)),
+        // EINVAL: it ends just now (pidfd_open(2)).
+        Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => Ok(None),
+        Err(e) => Err(e).context(|| format!("open process {pid}, which may have a listener of the proxy")),
+    }
+}
+
+/// Duplicates descriptor `fd` of a process; None if either has gone meanwhile.
+fn take(process: &OwnedFd, pid: u32, fd: i32) -> Result<Option<OwnedFd>> {
+    match pidfd_getfd(process, fd, PidfdGetfdFlags::empty()) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(rustix::io::Errno::SRCH | rustix::io::Errno::BADF) => Ok(None),
+        Err(e) => Err(e).context(|| {
+            format!("take descriptor {fd} of process {pid}, a listener of the proxy (needs CAP_SYS_PTRACE)")
+        }),
+    }
+}
+
+/// The inode of a socket; None of anything else, whose numbers are of another kind, and which is not asked for them: its
+/// file system may not answer.
+fn inode_of(descriptor: &OwnedFd) -> Option<u64> {
+    sockopt::socket_domain(descriptor).ok()?;
+    let stat = rustix::fs::fstat(descriptor).ok()?;
+    FileType::from_raw_mode(stat.st_mode).is_socket().then_some(stat.st_ino)
+}
+
+/// REDIRECT never sends to a loopback address but 127.0.0.1 and ::1.
+fn is_of_use(socket: &OwnedFd) -> bool {
+    let bound = getsockname(socket).ok().and_then(|address| SocketAddr::try_from(address).ok());
+    bound.is_none_or(|bound| {
+        let address = bound.ip().to_canonical();
+        !address.is_loopback()
+            || [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(&address)
+    })
+}
+
+/// Inode → (port, IPv6) of the listeners on `ports`, as the calling thread's namespace has them.
+fn listening(ports: &[u16]) -> Result<HashMap<u64, (u16, bool)>> {
+    let mut all = HashMap::new();
+    for (file, v6) in [("/proc/thread-self/net/tcp", false), ("/proc/thread-self/net/tcp6", true)] {
+        match std::fs::read_to_string(file) {
+            Ok(text) => all.extend(
+                text.lines()
+                    .skip(1)
+                    .filter_map(parse)
+                    .filter(|(_, port)| ports.contains(port))
+                    .map(|(inode, port)| (inode, (port, v6))),
+            ),
+            Err(e) if v6 && e.kind() == std::io::ErrorKind::NotFound => {} // no IPv6
+            Err(e) => return Err(e).context(|| format!("read {file}")),
+        }
+    }
+    Ok(all)
+}
+
+/// Inode and port of a line of /proc/net/tcp that is in state LISTEN (0A).
+fn parse(line: &str) -> Option<(u64, u16)> {
+    let mut fields = line.split_ascii_whitespace();
+    let local = fields.nth(1)?;
+    if fields.nth(1)? != "0A" {
+        return None;
+    }
+    let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
+    let inode = fields.nth(5)?.parse().ok()?;
+    Some((inode, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn proc_net_tcp() {
+        let listen = "   0: 00000000:3A99 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1337        0 \
+                      12345 1 ffff 100 0 0 10 0";
+        assert_eq!(parse(listen), Some((12345, 15001)));
+        assert_eq!(parse(&listen.replace(" 0A ", " 01 ")), None);
+        assert_eq!(parse("garbage"), None);
+    }
+
+    #[test]
+    fn a_descriptor_that_became_another_socket() {
+        let socket = || OwnedFd::from(std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let (one, other) = (socket(), socket());
+        let inode = std::fs::metadata(format!("/proc/self/fd/{}", one.as_raw_fd())).unwrap().ino();
+        assert_eq!(inode_of(&one), Some(inode));
+        assert_ne!(inode_of(&other), Some(inode));
+        assert_eq!(inode_of(&std::fs::File::open("/dev/null").unwrap().into()), None);
+    }
+}

@@ -1,0 +1,180 @@
+//! Live rules of Istio in a namespace: attaching beside them would redirect twice.
+
+use crate::base::error::{Context, Error, Result};
+use crate::sys::netns::NetNs;
+use crate::sys::xtables;
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+
+/// Refuses a namespace whose netfilter has `ISTIO_*` chains, or chains in nftables tables of Istio.
+///
+/// # Errors
+///
+/// [`Error::Input`] with the chains' names and how to remove them.
+pub fn refuse_istio(netns: &NetNs) -> Result<()> {
+    let chains = netns.run(istio_chains).context(|| "enter the network namespace".into())??;
+    if chains.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Input(format!(
+        "the network namespace has live netfilter rules of Istio ({}), and would be redirected twice; remove them \
+         first (istio-iptables --cleanup-only in the namespace, with --native-nftables if it has made tables), or \
+         restart the pod without istio-init",
+        chains.join(", ")
+    )))
+}
+
+/// Names of the `ISTIO_*` chains of the calling thread's namespace, by both iptables flavours, and of Istio's own
+/// nftables tables.
+fn istio_chains() -> Result<Vec<String>> {
+    let mut chains = nft_chains()?;
+    for (v6, file) in
+        [(false, "/proc/thread-self/net/ip_tables_names"), (true, "/proc/thread-self/net/ip6_tables_names")]
+    {
+        // Not there: a kernel without legacy iptables.
+        for table in std::fs::read_to_string(file).unwrap_or_default().lines() {
+            let entries = xtables::entries(v6, table).context(|| {
+                format!("read the legacy iptables table {table} ({})", if v6 { "IPv6" } else { "IPv4" })
+            })?;
+            chains.extend(legacy_chains(&entries));
+        }
+    }
+    chains.sort();
+    chains.dedup();
+    Ok(chains)
+}
+
+const PREFIX: &[u8] = b"ISTIO_";
+
+/// How the tables begin that Istio makes by nft, and the chains in them that are not base chains: `istio-proxy-nat` by
+/// `istio-iptables --native-nftables` (`tools/istio-nftables/pkg/constants`), `istio-ambient-nat` by its CNI plugin
+/// (`cni/pkg/nftables`). A table with base chains alone redirects nothing.
+const NATIVE: &str = "istio-";
+
+/// Names of the `ISTIO_*` chains in a table of legacy iptables. A chain begins with a rule whose
+/// target is called `ERROR` (`struct xt_error_target`): 2 bytes of size, 29 of the target's name,
+/// 1 of revision, then the name of the chain.
+fn legacy_chains(entries: &[u8]) -> Vec<String> {
+    const TARGET: &[u8] = b"ERROR\0";
+    const TO_NAME: usize = 30;
+    let begins = |at: &usize| {
+        let chain = entries.get(at + TO_NAME..).unwrap_or_default();
+        entries[*at..].starts_with(TARGET) && chain.starts_with(PREFIX)
+    };
+    let name = |at: usize| {
+        let name = entries[at + TO_NAME..].split(|byte| *byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(name).into_owned()
+    };
+    (0..entries.len()).filter(begins).map(name).collect()
+}
+
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const NFT_MSG_GETCHAIN: u16 = 4;
+const NLM_F_REQUEST_DUMP: u16 = 0x301;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const HEADERS: usize = 20; // nlmsghdr and nfgenmsg
+
+/// Dumps the chains of nf_tables, which iptables-nft uses, too. A kernel without nf_tables has none.
+fn nft_chains() -> Result<Vec<String>> {
+    let what = || "ask nf_tables for its chains".to_owned();
+    let mut socket = match Socket::new(NETLINK_NETFILTER) {
+        Err(e) if e.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(Vec::new()),
+        other => other.context(what)?,
+    };
+    socket.bind_auto().context(what)?;
+    let mut request = Vec::with_capacity(HEADERS);
+    request.extend((HEADERS as u32).to_ne_bytes());
+    request.extend((NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN).to_ne_bytes());
+    request.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
+    request.extend([0; 8]); // sequence, port
+    request.extend([0; 4]); // any family, version 0, resource 0
+    socket.send_to(&request, &SocketAddr::new(0, 0), 0).context(what)?;
+
+    let mut names = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full().context(what)?;
+        let mut rest = datagram.as_slice();
+        while let Some((kind, message, next)) = split(rest) {
+            match kind {
+                NLMSG_DONE => return Ok(names),
+                NLMSG_ERROR => match errno(message) {
+                    // nfnetlink knows no nf_tables.
+                    0 | libc::EINVAL | libc::EOPNOTSUPP => return Ok(names),
+                    errno => return Err(std::io::Error::from_raw_os_error(errno)).context(what),
+                },
+                _ => names.extend(of_istio(message)),
+            }
+            rest = next;
+        }
+    }
+}
+
+/// Type and bytes of the first netlink message, and what follows it.
+fn split(data: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let len = u32::from_ne_bytes(data.get(..4)?.try_into().ok()?) as usize;
+    let kind = u16::from_ne_bytes(data.get(4..6)?.try_into().ok()?);
+    let message = data.get(..len)?;
+    Some((kind, message, data.get(len.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+/// The error of a `struct nlmsgerr`, positive.
+fn errno(message: &[u8]) -> i32 {
+    let bytes = message.get(16..20).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(libc::EBADMSG, |bytes| i32::from_ne_bytes(bytes).saturating_neg())
+}
+
+/// What to call a chain if it is one of Istio's: its name, or for a table of Istio's own that table's.
+fn of_istio(message: &[u8]) -> Option<String> {
+    let name = attribute(message, NFTA_CHAIN_NAME)?;
+    if name.as_bytes().starts_with(PREFIX) {
+        return Some(name);
+    }
+    let table = attribute(message, NFTA_CHAIN_TABLE)?;
+    (table.starts_with(NATIVE) && name.starts_with(NATIVE)).then(|| format!("nftables table {table}"))
+}
+
+/// An attribute of a chain that is a text.
+fn attribute(message: &[u8], wanted: u16) -> Option<String> {
+    let mut attributes = message.get(HEADERS..)?;
+    loop {
+        let len = u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?) as usize;
+        let kind = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
+        let value = attributes.get(4..len)?;
+        if kind == wanted {
+            return Some(String::from_utf8_lossy(value).trim_end_matches('\0').to_owned());
+        }
+        attributes = attributes.get(len.next_multiple_of(4)..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chains_of_legacy_iptables() {
+        let chain = |name: &str| {
+            let mut entry = vec![64, 0];
+            for (text, len) in [("ERROR", 30), (name, 32)] {
+                entry.extend(text.bytes());
+                entry.resize(entry.len() + len - text.len(), 0);
+            }
+            entry
+        };
+        let table = [chain("PREROUTING"), chain("ISTIO_OUTPUT"), vec![1; 40], chain("ISTIO_IN")].concat();
+        assert_eq!(legacy_chains(&table), ["ISTIO_OUTPUT", "ISTIO_IN"]);
+        assert_eq!(legacy_chains(&table[..40]), Vec::<String>::new());
+        assert_eq!(legacy_chains(b"ERROR\0ISTIO_"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn malformed_messages_end_without_a_panic() {
+        assert_eq!(of_istio(&[0; 21]), None);
+        assert_eq!(of_istio(&[0; 40]), None);
+        assert!(split(&[1, 0, 0]).is_none());
+        assert_eq!(errno(&[0; 4]), libc::EBADMSG);
+        assert!(split(&[255, 255, 255, 255, 0, 0, 0, 0]).is_none());
+    }
+}

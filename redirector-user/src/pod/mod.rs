@@ -1,0 +1,235 @@
+//! What an instance is attached to: a network namespace and a cgroup.
+
+pub mod cgroup;
+mod descriptors;
+pub mod facts;
+pub mod kubernetes;
+pub mod listeners;
+pub mod live_rules;
+pub mod process;
+
+use crate::base::error::{Context, Error, Result};
+use crate::sys::netns::NetNs;
+use cgroup::Cgroup;
+use std::path::{Path, PathBuf};
+
+/// An open target. Captured are the sockets that are created in the cgroup (or below) and
+/// are in the namespace.
+#[derive(Debug)]
+pub struct Target {
+    /// The namespace.
+    pub netns: NetNs,
+    /// The file it was opened by.
+    pub netns_path: PathBuf,
+    /// The cgroup.
+    pub cgroup: Cgroup,
+    /// The process that stands for the target, if it was given by one.
+    pub pid: Option<u32>,
+}
+
+impl Target {
+    /// The namespace of a process, and the innermost cgroup that holds every process of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if there is no such process, if it lives in the machine's own namespace,
+    /// or if only the root cgroup holds all processes.
+    pub fn of_pid(pid: u32) -> Result<Self> {
+        let netns_path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let netns = open_netns(&netns_path, || {
+            format!("there is no process {pid} (or it has ended); give the pid as the host sees it")
+        })?;
+        refuse_own(&netns, &netns_path)?;
+        Self::of_processes(netns, netns_path, pid)
+    }
+
+    /// The namespace that we are in ourselves, and the innermost cgroup that holds every process of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if that is the machine's own, or if only the root cgroup holds all processes.
+    pub fn own() -> Result<Self> {
+        let path = Path::new("/proc/self/ns/net");
+        let netns = open_netns(path, || "/proc is not mounted".into())?;
+        // net_core_table is registered for the initial namespace alone; in others of the machine (a node in
+        // a container) its processes have only the root cgroup in common.
+        if Path::new("/proc/sys/net/core/netdev_max_backlog").exists() {
+            return Err(machines(path));
+        }
+        let own = std::process::id();
+        // One that stays longer than we do.
+        let other = process::in_netns(netns.inode)?.into_iter().find(|pid| *pid != own);
+        let netns_path = PathBuf::from(format!("/proc/{}/ns/net", other.unwrap_or(own)));
+        Self::of_processes(netns, netns_path, own)
+    }
+
+    /// A namespace file, and the innermost cgroup that holds every process of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Target::of_pid`], and if no process is in it.
+    pub fn of_netns(path: &Path) -> Result<Self> {
+        let netns = open_netns(path, || format!("{} does not exist", path.display()))?;
+        refuse_own(&netns, path)?;
+        let Some(pid) = process::in_netns(netns.inode)?.into_iter().next() else {
+            return Err(Error::Input(format!(
+                "no process is in {}, so there is no cgroup to take; use `redirector attach --netns FILE --cgroup DIR`",
+                path.display()
+            )));
+        };
+        Self::of_processes(netns, std::path::absolute(path).unwrap_or_else(|_| path.into()), pid)
+    }
+
+    /// With the innermost cgroup of `pid` and of the namespace's other processes.
+    fn of_processes(netns: NetNs, netns_path: PathBuf, pid: u32) -> Result<Self> {
+        let mut processes = process::in_netns(netns.inode)?;
+        if !processes.contains(&pid) {
+            processes.push(pid);
+        }
+        let cgroup = cgroup::innermost_of(&processes)?;
+        Ok(Self { netns, netns_path, cgroup, pid: Some(pid) })
+    }
+
+    /// A namespace file and a cgroup v2 directory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if either is not what it should be.
+    pub fn of_paths(netns_path: &Path, cgroup: &Path) -> Result<Self> {
+        let netns = open_netns(netns_path, || {
+            format!(
+                "{} does not exist; give a file such as /proc/PID/ns/net or /run/netns/NAME",
+                netns_path.display()
+            )
+        })?;
+        refuse_own(&netns, netns_path)?;
+        // Later commands run elsewhere.
+        let path = std::path::absolute(netns_path).context(|| format!("resolve {}", netns_path.display()))?;
+        Ok(Self { netns, netns_path: path, cgroup: Cgroup::open(cgroup)?, pid: None })
+    }
+
+    /// A namespace that is open already, by the file of its descriptor, and known by another.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if it is none, or the machine's own.
+    pub fn of_open(file: &Path, known_as: PathBuf, cgroup: Cgroup) -> Result<Self> {
+        let netns = open_netns(file, || format!("{} is not open", file.display()))?;
+        refuse_own(&netns, &known_as)?;
+        Ok(Self { netns, netns_path: known_as, cgroup, pid: None })
+    }
+
+    /// A cgroup v2 directory and the namespace of the processes in it; None if there is no process in it.
+    ///
+    /// Processes in the machine's own namespace do not count beside others: CRI-O puts the monitor of a pod's containers
+    /// into the pod's cgroup (`conmon_cgroup = "pod"`). It is not captured, its sockets are in another namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if its processes are in several namespaces, or all in the machine's own.
+    pub fn of_cgroup(cgroup: Cgroup) -> Result<Option<Self>> {
+        let (mut found, mut machines_own): (Option<(NetNs, u32)>, _) = (None, None);
+        let own = own_cookies();
+        for pid in cgroup.processes()? {
+            // It may have ended meanwhile.
+            let Ok(netns) = NetNs::open(&PathBuf::from(format!("/proc/{pid}/ns/net"))) else { continue };
+            if own.contains(&netns.cookie) {
+                machines_own = Some(pid);
+                continue;
+            }
+            match &found {
+                Some((first, other)) if first.cookie != netns.cookie => {
+                    return Err(Error::Input(format!(
+                        "the processes of the cgroup {} are in several network namespaces (those of {other} and {pid}, \
+                         for instance); give a cgroup for each, or say which with the namespace's file",
+                        cgroup.path.display()
+                    )));
+                }
+                Some(_) => {}
+                None => found = Some((netns, pid)),
+            }
+        }
+        let file = |pid: u32| PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let (netns, pid) = match (found, machines_own) {
+            (Some(found), _) => found,
+            (None, Some(pid)) => return Err(machines(&file(pid))),
+            (None, None) => return Ok(None),
+        };
+        let netns_path = file(pid);
+        Ok(Some(Self { netns, netns_path, cgroup, pid: Some(pid) }))
+    }
+
+    /// A sentence about the processes that are not captured; None if there are none.
+    pub fn strays_told(&self) -> Result<Option<String>> {
+        let strays = self.strays()?;
+        if strays.is_empty() {
+            return Ok(None);
+        }
+        let shown: Vec<String> =
+            strays.iter().take(8).map(|pid| format!("{pid} ({})", process::name(*pid))).collect();
+        Ok(Some(format!(
+            "{} not in the cgroup {} and would not be captured: {}",
+            match strays.len() {
+                1 => "1 of the network namespace's processes is".to_owned(),
+                more => format!("{more} of the network namespace's processes are"),
+            },
+            self.cgroup.path.display(),
+            shown.join(", ")
+        )))
+    }
+
+    /// Processes of the namespace that are not in the cgroup, and so are not captured.
+    pub fn strays(&self) -> Result<Vec<u32>> {
+        let mut strays = process::in_netns(self.netns.inode)?;
+        // Processes come and go while we look: a stray is one each time, and there after that. One that is being forked
+        // is in its namespace before it is in its cgroup (copy_process: cgroup_post_fork comes last), one that is ending is
+        // there longer than cgroup.procs lists it (Linux 7.0, a72f73c4dd9b).
+        for _ in 0..process::LOOKS {
+            let inside = self.cgroup.processes()?;
+            strays.retain(|pid| !inside.contains(pid));
+            if strays.is_empty() {
+                break;
+            }
+            std::thread::sleep(process::FORKING);
+        }
+        strays
+            .retain(|pid| process::netns_inode(*pid) == Some(self.netns.inode) && !process::is_ending(*pid));
+        Ok(strays)
+    }
+}
+
+/// Opens a namespace file; a wrong one is the user's error.
+pub fn open_netns(path: &Path, missing: impl FnOnce() -> String) -> Result<NetNs> {
+    match NetNs::open(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::Input(missing())),
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidInput || e.raw_os_error() == Some(libc::ENOTTY) => {
+            Err(Error::Input(format!(
+                "{} is not a network namespace; give a file such as /proc/PID/ns/net or /run/netns/NAME",
+                path.display()
+            )))
+        }
+        other => other.context(|| format!("open the network namespace {}", path.display())),
+    }
+}
+
+/// Capturing the namespace of the machine itself would cut its own connections. Process 1 may be
+/// out of our sight (another pid namespace, more capabilities than ours); then our own counts.
+fn refuse_own(netns: &NetNs, path: &Path) -> Result<()> {
+    if own_cookies().contains(&netns.cookie) {
+        return Err(machines(path));
+    }
+    Ok(())
+}
+
+fn own_cookies() -> Vec<u64> {
+    let files = ["/proc/1/ns/net", "/proc/self/ns/net"];
+    files.iter().filter_map(|file| NetNs::open(Path::new(file)).ok()).map(|netns| netns.cookie).collect()
+}
+
+fn machines(path: &Path) -> Error {
+    Error::Input(format!(
+        "{} is the machine's own network namespace, which is never captured (a pod with hostNetwork?); give the \
+         namespace of a pod",
+        path.display()
+    ))
+}

@@ -1,0 +1,147 @@
+//! Loading the eBPF object.
+
+use super::hooks::{self, Hook};
+use crate::base::error::{Error, Result, chain};
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use redirector_common::abi::{Target, name};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+/// The object that this binary carries: committed, made by `cargo xtask ebpf`.
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/redirector.bpf.o"));
+
+/// What tells this object from another: the beginning of its sha256, as `cargo xtask ebpf` has recorded it.
+pub const ID: &str = include_str!("../../bpf/redirector.bpf.sources").split_at(16).0;
+
+/// More entries than connections: those that are made while the limit is reached.
+const SLACK: u32 = 1024;
+
+/// A loaded object; nothing of it is attached.
+pub struct Loaded {
+    ebpf: Ebpf,
+}
+
+/// Where the maps of a load come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Maps<'a> {
+    /// New ones, for at most so many redirected connections.
+    New {
+        /// Size of `ORIGINAL_DST`.
+        capacity: u32,
+    },
+    /// Those pinned in an instance's directory.
+    Of(&'a Path),
+}
+
+impl Loaded {
+    /// Loads the programs of these hooks with their maps, for a namespace and for policies that
+    /// set no other flags than those of `target`. With `trace` they tell their decisions.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the kernel refuses a map or a program, with its reason.
+    pub fn new(
+        target: &Target,
+        maps: Maps<'_>,
+        trace: bool,
+        hooks: impl Iterator<Item = Hook>,
+    ) -> Result<Self> {
+        let mut loaded = Self::without_programs(target, maps, trace)?;
+        let guest = hooks::has_guests(target.flags).then_some(hooks::GUEST);
+        for name in hooks.map(|hook| hook.program).chain(guest) {
+            loaded.load(name)?;
+        }
+        Ok(loaded)
+    }
+
+    /// The same with the maps alone, so that programs can be loaded one by one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the kernel refuses a map, with its reason.
+    pub fn without_programs(target: &Target, maps: Maps<'_>, trace: bool) -> Result<Self> {
+        // Levels of aya-log: 0 is below all of them, 4 is debug.
+        let level: u8 = if trace { 4 } else { 0 };
+        let mut loader = EbpfLoader::new();
+        // Asked for only when a program is refused; the last lines say why.
+        loader.verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS).override_global(
+            name::TARGET,
+            target,
+            true,
+        );
+        loader.override_global("AYA_LOG_LEVEL", &level, true);
+        if !trace {
+            // A ring buffer cannot be smaller.
+            loader.map_max_entries("AYA_LOGS", 4096);
+        }
+        if !hooks::has_guests(target.flags) {
+            loader.map_max_entries("GUESTS", 1);
+        }
+        match maps {
+            Maps::New { capacity } => {
+                loader.map_max_entries(name::ORIGINAL_DST, capacity.saturating_add(SLACK));
+            }
+            Maps::Of(dir) => {
+                for map in name::MAPS {
+                    loader.map_pin_path(map, dir.join(map));
+                }
+            }
+        }
+        let ebpf = loader
+            .load(OBJECT)
+            .map_err(|e| Error::Unsupported(format!("the kernel does not take our maps: {}", chain(&e))))?;
+        Ok(Self { ebpf })
+    }
+
+    /// Loads a program; how many instructions the verifier followed, if the kernel tells (5.16).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the kernel refuses it, with its reason.
+    pub fn load(&mut self, name: &str) -> Result<Option<u32>> {
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| Error::Failed(format!("the eBPF object has no program {name}")))?;
+        load(program).map_err(|e| refused(name, &e))?;
+        Ok(program.info().ok().and_then(|info| info.verified_instruction_count()))
+    }
+
+    /// Descriptor of a loaded program.
+    pub fn program(&self, name: &str) -> Result<BorrowedFd<'_>> {
+        let program = self.ebpf.program(name).and_then(|p| p.fd().ok());
+        program.map(AsFd::as_fd).ok_or_else(|| Error::Failed(format!("program {name} is not loaded")))
+    }
+
+    /// A map by its name.
+    pub fn map(&self, name: &str) -> Result<&aya::maps::Map> {
+        self.ebpf.map(name).ok_or_else(|| Error::Failed(format!("the eBPF object has no map {name}")))
+    }
+}
+
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(p) => p.load(),
+        Program::CgroupSockopt(p) => p.load(),
+        Program::SockOps(p) => p.load(),
+        Program::SkLookup(p) => p.load(),
+        Program::SchedClassifier(p) => p.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// The verifier's log is long; its last lines say what it refused.
+fn refused(program: &str, error: &ProgramError) -> Error {
+    let why = match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().filter(|l| !l.trim().is_empty()).collect();
+            let tail = lines[lines.len().saturating_sub(8)..].join(" | ");
+            if tail.is_empty() { io_error.to_string() } else { format!("{io_error}: {tail}") }
+        }
+        other => chain(other),
+    };
+    Error::Unsupported(format!("the kernel does not take program {program}: {why}. See `redirector check`"))
+}
