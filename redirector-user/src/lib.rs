@@ -3,6 +3,7 @@
 //! The library behind the command line: targets, policies, instances.
 #![deny(unsafe_code)]
 
+#[cfg(feature = "agent")]
 pub mod agent;
 pub mod base;
 pub mod check;

@@ -13,6 +13,10 @@ pub fn all() -> Result<()> {
     let fuzz = ["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"];
     timed("fmt of fuzz", || project::cargo().args(fuzz).run())?;
     timed("clippy", || project::cargo().args(["clippy", "--all-targets", "--", "-Dwarnings"]).run())?;
+    // What `cargo xtask demo` builds.
+    let without =
+        ["clippy", "-p", "redirector-user", "--no-default-features", "--all-targets", "--", "-Dwarnings"];
+    timed("clippy without the agent", || project::cargo().args(without).run())?;
     timed("doc", || project::cargo().args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-Dwarnings").run())
 }
 

@@ -43,7 +43,7 @@ pub fn test(args: &[String]) -> Result<()> {
 pub fn demo(args: &[String]) -> Result<()> {
     project::need_root("demo")?;
     deps::for_demo()?;
-    run("demo", Profile::Dev, args)
+    run("demo", Profile::WithoutAgent, args)
 }
 
 /// Starts, measures or removes the example mesh.

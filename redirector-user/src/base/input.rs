@@ -25,6 +25,10 @@ pub fn text(path: &Path) -> Result<String> {
 /// # Errors
 ///
 /// Also if it is none, no text or too large.
+#[cfg_attr(
+    not(feature = "agent"),
+    allow(dead_code, reason = "only the agent reads files that others replace")
+)]
 pub fn file(path: &Path) -> Result<String> {
     // A FIFO without a writer is waited for, else (fifo(7)).
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;

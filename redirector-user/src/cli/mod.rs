@@ -1,5 +1,6 @@
 //! The command line: a verb a file. Nouns read, verbs write.
 
+#[cfg(feature = "agent")]
 mod agent;
 mod attach;
 mod check;
@@ -74,6 +75,7 @@ enum Verb {
     #[command(after_long_help = explain::long_help())]
     Explain(Box<explain::Args>),
     Import(import::Args),
+    #[cfg(feature = "agent")]
     Agent(Box<agent::Args>),
     Cni(cni::Args),
     Verify(verify::Args),
@@ -92,7 +94,9 @@ impl Verb {
             | Self::Trace(_)
             | Self::Verify(_) => true,
             Self::Explain(args) => args.is_live(),
-            Self::Attach(_) | Self::Check(_) | Self::Import(_) | Self::Agent(_) | Self::Cni(_) => false,
+            #[cfg(feature = "agent")]
+            Self::Agent(_) => false,
+            Self::Attach(_) | Self::Check(_) | Self::Import(_) | Self::Cni(_) => false,
         }
     }
 }
@@ -158,6 +162,7 @@ pub fn main() -> ExitCode {
         Verb::Check(args) => check::run(&env, &args),
         Verb::Explain(args) => explain::run(&env, &args),
         Verb::Import(args) => import::run(&env, &args),
+        #[cfg(feature = "agent")]
         Verb::Agent(args) => agent::run(&env, *args),
         Verb::Cni(args) => cni::run(&env, args),
         Verb::Verify(args) => verify::run(&env, &args),
