@@ -7,19 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, anyhow};
 use rustix::process::Signal;
 
-use redirector_tests::agent::{Agent, Home, target, until_active, until_registered};
-use redirector_tests::bpftool::detach_link;
-use redirector_tests::kernel;
-use redirector_tests::matrix::SERVED;
-use redirector_tests::node::Node;
-use redirector_tests::older::{Older, PROGRAMS};
-use redirector_tests::pod::{APP, PROXY, VIP4, at};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::probe::many::{Load, Report};
-use redirector_tests::process::Daemon;
-use redirector_tests::redirector::exit;
-use redirector_tests::retry;
-use redirector_tests::side::{By, Setup, Side};
+use redirector_tests::harness::kernel;
+use redirector_tests::harness::pair::fixture::{By, Setup, Side};
+use redirector_tests::harness::pair::matrix::SERVED;
+use redirector_tests::harness::probe::many::{Load, Report};
+use redirector_tests::harness::process::Daemon;
+use redirector_tests::harness::product::agent::{Agent, Home, target, until_active, until_registered};
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::product::exit;
+use redirector_tests::harness::product::objects::detach_link;
+use redirector_tests::harness::product::older::{Older, PROGRAMS};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::retry;
+use redirector_tests::harness::world::{APP, PROXY, VIP4, at};
 
 const NAME: &str = "file-shop";
 const DASHBOARD: &str = include_str!("../../deploy/grafana/redirector.json");
@@ -216,7 +216,8 @@ fn metrics_tell_the_traffic() -> anyhow::Result<()> {
     let sample = "redirector_connections_total{verdict=\"outbound\",rule=\"out_all\"}";
     assert_eq!(agent.metric(sample)?, 0.0);
     assert_eq!(connect(&side, 300)?.reached, HashMap::from([(PROXIED.to_owned(), 300)]));
-    side.world.pods[0].observe(PROXY, &[redirector_tests::scenario::Scenario::to(at(VIP4, SERVED))])?;
+    side.world.pods[0]
+        .observe(PROXY, &[redirector_tests::harness::probe::scenario::Scenario::to(at(VIP4, SERVED))])?;
     let metrics = agent.metrics()?;
     let expect = [
         (sample, 300.0),

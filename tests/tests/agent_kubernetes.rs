@@ -5,17 +5,17 @@ use std::collections::HashMap;
 
 use anyhow::Context;
 
-use redirector_tests::agent::{Agent, Home, until_active};
-use redirector_tests::apiserver::ApiServer;
-use redirector_tests::kubelet::{Call, Id, Kubelet, PREVIOUS};
-use redirector_tests::matrix::SERVED;
-use redirector_tests::node::Node;
-use redirector_tests::pod::{APP, PROXY, World};
-use redirector_tests::privileged::{find_kubernetes, require_root};
-use redirector_tests::probe::many::Load;
-use redirector_tests::process::Place;
-use redirector_tests::proxy::{Server, everywhere, proxy_listeners};
-use redirector_tests::retry;
+use redirector_tests::harness::apiserver::ApiServer;
+use redirector_tests::harness::kubelet::{Call, Id, Kubelet, PREVIOUS};
+use redirector_tests::harness::pair::matrix::SERVED;
+use redirector_tests::harness::probe::many::Load;
+use redirector_tests::harness::process::Place;
+use redirector_tests::harness::product::agent::{Agent, Home, until_active};
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::requirements::{find_kubernetes, require_root};
+use redirector_tests::harness::retry;
+use redirector_tests::harness::server::{Server, everywhere, proxy_listeners};
+use redirector_tests::harness::world::{APP, PROXY, World};
 
 const NODE: &str = "node-1";
 

@@ -10,19 +10,19 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use serde_json::json;
 
-use redirector_tests::agent::{Agent, Home, target, until_active, until_registered};
-use redirector_tests::bpftool::{detach_link, set_layout};
-use redirector_tests::kubelet::{Call, Id, Kubelet};
-use redirector_tests::matrix::SERVED;
-use redirector_tests::node::Node;
-use redirector_tests::pod::{APP, PROXY, PodOptions, World, at};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::probe::many::Load;
-use redirector_tests::process::{Daemon, Place};
-use redirector_tests::proxy::everywhere;
-use redirector_tests::redirector::{Run, exit};
-use redirector_tests::retry;
-use redirector_tests::side::{By, Setup, Side};
+use redirector_tests::harness::kubelet::{Call, Id, Kubelet};
+use redirector_tests::harness::pair::fixture::{By, Setup, Side};
+use redirector_tests::harness::pair::matrix::SERVED;
+use redirector_tests::harness::probe::many::Load;
+use redirector_tests::harness::process::{Daemon, Place};
+use redirector_tests::harness::product::agent::{Agent, Home, target, until_active, until_registered};
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::product::objects::{detach_link, set_layout};
+use redirector_tests::harness::product::{Run, exit};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::retry;
+use redirector_tests::harness::server::everywhere;
+use redirector_tests::harness::world::{APP, PROXY, PodOptions, World, at};
 
 const SHOP: &str = "shop";
 /// What the agent calls it.

@@ -5,17 +5,17 @@ use std::net::Ipv4Addr;
 use anyhow::ensure;
 use serde_json::{Value, json};
 
-use redirector_tests::istio::{Cidrs, Options, Ports};
-use redirector_tests::kernel;
-use redirector_tests::matrix::{self, Part};
-use redirector_tests::node::{Node, has_or_refuses};
-use redirector_tests::pod::{APP, PROXY, Pod, World};
-use redirector_tests::privileged::require_root;
-use redirector_tests::redirector::exit;
-use redirector_tests::scenario::Owner;
-use redirector_tests::share;
-use redirector_tests::side::{By, Setup};
-use redirector_tests::twin::Twin;
+use redirector_tests::harness::kernel;
+use redirector_tests::harness::oracle::options::{Cidrs, Options, Ports};
+use redirector_tests::harness::pair::Twin;
+use redirector_tests::harness::pair::fixture::{By, Setup};
+use redirector_tests::harness::pair::matrix::{self, Part};
+use redirector_tests::harness::probe::scenario::Owner;
+use redirector_tests::harness::product::bpffs::{Node, has_or_refuses};
+use redirector_tests::harness::product::exit;
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::share;
+use redirector_tests::harness::world::{APP, PROXY, Pod, World};
 
 /// The user of a proxy that has one of its own.
 const OTHER: Owner = Owner { uid: 2000, gid: 3000 };

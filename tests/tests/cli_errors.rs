@@ -8,14 +8,14 @@ use anyhow::{Context, ensure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
 
-use redirector_tests::bpftool::{has_lo6, links_of};
-use redirector_tests::cgroup::mount_point;
-use redirector_tests::command::output;
-use redirector_tests::names;
-use redirector_tests::node::{Node, target};
-use redirector_tests::pod::{Pod, World};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::redirector::{Run, binary, exit};
+use redirector_tests::harness::command::output;
+use redirector_tests::harness::names;
+use redirector_tests::harness::product::bpffs::{Node, target};
+use redirector_tests::harness::product::objects::{has_lo6, links_of};
+use redirector_tests::harness::product::{Run, binary, exit};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::world::cgroup::mount_point;
+use redirector_tests::harness::world::{Pod, World};
 
 /// No process has a number that high (PID_MAX_LIMIT).
 const NO_PID: &str = "4194305";
@@ -80,7 +80,7 @@ fn targets() -> anyhow::Result<()> {
 
     let fifo = tempfile::tempdir()?;
     let fifo = fifo.path().join("fifo");
-    redirector_tests::command::run(Command::new("mkfifo").arg(&fifo), "")?;
+    redirector_tests::harness::command::run(Command::new("mkfifo").arg(&fifo), "")?;
     let fifo = fifo.display().to_string();
     for (file, words) in [
         ("/nowhere/net", ["/nowhere/net", "does not exist"]),
@@ -245,16 +245,18 @@ fn a_directory_that_is_no_bpffs() -> anyhow::Result<()> {
     node.run(&["list"])?.refused(exit::USAGE, &[&here, "is not a bpffs"])?;
     for (place, words) in [("/nowhere", "does not exist"), ("/etc/passwd", "is not a bpffs")] {
         for verb in [&["list"][..], &["show", "pod"], &["explain", "--name=pod", "--to=10.0.0.1:80"]] {
-            let mut command = redirector_tests::redirector::command(&[]);
+            let mut command = redirector_tests::harness::product::command(&[]);
             command.args(["--bpffs", place, "--output", "json"]).args(verb);
             Run::of(&mut command)?.refused(exit::USAGE, &[place, words, "--bpffs"])?;
         }
     }
 
     let run = Run::of(
-        redirector_tests::redirector::command(&[]).args(["--bpffs", "/nowhere", "--output", "json"]).args(
-            ["attach", "--name", "pod"].iter().map(|word| (*word).to_owned()).chain(target(world.pod())),
-        ),
+        redirector_tests::harness::product::command(&[])
+            .args(["--bpffs", "/nowhere", "--output", "json"])
+            .args(
+                ["attach", "--name", "pod"].iter().map(|word| (*word).to_owned()).chain(target(world.pod())),
+            ),
     )?;
     run.refused(exit::USAGE, &["/nowhere", "--bpffs"])?;
     expect_untouched(&node, world.pod())
@@ -273,7 +275,7 @@ fn without_privileges() -> anyhow::Result<()> {
     std::fs::set_permissions(public.path(), PermissionsExt::from_mode(0o755))?;
     let copy: PathBuf = public.path().join("redirector");
     // Not by us: a process that another test starts meanwhile would hold it open for writing, and it could not be run.
-    redirector_tests::command::run(Command::new("cp").arg(binary()).arg(&copy), "")?;
+    redirector_tests::harness::command::run(Command::new("cp").arg(binary()).arg(&copy), "")?;
     let run = |arguments: &[&str]| -> anyhow::Result<Run> {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all", "--"]).arg(&copy);

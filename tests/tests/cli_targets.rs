@@ -5,21 +5,21 @@ use std::process::Command;
 use anyhow::Context;
 use serde_json::Value;
 
-use redirector_tests::bpftool::links_of;
-use redirector_tests::command::output;
-use redirector_tests::iptables;
-use redirector_tests::istio::Options;
-use redirector_tests::matrix::SERVED;
-use redirector_tests::netns::Netns;
-use redirector_tests::node::{Node, target};
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{APP, PROXY, Pod, PodOptions, VIP4, World, at, observe};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::probe::serve::Listen;
-use redirector_tests::process::Place;
-use redirector_tests::proxy::{Server, any4, proxy_listeners};
-use redirector_tests::redirector::{Run, exit};
-use redirector_tests::scenario::Scenario;
+use redirector_tests::harness::command::output;
+use redirector_tests::harness::oracle;
+use redirector_tests::harness::oracle::options::Options;
+use redirector_tests::harness::pair::matrix::SERVED;
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::probe::serve::Listen;
+use redirector_tests::harness::process::Place;
+use redirector_tests::harness::product::bpffs::{Node, target};
+use redirector_tests::harness::product::objects::links_of;
+use redirector_tests::harness::product::{Run, exit};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::server::{Server, any4, proxy_listeners};
+use redirector_tests::harness::world::netns::Netns;
+use redirector_tests::harness::world::{APP, PROXY, Pod, PodOptions, VIP4, World, at, observe};
 
 const NAME: &str = "pod";
 
@@ -84,7 +84,7 @@ fn strays() -> anyhow::Result<()> {
     let Some((node, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let _proxy = pod.serve(PROXY, "proxy", proxy_listeners(1))?;
-    let _remote = world.serve_outside(redirector_tests::proxy::everywhere(&[SERVED]))?;
+    let _remote = world.serve_outside(redirector_tests::harness::server::everywhere(&[SERVED]))?;
     let elsewhere = Place { netns: pod.netns.file().to_owned(), cgroup: None, owner: APP };
     let stray = Server::start(&elsewhere, "stray", Vec::new())?;
     let pid = stray.pid().to_string();
@@ -136,7 +136,7 @@ fn busy_pods_have_no_strays() -> anyhow::Result<()> {
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
                 let mut command = place.program(&shell);
                 command.args(["-c", "for i in 1 2 3 4 5 6 7 8 9 10; do /bin/true & done; wait"]);
-                redirector_tests::command::run(&mut command, "")?;
+                redirector_tests::harness::command::run(&mut command, "")?;
             }
             Ok(())
         });
@@ -175,7 +175,7 @@ fn iptables_chains() -> anyhow::Result<()> {
     assert!(!flavours.is_empty(), "no iptables works here");
 
     // All of istio-init's, as they are in a pod.
-    iptables::install(&pod.netns, &Options::sidecar())?;
+    oracle::install(&pod.netns, &Options::sidecar())?;
     let words =
         ["ISTIO_INBOUND", "ISTIO_IN_REDIRECT", "ISTIO_OUTPUT", "ISTIO_REDIRECT", remedy[0], remedy[1]];
     node.attach(pod, NAME, &[])?.refused(exit::USAGE, &words)?;
@@ -191,7 +191,9 @@ fn native_nftables() -> anyhow::Result<()> {
         return Ok(());
     }
     let pod = world.pod();
-    let nft = |text: &str| redirector_tests::command::run(pod.netns.command("nft").args(["-f", "-"]), text);
+    let nft = |text: &str| {
+        redirector_tests::harness::command::run(pod.netns.command("nft").args(["-f", "-"]), text)
+    };
     let base = |table: &str| {
         let hook = "{ type nat hook output priority -100; }";
         format!("add table inet {table}\nadd chain inet {table} output {hook}\n")
@@ -228,7 +230,7 @@ impl<'a> Chains<'a> {
             println!("{program} does not work here: {}", String::from_utf8_lossy(&made.stderr).trim());
             return Ok(None);
         }
-        redirector_tests::command::run(chains.command().args(["-N", "KUBE-ISTIO_X"]), "")?;
+        redirector_tests::harness::command::run(chains.command().args(["-N", "KUBE-ISTIO_X"]), "")?;
         Ok(Some(chains))
     }
 
@@ -239,7 +241,7 @@ impl<'a> Chains<'a> {
     }
 
     fn remove(self) -> anyhow::Result<()> {
-        redirector_tests::command::run(self.command().args(["-X", "ISTIO_OUTPUT"]), "").map(drop)
+        redirector_tests::harness::command::run(self.command().args(["-X", "ISTIO_OUTPUT"]), "").map(drop)
     }
 }
 

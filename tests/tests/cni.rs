@@ -8,16 +8,16 @@ use anyhow::Context;
 use rustix::process::Signal;
 use serde_json::json;
 
-use redirector_tests::agent::{Agent, Home, until_active};
-use redirector_tests::kubelet::{Call, Id, Kubelet, PREVIOUS};
-use redirector_tests::matrix::SERVED;
-use redirector_tests::node::Node;
-use redirector_tests::pod::{APP, PROXY, World};
-use redirector_tests::privileged::require_root;
-use redirector_tests::probe::many::{Load, Report};
-use redirector_tests::process::{Daemon, Place};
-use redirector_tests::proxy::{Server, everywhere, proxy_listeners};
-use redirector_tests::retry;
+use redirector_tests::harness::kubelet::{Call, Id, Kubelet, PREVIOUS};
+use redirector_tests::harness::pair::matrix::SERVED;
+use redirector_tests::harness::probe::many::{Load, Report};
+use redirector_tests::harness::process::{Daemon, Place};
+use redirector_tests::harness::product::agent::{Agent, Home, until_active};
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::retry;
+use redirector_tests::harness::server::{Server, everywhere, proxy_listeners};
+use redirector_tests::harness::world::{APP, PROXY, World};
 
 /// Everything of a node with one pod that has a namespace and a cgroup, and no process yet.
 struct Setup {

@@ -3,12 +3,12 @@
 use anyhow::Context;
 use serde_json::json;
 
-use redirector_tests::agent::Home;
-use redirector_tests::command;
-use redirector_tests::kubelet::Kubelet;
-use redirector_tests::node::Node;
-use redirector_tests::privileged::require_root;
-use redirector_tests::retry;
+use redirector_tests::harness::command;
+use redirector_tests::harness::kubelet::Kubelet;
+use redirector_tests::harness::product::agent::Home;
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::retry;
 
 /// The agent chains the plugin, again whenever another tool has written the list anew; `uninstall` leaves the node as
 /// it was.

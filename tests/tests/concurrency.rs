@@ -2,11 +2,11 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use redirector_tests::pod::{APP, at};
-use redirector_tests::privileged::require_root;
-use redirector_tests::probe::many::{Load, Report};
-use redirector_tests::share;
-use redirector_tests::side::{By, Side};
+use redirector_tests::harness::pair::fixture::{By, Side};
+use redirector_tests::harness::probe::many::{Load, Report};
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::share;
+use redirector_tests::harness::world::{APP, at};
 
 /// This many different services exist outside; all lead to different original destinations.
 fn services4(count: u16) -> impl Iterator<Item = SocketAddr> {

@@ -7,15 +7,15 @@ use std::process::Command;
 
 use anyhow::Context;
 
-use redirector_tests::command::{output, run};
-use redirector_tests::iptables;
-use redirector_tests::istio::Options;
-use redirector_tests::node::Node;
-use redirector_tests::pod::{APP, PROXY, Pod, ROOT, VIP4, VIP6, World};
-use redirector_tests::privileged::{repository, require_program, require_root};
-use redirector_tests::process::{Daemon, Place};
-use redirector_tests::redirector::exit;
-use redirector_tests::scenario::Owner;
+use redirector_tests::harness::command::{output, run};
+use redirector_tests::harness::oracle;
+use redirector_tests::harness::oracle::options::Options;
+use redirector_tests::harness::probe::scenario::Owner;
+use redirector_tests::harness::process::{Daemon, Place};
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::product::exit;
+use redirector_tests::harness::requirements::{repository, require_program, require_root};
+use redirector_tests::harness::world::{APP, PROXY, Pod, ROOT, VIP4, VIP6, World};
 
 /// A name that the proxy's DNS server and the one outside answer differently.
 const NAME: &str = "service.test";
@@ -208,7 +208,7 @@ fn compare(all: bool) -> anyhow::Result<()> {
         ..Options::sidecar()
     };
     let oracle = Scene::new(&programs)?;
-    iptables::install(&oracle.pod().netns, &options)?;
+    oracle::install(&oracle.pod().netns, &options)?;
     let expected = oracle.ask_everything(&programs)?;
 
     let (node, subject) = (Node::new()?, Scene::new(&programs)?);

@@ -8,17 +8,17 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use redirector_tests::istio::{Options, Tproxy};
-use redirector_tests::matrix::{Caller, Part, SERVED, SIDECAR_PORTS};
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{APP, PROXY, SECOND4, TRANSPARENT_PROXY, VIP4, VIP6, at};
-use redirector_tests::privileged::{require_envoy, require_program, require_root};
-use redirector_tests::process::{Daemon, Place};
-use redirector_tests::redirector::{exit, redirector};
-use redirector_tests::retry;
-use redirector_tests::scenario::{Family, Scenario};
-use redirector_tests::side::{By, Setup, Side};
-use redirector_tests::twin::Twin;
+use redirector_tests::harness::oracle::options::{Options, Tproxy};
+use redirector_tests::harness::pair::Twin;
+use redirector_tests::harness::pair::fixture::{By, Setup, Side};
+use redirector_tests::harness::pair::matrix::{Caller, Part, SERVED, SIDECAR_PORTS};
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::{Family, Scenario};
+use redirector_tests::harness::process::{Daemon, Place};
+use redirector_tests::harness::product::{exit, redirector};
+use redirector_tests::harness::requirements::{require_envoy, require_program, require_root};
+use redirector_tests::harness::retry;
+use redirector_tests::harness::world::{APP, PROXY, SECOND4, TRANSPARENT_PROXY, VIP4, VIP6, at};
 
 /// How Envoy listens.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -264,7 +264,7 @@ fn curl() -> anyhow::Result<()> {
         command
             .args(["--silent", "--show-error", "--fail", "--max-time", "10"])
             .arg(format!("http://{to}:9090/"));
-        assert_eq!(redirector_tests::command::run(&mut command, "")?, "hello\n", "from {to}");
+        assert_eq!(redirector_tests::harness::command::run(&mut command, "")?, "hello\n", "from {to}");
     }
     let log = envoy.log(2)?;
     assert_eq!(
@@ -274,7 +274,7 @@ fn curl() -> anyhow::Result<()> {
             "OUT from 10.77.0.2:* to 10.96.0.10:9090 upstream 10.96.0.10:9090",
         ]
     );
-    let rules = redirector_tests::command::run(&mut side.pod().netns.command("iptables-save"), "")?;
+    let rules = redirector_tests::harness::command::run(&mut side.pod().netns.command("iptables-save"), "")?;
     assert!(!rules.contains("-A "), "{rules}");
     Ok(())
 }

@@ -7,19 +7,19 @@ use std::process::Command;
 use anyhow::Context;
 use serde_json::Value;
 
-use redirector_tests::istio::Tproxy;
-use redirector_tests::matrix::SERVED;
-use redirector_tests::node::Node;
-use redirector_tests::pod::{APP, TRANSPARENT_PROXY, VIP4, at};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::probe::hold::Held;
-use redirector_tests::process::Daemon;
-use redirector_tests::proxy::{INBOUND, OUTBOUND, everywhere};
-use redirector_tests::redirector::exit;
-use redirector_tests::retry;
-use redirector_tests::scenario::Scenario;
-use redirector_tests::side::{By, Setup, Side};
-use redirector_tests::{command, kernel};
+use redirector_tests::harness::oracle::options::Tproxy;
+use redirector_tests::harness::pair::fixture::{By, Setup, Side};
+use redirector_tests::harness::pair::matrix::SERVED;
+use redirector_tests::harness::probe::hold::Held;
+use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::process::Daemon;
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::product::exit;
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::retry;
+use redirector_tests::harness::server::{INBOUND, OUTBOUND, everywhere};
+use redirector_tests::harness::world::{APP, TRANSPARENT_PROXY, VIP4, at};
+use redirector_tests::harness::{command, kernel};
 
 const NAME: &str = "pod";
 
@@ -158,12 +158,13 @@ fn a_failed_connect_removes_no_other_entry() -> anyhow::Result<()> {
     let setup = Setup { proxy: Vec::new(), ..Setup::default() };
     let Some((node, side)) = attached_with(&[], &setup)? else { return Ok(()) };
     let to = at(VIP4, SERVED).to_string();
-    let mut story = Daemon::start("story", &mut side.pod().place(APP)?.probe(&["story", "same-twice", &to]))?;
-    story.wait_for(0, |line| (line == "connected").then_some(()))?;
+    let mut sequence =
+        Daemon::start("sequence", &mut side.pod().place(APP)?.probe(&["sequence", "same-twice", &to]))?;
+    sequence.wait_for(0, |line| (line == "connected").then_some(()))?;
     let live = flows(&node)?;
     assert!(live.len() == 1 && live[0]["original"] == to, "{live:?}");
-    story.tell("")?;
-    let again = story.wait_for(1, |line| line.starts_with("EADDR").then(|| line.to_owned()))?;
+    sequence.tell("")?;
+    let again = sequence.wait_for(1, |line| line.starts_with("EADDR").then(|| line.to_owned()))?;
     assert_eq!(again, "EADDRNOTAVAIL");
     Ok(())
 }

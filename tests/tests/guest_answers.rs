@@ -2,22 +2,24 @@
 
 use anyhow::{Context, ensure};
 
-use redirector_tests::command::run;
-use redirector_tests::istio::{Cidrs, Options};
-use redirector_tests::kernel;
-use redirector_tests::matrix::{Caller, Part, SERVED};
-use redirector_tests::netns::Netns;
-use redirector_tests::node::{Node, has_or_refuses};
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{GUEST_INTERFACE, PROXY, Pod, PodOptions, VIP4, VIP6, World, at, observe};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::probe::hold::Held;
-use redirector_tests::proxy::{Server, everywhere};
-use redirector_tests::redirector::{Run, exit};
-use redirector_tests::scenario::Scenario;
-use redirector_tests::side::{By, Setup};
-use redirector_tests::strace::{Fault, chosen, steps, with};
-use redirector_tests::twin::Twin;
+use redirector_tests::harness::command::run;
+use redirector_tests::harness::kernel;
+use redirector_tests::harness::oracle::options::{Cidrs, Options};
+use redirector_tests::harness::pair::Twin;
+use redirector_tests::harness::pair::fixture::{By, Setup};
+use redirector_tests::harness::pair::matrix::{Caller, Part, SERVED};
+use redirector_tests::harness::probe::hold::Held;
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::product::bpffs::{Node, has_or_refuses};
+use redirector_tests::harness::product::{Run, exit};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::server::{Server, everywhere};
+use redirector_tests::harness::strace::{Fault, chosen, steps, with};
+use redirector_tests::harness::world::netns::Netns;
+use redirector_tests::harness::world::{
+    GUEST_INTERFACE, PROXY, Pod, PodOptions, VIP4, VIP6, World, at, observe,
+};
 
 const NAME: &str = "pod";
 /// A port of the pod that is the guest's.

@@ -4,12 +4,12 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use redirector_tests::command::{output, run};
-use redirector_tests::istio::{Cidrs, Options, Ports};
-use redirector_tests::netns::Netns;
-use redirector_tests::privileged::require_root;
-use redirector_tests::redirector::{exit, redirector};
-use redirector_tests::{iptables, names};
+use redirector_tests::harness::command::{output, run};
+use redirector_tests::harness::oracle::options::{Cidrs, Options, Ports};
+use redirector_tests::harness::product::{exit, redirector};
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::world::netns::Netns;
+use redirector_tests::harness::{names, oracle};
 use serde_json::Value;
 
 fn list(items: &[&str]) -> Vec<String> {
@@ -134,7 +134,7 @@ fn rules_in_netfilter_give_the_policy_they_were_made_of() -> anyhow::Result<()> 
     }
     for (name, options) in variants() {
         let netns = Netns::new(&names::unique())?;
-        iptables::install(&netns, &options)?;
+        oracle::install(&netns, &options)?;
         let expected = meant(&options)?;
         let layouts = [("saved", saved(&netns)?), ("listed", listed(&netns)?)];
         for (layout, text) in layouts {
@@ -157,7 +157,7 @@ fn the_flags_give_the_policy() -> anyhow::Result<()> {
     }
     for (name, options) in variants() {
         let netns = Netns::new(&names::unique())?;
-        iptables::install(&netns, &options)?;
+        oracle::install(&netns, &options)?;
         let import = imported(&saved(&netns)?)?;
         let word =
             |value: &Value| value.as_str().map(str::to_owned).with_context(|| format!("{value} is no word"));
@@ -186,8 +186,8 @@ fn what_cannot_be_expressed_is_named() -> anyhow::Result<()> {
         return Ok(());
     }
     let netns = Netns::new(&names::unique())?;
-    iptables::install(&netns, &Options::sidecar())?;
-    iptables::insert(&netns, "ISTIO_OUTPUT -p tcp --dport 9999 -s 10.0.0.1 -j RETURN")?;
+    oracle::install(&netns, &Options::sidecar())?;
+    oracle::insert(&netns, "ISTIO_OUTPUT -p tcp --dport 9999 -s 10.0.0.1 -j RETURN")?;
     let text = saved(&netns)?;
     let file = std::env::temp_dir().join(names::unique());
     fs::write(&file, &text)?;
@@ -206,7 +206,7 @@ fn what_cannot_be_expressed_is_named() -> anyhow::Result<()> {
     redirector(&["import", &path], &[])?.expect(exit::USAGE)?;
 
     // From standard input, as text.
-    let mut command = Command::new(redirector_tests::redirector::binary());
+    let mut command = Command::new(redirector_tests::harness::product::binary());
     let piped = output(command.args(["import", "-"]), &text)?;
     ensure!(piped.status.code() == Some(exit::FAILED), "{piped:?}");
     let stdout = String::from_utf8_lossy(&piped.stdout);

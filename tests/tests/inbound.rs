@@ -1,19 +1,19 @@
 //! Inbound capture while the proxy's listeners come and go. Each property is shown to hold with real iptables, too.
 
-use redirector_tests::command::run;
-use redirector_tests::istio::Options;
-use redirector_tests::matrix::{Caller, Part, SERVED};
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{APP, PROXY, VIP4, VIP6, at};
-use redirector_tests::privileged::require_root;
-use redirector_tests::probe::hold::Held;
-use redirector_tests::probe::serve::Listen;
-use redirector_tests::process::{Daemon, Place};
-use redirector_tests::proxy::{INBOUND, OUTBOUND, any4, any6, everywhere, proxy_listeners};
-use redirector_tests::retry;
-use redirector_tests::scenario::Scenario;
-use redirector_tests::side::{By, Setup, Side};
-use redirector_tests::twin::Twin;
+use redirector_tests::harness::command::run;
+use redirector_tests::harness::oracle::options::Options;
+use redirector_tests::harness::pair::Twin;
+use redirector_tests::harness::pair::fixture::{By, Setup, Side};
+use redirector_tests::harness::pair::matrix::{Caller, Part, SERVED};
+use redirector_tests::harness::probe::hold::Held;
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::probe::serve::Listen;
+use redirector_tests::harness::process::{Daemon, Place};
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::retry;
+use redirector_tests::harness::server::{INBOUND, OUTBOUND, any4, any6, everywhere, proxy_listeners};
+use redirector_tests::harness::world::{APP, PROXY, VIP4, VIP6, at};
 
 /// Connections made to see where inbound connections go: enough to meet every socket of a small group.
 const TRIES: usize = 32;
@@ -129,7 +129,8 @@ fn refused_while_the_proxy_does_not_listen() -> anyhow::Result<()> {
             Err(error) => Some(Err(error)),
         })??;
         assert_eq!(side.app.accepted().len(), 0, "the application was reached");
-        side.proxy = Some(side.pod().serve(redirector_tests::pod::PROXY, "proxy", proxy_listeners(1))?);
+        side.proxy =
+            Some(side.pod().serve(redirector_tests::harness::world::PROXY, "proxy", proxy_listeners(1))?);
         assert_eq!(knock(side)?, CAPTURED);
         Ok(())
     })
@@ -194,7 +195,7 @@ fn the_port_of_a_captured_connection() -> anyhow::Result<()> {
         let pod = side.pod();
         let _held = Held::start(&side.world.outside(), at(pod.v4(), PORT))?;
         let to = at(pod.v4(), PORT).to_string();
-        let bound = run(&mut pod.place(APP)?.probe(&["story", "bind", &to]), "")?;
+        let bound = run(&mut pod.place(APP)?.probe(&["sequence", "bind", &to]), "")?;
         assert_eq!(bound, if matches!(side.by, By::Redirector) { "EADDRINUSE\n" } else { "ok\n" });
         let _app = pod.serve(APP, "app", vec![Listen::on(at(pod.v4(), PORT))])?;
         Ok(())
@@ -207,10 +208,10 @@ fn reset_before_the_proxy_asks() -> anyhow::Result<()> {
     each(&Setup { proxy: Vec::new(), ..Setup::default() }, |side| {
         let pod = side.pod();
         for to in [at(pod.v4(), SERVED), at(pod.v6(), SERVED)] {
-            let story = |place: &Place, what| place.probe(&["story", what, &to.to_string()]);
-            let proxy = Daemon::start("proxy", &mut story(&pod.place(PROXY)?, "accept-reset"))?;
+            let sequence = |place: &Place, what| place.probe(&["sequence", what, &to.to_string()]);
+            let proxy = Daemon::start("proxy", &mut sequence(&pod.place(PROXY)?, "accept-reset"))?;
             proxy.wait_for(0, |line| (line == "ready").then_some(()))?;
-            run(&mut story(&side.world.outside(), "reset-at-once"), "")?;
+            run(&mut sequence(&side.world.outside(), "reset-at-once"), "")?;
             let told = proxy.wait_for(1, |line| Some(line.to_owned()))?;
             assert!(told.contains(&to.to_string()), "{told}");
         }

@@ -4,15 +4,15 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 
-use redirector_tests::bpftool::{has_lo6, links_of};
-use redirector_tests::command::run;
-use redirector_tests::matrix::SERVED;
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{APP, PROXY, Pod, ROOT, VIP4, at};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::redirector::{Run, binary, exit, redirector};
-use redirector_tests::scenario::{Owner, Scenario};
-use redirector_tests::side::{By, Side};
+use redirector_tests::harness::command::run;
+use redirector_tests::harness::pair::fixture::{By, Side};
+use redirector_tests::harness::pair::matrix::SERVED;
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::{Owner, Scenario};
+use redirector_tests::harness::product::objects::{has_lo6, links_of};
+use redirector_tests::harness::product::{Run, binary, exit, redirector};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::world::{APP, PROXY, Pod, ROOT, VIP4, at};
 
 /// What Istio's injector gives.
 const SIDECAR: [&str; 17] = [

@@ -1,12 +1,12 @@
 //! Istio's own check of a pod, the `istio-validation` init container, passes where redirector is attached.
 
-use redirector_tests::bpftool::has_lo6;
-use redirector_tests::command::output;
-use redirector_tests::kernel;
-use redirector_tests::pod::{PROXY, Pod, World};
-use redirector_tests::privileged::require_root;
-use redirector_tests::probe::validate::{FAILED, Validation};
-use redirector_tests::redirector::Instance;
+use redirector_tests::harness::command::output;
+use redirector_tests::harness::kernel;
+use redirector_tests::harness::probe::validate::{FAILED, Validation};
+use redirector_tests::harness::product::Instance;
+use redirector_tests::harness::product::objects::has_lo6;
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::world::{PROXY, Pod, World};
 
 /// Runs the validator in the pod as the proxy's user; its exit code, and the listener that was content.
 fn validate(pod: &Pod, validation: Validation) -> anyhow::Result<(Option<i32>, String)> {

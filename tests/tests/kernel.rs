@@ -4,16 +4,16 @@
 use anyhow::Context;
 use serde_json::Value;
 
-use redirector_tests::kernel::{is_at_least, refusal};
-use redirector_tests::matrix::SERVED;
-use redirector_tests::node::Node;
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{APP, VIP4, at, observe};
-use redirector_tests::privileged::require_root;
-use redirector_tests::proxy::{INBOUND, OUTBOUND};
-use redirector_tests::redirector::{exit, redirector};
-use redirector_tests::scenario::Scenario;
-use redirector_tests::side::{By, Side};
+use redirector_tests::harness::kernel::{is_at_least, refusal};
+use redirector_tests::harness::pair::fixture::{By, Side};
+use redirector_tests::harness::pair::matrix::SERVED;
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::product::{exit, redirector};
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::server::{INBOUND, OUTBOUND};
+use redirector_tests::harness::world::{APP, VIP4, at, observe};
 
 const NAME: &str = "pod";
 

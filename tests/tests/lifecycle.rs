@@ -1,14 +1,14 @@
 //! Attach, look, detach: exit codes, and that nothing is left behind.
 
-use redirector_tests::bpftool::links_of;
-use redirector_tests::matrix::{SERVED, UNSERVED};
-use redirector_tests::names;
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{APP, VIP4, World, at};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::redirector::{Instance, attach_run, exit, is_listed, redirector};
-use redirector_tests::scenario::Scenario;
-use redirector_tests::side::{By, Side};
+use redirector_tests::harness::names;
+use redirector_tests::harness::pair::fixture::{By, Side};
+use redirector_tests::harness::pair::matrix::{SERVED, UNSERVED};
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::product::objects::links_of;
+use redirector_tests::harness::product::{Instance, attach_run, exit, is_listed, redirector};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::world::{APP, VIP4, World, at};
 
 fn outcome(side: &Side) -> anyhow::Result<[String; 2]> {
     let out = side.pod().observe(APP, &[Scenario::to(at(VIP4, SERVED))])?;

@@ -5,16 +5,16 @@ use std::net::{Ipv4Addr, SocketAddr};
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use redirector_tests::bpftool::{Objects, has_lo6, links_of};
-use redirector_tests::kernel::{self, refusal};
-use redirector_tests::matrix::{SERVED, UNSERVED};
-use redirector_tests::node::{Node, has_or_refuses};
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{APP, Pod, PodOptions, SECOND4, VIP4, World, at};
-use redirector_tests::privileged::require_root;
-use redirector_tests::redirector::exit;
-use redirector_tests::scenario::Scenario;
-use redirector_tests::side::{By, Setup, Side};
+use redirector_tests::harness::kernel::{self, refusal};
+use redirector_tests::harness::pair::fixture::{By, Setup, Side};
+use redirector_tests::harness::pair::matrix::{SERVED, UNSERVED};
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::product::bpffs::{Node, has_or_refuses};
+use redirector_tests::harness::product::exit;
+use redirector_tests::harness::product::objects::{Objects, has_lo6, links_of};
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::world::{APP, Pod, PodOptions, SECOND4, VIP4, World, at};
 
 const NAME: &str = "pod";
 

@@ -4,16 +4,16 @@ use std::process::Command;
 
 use anyhow::{Context, anyhow, ensure};
 
-use redirector_tests::bpftool::links_of;
-use redirector_tests::matrix::SERVED;
-use redirector_tests::node::Node;
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{APP, Pod, PodOptions, VIP4, World, at};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::redirector::{Run, exit};
-use redirector_tests::retry;
-use redirector_tests::scenario::Scenario;
-use redirector_tests::side::{By, Side};
+use redirector_tests::harness::pair::fixture::{By, Side};
+use redirector_tests::harness::pair::matrix::SERVED;
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::product::objects::links_of;
+use redirector_tests::harness::product::{Run, exit};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::retry;
+use redirector_tests::harness::world::{APP, Pod, PodOptions, VIP4, World, at};
 
 const AT_ONCE: usize = 8;
 

@@ -5,16 +5,16 @@ use std::path::Path;
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use redirector_tests::bpftool::{Objects, has_lo6, links_of};
-use redirector_tests::matrix::SERVED;
-use redirector_tests::node::Node;
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{APP, Pod, PodOptions, VIP4, World, at};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::redirector::exit;
-use redirector_tests::retry;
-use redirector_tests::scenario::Scenario;
-use redirector_tests::side::{By, Side};
+use redirector_tests::harness::pair::fixture::{By, Side};
+use redirector_tests::harness::pair::matrix::SERVED;
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::product::exit;
+use redirector_tests::harness::product::objects::{Objects, has_lo6, links_of};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::retry;
+use redirector_tests::harness::world::{APP, Pod, PodOptions, VIP4, World, at};
 
 const NAME: &str = "pod";
 
@@ -226,7 +226,7 @@ fn strangers_in_the_directory() -> anyhow::Result<()> {
     let meta = node.instance(NAME).join("META");
     let meta = meta.to_str().context("a path")?;
     let pinned = pins.join("file");
-    redirector_tests::command::run(
+    redirector_tests::harness::command::run(
         std::process::Command::new("bpftool").args(["map", "pin", "pinned", meta]).arg(&pinned),
         "",
     )?;

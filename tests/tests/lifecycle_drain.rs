@@ -6,17 +6,17 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use redirector_tests::bpftool::{Objects, links_of};
-use redirector_tests::matrix::SERVED;
-use redirector_tests::node::Node;
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{APP, VIP4, at};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::probe::hold::{Held, Names};
-use redirector_tests::redirector::{Run, exit};
-use redirector_tests::retry::{self, long_enough};
-use redirector_tests::scenario::Scenario;
-use redirector_tests::side::{By, Side};
+use redirector_tests::harness::pair::fixture::{By, Side};
+use redirector_tests::harness::pair::matrix::SERVED;
+use redirector_tests::harness::probe::hold::{Held, Names};
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::product::objects::{Objects, links_of};
+use redirector_tests::harness::product::{Run, exit};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::retry::{self, long_enough};
+use redirector_tests::harness::world::{APP, VIP4, at};
 
 const NAME: &str = "pod";
 
@@ -188,9 +188,9 @@ fn without_a_drain_connections_go_on() -> anyhow::Result<()> {
     let Some((bench, mut held)) = bench()? else { return Ok(()) };
     let mut second = Held::start(&bench.side.pod().place(APP)?, at(Ipv4Addr::new(10, 96, 0, 11), SERVED))?;
     // As people see it.
-    let mut command = Command::new(redirector_tests::redirector::binary());
+    let mut command = Command::new(redirector_tests::harness::product::binary());
     command.arg("--bpffs").arg(bench.node.bpffs()).args(["detach", "--name", NAME]);
-    let said = redirector_tests::command::run(&mut command, "")?;
+    let said = redirector_tests::harness::command::run(&mut command, "")?;
     assert!(said.contains("2 captured connections are alive") && said.contains("--drain"), "{said}");
     for held in [&mut held, &mut second] {
         assert!(held.echo()?, "the connection is cut");

@@ -2,19 +2,19 @@
 
 use anyhow::{Context, ensure};
 
-use redirector_tests::bpftool::{has_lo6, links_of};
-use redirector_tests::matrix::{SERVED, UNSERVED};
-use redirector_tests::node::Node;
-use redirector_tests::observation::Observation;
-use redirector_tests::older::Older;
-use redirector_tests::pod::{APP, VIP4, at};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::redirector::{Run, exit};
-use redirector_tests::retry;
-use redirector_tests::scenario::Scenario;
-use redirector_tests::share;
-use redirector_tests::side::{By, Side};
-use redirector_tests::strace::{At, Fault, chosen, steps, with};
+use redirector_tests::harness::pair::fixture::{By, Side};
+use redirector_tests::harness::pair::matrix::{SERVED, UNSERVED};
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::product::objects::{has_lo6, links_of};
+use redirector_tests::harness::product::older::Older;
+use redirector_tests::harness::product::{Run, exit};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::retry;
+use redirector_tests::harness::share;
+use redirector_tests::harness::strace::{At, Fault, chosen, steps, with};
+use redirector_tests::harness::world::{APP, VIP4, at};
 
 const NAME: &str = "pod";
 /// Steps of each test at most, beside the last ten.

@@ -4,13 +4,13 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Context;
 
-use redirector_tests::load::during;
-use redirector_tests::node::Node;
-use redirector_tests::pod::{APP, PROXY, Pod, World, at};
-use redirector_tests::privileged::require_root;
-use redirector_tests::probe::many::{Load, Report};
-use redirector_tests::proxy::everywhere;
-use redirector_tests::redirector::exit;
+use redirector_tests::harness::load::during;
+use redirector_tests::harness::probe::many::{Load, Report};
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::product::exit;
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::server::everywhere;
+use redirector_tests::harness::world::{APP, PROXY, Pod, World, at};
 
 const NAME: &str = "pod";
 /// So many connections in each direction, again and again until there have been so many changes.

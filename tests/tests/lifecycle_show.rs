@@ -5,19 +5,19 @@ use std::process::Command;
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use redirector_tests::bpftool::detach_link;
-use redirector_tests::command::run;
-use redirector_tests::matrix::SERVED;
-use redirector_tests::node::Node;
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{APP, PROXY, VIP4, VIP6, World, at};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::probe::hold::Held;
-use redirector_tests::proxy::proxy_listeners;
-use redirector_tests::redirector::{binary, exit};
-use redirector_tests::retry;
-use redirector_tests::scenario::Scenario;
-use redirector_tests::side::{By, Side};
+use redirector_tests::harness::command::run;
+use redirector_tests::harness::pair::fixture::{By, Side};
+use redirector_tests::harness::pair::matrix::SERVED;
+use redirector_tests::harness::probe::hold::Held;
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::product::objects::detach_link;
+use redirector_tests::harness::product::{binary, exit};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::retry;
+use redirector_tests::harness::server::proxy_listeners;
+use redirector_tests::harness::world::{APP, PROXY, VIP4, VIP6, World, at};
 
 const NAME: &str = "pod";
 

@@ -5,16 +5,16 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-use redirector_tests::bpftool::{has_lo6, links_of};
-use redirector_tests::command::run;
-use redirector_tests::kernel;
-use redirector_tests::netns::Netns;
-use redirector_tests::node::{Node, has_or_refuses};
-use redirector_tests::pod::World;
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::redirector::{Run, exit};
-use redirector_tests::share;
-use redirector_tests::strace::{At, Fault, chosen, steps, with};
+use redirector_tests::harness::command::run;
+use redirector_tests::harness::kernel;
+use redirector_tests::harness::product::bpffs::{Node, has_or_refuses};
+use redirector_tests::harness::product::objects::{has_lo6, links_of};
+use redirector_tests::harness::product::{Run, exit};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::share;
+use redirector_tests::harness::strace::{At, Fault, chosen, steps, with};
+use redirector_tests::harness::world::World;
+use redirector_tests::harness::world::netns::Netns;
 
 const NAME: &str = "pod";
 const REDIRECT: [&str; 2] = ["-o", "81"];

@@ -1,20 +1,21 @@
 //! A policy of 50,000 networks: it attaches, decides, is shown back, changes and detaches.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::ensure;
 use serde_json::{Value, json};
 
-use redirector_tests::bench::cidrs::{MANY, mixed};
-use redirector_tests::node::Node;
-use redirector_tests::pod::{APP, PROXY, World};
-use redirector_tests::privileged::require_root;
-use redirector_tests::proxy::{everywhere, proxy_listeners};
-use redirector_tests::redirector::exit;
-use redirector_tests::scenario::{Family, Scenario};
+use redirector_tests::harness::probe::scenario::{Family, Scenario};
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::product::exit;
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::server::{everywhere, proxy_listeners};
+use redirector_tests::harness::world::{APP, PROXY, World};
 
 /// A port of the services outside.
 const PORT: u16 = 8080;
+/// Networks in the list.
+const MANY: usize = 50_000;
 
 /// Networks that hold services of the world outside, to be first, in the middle and last in the list.
 const PLACED: [&str; 3] = ["10.96.0.0/30", "fd00:96::10/128", "10.96.7.8/32"];
@@ -22,6 +23,16 @@ const PLACED: [&str; 3] = ["10.96.0.0/30", "fd00:96::10/128", "10.96.7.8/32"];
 /// Addresses in those networks, and neighbours just outside of them.
 const INSIDE: [&str; 4] = ["10.96.0.0", "10.96.0.3", "fd00:96::10", "10.96.7.8"];
 const OUTSIDE: [&str; 5] = ["10.96.0.4", "fd00:96::11", "fd00:96::f", "10.96.7.7", "10.96.7.9"];
+
+/// As many networks of each family that hold no service of the tests, neighbours in the list far apart in the trie.
+fn networks() -> Vec<String> {
+    let of_number = |number: u32| {
+        let mixed = number.wrapping_mul(0x9e37_79b1);
+        let v4 = Ipv4Addr::from_bits(11 << 24 | (mixed & 0x3f_ffff) << 2);
+        [format!("{v4}/30"), format!("2001:db8:{:x}:{:x}::/64", mixed >> 16, mixed & 0xffff)]
+    };
+    (0..).flat_map(of_number).take(MANY).collect()
+}
 
 /// Which of the addresses a connection of the app to which is captured.
 fn captured(world: &World) -> anyhow::Result<Vec<&'static str>> {
@@ -51,12 +62,12 @@ fn fifty_thousand_networks() -> anyhow::Result<()> {
     let pod = world.pod();
     let _proxy = pod.serve(PROXY, "proxy", proxy_listeners(1))?;
     let _remote = world.serve_outside(everywhere(&[PORT]))?;
-    let mut nets = mixed();
-    nets.truncate(MANY as usize - PLACED.len());
+    let mut nets = networks();
+    nets.truncate(MANY - PLACED.len());
     for (place, net) in [0, nets.len() / 2, nets.len() + 1].into_iter().zip(PLACED) {
         nets.insert(place.min(nets.len()), net.to_owned());
     }
-    ensure!(nets.len() == MANY as usize, "{} networks", nets.len());
+    ensure!(nets.len() == MANY, "{} networks", nets.len());
 
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("policy.json");

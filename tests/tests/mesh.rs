@@ -1,17 +1,19 @@
 //! The example mesh: weighted routing, a gateway by host name, rewritten prefixes, with real Envoys and no netfilter rule.
 
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::ensure;
-use redirector_tests::command::{output, run};
-use redirector_tests::mesh::Mesh;
-use redirector_tests::mesh::measure::Measured;
-use redirector_tests::names;
-use redirector_tests::privileged::{require_envoy, require_root};
-use redirector_tests::redirector::{exit, redirector};
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+
+use redirector_tests::harness::command::{output, run};
+use redirector_tests::harness::names;
+use redirector_tests::harness::product::{exit, redirector};
+use redirector_tests::harness::requirements::{require_envoy, require_root};
+use redirector_tests::harness::world::cgroup::mount_point;
 
 /// Five standard deviations: a right split fails once in two million runs.
-const BOUND: f64 = 5.0;
+const MAX_DEVIATION: f64 = 5.0;
 const REQUESTS: u32 = 600;
 
 /// Torn down even when the test fails.
@@ -24,19 +26,29 @@ impl Example {
         command
     }
 
-    fn measured(&self, verb: &str) -> anyhow::Result<Measured> {
+    fn measured(&self, verb: &str) -> anyhow::Result<Value> {
         let requests = REQUESTS.to_string();
         Ok(serde_json::from_str(&run(&mut self.command(&[verb, "--json", "--requests", &requests]), "")?)?)
     }
 
-    fn mesh(&self) -> Mesh {
-        Mesh::new(&self.0)
+    /// Namespaces, cgroups, files and instances of the mesh.
+    fn left(&self) -> anyhow::Result<Vec<String>> {
+        let prefix = format!("redirmesh-{}", self.0);
+        let list = redirector(&["list"], &[])?.expect(exit::OK)?.json()?;
+        let instances = list.as_array().context("a list")?.iter().filter_map(|one| one["name"].as_str());
+        let mut left: Vec<String> = instances.map(str::to_owned).collect();
+        for directory in [Path::new("/run/netns"), &mount_point()?, &std::env::temp_dir()] {
+            let entries = std::fs::read_dir(directory)?.filter_map(Result::ok);
+            left.extend(entries.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+        }
+        left.retain(|name| name.starts_with(&prefix));
+        Ok(left)
     }
 }
 
 impl Drop for Example {
     fn drop(&mut self) {
-        if let Err(error) = self.mesh().down() {
+        if let Err(error) = run(&mut self.command(&["down"]), "") {
             eprintln!("clean-up: {error:#}");
         }
     }
@@ -60,30 +72,31 @@ fn up_measure_down() -> anyhow::Result<()> {
     let error = String::from_utf8_lossy(&without.stderr).into_owned();
     ensure!(!without.status.success() && error.contains("Failed to connect"), "not captured: {error}");
 
-    ensure!(!example.mesh().left()?.is_empty(), "it is up, and nothing of it is found");
+    ensure!(!example.left()?.is_empty(), "it is up, and nothing of it is found");
     let removed = run(&mut example.command(&["down"]), "")?;
     ensure!(removed.contains("Nothing is left."), "{removed}");
-    assert_eq!(example.mesh().left()?, Vec::<String>::new());
+    assert_eq!(example.left()?, Vec::<String>::new());
     run(&mut example.command(&["down"]), "")?;
     Ok(())
 }
 
-fn check(measured: &Measured) -> anyhow::Result<()> {
-    for split in [measured.inside, measured.gateway] {
-        assert_eq!(split.v1 + split.v2, REQUESTS);
-        ensure!(split.deviation() < BOUND, "not 90/10: {split:?}");
+fn check(measured: &Value) -> anyhow::Result<()> {
+    for split in [&measured["inside"], &measured["gateway"]] {
+        let [v1, v2] = ["v1", "v2"].map(|version| split[version].as_f64().unwrap_or_default());
+        let requests = f64::from(REQUESTS);
+        assert_eq!(v1 + v2, requests);
+        // Of a binomial distribution with p = 0.1.
+        let deviation = (v2 - requests * 0.1).abs() / (requests * 0.1 * 0.9).sqrt();
+        ensure!(deviation < MAX_DEVIATION, "not 90/10: {split}");
     }
-    let rewrites: Vec<_> = measured
-        .rewrites
-        .iter()
-        .map(|it| (it.path.as_str(), it.answer.as_str(), it.seen_by_app.as_str()))
-        .collect();
-    assert_eq!(rewrites, [("/v1", "user service for v1", "/"), ("/v2", "user service for v2", "/")]);
-    assert_eq!(measured.other_host, "404");
-    assert_eq!(measured.netfilter_rules, 0);
-    for (pod, outbound, inbound) in &measured.captured {
-        let calls = if pod == "user-app-v2" { u64::from(REQUESTS) } else { 0 };
-        ensure!(*outbound >= calls && *inbound > 0, "{pod}: {outbound} outbound, {inbound} inbound");
+    let rewrite = |version: &str| json!({"path": format!("/{version}"), "answer": format!("user service for {version}"), "seen_by_app": "/"});
+    assert_eq!(measured["rewrites"], json!([rewrite("v1"), rewrite("v2")]));
+    assert_eq!(measured["other_host"], "404");
+    assert_eq!(measured["netfilter_rules"], 0);
+    for captured in measured["captured"].as_array().context("captured connections")? {
+        let calls = if captured[0] == "user-app-v2" { u64::from(REQUESTS) } else { 0 };
+        let [outbound, inbound] = [1, 2].map(|index| captured[index].as_u64().unwrap_or_default());
+        ensure!(outbound >= calls && inbound > 0, "{captured}");
     }
     Ok(())
 }

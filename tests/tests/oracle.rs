@@ -5,14 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use redirector_tests::iptables;
-use redirector_tests::istio::Options;
-use redirector_tests::matrix;
-use redirector_tests::observation::Observation;
-use redirector_tests::privileged::require_root;
-use redirector_tests::share;
-use redirector_tests::side::{By, Setup, Side};
-use redirector_tests::twin::Twin;
+use redirector_tests::harness::oracle;
+use redirector_tests::harness::oracle::options::Options;
+use redirector_tests::harness::pair::Twin;
+use redirector_tests::harness::pair::fixture::{By, Setup, Side};
+use redirector_tests::harness::pair::matrix;
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::share;
 
 /// What must have become of the scenarios named `"<family> <caller> to <destination> from <binding>"`.
 struct Expect<'a> {
@@ -203,7 +203,7 @@ fn a_planted_mistake_is_found() -> anyhow::Result<()> {
         return Ok(());
     }
     let twin = Twin::new(Options::sidecar(), By::iptables(), &Setup::default())?;
-    iptables::insert(&twin.subject.pod().netns, "ISTIO_OUTPUT -p tcp -d 10.96.0.10 --dport 22 -j RETURN")?;
+    oracle::insert(&twin.subject.pod().netns, "ISTIO_OUTPUT -p tcp -d 10.96.0.10 --dport 22 -j RETURN")?;
     let parts = share::parts_with(matrix::outbound(twin.oracle.pod()), |one| one.name.contains("to vip-ssh"));
     let (_, differences) = twin.run(&parts)?;
     assert!(!differences.is_empty());

@@ -1,14 +1,14 @@
 //! `SO_ORIGINAL_DST`, and every other `getsockopt`, beside real iptables: level, length, bytes, and what is untouched.
 
-use redirector_tests::compare::table;
-use redirector_tests::matrix::{Caller, Part, SERVED};
-use redirector_tests::observation::{OK, Question};
-use redirector_tests::pod::{APP, PROXY, VIP4, VIP6, at};
-use redirector_tests::privileged::require_root;
-use redirector_tests::probe::sys::SO_ORIGINAL_DST;
-use redirector_tests::scenario::{Family, Scenario};
-use redirector_tests::side::Setup;
-use redirector_tests::twin::Twin;
+use redirector_tests::harness::pair::Twin;
+use redirector_tests::harness::pair::compare::table;
+use redirector_tests::harness::pair::fixture::Setup;
+use redirector_tests::harness::pair::matrix::{Caller, Part, SERVED};
+use redirector_tests::harness::probe::observation::{OK, Question};
+use redirector_tests::harness::probe::scenario::{Family, Scenario};
+use redirector_tests::harness::probe::sys::SO_ORIGINAL_DST;
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::world::{APP, PROXY, VIP4, VIP6, at};
 
 /// What Envoy, Go, redsocks and the merely curious ask with; from too short to a page.
 const LENGTHS: [u32; 10] = [0, 1, 15, 16, 17, 27, 28, 32, 128, 4096];

@@ -1,12 +1,12 @@
 //! Parity of the default policy: `redirector attach` beside real iptables with the sidecar's rules.
 
-use redirector_tests::istio::Options;
-use redirector_tests::matrix;
-use redirector_tests::pod::PodOptions;
-use redirector_tests::privileged::require_root;
-use redirector_tests::share;
-use redirector_tests::side::{By, Setup};
-use redirector_tests::twin::Twin;
+use redirector_tests::harness::oracle::options::Options;
+use redirector_tests::harness::pair::Twin;
+use redirector_tests::harness::pair::fixture::{By, Setup};
+use redirector_tests::harness::pair::matrix;
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::share;
+use redirector_tests::harness::world::PodOptions;
 
 /// All connections out of the pod and within it.
 #[test]

@@ -4,15 +4,15 @@
 
 use std::time::Duration;
 
-use redirector_tests::kernel;
-use redirector_tests::parity::arena::{Arena, Mistake};
-use redirector_tests::parity::configuration::Configuration;
-use redirector_tests::parity::options::Choice;
-use redirector_tests::parity::probes::probes;
-use redirector_tests::parity::random::Random;
-use redirector_tests::parity::{Run, run};
-use redirector_tests::privileged::require_root;
-use redirector_tests::share;
+use redirector_tests::harness::kernel;
+use redirector_tests::harness::parity::arena::{Arena, Mistake};
+use redirector_tests::harness::parity::configuration::Configuration;
+use redirector_tests::harness::parity::options::Choice;
+use redirector_tests::harness::parity::probes::probes;
+use redirector_tests::harness::parity::random::Random;
+use redirector_tests::harness::parity::{Run, run};
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::share;
 
 const SHORT: Run =
     Run { configurations: 200, seed: 1, limit: Some(Duration::from_secs(120)), findings: 3, mistake: None };

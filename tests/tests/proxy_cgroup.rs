@@ -5,24 +5,24 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
-use redirector_tests::bpftool::links_of;
-use redirector_tests::command::run;
-use redirector_tests::compare::{compare, forgive_replaced_ports, table};
-use redirector_tests::documented::is_documented;
-use redirector_tests::iptables;
-use redirector_tests::istio::Options;
-use redirector_tests::kernel;
-use redirector_tests::matrix::{FAMILIES, SERVED, destinations};
-use redirector_tests::node::{Node, has_or_refuses};
-use redirector_tests::observation::Observation;
-use redirector_tests::parity::addresses::dns_listeners;
-use redirector_tests::pod::{APP, PROXY, Pod, VIP4, VIP6, World, at, observe};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::process::Place;
-use redirector_tests::proxy::{Server, everywhere, proxy_listeners};
-use redirector_tests::redirector::{Instance, exit, redirector};
-use redirector_tests::scenario::{Family, Scenario, Udp};
-use redirector_tests::side::{By, Setup, Side};
+use redirector_tests::harness::command::run;
+use redirector_tests::harness::kernel;
+use redirector_tests::harness::oracle;
+use redirector_tests::harness::oracle::documented::is_documented;
+use redirector_tests::harness::oracle::options::Options;
+use redirector_tests::harness::pair::compare::{compare, forgive_replaced_ports, table};
+use redirector_tests::harness::pair::fixture::{By, Setup, Side};
+use redirector_tests::harness::pair::matrix::{FAMILIES, SERVED, destinations};
+use redirector_tests::harness::parity::addresses::dns_listeners;
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::{Family, Scenario, Udp};
+use redirector_tests::harness::process::Place;
+use redirector_tests::harness::product::bpffs::{Node, has_or_refuses};
+use redirector_tests::harness::product::objects::links_of;
+use redirector_tests::harness::product::{Instance, exit, redirector};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::server::{Server, everywhere, proxy_listeners};
+use redirector_tests::harness::world::{APP, PROXY, Pod, VIP4, VIP6, World, at, observe};
 
 /// A user of the rules whose rules become those of the cgroup.
 const STAND_IN: u32 = 4242;
@@ -66,12 +66,12 @@ fn sides(options: &Options) -> anyhow::Result<(Side, Side, Instance)> {
             text.replace(&format!("-m owner --uid-owner {STAND_IN}"), &format!("-m cgroup --path {path}"));
         text.replace(&format!("-m owner ! --uid-owner {STAND_IN}"), &format!("-m cgroup ! --path {path}"))
     };
-    let texts = iptables::rule_texts(&rules).map(by_cgroup);
+    let texts = oracle::rule_texts(&rules).map(by_cgroup);
     ensure!(
         texts.iter().all(|text| !text.contains("owner") && text.matches(&path).count() == 3),
         "{texts:?}"
     );
-    iptables::load(&oracle.pod().netns, &texts)?;
+    oracle::load(&oracle.pod().netns, &texts)?;
     oracle.pod().netns.ip("address add ::6/128 dev lo nodad\n")?;
 
     let mut flags = options.flags();
@@ -155,7 +155,8 @@ fn which_cgroup_and_which_users() -> anyhow::Result<()> {
     for container in ["app", "proxy"] {
         place(pod, container)?;
     }
-    let elsewhere = redirector_tests::cgroup::Cgroup::new(&redirector_tests::names::unique())?;
+    let elsewhere =
+        redirector_tests::harness::world::cgroup::Cgroup::new(&redirector_tests::harness::names::unique())?;
     let elsewhere = elsewhere.directory().display().to_string();
     for (wrong, words) in [
         (directory.as_str(), "not below the cgroup"),
@@ -178,13 +179,14 @@ fn which_cgroup_and_which_users() -> anyhow::Result<()> {
         let seen = observe(&Place { owner, ..place(pod, container)? }, &to)?;
         Ok(seen.first().map(Observation::summary).unwrap_or_default())
     };
-    let expect = |all: [(&str, redirector_tests::scenario::Owner, bool); 4]| -> anyhow::Result<()> {
-        for (container, owner, captured) in all {
-            let seen = reached(container, owner)?;
-            ensure!(seen.starts_with("proxy:15001") == captured, "{container} {owner:?}: {seen}");
-        }
-        Ok(())
-    };
+    let expect =
+        |all: [(&str, redirector_tests::harness::probe::scenario::Owner, bool); 4]| -> anyhow::Result<()> {
+            for (container, owner, captured) in all {
+                let seen = reached(container, owner)?;
+                ensure!(seen.starts_with("proxy:15001") == captured, "{container} {owner:?}: {seen}");
+            }
+            Ok(())
+        };
     node.attach(pod, "pod", &["--proxy-cgroup", &proxy])?.expect(exit::OK)?;
     expect([("app", APP, true), ("app", PROXY, true), ("proxy", APP, false), ("proxy", PROXY, false)])?;
     let shown = node.show("pod")?["record"]["policy"].clone();
@@ -248,7 +250,7 @@ fn another_cgroup_of_the_same_path() -> anyhow::Result<()> {
 /// The same policy from a file, and what `explain` says of it.
 #[test]
 fn files_and_explain() -> anyhow::Result<()> {
-    let file = std::env::temp_dir().join(redirector_tests::names::unique());
+    let file = std::env::temp_dir().join(redirector_tests::harness::names::unique());
     std::fs::write(&file, "proxy_cgroup = \"/sys/fs/cgroup/pod1/proxy\"\n")?;
     let file = file.display().to_string();
     let ask = |flags: &[&str]| {

@@ -3,14 +3,14 @@
 
 use std::io::Write;
 
-use redirector_tests::matrix::{Part, SERVED};
-use redirector_tests::pod::{APP, PROXY, SECOND4, VIP4, at};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::probe::connect_proxy::Event;
-use redirector_tests::process::Daemon;
-use redirector_tests::scenario::{Family, Scenario};
-use redirector_tests::side::{Setup, Side};
-use redirector_tests::twin::Twin;
+use redirector_tests::harness::pair::Twin;
+use redirector_tests::harness::pair::fixture::{Setup, Side};
+use redirector_tests::harness::pair::matrix::{Part, SERVED};
+use redirector_tests::harness::probe::connect_proxy::Event;
+use redirector_tests::harness::probe::scenario::{Family, Scenario};
+use redirector_tests::harness::process::Daemon;
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::world::{APP, PROXY, SECOND4, VIP4, at};
 
 const CONFIGURATION: &str = "base { log_info = on; log = \"stderr\"; daemon = off; redirector = iptables; }\n\
     redsocks { local_ip = 0.0.0.0; local_port = 15001; ip = 10.77.0.1; port = 3128; type = http-connect; }\n";

@@ -2,17 +2,17 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use redirector_tests::command::run;
-use redirector_tests::istio::Options;
-use redirector_tests::kernel;
-use redirector_tests::matrix::{CALLERS, Part, SERVED, UNSERVED};
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{APP, PROXY, Pod, PodOptions, ROOT, SECOND4, VIP4, VIP6, at};
-use redirector_tests::privileged::require_root;
-use redirector_tests::proxy::proxy_listeners;
-use redirector_tests::scenario::{Family, How, Scenario, Udp};
-use redirector_tests::side::{By, Setup, Side};
-use redirector_tests::twin::Twin;
+use redirector_tests::harness::command::run;
+use redirector_tests::harness::kernel;
+use redirector_tests::harness::oracle::options::Options;
+use redirector_tests::harness::pair::Twin;
+use redirector_tests::harness::pair::fixture::{By, Setup, Side};
+use redirector_tests::harness::pair::matrix::{CALLERS, Part, SERVED, UNSERVED};
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::{Family, How, Scenario, Udp};
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::server::proxy_listeners;
+use redirector_tests::harness::world::{APP, PROXY, Pod, PodOptions, ROOT, SECOND4, VIP4, VIP6, at};
 
 /// Destinations of every kind of verdict and error.
 fn destinations(pod: &Pod) -> Vec<Scenario> {
@@ -233,18 +233,18 @@ fn user_switched_after_creation() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lives through a story in a pod without a proxy, whose part it takes itself: the same is seen under iptables.
-fn compare(story: &str, to: SocketAddr, options: &Options) -> anyhow::Result<Vec<String>> {
+/// Lives through a sequence in a pod without a proxy, whose part it takes itself: the same is seen under iptables.
+fn compare(sequence: &str, to: SocketAddr, options: &Options) -> anyhow::Result<Vec<String>> {
     let setup = Setup { proxy: Vec::new(), ..Setup::default() };
     let told = |by| -> anyhow::Result<String> {
         let side = Side::with(by, &setup)?;
-        run(&mut side.pod().place(APP)?.probe(&["story", story, &to.to_string()]), "\n")
+        run(&mut side.pod().place(APP)?.probe(&["sequence", sequence, &to.to_string()]), "\n")
     };
     let expected = told(By::Iptables(options.clone()))?;
     assert_eq!(
         told(By::RedirectorWith(options.clone()))?,
         expected,
-        "{story} to {to}, redirector and iptables"
+        "{sequence} to {to}, redirector and iptables"
     );
     Ok(expected.lines().map(str::to_owned).collect())
 }
@@ -257,10 +257,10 @@ fn ends_of_connections() -> anyhow::Result<()> {
         return Ok(());
     }
     for to in [at(VIP4, SERVED), at(VIP6, SERVED)] {
-        for story in ["reset", "ended", "refused", "reset-by-client", "client-listens", "same-twice"] {
-            let seen = compare(story, to, &Options::sidecar())?;
+        for sequence in ["reset", "ended", "refused", "reset-by-client", "client-listens", "same-twice"] {
+            let seen = compare(sequence, to, &Options::sidecar())?;
             assert!(!seen.is_empty());
-            if story == "reset-by-client" {
+            if sequence == "reset-by-client" {
                 assert!(seen[0].contains(&to.to_string()), "{seen:?}");
             }
         }

@@ -7,17 +7,17 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use redirector_tests::cgroup::mount_point;
-use redirector_tests::cluster::machine::{Inside, Machine, nothing_left};
-use redirector_tests::command::run;
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{APP, PROXY, VIP4, at, observe};
-use redirector_tests::privileged::{repository, require_program, require_root};
-use redirector_tests::process::Place;
-use redirector_tests::proxy::{OUTBOUND, Server, proxy_listeners};
-use redirector_tests::redirector::binary;
-use redirector_tests::retry;
-use redirector_tests::scenario::{Owner, Scenario};
+use redirector_tests::harness::command::run;
+use redirector_tests::harness::machine::{Inside, Machine, nothing_left};
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::{Owner, Scenario};
+use redirector_tests::harness::process::Place;
+use redirector_tests::harness::product::binary;
+use redirector_tests::harness::requirements::{repository, require_program, require_root};
+use redirector_tests::harness::retry;
+use redirector_tests::harness::server::{OUTBOUND, Server, proxy_listeners};
+use redirector_tests::harness::world::cgroup::mount_point;
+use redirector_tests::harness::world::{APP, PROXY, VIP4, at, observe};
 
 /// The only directory of units: nothing of this machine's is started.
 const UNITS: &str = "/run/redirtest-units";

@@ -4,17 +4,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::ensure;
 
-use redirector_tests::istio::{Options, Ports, Tproxy};
-use redirector_tests::kernel;
-use redirector_tests::matrix::{Caller, Part, SERVED, SIDECAR_PORTS, UNSERVED};
-use redirector_tests::node::has_or_refuses;
-use redirector_tests::observation::{Accepted, Observation};
-use redirector_tests::pod::{APP, PROXY, PodOptions, TRANSPARENT_PROXY, VIP4, VIP6, at};
-use redirector_tests::privileged::require_root;
-use redirector_tests::proxy::{INBOUND, OUTBOUND, everywhere};
-use redirector_tests::scenario::{Family, Scenario};
-use redirector_tests::side::{By, Setup, Side};
-use redirector_tests::twin::Twin;
+use redirector_tests::harness::kernel;
+use redirector_tests::harness::oracle::options::{Options, Ports, Tproxy};
+use redirector_tests::harness::pair::Twin;
+use redirector_tests::harness::pair::fixture::{By, Setup, Side};
+use redirector_tests::harness::pair::matrix::{Caller, Part, SERVED, SIDECAR_PORTS, UNSERVED};
+use redirector_tests::harness::probe::observation::{Accepted, Observation};
+use redirector_tests::harness::probe::scenario::{Family, Scenario};
+use redirector_tests::harness::product::bpffs::has_or_refuses;
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::server::{INBOUND, OUTBOUND, everywhere};
+use redirector_tests::harness::world::{APP, PROXY, PodOptions, TRANSPARENT_PROXY, VIP4, VIP6, at};
 
 fn tproxy(mark: u32, table: u32) -> Options {
     Options { tproxy: Some(Tproxy { mark, table }), ..Options::sidecar() }

@@ -7,16 +7,16 @@ use std::process::Stdio;
 use anyhow::Context;
 use serde_json::Value;
 
-use redirector_tests::agent::{Agent, Home, target};
-use redirector_tests::matrix::SERVED;
-use redirector_tests::node::Node;
-use redirector_tests::pod::{APP, VIP4, at};
-use redirector_tests::privileged::require_root;
-use redirector_tests::process::Daemon;
-use redirector_tests::redirector::exit;
-use redirector_tests::retry;
-use redirector_tests::scenario::Scenario;
-use redirector_tests::side::{By, Side};
+use redirector_tests::harness::pair::fixture::{By, Side};
+use redirector_tests::harness::pair::matrix::SERVED;
+use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::process::Daemon;
+use redirector_tests::harness::product::agent::{Agent, Home, target};
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::product::exit;
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::retry;
+use redirector_tests::harness::world::{APP, VIP4, at};
 
 const NAME: &str = "pod";
 

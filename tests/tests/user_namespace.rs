@@ -2,20 +2,20 @@
 //! counts them, as iptables does when its rules are loaded from inside.
 
 use anyhow::Context;
-use redirector_tests::bpftool::links_of;
-use redirector_tests::command::output;
-use redirector_tests::istio::Options;
-use redirector_tests::matrix::{FAMILIES, Part, SERVED, destinations};
-use redirector_tests::netns::{MAPPED_GROUPS, MAPPED_USERS};
-use redirector_tests::node::Node;
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{PROXY, Pod, PodOptions, ROOT, VIP4, World, at};
-use redirector_tests::privileged::{require_program, require_root};
-use redirector_tests::proxy::{everywhere, proxy_listeners};
-use redirector_tests::redirector::{Run, exit};
-use redirector_tests::scenario::{Owner, Scenario};
-use redirector_tests::side::{By, Setup};
-use redirector_tests::twin::Twin;
+use redirector_tests::harness::command::output;
+use redirector_tests::harness::oracle::options::Options;
+use redirector_tests::harness::pair::Twin;
+use redirector_tests::harness::pair::fixture::{By, Setup};
+use redirector_tests::harness::pair::matrix::{FAMILIES, Part, SERVED, destinations};
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::{Owner, Scenario};
+use redirector_tests::harness::product::bpffs::Node;
+use redirector_tests::harness::product::objects::links_of;
+use redirector_tests::harness::product::{Run, exit};
+use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::server::{everywhere, proxy_listeners};
+use redirector_tests::harness::world::netns::{MAPPED_GROUPS, MAPPED_USERS};
+use redirector_tests::harness::world::{PROXY, Pod, PodOptions, ROOT, VIP4, World, at};
 
 const fn inside(uid: u32, gid: u32) -> Owner {
     Owner { uid: MAPPED_USERS + uid, gid: MAPPED_GROUPS + gid }

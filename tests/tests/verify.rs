@@ -4,13 +4,13 @@
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use redirector_tests::node::{Node, target};
-use redirector_tests::pod::{APP, PROXY, Pod, VIP4, World, at};
-use redirector_tests::privileged::require_root;
-use redirector_tests::probe::serve::Listen;
-use redirector_tests::proxy::{any4, proxy_listeners};
-use redirector_tests::redirector::{Run, exit};
-use redirector_tests::scenario::Scenario;
+use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::probe::serve::Listen;
+use redirector_tests::harness::product::bpffs::{Node, target};
+use redirector_tests::harness::product::{Run, exit};
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::server::{any4, proxy_listeners};
+use redirector_tests::harness::world::{APP, PROXY, Pod, VIP4, World, at};
 
 const NAME: &str = "pod";
 
@@ -122,7 +122,7 @@ fn beside_a_proxy() -> anyhow::Result<()> {
         let made = probes.iter().filter(|p| p["how"] == "connection").count();
         assert_eq!(made, if arguments.is_empty() { 4 } else { 6 });
         // The proxy's stand-in prints what it accepts, each of these once.
-        redirector_tests::retry::until("the proxy to have them all", || {
+        redirector_tests::harness::retry::until("the proxy to have them all", || {
             (proxy.accepted().len() >= before + made).then_some(())
         })?;
         assert_eq!(proxy.accepted().len(), before + made);
@@ -164,7 +164,7 @@ fn failures_are_found() -> anyhow::Result<()> {
         verify(&node, &[])?.expect(exit::OK)?;
         // As `rm` does: the last reference to the link was its pin.
         std::fs::remove_file(node.instance(NAME).join(format!("link_{hook}")))?;
-        let report = redirector_tests::retry::until(&format!("{hook} to be detached"), || {
+        let report = redirector_tests::harness::retry::until(&format!("{hook} to be detached"), || {
             let run = verify(&node, &["--timeout", "1"]).ok()?;
             (run.code == Some(exit::FAILED)).then(|| run.json())
         })??;
@@ -218,12 +218,12 @@ fn killed() -> anyhow::Result<()> {
     let mut child = command.stdout(std::process::Stdio::null()).spawn()?;
     let room = pod.cgroup.directory().join(format!("redirector-verify-{}", child.id()));
     let processes = || std::fs::read_to_string(room.join("cgroup.procs")).unwrap_or_default();
-    redirector_tests::retry::until("helpers to be at work", || {
+    redirector_tests::harness::retry::until("helpers to be at work", || {
         (processes().lines().count() == 2).then_some(())
     })?;
     child.kill()?;
     child.wait()?;
-    redirector_tests::retry::until("the helpers to end", || processes().is_empty().then_some(()))?;
+    redirector_tests::harness::retry::until("the helpers to end", || processes().is_empty().then_some(()))?;
     verify(&node, &["--timeout", "1"])?.expect(exit::FAILED)?;
     expect_clean(pod)
 }
@@ -237,9 +237,9 @@ fn a_helper_whose_verify_is_gone() -> anyhow::Result<()> {
     let mut gone = std::process::Command::new("true").spawn()?;
     gone.wait()?;
     for (verify, expected) in [(std::process::id(), "{\"Ok\":null}\n"), (gone.id(), "")] {
-        let mut command = redirector_tests::redirector::command(&[]);
+        let mut command = redirector_tests::harness::product::command(&[]);
         command.args(["verify-helper", "0", "0", &verify.to_string()]);
-        let answer = redirector_tests::command::run(&mut command, "{\"Listen\":[]}\n")?;
+        let answer = redirector_tests::harness::command::run(&mut command, "{\"Listen\":[]}\n")?;
         assert_eq!(answer, expected, "of {verify}");
     }
     Ok(())
@@ -249,7 +249,7 @@ fn a_helper_whose_verify_is_gone() -> anyhow::Result<()> {
 fn drop_on_lo(pod: &Pod) -> anyhow::Result<()> {
     let mut command = pod.netns.command("iptables");
     command.args(["-A", "INPUT", "-i", "lo", "-p", "tcp", "--dport", "15006", "-j", "DROP"]);
-    redirector_tests::command::run(&mut command, "")?;
+    redirector_tests::harness::command::run(&mut command, "")?;
     Ok(())
 }
 

@@ -2,20 +2,20 @@
 
 use anyhow::{Context, ensure};
 
-use redirector_tests::istio::{Cidrs, Options};
-use redirector_tests::kernel;
-use redirector_tests::matrix::{Caller, Part, SERVED, UNSERVED};
-use redirector_tests::node::{Node, has_or_refuses};
-use redirector_tests::observation::Observation;
-use redirector_tests::pod::{
+use redirector_tests::harness::kernel;
+use redirector_tests::harness::oracle::options::{Cidrs, Options};
+use redirector_tests::harness::pair::Twin;
+use redirector_tests::harness::pair::fixture::{By, Setup};
+use redirector_tests::harness::pair::matrix::{Caller, Part, SERVED, UNSERVED};
+use redirector_tests::harness::probe::observation::Observation;
+use redirector_tests::harness::probe::scenario::{Scenario, Udp};
+use redirector_tests::harness::product::bpffs::{Node, has_or_refuses};
+use redirector_tests::harness::product::exit;
+use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::server::everywhere;
+use redirector_tests::harness::world::{
     APP, GUEST_INTERFACE, PROXY, PodOptions, ROOT, VIP4, VIP6, VNET4, VNET6, World, at, observe,
 };
-use redirector_tests::privileged::require_root;
-use redirector_tests::proxy::everywhere;
-use redirector_tests::redirector::exit;
-use redirector_tests::scenario::{Scenario, Udp};
-use redirector_tests::side::{By, Setup};
-use redirector_tests::twin::Twin;
 
 const NAME: &str = "pod";
 const K: [&str; 2] = ["-k", GUEST_INTERFACE];

@@ -1,0 +1,153 @@
+//! The benchmark: what redirection costs, beside no redirection at all and beside iptables.
+//!
+//! Three sibling pods on the same kernel: `direct` (the app connects to the server over lo), `iptables` (the rules of
+//! istio-init) and `redirector`. In each the same server stands for the proxy and the same client for the app, all on
+//! one CPU, so that a rate is the inverse of the CPU time of the whole path. The pods take turns in many short rounds:
+//! what disturbs the machine disturbs all alike, and each ratio is of two neighbours in time.
+//!
+//! * [`worker`] is what runs in the pods: this same program, started in another role.
+//! * [`pods`] is a pod with its server and client, [`rounds`] lets the pods take turns.
+//! * [`hooks`] and [`attach`] measure the eBPF programs and the command.
+//! * [`cidrs`] is a benchmark of its own: policies with long lists, beside one without.
+//! * [`report`] says what came of it, [`expected`] what should have.
+
+mod attach;
+mod cidrs;
+mod expected;
+mod hooks;
+mod machine;
+mod pods;
+mod report;
+mod rounds;
+mod stats;
+mod sys;
+mod worker;
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use anyhow::ensure;
+use clap::{Parser, ValueEnum};
+use serde::Serialize;
+
+use self::machine::Machine;
+use self::pods::MeasuredPods;
+use self::report::Report;
+use redirector_tests::harness::probe;
+
+const HELP: &str = "\
+Examples:
+  cargo xtask bench --quick                      a first impression, less than two minutes
+  cargo xtask bench                              narrower intervals, about five minutes
+  cargo xtask bench --quick -- --output json     for programs
+  cargo xtask bench -- --rounds 20 --cpu 1       what you like
+  cargo xtask bench -- cidrs                     long lists of networks: attach, connect, memory
+
+The exit code does not depend on the figures: expectations are not a gate.";
+
+/// Measure redirector beside no redirection and beside iptables. Needs root; cleans up after itself, also on Ctrl-C.
+#[derive(Debug, Parser)]
+#[command(name = "bench", after_help = HELP)]
+pub struct Cli {
+    /// What to measure
+    #[arg(value_enum, default_value_t = Part::Redirection)]
+    part: Part,
+    /// Few repetitions
+    #[arg(long)]
+    quick: bool,
+    /// Rounds [default: 400, with --quick 80]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(5..))]
+    rounds: Option<u32>,
+    /// Length of each measurement in a round, in milliseconds
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(5..=5000))]
+    slice: u64,
+    /// The CPU that does all the work [default: the last one we may use]
+    #[arg(long)]
+    cpu: Option<usize>,
+    /// How to print the results
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Redirector beside no redirection and beside iptables
+    Redirection,
+    /// Policies with 50,000 networks beside one without
+    Cidrs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+/// What was measured how.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Rounds.
+    pub rounds: u32,
+    /// Length of a measurement.
+    pub slice: Duration,
+    /// How often to attach.
+    pub attaches: u32,
+    /// The CPU of servers and clients.
+    pub cpu: usize,
+}
+
+/// The program's `main`.
+///
+/// # Errors
+/// When the machine does not let us measure.
+pub fn main() -> anyhow::Result<()> {
+    if let Some(role) = worker::asked()? {
+        return worker::run(&role);
+    }
+    probe::run_if_asked();
+    let cli = Cli::parse();
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "the benchmark makes network namespaces, cgroups and netfilter rules and needs root"
+    );
+    sys::catch_interrupts()?;
+    let settings = Settings {
+        rounds: cli.rounds.unwrap_or(if cli.quick { 80 } else { 400 }),
+        slice: Duration::from_millis(cli.slice),
+        attaches: if cli.quick { 11 } else { 41 },
+        cpu: machine::choose_cpu(cli.cpu)?,
+    };
+    // Neighbours on the machine would otherwise widen every interval. Workers and commands inherit it.
+    rustix::process::nice(-20)?;
+    let machine = Machine::look()?;
+    match cli.part {
+        Part::Redirection => print(cli.output, &measure(machine, settings)?),
+        Part::Cidrs => print(cli.output, &cidrs::measure(machine, settings)?),
+    }
+}
+
+fn print<T: Display + Serialize>(output: Output, report: &T) -> anyhow::Result<()> {
+    match output {
+        Output::Table => print!("{report}"),
+        Output::Json => println!("{}", serde_json::to_string_pretty(report)?),
+    }
+    Ok(())
+}
+
+fn measure(machine: Machine, settings: Settings) -> anyhow::Result<Report> {
+    say("setting up three pods");
+    let mut pods = MeasuredPods::start(settings.cpu)?;
+    let rates = rounds::run(&mut pods, settings)?;
+    say("hooks, with the kernel's run-time statistics on");
+    let hooks = hooks::measure(&mut pods, settings)?;
+    drop(pods);
+    say("attach and detach");
+    let attach = attach::measure(settings)?;
+    let expectations = expected::check(&rates, &hooks, &attach);
+    Ok(Report { machine, settings: settings.into(), rates, hooks, attach, expectations })
+}
+
+/// Progress goes to stderr: stdout is for the results.
+fn say(what: &str) {
+    eprintln!("bench: {what}");
+}

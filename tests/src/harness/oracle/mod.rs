@@ -1,0 +1,100 @@
+//! The oracle: the rules of `istio-iptables` in its order, loaded into real netfilter.
+//!
+//! These rules are the definition of right and wrong for everything else here, hence `tests/oracle.rs` tests them first.
+//!
+//! * [`options`] has the options of `istio-iptables`.
+//! * [`nat`] and [`mangle`] make the rules of a table.
+//! * [`documented`] lists the differences from them that are meant.
+
+pub mod documented;
+pub mod mangle;
+mod nat;
+pub mod options;
+mod table;
+
+use anyhow::Context;
+
+use self::options::Options;
+use self::table::Table;
+use crate::harness::command::run;
+use crate::harness::world::netns::Netns;
+
+/// Address family of a rule set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn has(self, cidr: &str) -> bool {
+        (self == Self::V6) == cidr.contains(':')
+    }
+
+    /// What counts as loopback, and the address from which Envoy connects to the application.
+    fn loopback_and_passthrough(self, options: &Options) -> (&str, &'static str) {
+        match self {
+            Self::V4 => (&options.loopback_cidr, "127.0.0.6/32"),
+            Self::V6 => ("::1/128", "::6/128"),
+        }
+    }
+}
+
+/// Installs the rules in a namespace; they go with it.
+///
+/// # Errors
+/// When netfilter refuses them.
+pub fn install(netns: &Netns, options: &Options) -> anyhow::Result<()> {
+    load(netns, &rule_texts(options))?;
+    mangle::route(netns, "add", options)?;
+    if options.ipv6 {
+        // istio-iptables adds the address from which Envoy connects to the application.
+        netns.ip("address add ::6/128 dev lo nodad\n")?;
+    }
+    Ok(())
+}
+
+/// The rules of both families, IPv4 first. Without IPv6 its tables are empty; without TPROXY mangle is.
+#[must_use]
+pub fn rule_texts(options: &Options) -> [String; 2] {
+    [Family::V4, Family::V6].map(|family| {
+        let mut tables = [Table::new("nat"), Table::new("mangle")];
+        if options.ipv6 || family == Family::V4 {
+            nat::fill(&mut tables[0], options, family);
+            mangle::fill(&mut tables[1], options, family);
+        }
+        tables.map(|table| table.to_string()).concat()
+    })
+}
+
+/// Loads rules of both families instead of those that were there.
+///
+/// # Errors
+/// When netfilter refuses them.
+pub fn load(netns: &Netns, [v4, v6]: &[String; 2]) -> anyhow::Result<()> {
+    run(&mut netns.command("iptables-restore"), v4).context("the IPv4 rules")?;
+    run(&mut netns.command("ip6tables-restore"), v6).context("the IPv6 rules")?;
+    Ok(())
+}
+
+/// Plants one more rule at the head of a chain: for tests that must see a difference.
+///
+/// # Errors
+/// When netfilter refuses it.
+pub fn insert(netns: &Netns, rule: &str) -> anyhow::Result<()> {
+    run(netns.command("iptables").args(["-t", "nat", "-I"]).args(rule.split(' ')), "")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_off_leaves_tables_empty() {
+        let empty = "*nat\nCOMMIT\n*mangle\nCOMMIT\n";
+        let [v4, v6] = rule_texts(&Options { ipv6: false, ..Options::sidecar() });
+        assert_eq!(v6, empty);
+        assert!(v4.starts_with("*nat\n:ISTIO_") && v4.ends_with("COMMIT\n*mangle\nCOMMIT\n"), "{v4}");
+    }
+}

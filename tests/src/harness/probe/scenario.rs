@@ -1,0 +1,161 @@
+//! What a probe is told to do: one connection, described completely.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::harness::probe::observation::Question;
+
+/// The address family of the socket, and how the destination is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    /// `AF_INET`.
+    V4,
+    /// `AF_INET6` to an IPv6 destination.
+    V6,
+    /// `AF_INET6` to an IPv4 destination, written `::ffff:a.b.c.d`, as dual-stack programs do.
+    Mapped,
+}
+
+/// The way the connection is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// `connect()` that waits.
+    #[default]
+    Blocking,
+    /// `connect()` on a non-blocking socket, then poll, then `SO_ERROR`.
+    Nonblocking,
+    /// TCP Fast Open: `sendto(MSG_FASTOPEN)` connects and sends in one call.
+    FastOpenSend,
+    /// TCP Fast Open: with `TCP_FASTOPEN_CONNECT` the handshake may wait for the first write.
+    FastOpenConnect,
+    /// `IORING_OP_CONNECT`.
+    IoUring,
+}
+
+/// The way a UDP query is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Udp {
+    /// `connect()`, then `send()`.
+    Connect,
+    /// `sendto()` on a socket without a peer.
+    SendTo,
+}
+
+/// A user and group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// A connection attempt made on the socket before the one that counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Destination.
+    pub to: SocketAddr,
+    /// Take the connection back with `connect(AF_UNSPEC)` afterwards.
+    pub disconnect: bool,
+}
+
+/// One connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scenario {
+    /// Names the scenario in reports; unique within a matrix.
+    pub name: String,
+    /// Family of the socket.
+    pub family: Family,
+    /// Destination; for [`Family::Mapped`] given as IPv4.
+    pub to: SocketAddr,
+    /// Address and port to bind first; for [`Family::Mapped`] given as IPv4 (unspecified binds `[::]`).
+    #[serde(default)]
+    pub bind: Option<SocketAddr>,
+    /// The way to connect.
+    #[serde(default)]
+    pub how: How,
+    /// Use MPTCP instead of TCP.
+    #[serde(default)]
+    pub mptcp: bool,
+    /// A UDP query and its answer, instead of a TCP connection.
+    #[serde(default)]
+    pub udp: Option<Udp>,
+    /// Effective ids while the socket is created. The probe must run as root.
+    #[serde(default)]
+    pub created_by: Option<Owner>,
+    /// Effective ids while it is connected. The probe must run as root.
+    #[serde(default)]
+    pub connected_by: Option<Owner>,
+    /// Earlier attempts on the same socket.
+    #[serde(default)]
+    pub earlier: Vec<Attempt>,
+    /// Asked of the client's socket before anything is connected.
+    #[serde(default)]
+    pub ask_before: Vec<Question>,
+    /// Asked of the client's socket once connected.
+    #[serde(default)]
+    pub ask_client: Vec<Question>,
+    /// Asked of the socket that the server accepted (or listens on).
+    #[serde(default)]
+    pub ask_server: Vec<Question>,
+}
+
+impl Scenario {
+    /// A plain connection.
+    #[must_use]
+    pub fn new(name: impl Into<String>, family: Family, to: SocketAddr) -> Self {
+        Self {
+            name: name.into(),
+            family,
+            to,
+            bind: None,
+            how: How::Blocking,
+            mptcp: false,
+            udp: None,
+            created_by: None,
+            connected_by: None,
+            earlier: Vec::new(),
+            ask_before: Vec::new(),
+            ask_client: Vec::new(),
+            ask_server: Vec::new(),
+        }
+    }
+
+    /// A plain connection of the family of the destination, named after it.
+    #[must_use]
+    pub fn to(to: SocketAddr) -> Self {
+        Self::new(format!("to {to}"), if to.is_ipv4() { Family::V4 } else { Family::V6 }, to)
+    }
+
+    /// Binds first.
+    #[must_use]
+    pub fn bound(mut self, bind: SocketAddr) -> Self {
+        self.bind = Some(bind);
+        self
+    }
+
+    /// Connects another way.
+    #[must_use]
+    pub fn by(mut self, how: How) -> Self {
+        self.how = how;
+        self
+    }
+
+    /// Tries another destination first.
+    #[must_use]
+    pub fn after(mut self, to: SocketAddr, disconnect: bool) -> Self {
+        self.earlier.push(Attempt { to, disconnect });
+        self
+    }
+
+    /// Gives it another name.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+}

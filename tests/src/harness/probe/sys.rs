@@ -1,0 +1,191 @@
+//! System calls that no safe crate offers in the raw form the tests need. All `unsafe` of the package is here.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd};
+
+use crate::harness::probe::observation::{Answer, OK, Question, Seen, errno_name};
+
+/// `SO_ORIGINAL_DST`, and equal to it `IP6T_SO_ORIGINAL_DST`.
+pub const SO_ORIGINAL_DST: i32 = 80;
+
+/// Fills buffers before they are given to the kernel, to show what was not written.
+const FILL: u8 = 0xaa;
+
+/// `getsockopt` with exactly the given buffer. Returns the length the kernel left, also on failure.
+fn getsockopt(fd: impl AsFd, level: i32, name: i32, buffer: &mut [u8]) -> (io::Result<()>, u32) {
+    let mut length = libc::socklen_t::try_from(buffer.len()).unwrap_or(libc::socklen_t::MAX);
+    // SAFETY: `buffer` is valid for writes of `length` bytes, and both pointers live through the call.
+    let result = unsafe {
+        libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, buffer.as_mut_ptr().cast(), &raw mut length)
+    };
+    (if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }, length)
+}
+
+/// Asks a question, showing everything that can be seen of the answer.
+pub fn ask(fd: impl AsFd, question: Question) -> Answer {
+    let mut buffer = vec![FILL; question.length as usize];
+    let (result, length) = getsockopt(fd, question.level, question.name, &mut buffer);
+    Answer {
+        question,
+        outcome: result.map_or_else(|error| errno_name(&error), |()| OK.to_owned()),
+        length,
+        bytes: hex(buffer.get(..question.shown.unwrap_or(u32::MAX) as usize).unwrap_or(&buffer)),
+    }
+}
+
+/// Hexadecimal digits, with the zeroes or fill bytes at the end counted: `02001f90 +12*aa`.
+fn hex(bytes: &[u8]) -> String {
+    let Some(last) = bytes.last().filter(|last| [FILL, 0].contains(last)) else { return digits(bytes) };
+    let start = bytes.iter().rposition(|byte| byte != last).map_or(0, |position| position + 1);
+    format!("{} +{}*{last:02x}", digits(&bytes[..start]), bytes.len() - start)
+}
+
+fn digits(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `SO_ORIGINAL_DST` at a level (`SOL_IP` or `SOL_IPV6`), with the size of buffer that Envoy uses.
+pub fn original_dst(fd: impl AsFd, level: i32) -> Seen {
+    let mut buffer = [0_u8; 128];
+    let (result, length) = getsockopt(fd, level, SO_ORIGINAL_DST, &mut buffer);
+    match result {
+        Ok(()) => {
+            decode(&buffer).map_or_else(|| Seen::Error(format!("{length} undecodable bytes")), Seen::Address)
+        }
+        Err(error) => Seen::Error(errno_name(&error)),
+    }
+}
+
+/// The port in `SO_ORIGINAL_DST` at a level, asked for as Go's `GetsockoptIPv6MTUInfo` does: with a buffer of 32 bytes.
+///
+/// # Errors
+/// What `getsockopt` says.
+pub fn original_port(fd: impl AsFd, level: i32) -> io::Result<u16> {
+    let mut info = [0_u8; 32];
+    getsockopt(fd, level, SO_ORIGINAL_DST, &mut info).0?;
+    Ok(u16::from_be_bytes([info[2], info[3]]))
+}
+
+/// Reads a `sockaddr_in` or `sockaddr_in6`.
+fn decode(bytes: &[u8; 128]) -> Option<SocketAddr> {
+    let family = i32::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
+    let port = u16::from_be_bytes([bytes[2], bytes[3]]);
+    match family {
+        libc::AF_INET => {
+            let octets: [u8; 4] = bytes[4..8].try_into().ok()?;
+            Some(SocketAddrV4::new(Ipv4Addr::from(octets), port).into())
+        }
+        libc::AF_INET6 => {
+            let flow = u32::from_be_bytes(bytes[4..8].try_into().ok()?);
+            let octets: [u8; 16] = bytes[8..24].try_into().ok()?;
+            let scope = u32::from_ne_bytes(bytes[24..28].try_into().ok()?);
+            Some(SocketAddrV6::new(Ipv6Addr::from(octets), port, flow, scope).into())
+        }
+        _ => None,
+    }
+}
+
+/// Switches an integer option on.
+///
+/// # Errors
+/// What `setsockopt` says.
+pub fn switch_on(fd: impl AsFd, level: i32, name: i32) -> io::Result<()> {
+    set(fd, level, name, 1)
+}
+
+/// `SO_MARK`.
+///
+/// # Errors
+/// What `setsockopt` says.
+pub fn set_mark(fd: impl AsFd, mark: u32) -> io::Result<()> {
+    set(fd, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())
+}
+
+fn set(fd: impl AsFd, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the pointer is to a live int and the length is that of an int.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `connect()` through io_uring, waiting for its completion.
+///
+/// # Errors
+/// What the connection gave, or what setting up the ring gave.
+pub fn io_uring_connect(fd: impl AsFd, to: SocketAddr) -> io::Result<()> {
+    let (storage, length) = encode(to);
+    let mut ring = io_uring::IoUring::new(2)?;
+    let fd = io_uring::types::Fd(fd.as_fd().as_raw_fd());
+    let entry = io_uring::opcode::Connect::new(fd, (&raw const storage).cast(), length).build();
+    // SAFETY: `storage` and the descriptor outlive the completion, which is awaited below.
+    unsafe { ring.submission().push(&entry) }.map_err(|error| io::Error::other(error.to_string()))?;
+    ring.submit_and_wait(1)?;
+    let completion = ring.completion().next().ok_or_else(|| io::Error::other("no completion"))?;
+    if completion.result() < 0 { Err(io::Error::from_raw_os_error(-completion.result())) } else { Ok(()) }
+}
+
+/// Writes an address the way the kernel reads it.
+fn encode(address: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
+    // SAFETY: all zeroes is a valid `sockaddr_storage`.
+    let mut storage: libc::sockaddr_storage = unsafe { MaybeUninit::zeroed().assume_init() };
+    let length = match address {
+        SocketAddr::V4(v4) => {
+            let raw = libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                sin_zero: [0; 8],
+            };
+            // SAFETY: `sockaddr_storage` is large enough and aligned for every socket address.
+            unsafe { (&raw mut storage).cast::<libc::sockaddr_in>().write(raw) };
+            size_of::<libc::sockaddr_in>()
+        }
+        SocketAddr::V6(v6) => {
+            let raw = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: v6.port().to_be(),
+                sin6_flowinfo: v6.flowinfo(),
+                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                sin6_scope_id: v6.scope_id(),
+            };
+            // SAFETY: as above.
+            unsafe { (&raw mut storage).cast::<libc::sockaddr_in6>().write(raw) };
+            size_of::<libc::sockaddr_in6>()
+        }
+    };
+    (storage, length as libc::socklen_t)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_tails_are_counted() {
+        assert_eq!(hex(&[1, 2, FILL, FILL]), "0102 +2*aa");
+        assert_eq!(hex(&[0, 0, 0]), " +3*00");
+        assert_eq!(hex(&[1, 2]), "0102");
+        assert_eq!(hex(&[]), "");
+    }
+
+    #[test]
+    fn socket_addresses_survive_their_raw_form() -> Result<(), std::net::AddrParseError> {
+        for text in ["10.96.0.10:8080", "[fd00:96::10]:8080", "[fe80::1%7]:80"] {
+            let address: SocketAddr = text.parse()?;
+            let (storage, _) = encode(address);
+            // SAFETY: a `sockaddr_storage` is 128 initialised bytes.
+            let bytes: [u8; 128] = unsafe { std::mem::transmute(storage) };
+            assert_eq!(decode(&bytes), Some(address));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,268 @@
+//! Drives the product: the `redirector` binary, as a user does.
+
+pub mod agent;
+pub mod bpffs;
+pub mod objects;
+pub mod older;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use crate::harness::command::{output, show};
+use crate::harness::names;
+use crate::harness::oracle::options::Options;
+use crate::harness::world::Pod;
+
+/// Exit codes of the contract.
+pub mod exit {
+    /// Done, or nothing to do.
+    pub const OK: i32 = 0;
+    /// Failed.
+    pub const FAILED: i32 = 1;
+    /// Bad usage or bad input.
+    pub const USAGE: i32 = 2;
+    /// Nothing matched.
+    pub const NOTHING: i32 = 3;
+    /// This kernel or node cannot.
+    pub const CANNOT: i32 = 4;
+}
+
+/// What a run of the binary gave.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The command, for messages.
+    pub command: String,
+    /// Exit code; `None` after a signal.
+    pub code: Option<i32>,
+    /// How it ended, for messages.
+    pub status: std::process::ExitStatus,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Run {
+    /// Runs a command made by [`command`].
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn of(command: &mut Command) -> anyhow::Result<Self> {
+        let binary = binary();
+        ensure!(
+            binary.is_file(),
+            "{} does not exist: build it (`cargo build -p redirector-user`) or name one in REDIRECTOR_BIN",
+            binary.display()
+        );
+        let output = output(command, "")?;
+        Ok(Self {
+            command: show(command),
+            code: output.status.code(),
+            status: output.status,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Requires an exit code.
+    ///
+    /// # Errors
+    /// When it was another; with everything that was printed.
+    pub fn expect(self, code: i32) -> anyhow::Result<Self> {
+        ensure!(
+            self.code == Some(code),
+            "`{}` ended with {} instead of {code}.\nstdout: {}\nstderr: {}",
+            self.command,
+            self.status,
+            self.stdout.trim(),
+            self.stderr.trim()
+        );
+        Ok(self)
+    }
+
+    /// Requires an exit code, and that the error (in JSON on standard error) contains all of these.
+    ///
+    /// # Errors
+    /// When it does not; with everything that was printed.
+    pub fn refused(self, code: i32, words: &[&str]) -> anyhow::Result<Self> {
+        let run = self.expect(code)?;
+        let error = run.error()?;
+        ensure!(error["exit_code"] == code, "`{}`: another exit code in the error: {error}", run.command);
+        let text = error["error"].as_str().context("an error is a text")?;
+        for word in words {
+            ensure!(text.contains(word), "`{}` does not say {word:?}: {text}", run.command);
+        }
+        Ok(run)
+    }
+
+    /// The error: the last line of standard error, in JSON as all the others.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn error(&self) -> anyhow::Result<Value> {
+        let mut last = Value::Null;
+        for line in self.stderr.lines() {
+            last = serde_json::from_str(line)
+                .with_context(|| format!("`{}` printed no JSON: {}", self.command, self.stderr))?;
+        }
+        Ok(last)
+    }
+
+    /// Its output as JSON.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn json(&self) -> anyhow::Result<Value> {
+        serde_json::from_str(&self.stdout)
+            .with_context(|| format!("`{}` printed no JSON: {}", self.command, self.stdout))
+    }
+}
+
+/// The binary: `REDIRECTOR_BIN`, else the one cargo built beside the tests.
+#[must_use]
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("REDIRECTOR_BIN") {
+        return path.into();
+    }
+    let me = std::env::current_exe().unwrap_or_default();
+    let directory =
+        me.parent().map(|dir| if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir });
+    directory.unwrap_or(&me).join("redirector")
+}
+
+/// Runs the binary with JSON output and a clean environment.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn redirector(arguments: &[&str], environment: &[(&str, String)]) -> anyhow::Result<Run> {
+    let mut command = command(&[]);
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    command.args(arguments).args(["--output", "json"]);
+    Run::of(&mut command)
+}
+
+/// The binary with a clean environment, to be run by another program (with its arguments) if one is given.
+#[must_use]
+pub fn command(by: &[&str]) -> Command {
+    command_of(&binary(), by)
+}
+
+/// The same for another binary.
+#[must_use]
+pub fn command_of(binary: &Path, by: &[&str]) -> Command {
+    let mut command = match by.split_first() {
+        None => Command::new(binary),
+        Some((program, arguments)) => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(binary);
+            command
+        }
+    };
+    // Options may come from the environment, and must not come from the developer's.
+    command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command
+}
+
+/// An attached instance; detached on drop.
+#[derive(Debug)]
+pub struct Instance {
+    name: String,
+}
+
+impl Instance {
+    /// Attaches to a pod with the flags given.
+    ///
+    /// # Errors
+    /// When `attach` does not succeed.
+    pub fn attach(pod: &Pod, flags: &[String], environment: &[(&str, String)]) -> anyhow::Result<Self> {
+        let instance = Self { name: names::unique() };
+        attach_run(pod, &instance.name, flags, environment)?.expect(exit::OK)?;
+        Ok(instance)
+    }
+
+    /// Attaches with the product's own defaults.
+    ///
+    /// # Errors
+    /// When `attach` does not succeed.
+    pub fn attach_default(pod: &Pod) -> anyhow::Result<Self> {
+        Self::attach(pod, &[], &[])
+    }
+
+    /// Attaches with every option of `istio-iptables` given.
+    ///
+    /// # Errors
+    /// When `attach` does not succeed.
+    pub fn attach_options(pod: &Pod, options: &Options) -> anyhow::Result<Self> {
+        Self::attach(pod, &options.flags(), &options.environment())
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Detaches now, so that failing to do so is an error.
+    ///
+    /// # Errors
+    /// When `detach` does not succeed.
+    pub fn detach(self) -> anyhow::Result<()> {
+        redirector(&["detach", "--name", &self.name], &[])?.expect(exit::OK)?;
+        Ok(())
+    }
+
+    /// `redirector show`.
+    ///
+    /// # Errors
+    /// When it does not succeed.
+    pub fn show(&self) -> anyhow::Result<Value> {
+        redirector(&["show", &self.name], &[])?.expect(exit::OK)?.json()
+    }
+
+    /// `redirector original-dst`.
+    ///
+    /// # Errors
+    /// When it does not succeed.
+    pub fn original_dst(&self) -> anyhow::Result<Value> {
+        redirector(&["original-dst", &self.name], &[])?.expect(exit::OK)?.json()
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        let run = redirector(&["detach", "--name", &self.name, "--ignore-missing"], &[]);
+        if let Err(error) = run.and_then(|run| run.expect(exit::OK)) {
+            eprintln!("clean-up: {error:#}");
+        }
+    }
+}
+
+/// `redirector attach`, whatever its exit code.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn attach_run(
+    pod: &Pod,
+    name: &str,
+    flags: &[String],
+    environment: &[(&str, String)],
+) -> anyhow::Result<Run> {
+    let netns = pod.netns.file().display().to_string();
+    let cgroup = pod.cgroup.directory().display().to_string();
+    let mut arguments = vec!["attach", "--netns", &netns, "--cgroup", &cgroup, "--name", name];
+    arguments.extend(flags.iter().map(String::as_str));
+    redirector(&arguments, environment)
+}
+
+/// `redirector list`: whether the name is in it.
+///
+/// # Errors
+/// When it does not succeed.
+pub fn is_listed(name: &str) -> anyhow::Result<bool> {
+    let list = redirector(&["list"], &[])?.expect(exit::OK)?;
+    list.json()?;
+    Ok(list.stdout.contains(&format!("\"{name}\"")))
+}

@@ -1,0 +1,180 @@
+//! What the kernel has of us, as `bpftool` tells it.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use crate::harness::command::{output, run};
+use crate::harness::retry;
+use crate::harness::world::Pod;
+use crate::harness::world::netns::Netns;
+
+/// Detaches the link of a pin, as somebody with the privileges may do behind our back. The pin stays.
+///
+/// # Errors
+/// When `bpftool` does not do it.
+pub fn detach_link(pin: &Path) -> anyhow::Result<()> {
+    run(Command::new("bpftool").args(["link", "detach", "pinned"]).arg(pin), "").map(drop)
+}
+
+/// Programs, maps and links of one instance, by their ids, which are never used again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// Programs.
+    pub programs: BTreeSet<u64>,
+    /// Maps.
+    pub maps: BTreeSet<u64>,
+    /// Links.
+    pub links: BTreeSet<u64>,
+}
+
+impl Objects {
+    /// Of an instance, from what `show` says.
+    ///
+    /// # Errors
+    /// When `bpftool` cannot be asked.
+    pub fn of(show: &Value) -> anyhow::Result<Self> {
+        let hooks = show["hooks"].as_array().context("`show` tells the hooks")?;
+        let programs: BTreeSet<u64> = hooks.iter().filter_map(|hook| hook["program"].as_u64()).collect();
+        ensure!(programs.len() == hooks.len(), "a hook without a program: {show:#}");
+        let mut objects = Self { programs, ..Self::default() };
+        for program in &objects.programs {
+            let program = ask(&["prog", "show", "id", &program.to_string()])?;
+            let maps = program["map_ids"].as_array().cloned().unwrap_or_default();
+            objects.maps.extend(maps.iter().filter_map(Value::as_u64));
+        }
+        let of_ours =
+            |link: &&Value| link["prog_id"].as_u64().is_some_and(|id| objects.programs.contains(&id));
+        objects.links = list("link")?.iter().filter(of_ours).filter_map(|link| link["id"].as_u64()).collect();
+        ensure!(objects.links.len() == hooks.len(), "not a link for each hook: {objects:?}");
+        Ok(objects)
+    }
+
+    /// Those that the kernel still has.
+    ///
+    /// # Errors
+    /// When `bpftool` cannot be asked.
+    pub fn left(&self) -> anyhow::Result<Vec<String>> {
+        let mut left = Vec::new();
+        for (kind, ids) in [("prog", &self.programs), ("map", &self.maps), ("link", &self.links)] {
+            let there: BTreeSet<u64> =
+                list(kind)?.iter().filter_map(|object| object["id"].as_u64()).collect();
+            left.extend(ids.intersection(&there).map(|id| format!("{kind} {id}")));
+        }
+        Ok(left)
+    }
+
+    /// Waits until the kernel has none of them: it frees them in the background.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn expect_gone(&self) -> anyhow::Result<()> {
+        let mut left = self.left()?;
+        retry::until("objects of a detached instance to be freed", || {
+            left = self.left().ok()?;
+            left.is_empty().then_some(())
+        })
+        .with_context(|| format!("the kernel still has {left:?}"))
+    }
+}
+
+/// The links at a pod: those to its cgroups, and those to its namespace.
+///
+/// # Errors
+/// When `bpftool` cannot be asked.
+pub fn links_of(pod: &Pod) -> anyhow::Result<[usize; 2]> {
+    // Not by `cgroup tree`: it asks for kinds of programs that older kernels do not know, and then prints nothing.
+    let mut cgroups = BTreeSet::new();
+    collect_ids(pod.cgroup.directory(), &mut cgroups)?;
+    let inode = std::fs::metadata(pod.netns.file())?.ino();
+    let links = list("link")?;
+    let of_cgroup = |link: &&Value| link["cgroup_id"].as_u64().is_some_and(|id| cgroups.contains(&id));
+    Ok([
+        links.iter().filter(of_cgroup).count(),
+        links.iter().filter(|link| link["netns_ino"] == inode).count(),
+    ])
+}
+
+/// Ids of a cgroup and of those below: their inode numbers.
+fn collect_ids(directory: &Path, ids: &mut BTreeSet<u64>) -> anyhow::Result<()> {
+    ids.insert(std::fs::metadata(directory)?.ino());
+    for entry in std::fs::read_dir(directory)?.filter_map(Result::ok) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect_ids(&entry.path(), ids)?;
+        }
+    }
+    Ok(())
+}
+
+/// Maps of any kind in which the cookie of a network namespace is found: those of META and of the constants of the
+/// programs.
+///
+/// # Errors
+/// When `bpftool` cannot be asked.
+pub fn maps_with_cookie(cookie: u64) -> anyhow::Result<Vec<Value>> {
+    let mut found = Vec::new();
+    for map in list("map")? {
+        let ours = map["name"].as_str().is_some_and(|name| name == "META" || name.ends_with(".rodata"));
+        let (Some(id), true) = (map["id"].as_u64(), ours) else { continue };
+        // It may have gone meanwhile: another test's.
+        let dump = output(Command::new("bpftool").args(["-j", "map", "dump", "id", &id.to_string()]), "")?;
+        let text = String::from_utf8_lossy(&dump.stdout);
+        let bytes: Vec<String> =
+            cookie.to_le_bytes().iter().map(|byte| format!("\"0x{byte:02x}\"")).collect();
+        if text.contains(&bytes.join(",")) || text.contains(&format!("\"netns_cookie\":{cookie}")) {
+            found.push(map);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether `::6` is on the namespace's lo.
+///
+/// # Errors
+/// When `ip` cannot be asked.
+pub fn has_lo6(netns: &Netns) -> anyhow::Result<bool> {
+    let addresses =
+        run(Command::new("ip").args(["-n", netns.name(), "-6", "-o", "address", "show", "dev", "lo"]), "")?;
+    Ok(addresses.contains(" ::6/128 "))
+}
+
+fn list(kind: &str) -> anyhow::Result<Vec<Value>> {
+    list_of(&[kind, "show"])
+}
+
+fn list_of(arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
+    match ask(arguments)? {
+        Value::Array(list) => Ok(list),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn ask(arguments: &[&str]) -> anyhow::Result<Value> {
+    // An object that goes away while it walks makes it stop with an error; what is asked for here does not come and go.
+    retry::until(&format!("bpftool {}", arguments.join(" ")), || {
+        let text = run(Command::new("bpftool").arg("-j").args(arguments), "").ok()?;
+        if text.trim().is_empty() { Some(Value::Null) } else { serde_json::from_str(&text).ok() }
+    })
+}
+
+/// Gives an instance another map layout, as its META says, and tells which it had. (`Meta` begins with it.)
+///
+/// # Errors
+/// When `bpftool` cannot be asked.
+pub fn set_layout(instance: &Path, abi: u8) -> anyhow::Result<u8> {
+    const KEY: [&str; 5] = ["key", "0", "0", "0", "0"];
+    let pin = instance.join("META").display().to_string();
+    let entry = ask(&[&["map", "lookup", "pinned", &pin], &KEY[..]].concat())?;
+    let value = entry["value"].as_array().context("a value")?;
+    let mut bytes: Vec<String> = value.iter().filter_map(|byte| byte.as_str()).map(str::to_owned).collect();
+    let was = u8::from_str_radix(bytes[0].trim_start_matches("0x"), 16)?;
+    bytes[0] = format!("{abi:#04x}");
+    let mut update = Command::new("bpftool");
+    update.args(["map", "update", "pinned", &pin]).args(KEY).arg("value");
+    run(update.args(bytes), "")?;
+    Ok(was)
+}
