@@ -8,7 +8,7 @@ use crate::netdev::virtual_interfaces::{PROTOCOL, REVERSE};
 use crate::netlink::{Answer, Message, Netlink, Payload};
 use crate::routes::RouteError;
 use crate::sys::netns::NetNs;
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 

@@ -10,8 +10,8 @@ use crate::netdev::routing_table;
 use crate::netlink::{Message, Netlink};
 use crate::policy::{Mode, Policy};
 use crate::sys::netns::NetNs;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
 use redirector_common::abi::meta_flag;
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
 use std::io;
 
 /// Parameters of the kernel that are 1 in TPROXY mode.

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::thread;
 
-use rtnetlink::packet_core::{NLM_F_DUMP_INTR, NLM_F_MULTIPART};
+use netlink_packet_core::{NLM_F_DUMP_INTR, NLM_F_MULTIPART};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
