@@ -6,32 +6,32 @@
 //! is pinned, and stays as it is while there is none.
 
 mod cgroup_namespace;
+mod cni_server;
 mod decisions;
-mod failures;
-mod files;
-mod follow;
+mod file_events;
 mod health;
 mod http;
-mod kubernetes;
+mod lock;
 pub mod log;
 mod metrics;
-mod namespaces;
-mod place;
+mod netns_events;
+mod pass;
 pub mod plan;
 pub mod pods;
-mod reconcile;
-mod run_dir;
-mod socket;
-mod watch;
+mod refresh;
+mod retry;
+mod target_files;
+mod target_path;
 
 use crate::base::error::{Context, Error, Result};
 use crate::cni_install::Places;
 use crate::instance::root::Root;
+use file_events::Watcher;
 use health::Health;
 use http::Purpose;
-use kubernetes::Kubernetes;
 use metrics::Metrics;
-use namespaces::Namespaces;
+use netns_events::Namespaces;
+use pods::source_api::{self, Kubernetes};
 use pods::{Pods, Source};
 use std::fs::File;
 use std::net::SocketAddr;
@@ -40,7 +40,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use watch::Watcher;
 
 /// Values of the label `reason` of `redirector_errors_total`.
 pub const REASONS: [&str; 13] = [
@@ -110,7 +109,7 @@ pub struct Agent {
     namespaces: Namespaces,
     watcher: Watcher,
     wake: Notify,
-    memory: reconcile::Memory,
+    memory: pass::Memory,
     /// That no other agent is at work, as long as anything of this one is.
     lock: OnceLock<File>,
     /// Whose turn it is to attach for the plugin.
@@ -163,7 +162,7 @@ async fn start(options: Options) -> Result<()> {
         namespaces: Namespaces::new()?,
         watcher: Watcher::new()?,
         wake: Notify::new(),
-        memory: reconcile::Memory::default(),
+        memory: pass::Memory::default(),
         lock: OnceLock::new(),
         turn: Mutex::default(),
     });
@@ -194,13 +193,13 @@ fn on(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {
 
 /// The agent's work, once no other agent is at work on this node.
 async fn work(agent: Arc<Agent>, run_dir: PathBuf) -> Result<()> {
-    let _ = agent.lock.set(run_dir::lock(&agent, &run_dir).await?);
-    tokio::spawn(socket::serve(socket::bind(&run_dir)?, Arc::clone(&agent)));
+    let _ = agent.lock.set(lock::lock(&agent, &run_dir).await?);
+    tokio::spawn(cni_server::serve(cni_server::bind(&run_dir)?, Arc::clone(&agent)));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), bpffs = %agent.root.dir().display(), "working");
     if let Source::Kubernetes(server) = &agent.pods.source {
-        tokio::spawn(kubernetes::watch(Arc::clone(server), Arc::clone(&agent)));
+        tokio::spawn(source_api::watch(Arc::clone(server), Arc::clone(&agent)));
     }
-    tokio::spawn(follow::follow(Arc::clone(&agent)));
+    tokio::spawn(refresh::follow(Arc::clone(&agent)));
     let watching = Arc::clone(&agent);
     tokio::spawn(async move {
         loop {
@@ -208,7 +207,7 @@ async fn work(agent: Arc<Agent>, run_dir: PathBuf) -> Result<()> {
             watching.wake.notify_one();
         }
     });
-    reconcile::passes(agent).await
+    pass::passes(agent).await
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -134,5 +134,4 @@ fn of_active(name: String, active: &Active, want: &Want) -> Option<Step> {
 }
 
 #[cfg(test)]
-#[path = "plan_tests.rs"]
 mod tests;

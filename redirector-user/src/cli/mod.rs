@@ -129,10 +129,10 @@ pub fn main() -> ExitCode {
     }
     // Runtimes pass no arguments; `redirector cni` is for whoever tries it by hand.
     let mut arguments = std::env::args().skip(1);
-    if crate::cni::is_called()
+    if crate::cni::plugin::is_called()
         && matches!((arguments.next().as_deref(), arguments.next()), (None | Some("cni"), None))
     {
-        return crate::cni::main();
+        return crate::cni::plugin::main();
     }
     // No verb of `Cli`: whoever mistypes `verify` would be told of it.
     if std::env::args_os().nth(1).is_some_and(|verb| verb == crate::verify::helper::VERB) {

@@ -8,10 +8,34 @@ use serde::{Deserialize, Serialize};
 pub const SOCKET: &str = "agent.sock";
 /// Version of the protocol. Plugin and agent are the same binary, but not replaced at the same moment.
 pub const VERSION: u32 = 1;
+/// Versions of CNI that the plugin speaks, oldest first. Their lists differ in nothing a chained plugin touches.
+pub const CNI_VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// More than any request or answer has.
-pub const LONGEST: usize = 64 * 1024;
-/// So much of a reason is told: with every byte as six (`\u0000`), an answer is shorter than [`LONGEST`].
-const LONGEST_REASON: usize = 8 * 1024;
+pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+/// So much of a reason is told: with every byte as six (`\u0000`), an answer is shorter than [`MAX_MESSAGE_BYTES`].
+const MAX_REASON_BYTES: usize = 8 * 1024;
+
+/// Codes of the specification (1.1.0, section "Error"); from 100 on they are ours.
+pub mod code {
+    /// The configuration's version is not supported.
+    pub const INCOMPATIBLE_VERSION: u32 = 1;
+    /// A variable of the environment is missing or wrong.
+    pub const INVALID_ENVIRONMENT: u32 = 4;
+    /// Reading or writing failed.
+    pub const IO: u32 = 5;
+    /// The configuration is not JSON, or not one of a network.
+    pub const DECODING: u32 = 6;
+    /// The configuration is wrong.
+    pub const INVALID_CONFIG: u32 = 7;
+    /// It may work later.
+    pub const TRY_AGAIN: u32 = 11;
+    /// STATUS: an ADD would fail.
+    pub const NOT_AVAILABLE: u32 = 50;
+    /// The pod cannot be captured.
+    pub const CAPTURE: u32 = 100;
+    /// CHECK: the pod is not captured, or not wholly.
+    pub const NOT_CAPTURED: u32 = 101;
+}
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +130,7 @@ impl Reply {
     /// As it is sent.
     pub fn written(mut self) -> Vec<u8> {
         if let Self::Ignored { why } | Self::Failed { why, .. } = &mut self {
-            *why = shortened(why, LONGEST_REASON).into_owned();
+            *why = shortened(why, MAX_REASON_BYTES).into_owned();
         }
         serde_json::to_vec(&self).unwrap_or_default()
     }
@@ -120,7 +144,7 @@ mod tests {
     fn a_reply_is_never_too_long() {
         for why in ["\0".repeat(1 << 20), "ü".repeat(1 << 20)] {
             let text = Reply::Failed { code: 100, why }.written();
-            assert!(text.len() < LONGEST);
+            assert!(text.len() < MAX_MESSAGE_BYTES);
             let read: Reply = serde_json::from_slice(&text).unwrap();
             assert!(matches!(read, Reply::Failed { code: 100, why } if why.ends_with('…')));
         }

@@ -5,7 +5,7 @@
 //! the list stays; what was there before is kept beside it, so that a node is left as it was.
 
 use crate::base::error::{Context, Error, Result};
-use crate::cni::config::VERSIONS;
+use crate::cni::protocol::CNI_VERSIONS;
 use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -285,14 +285,14 @@ impl List {
             });
             said
         });
-        if said.iter().any(|version| VERSIONS.contains(&version.as_str())) {
+        if said.iter().any(|version| CNI_VERSIONS.contains(&version.as_str())) {
             return Ok(());
         }
         Err(Error::Input(format!(
             "{} has cniVersion {said:?}, and redirector can be chained in lists of {}; no pod would start, so it is left \
              as it is, and pods start uncaptured until the agent has seen them",
             path.display(),
-            VERSIONS.join(", ")
+            CNI_VERSIONS.join(", ")
         )))
     }
 

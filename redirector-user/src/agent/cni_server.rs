@@ -1,11 +1,10 @@
 //! The socket on which the CNI plugin asks. Only root's processes may.
 
+use super::pass::about_target;
 use super::pods::{Found, Known, instance, is_uid};
-use super::reconcile::about_target;
 use super::{Agent, lock};
 use crate::base::error::{Context, Result};
-use crate::cni::error::code;
-use crate::cni::protocol::{LONGEST, Operation, Reply, Request, SOCKET, VERSION};
+use crate::cni::protocol::{MAX_MESSAGE_BYTES, Operation, Reply, Request, SOCKET, VERSION, code};
 use crate::instance::change::Outcome;
 use crate::instance::inventory::{State, Surveyed, survey};
 use crate::instance::{find, status};
@@ -333,7 +332,7 @@ fn passed(netns: &OwnedFd) -> Result<NetNs> {
 
 /// Takes a request, and the descriptor that came with it.
 fn receive(stream: &mut UnixStream) -> Result<(Request, Option<OwnedFd>), String> {
-    let mut text = vec![0; LONGEST];
+    let mut text = vec![0; MAX_MESSAGE_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let first = recvmsg(&*stream, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC)
@@ -347,7 +346,7 @@ fn receive(stream: &mut UnixStream) -> Result<(Request, Option<OwnedFd>), String
     }
     text.truncate(first.bytes);
     if !text.ends_with(b"\n") {
-        let room = (LONGEST - text.len()) as u64;
+        let room = (MAX_MESSAGE_BYTES - text.len()) as u64;
         stream.take(room).read_to_end(&mut text).map_err(|e| format!("receive: {e}"))?;
     }
     let request = serde_json::from_slice(&text).map_err(|e| format!("not a request: {e}"))?;

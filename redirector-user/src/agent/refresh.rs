@@ -1,6 +1,6 @@
 //! Follows what changes in the namespaces of instances: addresses, routes, interfaces.
 
-use super::namespaces::Changes;
+use super::netns_events::Changes;
 use super::{Agent, lock};
 use crate::base::error::Result;
 use crate::instance::inventory::{State, Surveyed, survey};

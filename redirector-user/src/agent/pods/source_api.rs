@@ -2,8 +2,8 @@
 //!
 //! What is known stays known while the server is away.
 
-use super::pods::{Found, Known};
-use super::{Agent, lock};
+use super::{Found, Known};
+use crate::agent::{Agent, lock};
 use crate::base::error::{Error, Result, chain};
 use crate::cni::protocol::PodName;
 use futures::StreamExt;

@@ -1,11 +1,11 @@
 //! Passes: gather, plan, execute. What fails is tried again, later each time.
 
 use super::decisions;
-use super::failures::Failures;
-use super::files::{self, Entry};
-use super::place::Place;
+use super::file_events::{Names, Signs};
 use super::plan::{At, FILE, POD, Step, Want, plan};
-use super::watch::{Names, Signs};
+use super::retry::Failures;
+use super::target_files::{self, Entry};
+use super::target_path::Place;
 use super::{Agent, lock};
 use crate::base::error::{Error, Result};
 use crate::cni_install;
@@ -114,7 +114,7 @@ impl Agent {
         let mut signs = Signs::new();
         if let Some(dir) = &self.config {
             signs.insert(dir.clone(), Names::suffix(".toml"));
-            match files::read(dir) {
+            match target_files::read(dir) {
                 Ok(entries) => {
                     for (name, entry) in entries {
                         let instance = there.iter().find(|instance| instance.name == name);

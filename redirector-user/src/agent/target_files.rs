@@ -1,7 +1,7 @@
 //! Targets from files: a directory with one TOML file for each.
 
-use super::place::Place;
 use super::plan::FILE;
+use super::target_path::Place;
 use crate::base::error::{Context, Error, Result};
 use crate::instance::root::check_name;
 use crate::policy::Policy;

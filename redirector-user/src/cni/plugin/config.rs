@@ -1,13 +1,10 @@
 //! What the runtime tells the plugin: the environment, and the configuration on standard input.
 
-use super::error::{CniError, Result, code};
-use crate::cni::protocol::PodName;
+use super::error::{CniError, Result};
+use crate::cni::protocol::{CNI_VERSIONS, PodName, code};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::path::PathBuf;
-
-/// Versions of CNI that are spoken, oldest first. Their lists differ in nothing a chained plugin touches.
-pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// CNI_COMMAND.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,14 +171,14 @@ impl Config {
     }
 
     fn check(&self, command: Command) -> Result<()> {
-        let known = VERSIONS.iter().position(|version| *version == self.version);
-        let since = VERSIONS.iter().position(|version| *version == command.since());
+        let known = CNI_VERSIONS.iter().position(|version| *version == self.version);
+        let since = CNI_VERSIONS.iter().position(|version| *version == command.since());
         if known.is_none() || known < since {
             let text = format!(
                 "the configuration has cniVersion {:?}; {command:?} is spoken in {} to {}",
                 self.version,
                 command.since(),
-                VERSIONS[VERSIONS.len() - 1]
+                CNI_VERSIONS[CNI_VERSIONS.len() - 1]
             );
             return Err(CniError::new(code::INCOMPATIBLE_VERSION, "incompatible CNI version", text));
         }
@@ -204,5 +201,4 @@ impl Config {
 }
 
 #[cfg(test)]
-#[path = "config_tests.rs"]
 mod tests;

@@ -1,6 +1,6 @@
 //! Where a target of a file is: what the file says, and how it is found on the node.
 
-use super::watch::{Names, Signs};
+use super::file_events::{Names, Signs};
 use crate::base::error::{Context, Error, Result};
 use crate::pod::cgroup::{self, Cgroup};
 use crate::pod::{Target, process};

@@ -2,32 +2,10 @@
 
 use serde::Serialize;
 
-/// Codes of the specification (1.1.0, section "Error"); from 100 on they are ours.
-pub mod code {
-    /// The configuration's version is not supported.
-    pub const INCOMPATIBLE_VERSION: u32 = 1;
-    /// A variable of the environment is missing or wrong.
-    pub const INVALID_ENVIRONMENT: u32 = 4;
-    /// Reading or writing failed.
-    pub const IO: u32 = 5;
-    /// The configuration is not JSON, or not one of a network.
-    pub const DECODING: u32 = 6;
-    /// The configuration is wrong.
-    pub const INVALID_CONFIG: u32 = 7;
-    /// It may work later.
-    pub const TRY_AGAIN: u32 = 11;
-    /// STATUS: an ADD would fail.
-    pub const NOT_AVAILABLE: u32 = 50;
-    /// The pod cannot be captured.
-    pub const CAPTURE: u32 = 100;
-    /// CHECK: the pod is not captured, or not wholly.
-    pub const NOT_CAPTURED: u32 = 101;
-}
-
 /// An error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CniError {
-    /// One of [`code`].
+    /// One of [`code`](crate::cni::protocol::code).
     pub code: u32,
     /// In a few words.
     pub msg: &'static str,

@@ -1,9 +1,10 @@
 //! Pods: which there are, which of them are captured, and how.
 
+pub mod source_api;
+
 use super::Agent;
-use super::kubernetes::Kubernetes;
+use super::pass::{Here, about_target};
 use super::plan::{At, POD, Want};
-use super::reconcile::{Here, about_target};
 use crate::base::error::{Context, Error, Result};
 use crate::base::input;
 use crate::cni::protocol::PodName;
@@ -12,6 +13,7 @@ use crate::instance::inventory::{Active, State, Surveyed};
 use crate::pod::{self, Target};
 use crate::policy::annotations::{Membership, Pod, resolve_pod};
 use crate::policy::{CaptureFlags, Policy};
+use source_api::Kubernetes;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -343,5 +345,4 @@ impl Agent {
 }
 
 #[cfg(test)]
-#[path = "pods_tests.rs"]
 mod tests;

@@ -1,7 +1,7 @@
 //! Asking the agent.
 
-use super::error::{CniError, Result, code};
-use crate::cni::protocol::{LONGEST, Operation, Reply, Request};
+use super::error::{CniError, Result};
+use crate::cni::protocol::{MAX_MESSAGE_BYTES, Operation, Reply, Request, code};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::fs::File;
 use std::io::{IoSlice, Read};
@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Longer than the agent takes for anything; the runtime waits for minutes.
-const PATIENCE: Duration = Duration::from_secs(40);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// Sends a request, with the namespace's descriptor if it has one, and waits for the answer.
 ///
@@ -28,14 +28,14 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Reply> {
     };
     let stream = UnixStream::connect(socket).map_err(|e| unreachable("cannot connect to", &e))?;
     let io = |e: std::io::Error| unreachable("lost the connection to", &e);
-    stream.set_read_timeout(Some(PATIENCE)).map_err(io)?;
-    stream.set_write_timeout(Some(PATIENCE)).map_err(io)?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(io)?;
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(io)?;
     let mut text = serde_json::to_vec(request).map_err(|e| unreachable("cannot write to", &e))?;
     text.push(b'\n');
     send(&stream, &text, netns.as_ref()).map_err(io)?;
     stream.shutdown(Shutdown::Write).map_err(io)?;
     let mut answer = Vec::new();
-    stream.take(LONGEST as u64).read_to_end(&mut answer).map_err(io)?;
+    stream.take(MAX_MESSAGE_BYTES as u64).read_to_end(&mut answer).map_err(io)?;
     if answer.is_empty() {
         return Err(unreachable("no answer from", &"it has hung up"));
     }

@@ -65,7 +65,7 @@ fn configurations() {
     assert_eq!(code_of(&good.replace("prevResult", "other"), Command::Add), code::INVALID_CONFIG);
     assert_eq!(code_of(&good.replace(r#"{"a" : 1}"#, "null"), Command::Add), code::INVALID_CONFIG);
     assert_eq!(code_of(&good.replace(r#""n""#, r#""""#), Command::Add), code::INVALID_CONFIG);
-    for version in VERSIONS {
+    for version in CNI_VERSIONS {
         Config::parse(&good.replace("1.0.0", version), Command::Add).unwrap();
     }
     // Nothing is needed to clean up.
