@@ -146,8 +146,17 @@ pub(crate) struct Netlink {
 
 impl Netlink {
     pub(crate) fn open() -> Result<Self, RouteError> {
+        Self::open_protocol(None)
+    }
+
+    /// A socket to the sock_diag of that namespace.
+    pub(crate) fn open_sock_diag() -> Result<Self, RouteError> {
+        Self::open_protocol(Some(netlink::SOCK_DIAG))
+    }
+
+    fn open_protocol(protocol: Option<net::Protocol>) -> Result<Self, RouteError> {
         let fail = |source: Errno| RouteError::Socket { what: "a netlink socket", source: source.into() };
-        let fd = net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
+        let fd = net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
             .map_err(fail)?;
         // A connected netlink socket takes messages of its peer only, here the kernel
         // (netlink_getsockbyportid).
