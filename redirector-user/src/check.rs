@@ -1,6 +1,6 @@
 //! `redirector check`: what is there and what is not.
 
-use crate::instance::root::Root;
+use crate::instance::directory::Directory;
 use crate::kernel::{Kernel, privileges};
 use crate::pod::cgroup;
 use crate::programs::hooks;
@@ -61,7 +61,7 @@ fn unless_blind(mut finding: Finding, blinding: &[&str]) -> Finding {
 }
 
 /// Looks for everything that instances here need.
-pub fn all(root: &Root) -> Vec<Finding> {
+pub fn all(root: &Directory) -> Vec<Finding> {
     let obstacle = root.obstacle();
     let missing = privileges::missing();
     let blinding = privileges::blinding(&missing);

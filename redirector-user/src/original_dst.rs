@@ -4,7 +4,7 @@
 //! would under iptables. [`ExposedMap`] serves everybody else; its layout is in docs/abi.md.
 
 use crate::base::error::{Context, Result};
-use crate::instance::{root::Root, state::Instance};
+use crate::instance::{directory::Directory, maps::Instance};
 use crate::sys::sockopt;
 use aya::maps::{HashMap, MapData, MapError};
 use redirector_common::abi::{FlowKey, OriginalDst};
@@ -42,7 +42,7 @@ impl ExposedMap {
     ///
     /// [`crate::Error::NothingMatched`] if there is no such instance.
     pub fn open(bpffs: &std::path::Path, instance: &str) -> Result<Self> {
-        Instance::open(&Root::at(bpffs), instance)?.original_dst().map(Self)
+        Instance::open(&Directory::at(bpffs), instance)?.original_dst().map(Self)
     }
 
     /// Original destination of a live connection. `client`: as the proxy's accept() shows it;

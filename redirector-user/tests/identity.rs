@@ -1,6 +1,6 @@
 //! An instance is told from a later one of the same name.
 
-use redirector_user::instance::{detach::detach_only, root::Root};
+use redirector_user::instance::{detach::detach_only, directory::Directory};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::path::PathBuf;
 
@@ -36,7 +36,7 @@ impl Drop for Bpffs {
 #[test]
 fn a_later_instance_of_the_name_stays() {
     let Some(bpffs) = Bpffs::new() else { return };
-    let root = Root::at(&bpffs.0);
+    let root = Directory::at(&bpffs.0);
     let make = |name: &str| std::fs::create_dir_all(root.instance(name)).unwrap();
     make("pod-a");
     let first = root.identity("pod-a").unwrap();

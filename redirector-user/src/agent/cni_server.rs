@@ -5,8 +5,8 @@ use super::pods::{Found, Known, instance, is_uid};
 use super::{Agent, lock};
 use crate::base::error::{Context, Result};
 use crate::cni::protocol::{MAX_MESSAGE_BYTES, Operation, Reply, Request, SOCKET, VERSION, code};
-use crate::instance::change::Outcome;
-use crate::instance::inventory::{State, Surveyed, survey};
+use crate::instance::attach::Outcome;
+use crate::instance::inventory::{InstanceState, InventoryItem, take_inventory};
 use crate::instance::{find, status};
 use crate::pod::{Target, kubernetes};
 use crate::policy::annotations::Membership;
@@ -217,14 +217,14 @@ impl Agent {
 
     /// A pod whose sandbox has ended gets another one, with another namespace.
     fn replace_sandbox(&self, name: &str, target: &Target) -> Result<()> {
-        let old = survey(&self.root)?.into_iter().find(|instance| instance.name == name);
-        let Some(Surveyed { identity, state, .. }) = old else { return Ok(()) };
+        let old = take_inventory(&self.root)?.into_iter().find(|instance| instance.name == name);
+        let Some(InventoryItem { identity, state, .. }) = old else { return Ok(()) };
         let is_another = match state {
-            State::Active(active) => {
+            InstanceState::Active(active) => {
                 active.netns_cookie != target.netns.cookie || active.cgroup_id != target.cgroup.id
             }
             // Both namespaces are there, or the old one is gone: numbers tell.
-            State::Foreign { netns: Some(inode), .. } => inode != target.netns.inode,
+            InstanceState::Foreign { netns: Some(inode), .. } => inode != target.netns.inode,
             _ => false,
         };
         if is_another {
@@ -261,7 +261,7 @@ impl Agent {
     /// What belongs to sandboxes that are gone goes before the answer. Attachments that the runtime names as valid are
     /// not asked for: capture ends with the namespace, whatever anybody says.
     fn gc(&self) -> Reply {
-        for Surveyed { name, identity, state } in survey(&self.root).unwrap_or_default() {
+        for InventoryItem { name, identity, state } in take_inventory(&self.root).unwrap_or_default() {
             if state.has_ended() && name.starts_with(super::plan::POD) {
                 self.end(&name, identity, "garbage");
             }
@@ -277,7 +277,7 @@ impl Agent {
             return found.0.starts_with(super::plan::POD).then_some(found);
         }
         let name = instance(request.pod.as_ref()?.uid.as_deref().filter(|uid| is_uid(uid))?);
-        let there = survey(&self.root).ok()?.into_iter().find(|instance| instance.name == name)?;
+        let there = take_inventory(&self.root).ok()?.into_iter().find(|instance| instance.name == name)?;
         there.state.has_ended().then_some((name, there.identity))
     }
 

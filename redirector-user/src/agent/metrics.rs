@@ -1,9 +1,8 @@
 //! What `/metrics` tells; the table is in docs/agent.md.
 
 use crate::base::error::Result;
-use crate::instance::root::Root;
-use crate::instance::state::{Instance, Phase};
-use crate::instance::status;
+use crate::instance::directory::Directory;
+use crate::instance::maps::{Instance, Phase};
 use crate::instance::{listeners, record};
 use crate::policy::Dns;
 use crate::programs::object;
@@ -126,19 +125,19 @@ impl Metrics {
     }
 
     /// Everything, in the OpenMetrics text format.
-    pub fn text(&self, root: &Root) -> Result<String, std::fmt::Error> {
+    pub fn text(&self, root: &Directory) -> Result<String, std::fmt::Error> {
         self.look(root);
         let mut text = String::new();
         encode(&mut text, &self.registry).map(|()| text)
     }
 
     /// Counts what an instance has counted since it was last looked at; to be called before one is detached.
-    pub fn take(&self, root: &Root, name: &str) {
+    pub fn take(&self, root: &Directory, name: &str) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = Instance::open(root, name).and_then(|instance| self.count(&instance, &mut seen).map(drop));
     }
 
-    fn look(&self, root: &Root) {
+    fn look(&self, root: &Directory) {
         let mut totals = Totals::default();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let names = root.names();
@@ -209,7 +208,7 @@ struct Totals {
 impl Totals {
     fn add(&mut self, instance: &Instance) -> Result<()> {
         let phase = Phase::of(&instance.meta()?);
-        *self.states.entry(status::phase_name(phase)).or_default() += 1;
+        *self.states.entry(phase.name()).or_default() += 1;
         self.alive += instance.live()?.cast_signed();
         let Phase::Active(slot) = phase else { return Ok(()) };
         let dns = record::read(&instance.dir, slot).is_ok_and(|record| record.policy.dns != Dns::Off);

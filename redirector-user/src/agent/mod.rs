@@ -25,7 +25,7 @@ mod target_path;
 
 use crate::base::error::{Context, Error, Result};
 use crate::cni_install::Places;
-use crate::instance::root::Root;
+use crate::instance::directory::Directory;
 use file_events::Watcher;
 use health::Health;
 use http::Purpose;
@@ -50,7 +50,7 @@ pub const REASONS: [&str; 13] = [
 /// What the agent is asked to do.
 pub struct Options {
     /// Where instances are.
-    pub root: Root,
+    pub root: Directory,
     /// Directory of the files that name targets.
     pub config: Option<PathBuf>,
     /// Who knows the pods, and which of them are captured.
@@ -99,7 +99,7 @@ impl PodOptions {
 
 /// What every task of the agent shares.
 pub struct Agent {
-    root: Root,
+    root: Directory,
     config: Option<PathBuf>,
     pods: Pods,
     plugin: Option<Places>,

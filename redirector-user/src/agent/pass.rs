@@ -9,10 +9,9 @@ use super::target_path::Place;
 use super::{Agent, lock};
 use crate::base::error::{Error, Result};
 use crate::cni_install;
-use crate::instance::attach::{self, Report};
-use crate::instance::change::{self, Outcome};
-use crate::instance::inventory::{State, Surveyed, survey};
-use crate::instance::{detach, find};
+use crate::instance::attach::{self, Attached, Outcome};
+use crate::instance::inventory::{InstanceState, InventoryItem, take_inventory};
+use crate::instance::{detach, find, sweep, upgrade};
 use crate::netdev::virtual_interfaces;
 use crate::pod::{Target, kubernetes, live_rules};
 use crate::policy::Policy;
@@ -79,11 +78,11 @@ impl Agent {
     fn pass(&self) -> Duration {
         let begin = Instant::now();
         // What a killed agent has left half-made; others at work have it in hand.
-        for swept in detach::sweep_if_idle(&self.root).unwrap_or_default() {
+        for swept in sweep::sweep_if_idle(&self.root).unwrap_or_default() {
             tracing::info!("{swept}");
         }
         // First what there is, then what is wanted: whoever wants something says so before making it.
-        let there = match survey(&self.root) {
+        let there = match take_inventory(&self.root) {
             Ok(there) => there,
             Err(e) => {
                 self.failed("the node", "target", &e);
@@ -109,7 +108,7 @@ impl Agent {
     }
 
     /// What is wanted, and what of it is there.
-    fn wants(&self, there: &[Surveyed], here: &mut BTreeMap<String, Here>) -> BTreeMap<String, Want> {
+    fn wants(&self, there: &[InventoryItem], here: &mut BTreeMap<String, Here>) -> BTreeMap<String, Want> {
         let mut wants = BTreeMap::new();
         let mut signs = Signs::new();
         if let Some(dir) = &self.config {
@@ -142,7 +141,7 @@ impl Agent {
 
     fn want(
         &self,
-        (name, instance): (&str, Option<&Surveyed>),
+        (name, instance): (&str, Option<&InventoryItem>),
         entry: Result<Entry>,
         signs: &mut Signs,
         here: &mut BTreeMap<String, Here>,
@@ -184,8 +183,8 @@ impl Agent {
 
     /// A process tells its namespace, and the innermost cgroup of all its processes is another one whenever some come
     /// or go: the one that is captured stays as long as it holds them all.
-    fn settled(&self, found: Target, place: &Place, instance: Option<&Surveyed>) -> Target {
-        let (Place::PidFile(_), Some(Surveyed { name, state: State::Active(active), .. })) =
+    fn settled(&self, found: Target, place: &Place, instance: Option<&InventoryItem>) -> Target {
+        let (Place::PidFile(_), Some(InventoryItem { name, state: InstanceState::Active(active), .. })) =
             (place, instance)
         else {
             return found;
@@ -194,16 +193,20 @@ impl Agent {
             return found;
         }
         let captured = find::target(&self.root, name).ok();
-        let holds_all = |target: &Target| target.strays().is_ok_and(|strays| strays.is_empty());
+        let holds_all = |target: &Target| target.processes_outside().is_ok_and(|strays| strays.is_empty());
         captured.filter(holds_all).unwrap_or(found)
     }
 
     /// While nobody can say which files there are, none is gone; nor is one that comes back at once, unless another file
     /// has its namespace. Says how long the first of these is waited for.
-    fn unwanted_files(&self, wants: &mut BTreeMap<String, Want>, there: &[Surveyed]) -> Option<Duration> {
+    fn unwanted_files(
+        &self,
+        wants: &mut BTreeMap<String, Want>,
+        there: &[InventoryItem],
+    ) -> Option<Duration> {
         let known = self.config.is_some() && !self.is_failing("the configuration");
-        let is_taken = |instance: &Surveyed| match &instance.state {
-            State::Active(active) => wants.values().any(|want| is_in(want, active.netns_cookie)),
+        let is_taken = |instance: &InventoryItem| match &instance.state {
+            InstanceState::Active(active) => wants.values().any(|want| is_in(want, active.netns_cookie)),
             _ => false,
         };
         let unwanted = there.iter().filter(|it| it.name.starts_with(FILE) && !wants.contains_key(&it.name));
@@ -301,10 +304,10 @@ impl Agent {
 
     fn upgrade(&self, name: &str) -> Result<Vec<String>> {
         let _turn = lock(&self.memory.looking);
-        let renewed = change::upgrade(&self.root, name)?;
+        let renewed = upgrade::upgrade(&self.root, name)?;
         // One that is not followed is adopted.
         if self.namespaces.follows(renewed.netns_cookie) {
-            self.remember(renewed.netns_cookie, renewed.facts);
+            self.remember(renewed.netns_cookie, renewed.routes);
         }
         Ok(renewed.notes)
     }
@@ -316,9 +319,9 @@ impl Agent {
         target: &Target,
         policy: &Policy,
         allow_partial: bool,
-    ) -> Result<Report> {
+    ) -> Result<Attached> {
         virtual_interfaces::check(policy)?;
-        if let Some(strays) = target.strays_told()? {
+        if let Some(strays) = target.describe_processes_outside()? {
             if !allow_partial {
                 return Err(Error::Input(format!(
                     "{strays}; name a cgroup that holds them all, or set allow_partial = true"
@@ -338,7 +341,7 @@ impl Agent {
                 lock(&self.memory.mirrors).remove(&cookie);
             })?;
         let took = begin.elapsed();
-        if let Some(facts) = report.facts.take() {
+        if let Some(facts) = report.routes.take() {
             self.remember(cookie, facts);
         }
         drop(turn);

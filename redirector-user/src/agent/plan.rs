@@ -3,7 +3,7 @@
 //! Whatever is captured stays captured when in doubt: an instance is detached only if what it captured is
 //! gone, or if whoever wanted it has taken it back.
 
-use crate::instance::inventory::{Active, State, Surveyed};
+use crate::instance::inventory::{ActiveInstance, InstanceState, InventoryItem};
 use crate::policy::Policy;
 use std::collections::BTreeMap;
 
@@ -54,7 +54,7 @@ pub enum Step {
 }
 
 /// The steps, detaching ones first: a name or a namespace may have to become free.
-pub fn plan(wants: &BTreeMap<String, Want>, there: &[Surveyed]) -> Vec<Step> {
+pub fn plan(wants: &BTreeMap<String, Want>, there: &[InventoryItem]) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut attach = Vec::new();
     for instance in there {
@@ -79,7 +79,7 @@ fn is_ready(want: &Want) -> bool {
     want.policy.is_some() && want.at != At::Unknown
 }
 
-fn of_instance(instance: &Surveyed, want: Option<&Want>) -> Option<Step> {
+fn of_instance(instance: &InventoryItem, want: Option<&Want>) -> Option<Step> {
     let name = instance.name.clone();
     let identity = instance.identity;
     let detach = |why| Some(Step::Detach { name: name.clone(), identity, why });
@@ -87,11 +87,11 @@ fn of_instance(instance: &Surveyed, want: Option<&Want>) -> Option<Step> {
     let ours = is_file || name.starts_with(POD);
     match &instance.state {
         // Whoever made it: nothing can come back into a namespace that is gone.
-        State::Active(active) if !active.netns_alive => detach("its network namespace is gone"),
+        InstanceState::Active(active) if !active.netns_alive => detach("its network namespace is gone"),
         // Those of others are none of our business.
         _ if !ours => None,
-        State::Active(active) if !active.cgroup_alive => detach("its cgroup is gone"),
-        State::Active(active) => match want {
+        InstanceState::Active(active) if !active.cgroup_alive => detach("its cgroup is gone"),
+        InstanceState::Active(active) => match want {
             // A pod that runs stays captured, whatever the API server says or does not say.
             None => {
                 if is_file {
@@ -103,16 +103,16 @@ fn of_instance(instance: &Surveyed, want: Option<&Want>) -> Option<Step> {
             Some(want) if is_elsewhere(active, want) => detach("its target is another one now"),
             Some(want) => of_active(name, active, want),
         },
-        State::Inert => want.is_some_and(is_ready).then_some(Step::Attach(name)),
-        State::Damaged(_) if want.is_some_and(is_ready) => detach("it is damaged"),
-        State::Damaged(_) if want.is_none() && is_file => detach("its file is gone"),
+        InstanceState::Inert => want.is_some_and(is_ready).then_some(Step::Attach(name)),
+        InstanceState::Damaged(_) if want.is_some_and(is_ready) => detach("it is damaged"),
+        InstanceState::Damaged(_) if want.is_none() && is_file => detach("its file is gone"),
         // The version that made it may never come back.
-        State::Foreign { ended: true, .. } => detach("what it captured is gone"),
-        State::Damaged(_) | State::Draining | State::Foreign { .. } => None,
+        InstanceState::Foreign { ended: true, .. } => detach("what it captured is gone"),
+        InstanceState::Damaged(_) | InstanceState::Draining | InstanceState::Foreign { .. } => None,
     }
 }
 
-fn is_elsewhere(active: &Active, want: &Want) -> bool {
+fn is_elsewhere(active: &ActiveInstance, want: &Want) -> bool {
     match want.at {
         At::Here { netns, cgroup } => {
             want.policy.is_some() && (netns, cgroup) != (active.netns_cookie, active.cgroup_id)
@@ -121,7 +121,7 @@ fn is_elsewhere(active: &Active, want: &Want) -> bool {
     }
 }
 
-fn of_active(name: String, active: &Active, want: &Want) -> Option<Step> {
+fn of_active(name: String, active: &ActiveInstance, want: &Want) -> Option<Step> {
     let (At::Here { .. }, Some(policy)) = (want.at, &want.policy) else {
         return (!active.current).then_some(Step::Upgrade(name));
     };

@@ -3,8 +3,8 @@
 use super::netns_events::Changes;
 use super::{Agent, lock};
 use crate::base::error::Result;
-use crate::instance::inventory::{State, Surveyed, survey};
-use crate::instance::{change, find};
+use crate::instance::inventory::{InstanceState, InventoryItem, take_inventory};
+use crate::instance::{find, refresh};
 use crate::routes::{self, RouteSnapshot};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
@@ -27,10 +27,10 @@ impl Agent {
     /// Follows every namespace that has an instance, whoever made it. One that was not followed
     /// before may have changed unseen. True if one has neither a process nor a file: it is about to
     /// end, and nobody will tell, or it was just made.
-    pub(super) fn follow_all(&self, there: &[Surveyed]) -> bool {
+    pub(super) fn follow_all(&self, there: &[InventoryItem]) -> bool {
         let mut ending = false;
-        for Surveyed { name, state, .. } in there {
-            let State::Active(active) = state else { continue };
+        for InventoryItem { name, state, .. } in there {
+            let InstanceState::Active(active) = state else { continue };
             self.read_decisions(name);
             let known = lock(&self.memory.mirrors).contains_key(&active.netns_cookie);
             if !active.netns_alive || self.is_too_early(&format!("{name} (follow)")) {
@@ -75,12 +75,12 @@ impl Agent {
     fn changed(&self, changes: &Changes) {
         let heard = if changes.lost { self.namespaces.followed() } else { changes.changed.clone() };
         lock(&self.memory.heard).extend(&heard);
-        let Ok(there) = survey(&self.root) else {
+        let Ok(there) = take_inventory(&self.root) else {
             self.wake.notify_one();
             return;
         };
-        for Surveyed { name, state, .. } in there {
-            if let State::Active(active) = state
+        for InventoryItem { name, state, .. } in there {
+            if let InstanceState::Active(active) = state
                 && active.netns_alive
                 && heard.contains(&active.netns_cookie)
                 && !self.catch_up(&name, active.netns_cookie)
@@ -123,11 +123,11 @@ impl Agent {
     }
 
     fn refresh(&self, name: &str) -> Result<()> {
-        let renewed = change::refresh(&self.root, name)?;
+        let renewed = refresh::refresh(&self.root, name)?;
         for note in renewed.notes {
             tracing::warn!(instance = name, "{note}");
         }
-        self.remember(renewed.netns_cookie, renewed.facts);
+        self.remember(renewed.netns_cookie, renewed.routes);
         Ok(())
     }
 }

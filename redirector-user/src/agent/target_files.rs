@@ -3,7 +3,7 @@
 use super::plan::FILE;
 use super::target_path::Place;
 use crate::base::error::{Context, Error, Result};
-use crate::instance::root::check_name;
+use crate::instance::directory::check_name;
 use crate::policy::Policy;
 use serde::Deserialize;
 use std::collections::BTreeMap;

@@ -3,8 +3,7 @@
 use super::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Result};
-use crate::instance::attach::{self, default_name};
-use crate::instance::change::Outcome;
+use crate::instance::attach::{self, Outcome, default_name};
 use crate::instance::{detach, find, status};
 use crate::pod::Target;
 use crate::policy::{self, CaptureFlags, Policy, Requests, Resolved, VARIABLES_HELP};
@@ -109,7 +108,7 @@ pub(super) fn work(env: &Env, target: &Target, resolved: &Resolved, how: &How) -
         // Before anything is attached that would have to be taken away again.
         kernel::privileges::require_to_verify()?;
     }
-    crate::compile::owners::Counted::new(policy, target)?;
+    crate::compile::mapped_policy::IdMappedPolicy::new(policy, target)?;
     if requests.run_validation && requests.skip_apply && !requests.dry_run {
         let name = find::by_netns(&env.root, &target.netns)?.ok_or_else(|| {
             let netns = target.netns_path.display();
@@ -122,7 +121,7 @@ pub(super) fn work(env: &Env, target: &Target, resolved: &Resolved, how: &How) -
         return Ok(ExitCode::SUCCESS);
     }
     let name = how.name.clone().unwrap_or_else(|| default_name(target));
-    crate::instance::root::check_name(&name)?;
+    crate::instance::directory::check_name(&name)?;
     strays(env, target, how.allow_partial)?;
     pod::live_rules::refuse_istio(&target.netns)?;
     if requests.dry_run || requests.skip_apply {
@@ -189,7 +188,7 @@ fn validate(env: &Env, name: &str, requests: &Requests) -> Result<Report> {
 }
 
 /// A failed attach leaves nothing behind: what was there before stays.
-fn undone(env: &Env, attached: &attach::Report, error: Error) -> Error {
+fn undone(env: &Env, attached: &attach::Attached, error: Error) -> Error {
     if attached.outcome != Outcome::Attached {
         return error;
     }
@@ -222,7 +221,7 @@ fn elsewhere(resolved: &Resolved) -> Result<()> {
 
 /// Processes of the namespace outside the cgroup would go around the proxy.
 fn strays(env: &Env, target: &Target, allow: bool) -> Result<()> {
-    let Some(text) = target.strays_told()? else { return Ok(()) };
+    let Some(text) = target.describe_processes_outside()? else { return Ok(()) };
     if allow {
         env.note(&text);
         return Ok(());

@@ -3,7 +3,7 @@
 use super::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Result};
-use crate::instance::{detach, find};
+use crate::instance::{detach, find, sweep};
 use crate::kernel;
 use crate::pod::open_netns;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
         Err(e) => (Vec::new(), Some(e)),
     };
     // What a killed command has left goes with every detach. It is not what was asked for.
-    for swept in detach::sweep_if_idle(&env.root).unwrap_or_default() {
+    for swept in sweep::sweep_if_idle(&env.root).unwrap_or_default() {
         env.note(&swept);
     }
     match failure {
@@ -69,7 +69,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(env: &Env, reports: &[detach::Report]) -> Result<()> {
+fn show(env: &Env, reports: &[detach::Detached]) -> Result<()> {
     for report in reports {
         for remark in &report.notes {
             env.note(&format!("{}: {remark}", report.name));
@@ -93,9 +93,9 @@ fn show(env: &Env, reports: &[detach::Report]) -> Result<()> {
 }
 
 /// Detaches each, and goes on to the next if one fails; they drain at the same time.
-fn detach_all<'a>(env: &Env, args: &Args, names: &'a [String]) -> (Vec<detach::Report>, Option<Error>) {
+fn detach_all<'a>(env: &Env, args: &Args, names: &'a [String]) -> (Vec<detach::Detached>, Option<Error>) {
     let drain = args.drain.map(|seconds| Duration::from_secs(seconds.into()));
-    let results: Vec<Result<detach::Report>> = std::thread::scope(|scope| {
+    let results: Vec<Result<detach::Detached>> = std::thread::scope(|scope| {
         let one = |name: &'a String| scope.spawn(move || detach::detach(&env.root, name, drain));
         let running: Vec<_> = names.iter().map(one).collect();
         let threads = running.into_iter();
@@ -116,7 +116,7 @@ fn detach_all<'a>(env: &Env, args: &Args, names: &'a [String]) -> (Vec<detach::R
     (reports, failure)
 }
 
-fn text(report: &detach::Report) -> String {
+fn text(report: &detach::Detached) -> String {
     match report.alive {
         Some(n) if n > 0 => format!(
             "detached {}; {n} captured connections are alive: they go on, but their getpeername and SO_ORIGINAL_DST \
@@ -133,7 +133,7 @@ fn which(env: &Env, args: &Args) -> Result<Vec<String>> {
         return env.root.names();
     }
     if let Some(name) = &args.name {
-        crate::instance::root::check_name(name)?;
+        crate::instance::directory::check_name(name)?;
         return Ok(vec![name.clone()]);
     }
     let Some((path, missing)) = super::netns_given(args.pid, args.netns.as_ref()) else {

@@ -182,7 +182,7 @@ fn imagined(env: &Env, args: &Args) -> Result<(Policy, Offline)> {
 
 /// The policy of an instance, and what its namespace is like.
 fn live(env: &Env, args: &Args, name: &str) -> Result<(Policy, Offline)> {
-    crate::instance::root::check_name(name)?;
+    crate::instance::directory::check_name(name)?;
     if args.oif.is_some() || !args.local_addr.is_empty() {
         let text = "--oif and --local-addr are those of the instance's namespace; leave them out with --name";
         return Err(Error::Input(text.into()));

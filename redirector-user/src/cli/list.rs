@@ -3,7 +3,7 @@
 use super::Env;
 use super::output::{Format, json, table};
 use crate::base::error::Result;
-use crate::instance::{detach, status};
+use crate::instance::{list, sweep};
 use std::process::ExitCode;
 
 /// List the instances of this node.
@@ -12,10 +12,10 @@ use std::process::ExitCode;
 pub struct Args {}
 
 pub fn run(env: &Env, _args: &Args) -> Result<ExitCode> {
-    for swept in detach::sweep_if_idle(&env.root)? {
+    for swept in sweep::sweep_if_idle(&env.root)? {
         env.note(&swept);
     }
-    let list = status::list(&env.root)?;
+    let list = list::list(&env.root)?;
     match env.format {
         Format::Json => json(&list)?,
         Format::Table => {

@@ -20,7 +20,7 @@ mod upgrade;
 mod verify;
 
 use crate::base::error::Error;
-use crate::instance::root::Root;
+use crate::instance::directory::Directory;
 use clap::{Parser, Subcommand};
 use output::Format;
 use std::path::{Path, PathBuf};
@@ -103,7 +103,7 @@ impl Verb {
 
 /// What every verb gets.
 struct Env {
-    root: Root,
+    root: Directory,
     format: Format,
 }
 
@@ -113,7 +113,7 @@ impl Env {
             Format::Json => |text| output::note(Format::Json, text),
             Format::Table => |text| output::note(Format::Table, text),
         };
-        Self { root: Root::at(bpffs).telling(tell), format }
+        Self { root: Directory::at(bpffs).telling(tell), format }
     }
 
     /// A remark for the user.

@@ -3,7 +3,7 @@
 use super::Env;
 use super::output::{Format, json, table};
 use crate::base::error::{Error, Result};
-use crate::instance::status;
+use crate::instance::connections;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
@@ -25,8 +25,8 @@ pub struct Args {
 }
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
-    crate::instance::root::check_name(&args.name)?;
-    let mut flows = status::original_dst(&env.root, &args.name)?;
+    crate::instance::directory::check_name(&args.name)?;
+    let mut flows = connections::original_dst(&env.root, &args.name)?;
     if let Some(client) = args.client {
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         flows.retain(|f| f.client == client);

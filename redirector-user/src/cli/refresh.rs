@@ -3,7 +3,7 @@
 use super::Env;
 use super::output::{Format, json, print};
 use crate::base::error::Result;
-use crate::instance::{change, find};
+use crate::instance::{find, refresh};
 use crate::kernel;
 use std::process::ExitCode;
 
@@ -20,10 +20,15 @@ pub struct Args {
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
-    crate::instance::root::check_name(&args.name)?;
-    let mut notes = change::refresh(&env.root, &args.name)?.notes;
+    crate::instance::directory::check_name(&args.name)?;
+    let mut notes = refresh::refresh(&env.root, &args.name)?.notes;
     // They were none at the attach, or were allowed then.
-    notes.extend(find::target(&env.root, &args.name).and_then(|target| target.strays_told()).ok().flatten());
+    notes.extend(
+        find::target(&env.root, &args.name)
+            .and_then(|target| target.describe_processes_outside())
+            .ok()
+            .flatten(),
+    );
     for remark in &notes {
         env.note(remark);
     }

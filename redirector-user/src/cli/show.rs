@@ -3,8 +3,8 @@
 use super::output::{Format, json, print, table};
 use super::{Env, rules};
 use crate::base::error::Result;
-use crate::instance::detach;
 use crate::instance::status::{self, Status};
+use crate::instance::sweep;
 use crate::rules::{Entry, Rules};
 use std::process::ExitCode;
 
@@ -30,10 +30,10 @@ struct Shown<'a> {
 }
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
-    for swept in detach::sweep_if_idle(&env.root)? {
+    for swept in sweep::sweep_if_idle(&env.root)? {
         env.note(&swept);
     }
-    crate::instance::root::check_name(&args.name)?;
+    crate::instance::directory::check_name(&args.name)?;
     let status = status::status(&env.root, &args.name)?;
     match env.format {
         Format::Json => json(&Shown { status: &status, rules: Rules::entries(&status.record.policy) })?,

@@ -28,7 +28,7 @@ pub struct Args {
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
-    crate::instance::root::check_name(&args.name)?;
+    crate::instance::directory::check_name(&args.name)?;
     let format = env.format;
     let unwritten = Arc::new(OnceLock::new());
     let failed = Arc::clone(&unwritten);

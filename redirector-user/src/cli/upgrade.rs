@@ -3,7 +3,7 @@
 use super::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Result};
-use crate::instance::change;
+use crate::instance::upgrade;
 use crate::kernel;
 use std::process::ExitCode;
 
@@ -31,7 +31,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
     let names = match &args.name {
         Some(name) => {
-            crate::instance::root::check_name(name)?;
+            crate::instance::directory::check_name(name)?;
             vec![name.clone()]
         }
         None => env.root.names()?,
@@ -41,7 +41,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     }
     let (mut done, mut failure) = (Vec::new(), None);
     for name in names {
-        match change::upgrade(&env.root, &name) {
+        match upgrade::upgrade(&env.root, &name) {
             Ok(renewed) => {
                 renewed.notes.iter().for_each(|remark| env.note(&format!("{name}: {remark}")));
                 done.push(name);

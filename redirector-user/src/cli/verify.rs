@@ -3,8 +3,8 @@
 use super::Env;
 use super::output::{Format, json, print, table};
 use crate::base::error::{Error, Result};
+use crate::instance::directory::check_name;
 use crate::instance::find;
-use crate::instance::root::check_name;
 use crate::kernel;
 use crate::pod::open_netns;
 use crate::verify::{self, Options, Probe, Report, Status, helper};

@@ -4,14 +4,14 @@
 //! so. Whatever happens before that one write, nothing is captured; what a killed command
 //! leaves is swept by the next one.
 
-use super::change::{self, Outcome};
+use super::change;
+use super::directory::{self, Directory, check_name};
 use super::lock::WriteLock;
+use super::maps::{Instance, Phase};
 use super::record::Record;
-use super::root::{self, Root, check_name};
-use super::state::{Instance, Phase};
-use super::{detach, find, links, listeners, record, surroundings};
+use super::{detach, drain, find, links, listeners, record, surroundings, sweep};
 use crate::base::error::{Context, Error, Result};
-use crate::compile::owners::Counted;
+use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::kernel::Kernel;
 use crate::pod::Target;
 use crate::policy::Policy;
@@ -22,9 +22,20 @@ use crate::sys::bpf;
 use redirector_common::abi::{ABI_VERSION, INERT, Meta, meta_flag, name};
 use std::path::{Path, PathBuf};
 
+/// What attach came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A new instance captures the target.
+    Attached,
+    /// The instance was there with an equal policy.
+    Unchanged,
+    /// The instance was there and has another policy now.
+    Changed,
+}
+
 /// Result of attach, with what the user should know.
 #[derive(Debug)]
-pub struct Report {
+pub struct Attached {
     /// Name of the instance.
     pub name: String,
     /// What happened.
@@ -32,7 +43,7 @@ pub struct Report {
     /// Remarks.
     pub notes: Vec<String>,
     /// Addresses, routes and interfaces of the namespace as they are in force now; None if they were not read.
-    pub facts: Option<RouteSnapshot>,
+    pub routes: Option<RouteSnapshot>,
 }
 
 /// Default name: by the namespace's cookie, which is never reused.
@@ -47,7 +58,13 @@ pub fn default_name(target: &Target) -> String {
 ///
 /// [`Error::Input`] if the target has an instance of another name or another cgroup;
 /// [`Error::Unsupported`] if the kernel lacks something. Nothing is left behind on any error.
-pub fn attach(root: &Root, name: &str, target: &Target, policy: &Policy, trace: bool) -> Result<Report> {
+pub fn attach(
+    root: &Directory,
+    name: &str,
+    target: &Target,
+    policy: &Policy,
+    trace: bool,
+) -> Result<Attached> {
     check_name(name)?;
     let mut notes: Vec<String> = root.create()?.into_iter().collect();
     let lock = WriteLock::take(root)?;
@@ -55,20 +72,20 @@ pub fn attach(root: &Root, name: &str, target: &Target, policy: &Policy, trace: 
     if result.is_err() {
         root.remove_if_empty();
     }
-    let (outcome, more, facts) = result?;
+    let (outcome, more, routes) = result?;
     notes.extend(more);
-    Ok(Report { name: name.to_owned(), outcome, notes, facts })
+    Ok(Attached { name: name.to_owned(), outcome, notes, routes })
 }
 
 fn locked(
-    root: &Root,
+    root: &Directory,
     name: &str,
     target: &Target,
     policy: &Policy,
     trace: bool,
     lock: &WriteLock,
 ) -> Result<(Outcome, Vec<String>, Option<RouteSnapshot>)> {
-    let mut notes = detach::sweep(root, lock)?;
+    let mut notes = sweep::sweep(root, lock)?;
     let (outcome, more, facts) = match existing(root, name, target, &mut notes)? {
         Some(there) => {
             if trace && there.meta()?.flags & meta_flag::TRACE == 0 {
@@ -88,7 +105,12 @@ fn locked(
 }
 
 /// The instance of this name, or of this namespace: they must be the same one.
-fn existing(root: &Root, name: &str, target: &Target, notes: &mut Vec<String>) -> Result<Option<Instance>> {
+fn existing(
+    root: &Directory,
+    name: &str,
+    target: &Target,
+    notes: &mut Vec<String>,
+) -> Result<Option<Instance>> {
     let mut same = None;
     for other in root.names()? {
         let dir = root.instance(&other);
@@ -134,7 +156,7 @@ fn existing(root: &Root, name: &str, target: &Target, notes: &mut Vec<String>) -
             )));
         }
         if Phase::of(&meta) == Phase::Draining {
-            return Err(detach::is_draining(name, &meta));
+            return Err(drain::is_draining(name, &meta));
         }
         same = Some(instance);
     }
@@ -160,14 +182,14 @@ impl Drop for Staging {
 }
 
 fn create(
-    root: &Root,
+    root: &Directory,
     name: &str,
     target: &Target,
     policy: &Policy,
     trace: bool,
 ) -> Result<(Vec<String>, RouteSnapshot)> {
     let kernel = Kernel::probe()?;
-    let counted = Counted::new(policy, target)?;
+    let counted = IdMappedPolicy::new(policy, target)?;
     let mut facts = surroundings::facts(target)?;
     let needs = surroundings::foresee(policy, &mut facts);
     let compiled = counted.compile(&facts);
@@ -179,7 +201,7 @@ fn create(
 
     let mut staging = Staging { dir: root.staging(name), done: false };
     let dir = staging.dir.clone();
-    root::make_dir(&dir).context(|| format!("create {}", dir.display()))?;
+    directory::make_dir(&dir).context(|| format!("create {}", dir.display()))?;
     pin_maps(&loaded, &dir)?;
     let mut instance = open_staged(&dir, name, target, flags)?;
     compiled.write(&mut instance.tables()?, 0)?;

@@ -1,17 +1,17 @@
 //! detach: stop capturing at once, then take everything away. It works on whatever is left of
 //! an instance, also when its cgroup, its namespace or half of its pins are gone.
 
+use super::directory::Directory;
 use super::lock::WriteLock;
-use super::root::Root;
-use super::state::{Instance, Phase, no_instance};
-use super::surroundings;
+use super::maps::{Instance, no_instance};
+use super::{drain, surroundings};
 use crate::base::error::{Context, Error, Result};
 use crate::netdev::tproxy;
 use crate::programs::hooks;
 use crate::sys::bpf::Link;
-use redirector_common::abi::{self, DRAINING, INERT, Meta};
+use redirector_common::abi::{DRAINING, INERT, Meta};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The replies of the application to the client's address find the proxy by the rules that go.
 pub(super) const BROKEN_BY_LEAVING_TPROXY: &str = "connections from the network that the proxy has handed on in TPROXY mode \
@@ -19,7 +19,7 @@ pub(super) const BROKEN_BY_LEAVING_TPROXY: &str = "connections from the network 
 
 /// What detach did.
 #[derive(Debug)]
-pub struct Report {
+pub struct Detached {
     /// Name of the instance.
     pub name: String,
     /// Captured connections that were alive, and whose getpeername and SO_ORIGINAL_DST now tell
@@ -35,9 +35,9 @@ pub struct Report {
 /// # Errors
 ///
 /// [`Error::NothingMatched`] if there is none.
-pub fn detach(root: &Root, name: &str, drain: Option<Duration>) -> Result<Report> {
+pub fn detach(root: &Directory, name: &str, drain: Option<Duration>) -> Result<Detached> {
     let ended = match drain {
-        Some(limit) => drained(root, name, limit)?,
+        Some(limit) => drain::drain(root, name, limit)?,
         None => None,
     };
     let locked = WriteLock::take_if_any(root)?;
@@ -46,7 +46,7 @@ pub fn detach(root: &Root, name: &str, drain: Option<Duration>) -> Result<Report
         let ours = |meta: &Meta| meta.active == DRAINING && meta.drain_until == until;
         if !Instance::open(root, name).and_then(|i| i.meta()).is_ok_and(|meta| ours(&meta)) {
             let notes = vec!["another command has ended the drain and removed the instance".to_owned()];
-            return Ok(Report { name: name.to_owned(), alive: None, notes });
+            return Ok(Detached { name: name.to_owned(), alive: None, notes });
         }
     }
     let lock = locked.ok_or_else(|| no_instance(name))?;
@@ -56,12 +56,12 @@ pub fn detach(root: &Root, name: &str, drain: Option<Duration>) -> Result<Report
     result
 }
 
-/// Detaches an instance, but no later one of the same name (see [`Root::identity`]); None if it has gone.
+/// Detaches an instance, but no later one of the same name (see [`Directory::identity`]); None if it has gone.
 ///
 /// # Errors
 ///
 /// If a pin cannot be removed.
-pub fn detach_only(root: &Root, name: &str, identity: u64) -> Result<Option<Report>> {
+pub fn detach_only(root: &Directory, name: &str, identity: u64) -> Result<Option<Detached>> {
     let Some(lock) = WriteLock::take_if_any(root)? else { return Ok(None) };
     if root.identity(name) != Some(identity) {
         return Ok(None);
@@ -75,9 +75,9 @@ pub fn detach_only(root: &Root, name: &str, identity: u64) -> Result<Option<Repo
     }
 }
 
-fn remove(root: &Root, name: &str) -> Result<Report> {
+fn remove(root: &Directory, name: &str) -> Result<Detached> {
     let dir = root.instance(name);
-    let mut report = Report { name: name.to_owned(), alive: None, notes: Vec::new() };
+    let mut report = Detached { name: name.to_owned(), alive: None, notes: Vec::new() };
     match Instance::open(root, name) {
         Ok(mut instance) => {
             let meta = instance.meta()?;
@@ -96,42 +96,6 @@ fn remove(root: &Root, name: &str) -> Result<Report> {
     }
     remove_dir(&dir)?;
     Ok(report)
-}
-
-/// Captures nothing new and waits until what was captured has ended; the mark that this drain
-/// left, or None if there is nothing that could be drained.
-fn drained(root: &Root, name: &str, limit: Duration) -> Result<Option<u64>> {
-    let Some(lock) = WriteLock::take_if_any(root)? else { return Ok(None) };
-    let Ok(mut instance) = Instance::open(root, name) else { return Ok(None) };
-    let drain_until = boot_seconds() + limit.as_secs() + 1;
-    let meta = instance.meta()?;
-    instance.set_meta(&Meta { active: DRAINING, drain_until, ..meta })?;
-    // Others may work on other instances meanwhile, or end this one: then its maps are gone.
-    drop(lock);
-    let end = Instant::now() + limit;
-    while instance.live().is_ok_and(|live| live > 0) && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(Some(drain_until))
-}
-
-/// Seconds since boot, suspended time included.
-fn boot_seconds() -> u64 {
-    rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec.unsigned_abs()
-}
-
-/// How many seconds a drain may still take; then the next command sweeps the instance.
-pub(super) fn time_left(meta: &Meta) -> u64 {
-    meta.drain_until.saturating_sub(boot_seconds())
-}
-
-/// What an instance that is draining cannot do, and what to do about it.
-pub(super) fn is_draining(name: &str, meta: &Meta) -> Error {
-    Error::Failed(format!(
-        "the instance {name} is draining and captures nothing new; `redirector detach --name {name}` ends that at once, else \
-         its detach does or, if that was interrupted, the first command after {} s",
-        time_left(meta)
-    ))
 }
 
 /// Removes an instance's directory and with it the pins, which is what detaches.
@@ -159,47 +123,4 @@ pub(super) fn remove_dir(dir: &Path) -> Result<()> {
         }
     }
     std::fs::remove_dir(dir).context(|| format!("remove {}", dir.display()))
-}
-
-/// Removes what commands that were killed have left: staging directories, instances that were
-/// never activated or not wholly removed, drains whose command is gone. Says what it did; what
-/// cannot be removed does not keep others from their work.
-pub fn sweep(root: &Root, _lock: &WriteLock) -> Result<Vec<String>> {
-    let mut dirs = root.staged()?;
-    dirs.extend(root.names()?.iter().filter(|name| is_dead(root, name)).map(|name| root.instance(name)));
-    let mut remarks = Vec::new();
-    for dir in dirs {
-        if let Ok(meta) = Instance::open_unchecked(&dir, "").and_then(|i| i.meta()) {
-            remarks.extend(surroundings::restore(&dir, &meta));
-        }
-        remarks.push(match remove_dir(&dir) {
-            Ok(()) => format!("swept {}, left by a command that was killed", dir.display()),
-            Err(e) => format!("could not sweep {}: {e}", dir.display()),
-        });
-    }
-    Ok(remarks)
-}
-
-fn is_dead(root: &Root, name: &str) -> bool {
-    match Instance::open(root, name).and_then(|i| i.meta()) {
-        Ok(meta) => match Phase::of(&meta) {
-            Phase::Inert => true,
-            Phase::Draining => meta.drain_until < boot_seconds(),
-            Phase::Active(_) => false,
-        },
-        // Links are removed first. With one, the programs may be at work: whoever has removed the
-        // pin of META was none of us, and has to say `detach`.
-        Err(_) => {
-            let dir = root.instance(name);
-            !dir.join(abi::name::META).exists() && !hooks::ALL.iter().any(|h| dir.join(h.link_pin()).exists())
-        }
-    }
-}
-
-/// Sweeps if nobody is at work; for commands that only read.
-pub fn sweep_if_idle(root: &Root) -> Result<Vec<String>> {
-    let Some(lock) = WriteLock::try_take(root)? else { return Ok(Vec::new()) };
-    let remarks = sweep(root, &lock)?;
-    root.remove_if_empty();
-    Ok(remarks)
 }

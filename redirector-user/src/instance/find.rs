@@ -1,10 +1,10 @@
 //! Which instance belongs to a network namespace, and which namespace to an instance; also when
 //! half of its pins are gone.
 
+use super::directory::Directory;
 use super::links;
+use super::maps::Instance;
 use super::record::{self, Record};
-use super::root::Root;
-use super::state::Instance;
 use crate::base::error::{Error, Result};
 use crate::pod::cgroup::Cgroup;
 use crate::pod::{Target, process};
@@ -15,12 +15,12 @@ use redirector_common::abi::Meta;
 use std::path::{Path, PathBuf};
 
 /// Name of the instance of an open namespace.
-pub fn by_netns(root: &Root, netns: &NetNs) -> Result<Option<String>> {
+pub fn by_netns(root: &Directory, netns: &NetNs) -> Result<Option<String>> {
     Ok(identified(root, netns)?.map(|(name, _)| name))
 }
 
-/// The same, with what tells it from a later one of the same name ([`Root::identity`]).
-pub fn identified(root: &Root, netns: &NetNs) -> Result<Option<(String, u64)>> {
+/// The same, with what tells it from a later one of the same name ([`Directory::identity`]).
+pub fn identified(root: &Directory, netns: &NetNs) -> Result<Option<(String, u64)>> {
     let of_it = |name: &String| match Instance::open(root, name).and_then(|i| i.meta()) {
         Ok(meta) => meta.netns_cookie == netns.cookie,
         // Inode numbers are used again, but the kernel's link is of now.
@@ -31,13 +31,13 @@ pub fn identified(root: &Root, netns: &NetNs) -> Result<Option<(String, u64)>> {
             }),
         },
     };
-    // Before the look: see `survey`.
+    // Before the look: see `take_inventory`.
     let mut all = root.names()?.into_iter().map(|name| (root.identity(&name).unwrap_or(0), name));
     Ok(all.find(|(_, name)| of_it(name)).map(|(identity, name)| (name, identity)))
 }
 
 /// Name of the instance that was attached by this file, which is gone meanwhile.
-pub fn by_file(root: &Root, path: &Path) -> Result<Option<String>> {
+pub fn by_file(root: &Directory, path: &Path) -> Result<Option<String>> {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let was_given =
         |name: &String| any_record(&root.instance(name)).is_some_and(|record| record.netns == path);
@@ -45,7 +45,7 @@ pub fn by_file(root: &Root, path: &Path) -> Result<Option<String>> {
 }
 
 /// The cgroup that an instance was given.
-pub fn recorded_cgroup(root: &Root, name: &str) -> Option<PathBuf> {
+pub fn recorded_cgroup(root: &Directory, name: &str) -> Option<PathBuf> {
     any_record(&root.instance(name)).map(|record| record.cgroup)
 }
 
@@ -54,7 +54,7 @@ pub fn recorded_cgroup(root: &Root, name: &str) -> Option<PathBuf> {
 /// # Errors
 ///
 /// [`Error::Failed`] if it is gone, or the instance is damaged.
-pub fn target(root: &Root, name: &str) -> Result<Target> {
+pub fn target(root: &Directory, name: &str) -> Result<Target> {
     let meta = Instance::open(root, name)?.meta()?;
     let record = any_record(&root.instance(name));
     let record = record.ok_or_else(|| Error::Failed(format!("the instance {name} has no record")))?;
@@ -62,7 +62,7 @@ pub fn target(root: &Root, name: &str) -> Result<Target> {
 }
 
 /// The namespace of an instance, if it still exists.
-pub fn netns(root: &Root, name: &str) -> Option<NetNs> {
+pub fn netns(root: &Directory, name: &str) -> Option<NetNs> {
     let meta = Instance::open(root, name).ok()?.meta().ok()?;
     netns_of(&any_record(&root.instance(name))?, &meta)
 }

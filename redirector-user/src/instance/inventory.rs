@@ -1,13 +1,13 @@
 //! What the agent has to know of each instance before it decides anything: cheap to read for
 //! hundreds of them, and never an error.
 
+use super::directory::Directory;
 use super::find;
 use super::links;
+use super::maps::{Instance, Phase};
 use super::record;
-use super::root::Root;
-use super::state::{Instance, Phase};
 use crate::base::error::Result;
-use crate::compile::owners;
+use crate::compile::mapped_policy;
 use crate::policy::Policy;
 use crate::programs::hooks;
 use crate::programs::object;
@@ -15,20 +15,20 @@ use redirector_common::abi::{ABI_VERSION, Meta};
 
 /// An instance as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Surveyed {
+pub struct InventoryItem {
     /// Its name.
     pub name: String,
-    /// See [`Root::identity`]; 0 if it has gone meanwhile.
+    /// See [`Directory::identity`]; 0 if it has gone meanwhile.
     pub identity: u64,
     /// What it is attached to and does.
-    pub state: State,
+    pub state: InstanceState,
 }
 
 /// What an instance does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum InstanceState {
     /// It captures.
-    Active(Box<Active>),
+    Active(Box<ActiveInstance>),
     /// It is draining: whoever drains it ends it.
     Draining,
     /// A command that made it or took it down was killed; the next one sweeps it.
@@ -46,7 +46,7 @@ pub enum State {
     Damaged(String),
 }
 
-impl State {
+impl InstanceState {
     /// Whether it captures what is gone, and nothing can come back into.
     pub fn has_ended(&self) -> bool {
         match self {
@@ -59,7 +59,7 @@ impl State {
 
 /// An instance that captures.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Active {
+pub struct ActiveInstance {
     /// Cookie of its network namespace.
     pub netns_cookie: u64,
     /// Id of its cgroup.
@@ -81,43 +81,43 @@ pub struct Active {
 /// # Errors
 ///
 /// Only if the directory of all instances cannot be read.
-pub fn survey(root: &Root) -> Result<Vec<Surveyed>> {
+pub fn take_inventory(root: &Directory) -> Result<Vec<InventoryItem>> {
     let names = root.names()?.into_iter();
     let look = |name: String| {
         // Before the state: at worst it is that of an instance which is gone by now, and matches nothing.
         let identity = root.identity(&name).unwrap_or(0);
-        Surveyed { identity, state: state(root, &name), name }
+        InventoryItem { identity, state: state(root, &name), name }
     };
     Ok(names.map(look).collect())
 }
 
-fn state(root: &Root, name: &str) -> State {
+fn state(root: &Directory, name: &str) -> InstanceState {
     let dir = root.instance(name);
     let instance = match Instance::open_unchecked(&dir, name).and_then(|i| i.meta().map(|meta| (i, meta))) {
         Ok((_, meta)) if meta.abi != ABI_VERSION => {
             let netns = find::linked_to(&dir);
             let ended = netns == Some(0) && links::are_dead(&dir);
-            return State::Foreign { abi: meta.abi, netns, ended };
+            return InstanceState::Foreign { abi: meta.abi, netns, ended };
         }
         Ok(found) => found,
-        Err(e) => return State::Damaged(e.to_string()),
+        Err(e) => return InstanceState::Damaged(e.to_string()),
     };
     let (instance, meta) = instance;
     match Phase::of(&meta) {
-        Phase::Active(slot) => State::Active(Box::new(active(&instance, &meta, slot))),
-        Phase::Draining => State::Draining,
-        Phase::Inert => State::Inert,
+        Phase::Active(slot) => InstanceState::Active(Box::new(active(&instance, &meta, slot))),
+        Phase::Draining => InstanceState::Draining,
+        Phase::Inert => InstanceState::Inert,
     }
 }
 
-fn active(instance: &Instance, meta: &Meta, slot: u32) -> Active {
+fn active(instance: &Instance, meta: &Meta, slot: u32) -> ActiveInstance {
     let record = record::read(&instance.dir, slot).ok();
     let policy = record.as_ref().map(|record| record.policy.clone());
     let complete = policy.as_ref().is_some_and(|policy| {
         hooks::wanted(policy).all(|hook| !links::is_missing(&instance.dir, &hook).unwrap_or(false))
             && knows_the_proxy(instance, policy, slot)
     });
-    Active {
+    ActiveInstance {
         netns_cookie: meta.netns_cookie,
         cgroup_id: meta.cgroup_id,
         // Without the link nobody can say; the plan repairs it first.
@@ -132,5 +132,5 @@ fn active(instance: &Instance, meta: &Meta, slot: u32) -> Active {
 /// A proxy that is known by its cgroup gets another one when its container or unit is started anew.
 fn knows_the_proxy(instance: &Instance, policy: &Policy, slot: u32) -> bool {
     let in_force = instance.policies().ok().and_then(|policies| policies.get(&slot, 0).ok());
-    in_force.is_some_and(|told| owners::problem_of_proxy_cgroup(policy, told.proxy_cgroup).is_none())
+    in_force.is_some_and(|told| mapped_policy::problem_of_proxy_cgroup(policy, told.proxy_cgroup).is_none())
 }

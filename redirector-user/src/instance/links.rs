@@ -1,6 +1,6 @@
 //! The links of an instance: attaching its programs, swapping them, detaching them.
 
-use super::state::Instance;
+use super::maps::Instance;
 use crate::base::error::{Context, Error, Result};
 use crate::kernel::Kernel;
 use crate::pod::Target;

@@ -1,6 +1,6 @@
 //! Registering the proxy's listeners that were there before the attach.
 
-use super::state::Instance;
+use super::maps::Instance;
 use crate::base::error::{Context, Result};
 use crate::pod::Target;
 use crate::pod::cgroup::Cgroup;

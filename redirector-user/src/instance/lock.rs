@@ -1,6 +1,6 @@
 //! One writer at a time: a flock on the directory of all instances.
 
-use super::root::Root;
+use super::directory::Directory;
 use crate::base::error::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
@@ -21,7 +21,7 @@ pub struct WriteLock {
 
 impl WriteLock {
     /// Waits for other writers. Makes the directory if there is none.
-    pub fn take(root: &Root) -> Result<Self> {
+    pub fn take(root: &Directory) -> Result<Self> {
         loop {
             if let Some(lock) = Self::take_if_any(root)? {
                 return Ok(lock);
@@ -32,7 +32,7 @@ impl WriteLock {
     }
 
     /// Waits for other writers; None if there is nothing to lock, and so no instance.
-    pub fn take_if_any(root: &Root) -> Result<Option<Self>> {
+    pub fn take_if_any(root: &Directory) -> Result<Option<Self>> {
         while let Some(dir) = root.open()? {
             if let Some(lock) = Self::lock(root, dir, FlockOperation::LockExclusive)? {
                 return Ok(Some(lock));
@@ -42,14 +42,14 @@ impl WriteLock {
     }
 
     /// None if another process holds it, or if there is nothing to lock.
-    pub fn try_take(root: &Root) -> Result<Option<Self>> {
+    pub fn try_take(root: &Directory) -> Result<Option<Self>> {
         match root.open()? {
             Some(dir) => Self::lock(root, dir, FlockOperation::NonBlockingLockExclusive),
             None => Ok(None),
         }
     }
 
-    fn lock(root: &Root, dir: File, operation: FlockOperation) -> Result<Option<Self>> {
+    fn lock(root: &Directory, dir: File, operation: FlockOperation) -> Result<Option<Self>> {
         match take(root, &dir, operation) {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             other => other.context(|| format!("lock {}", root.dir().display()))?,
@@ -60,7 +60,7 @@ impl WriteLock {
     }
 }
 
-fn take(root: &Root, dir: &File, operation: FlockOperation) -> rustix::io::Result<()> {
+fn take(root: &Directory, dir: &File, operation: FlockOperation) -> rustix::io::Result<()> {
     let (Some(tell), FlockOperation::LockExclusive) = (root.tell, operation) else {
         return flock(dir, operation);
     };

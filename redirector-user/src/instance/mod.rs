@@ -2,16 +2,23 @@
 //! other state and no daemon; whoever holds the lock may change an instance.
 
 pub mod attach;
-pub mod change;
+mod change;
+pub mod connections;
 pub mod detach;
+pub mod directory;
+mod drain;
 pub mod find;
 pub mod inventory;
 mod links;
+pub mod list;
 pub mod listeners;
 pub mod lock;
+pub mod maps;
 pub mod record;
-pub mod root;
-pub mod state;
+pub mod refresh;
 pub mod status;
 mod surroundings;
+mod swap;
+pub mod sweep;
 pub mod trace;
+pub mod upgrade;

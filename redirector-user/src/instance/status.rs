@@ -1,88 +1,24 @@
-//! What an instance is, as asked for (record) and as the kernel shows it (status).
+//! `redirector show`: what an instance was asked to do (its record) and what the kernel does.
 
-use super::detach;
+use super::directory::Directory;
+use super::drain;
 use super::find;
 use super::listeners;
+use super::maps::{Instance, Phase};
 use super::record::{self, Record};
-use super::root::Root;
-use super::state::{Instance, Phase};
 use crate::base::error::{Context, Result};
-use crate::compile::owners;
+use crate::compile::mapped_policy;
 use crate::pod::cgroup::Cgroup;
 use crate::programs::hooks::{self, Hook};
 use crate::sys::bpf::{self, Link};
-use redirector_common::abi::{ABI_VERSION, FlowKey, Meta, OriginalDst};
+use redirector_common::abi::{ABI_VERSION, Meta};
 use redirector_common::counter::Counter;
 use redirector_common::decide::Verdict;
 use serde::Serialize;
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
-/// A line of `redirector list`.
-#[derive(Clone, Debug, Serialize)]
-pub struct Summary {
-    /// Name of the instance.
-    pub name: String,
-    /// `active`, `draining`, `inert`, or `damaged`.
-    pub state: &'static str,
-    /// Inode number of the network namespace.
-    pub netns_inode: Option<u64>,
-    /// The namespace file that was given.
-    pub netns: Option<String>,
-    /// The cgroup that was given.
-    pub cgroup: Option<String>,
-    /// Redirected connections that are alive.
-    pub connections: Option<u64>,
-    /// What is wrong: it is damaged, what it was attached to is gone, or it is draining.
-    pub problem: Option<String>,
-}
-
-/// All instances. A damaged one is listed, not an error.
-pub fn list(root: &Root) -> Result<Vec<Summary>> {
-    Ok(root.names()?.into_iter().filter_map(|name| summary(root, &name)).collect())
-}
-
-/// None if it has been detached while we looked.
-fn summary(root: &Root, name: &str) -> Option<Summary> {
-    let mut line = Summary {
-        name: name.to_owned(),
-        state: "damaged",
-        netns_inode: None,
-        netns: None,
-        cgroup: None,
-        connections: None,
-        problem: None,
-    };
-    if let Err(e) = fill(&mut line, root) {
-        line.problem = Some(e.to_string());
-    }
-    root.instance(name).exists().then_some(line)
-}
-
-fn fill(line: &mut Summary, root: &Root) -> Result<()> {
-    let instance = match Instance::open(root, &line.name) {
-        Ok(instance) => instance,
-        Err(e) => {
-            // Its records may be left, and tell whose it was.
-            if let Some(record) = find::any_record(&root.instance(&line.name)) {
-                line.whose(&record);
-            }
-            return Err(e);
-        }
-    };
-    let meta = instance.meta()?;
-    let phase = Phase::of(&meta);
-    line.netns_inode = Some(meta.netns_inode);
-    let record = any_record(&instance, phase)?;
-    line.whose(&record);
-    line.problem = problem(&instance, &meta, &record)?;
-    line.connections = Some(instance.live()?);
-    line.state = phase_name(phase);
-    Ok(())
-}
-
 /// What is wrong with an instance that is not damaged.
-fn problem(instance: &Instance, meta: &Meta, record: &Record) -> Result<Option<String>> {
+pub(super) fn problem(instance: &Instance, meta: &Meta, record: &Record) -> Result<Option<String>> {
     let detach = format!("redirector detach --name {}", instance.name);
     let gone = |what: &str| Ok(Some(format!("its {what} is gone; detach it (`{detach}`)")));
     let phase = Phase::of(meta);
@@ -97,31 +33,16 @@ fn problem(instance: &Instance, meta: &Meta, record: &Record) -> Result<Option<S
         // Nobody knows whether the command that drains is still there.
         Phase::Draining => Ok(Some(format!(
             "captures nothing new until its connections have ended, for at most {} s more; `{detach}` ends it at once",
-            detach::time_left(meta)
+            drain::time_left(meta)
         ))),
         Phase::Active(slot) => {
             let in_force = instance.policies()?.get(&slot, 0).context(|| "read POLICIES".into())?;
-            Ok(owners::problem_of_proxy_cgroup(&record.policy, in_force.proxy_cgroup))
+            Ok(mapped_policy::problem_of_proxy_cgroup(&record.policy, in_force.proxy_cgroup))
         }
     }
 }
 
-impl Summary {
-    fn whose(&mut self, record: &Record) {
-        self.netns = Some(record.netns.display().to_string());
-        self.cgroup = Some(record.cgroup.display().to_string());
-    }
-}
-
-pub(crate) fn phase_name(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Inert => "inert",
-        Phase::Active(_) => "active",
-        Phase::Draining => "draining",
-    }
-}
-
-fn any_record(instance: &Instance, phase: Phase) -> Result<Record> {
+pub(super) fn any_record(instance: &Instance, phase: Phase) -> Result<Record> {
     match phase {
         Phase::Active(slot) => record::read(&instance.dir, slot),
         _ => record::read(&instance.dir, 0).or_else(|_| record::read(&instance.dir, 1)),
@@ -202,7 +123,7 @@ pub struct Status {
 }
 
 /// Status of one instance.
-pub fn status(root: &Root, name: &str) -> Result<Status> {
+pub fn status(root: &Directory, name: &str) -> Result<Status> {
     let instance = Instance::open(root, name)?;
     let meta = instance.meta()?;
     let phase = Phase::of(&meta);
@@ -235,7 +156,7 @@ pub fn status(root: &Root, name: &str) -> Result<Status> {
     let counters = Counter::ALL.iter().zip(instance.counters()?);
     Ok(Status {
         name: name.to_owned(),
-        state: phase_name(phase),
+        state: phase.name(),
         problem: problem(&instance, &meta, &record)?,
         abi: ABI_VERSION,
         netns_inode: meta.netns_inode,
@@ -282,52 +203,4 @@ fn inspect(instance: &Instance, hook: &Hook, record: &Record, status: &mut HookS
         }
     }
     Ok(())
-}
-
-/// An entry of the exposed map.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Flow {
-    /// The client, as the proxy's accept() shows it.
-    pub client: SocketAddr,
-    /// Where the connection was sent.
-    pub proxy: SocketAddr,
-    /// Where the client wanted to go.
-    pub original: SocketAddr,
-    /// `outbound`, `inbound` or `dns`.
-    pub traffic: &'static str,
-    /// Name of the rule that decided.
-    pub rule: &'static str,
-}
-
-/// The exposed map, live: original destinations of the connections that are alive.
-pub fn original_dst(root: &Root, name: &str) -> Result<Vec<Flow>> {
-    let map = Instance::open(root, name)?.original_dst()?;
-    let mut flows = Vec::new();
-    for entry in map.iter() {
-        match entry {
-            // The proxy's own connections in TPROXY mode were not redirected.
-            Ok((_, value)) if value.verdict == Verdict::Pass as u16 => {}
-            Ok((key, value)) => flows.push(flow(&key, &value)),
-            // An entry that went away during the walk.
-            Err(aya::maps::MapError::KeyNotFound) => {}
-            Err(e) => return Err(e).context(|| format!("read ORIGINAL_DST of {name}")),
-        }
-    }
-    flows.sort_by_key(|f| (f.client, f.proxy));
-    Ok(flows)
-}
-
-fn flow(key: &FlowKey, value: &OriginalDst) -> Flow {
-    let at = |addr, port| SocketAddr::new(IpAddr::from(addr), port);
-    Flow {
-        client: at(key.client, key.client_port),
-        proxy: at(key.proxy, key.proxy_port),
-        original: at(value.addr, value.port),
-        traffic: match value.verdict {
-            2 => "inbound",
-            3 => "dns",
-            _ => "outbound",
-        },
-        rule: Counter::ALL.get(value.rule as usize).map_or("unknown", |c| c.name()),
-    }
 }

@@ -2,8 +2,8 @@
 //! and virtual interfaces need. Each change is noted in META before it is made, so that whoever cleans up after a
 //! command that was killed knows of it.
 
+use super::maps::{Instance, Phase};
 use super::record::{self, Record};
-use super::state::{Instance, Phase};
 use super::{find, listeners};
 use crate::base::error::{Context, Error, Result, chain};
 use crate::netdev::classifier;

@@ -1,7 +1,7 @@
 //! Decisions of an instance, live: its programs tell them by aya-log, if it was attached so.
 
-use super::root::Root;
-use super::state::Instance;
+use super::directory::Directory;
+use super::maps::Instance;
 use crate::base::error::{Context, Error, Result, chain};
 use crate::programs::hooks;
 use crate::sys::bpf::Link;
@@ -49,7 +49,7 @@ impl<F: Tell> Trace<F> {
     /// # Errors
     ///
     /// [`Error::Input`] if the instance was attached without `--trace`.
-    pub fn open(root: &Root, name: &str, tell: F) -> Result<Self> {
+    pub fn open(root: &Directory, name: &str, tell: F) -> Result<Self> {
         let instance = Instance::open(root, name)?;
         if instance.meta()?.flags & meta_flag::TRACE == 0 {
             return Err(Error::Input(format!(

@@ -160,8 +160,8 @@ impl Target {
     }
 
     /// A sentence about the processes that are not captured; None if there are none.
-    pub fn strays_told(&self) -> Result<Option<String>> {
-        let strays = self.strays()?;
+    pub fn describe_processes_outside(&self) -> Result<Option<String>> {
+        let strays = self.processes_outside()?;
         if strays.is_empty() {
             return Ok(None);
         }
@@ -179,7 +179,7 @@ impl Target {
     }
 
     /// Processes of the namespace that are not in the cgroup, and so are not captured.
-    pub fn strays(&self) -> Result<Vec<u32>> {
+    pub fn processes_outside(&self) -> Result<Vec<u32>> {
         let mut strays = process::in_netns(self.netns.inode)?;
         // Processes come and go while we look: a stray is one each time, and there after that. One that is being forked
         // is in its namespace before it is in its cgroup (copy_process: cgroup_post_fork comes last), one that is ending is

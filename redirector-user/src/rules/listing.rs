@@ -35,7 +35,7 @@ pub struct Row {
 pub enum Count {
     /// So many: this rule and those that refer to it.
     Own(u64),
-    /// Counted together with this rule of the chain.
+    /// IdMappedPolicy together with this rule of the chain.
     With(usize),
     /// It decides nothing itself.
     None,

@@ -11,10 +11,10 @@ mod seen;
 mod sockets;
 
 use crate::base::error::{Context, Error, Result, chain};
-use crate::compile::owners;
-use crate::instance::root::Root;
-use crate::instance::state::{Instance, Phase};
-use crate::instance::{find, record, status};
+use crate::compile::id_map;
+use crate::instance::directory::Directory;
+use crate::instance::maps::{Instance, Phase};
+use crate::instance::{connections, find, record};
 use crate::pod::{Target, listeners};
 use crate::programs::hooks;
 use crate::routes;
@@ -58,7 +58,7 @@ pub struct Report {
 /// # Errors
 ///
 /// When it cannot be tried; a probe that fails is in the report.
-pub fn verify(root: &Root, name: &str, options: &Options) -> Result<Report> {
+pub fn verify(root: &Directory, name: &str, options: &Options) -> Result<Report> {
     let instance = Instance::open(root, name)?;
     let meta = instance.meta()?;
     let Phase::Active(slot) = Phase::of(&meta) else {
@@ -69,7 +69,7 @@ pub fn verify(root: &Root, name: &str, options: &Options) -> Result<Report> {
     let mirror = routes::read(target.netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))?;
     let room = Room::new(&target.cgroup.path)?;
     let proxys_room = record.policy.proxy_cgroup.as_deref().map(Room::new).transpose()?;
-    let policy = owners::as_the_kernel_counts(&record.policy, &target.netns)?;
+    let policy = id_map::as_the_kernel_counts(&record.policy, &target.netns)?;
     let ports = [policy.outbound_port, policy.inbound_port, policy.dns_port];
     let present = listeners::present(&target.netns, &ports)?;
     let mut run = Run {
@@ -99,7 +99,7 @@ pub fn verify(root: &Root, name: &str, options: &Options) -> Result<Report> {
 
 /// A run of verify. The helpers end before their room goes.
 struct Run<'a> {
-    root: &'a Root,
+    root: &'a Directory,
     instance: Instance,
     target: Target,
     options: &'a Options,
@@ -176,7 +176,7 @@ impl Run<'_> {
         let connected = client.connect(attempt.bind, attempt.to, self.options.patience)?;
         probe.seen.of_client(&connected);
         let flow = connected.local.and_then(|local| {
-            let flows = status::original_dst(self.root, &self.instance.name).ok()?;
+            let flows = connections::original_dst(self.root, &self.instance.name).ok()?;
             flows.into_iter().find(|flow| flow.client == local)
         });
         probe.seen.of_flow(flow.as_ref());

@@ -2,7 +2,7 @@
 
 use super::plan::Attempt;
 use super::sockets::{Accepted, Connected};
-use crate::instance::status::Flow;
+use crate::instance::connections::Flow;
 use crate::sys::test_run::Lookup;
 use serde::Serialize;
 use std::net::{IpAddr, SocketAddr};

@@ -6,8 +6,8 @@ fn want(at: At) -> Want {
     Want { at, policy: Some(Policy::default()) }
 }
 
-fn active() -> Active {
-    Active {
+fn active() -> ActiveInstance {
+    ActiveInstance {
         netns_cookie: 7,
         cgroup_id: 9,
         netns_alive: true,
@@ -18,10 +18,10 @@ fn active() -> Active {
     }
 }
 
-fn steps(name: &str, want: Option<Want>, state: Option<State>) -> Vec<Step> {
+fn steps(name: &str, want: Option<Want>, state: Option<InstanceState>) -> Vec<Step> {
     let wants = want.map(|want| (name.to_owned(), want)).into_iter().collect();
-    let there: Vec<Surveyed> =
-        state.map(|state| Surveyed { name: name.to_owned(), identity: 7, state }).into_iter().collect();
+    let there: Vec<InventoryItem> =
+        state.map(|state| InventoryItem { name: name.to_owned(), identity: 7, state }).into_iter().collect();
     plan(&wants, &there)
 }
 
@@ -36,7 +36,7 @@ fn detach(name: &str, why: &'static str) -> Step {
 #[test]
 fn what_is_as_it_should_be_is_left_alone() {
     for name in ["file-a", "pod-a"] {
-        assert_eq!(steps(name, Some(want(HERE)), Some(State::Active(active().into()))), []);
+        assert_eq!(steps(name, Some(want(HERE)), Some(InstanceState::Active(active().into()))), []);
     }
 }
 
@@ -45,28 +45,31 @@ fn what_is_missing_is_attached_as_soon_as_it_can_be() {
     assert_eq!(steps("file-a", Some(want(HERE)), None), [attach("file-a")]);
     assert_eq!(steps("file-a", Some(want(At::Unknown)), None), []);
     assert_eq!(steps("file-a", Some(Want { at: HERE, policy: None }), None), []);
-    assert_eq!(steps("file-a", Some(want(HERE)), Some(State::Inert)), [attach("file-a")]);
+    assert_eq!(steps("file-a", Some(want(HERE)), Some(InstanceState::Inert)), [attach("file-a")]);
 }
 
 #[test]
 fn a_policy_is_changed_and_a_lost_link_made_anew() {
     let other = Policy { outbound_port: 16001, ..Policy::default() };
     for active in [
-        Active { policy: Some(other), ..active() },
-        Active { policy: None, ..active() },
-        Active { complete: false, ..active() },
-        Active { complete: false, current: false, ..active() },
+        ActiveInstance { policy: Some(other), ..active() },
+        ActiveInstance { policy: None, ..active() },
+        ActiveInstance { complete: false, ..active() },
+        ActiveInstance { complete: false, current: false, ..active() },
     ] {
-        assert_eq!(steps("file-a", Some(want(HERE)), Some(State::Active(active.into()))), [attach("file-a")]);
+        assert_eq!(
+            steps("file-a", Some(want(HERE)), Some(InstanceState::Active(active.into()))),
+            [attach("file-a")]
+        );
     }
 }
 
 #[test]
 fn programs_of_another_version_are_swapped_even_if_the_target_is_not_known_just_now() {
     for at in [HERE, At::Unknown] {
-        let old = Active { current: false, ..active() };
+        let old = ActiveInstance { current: false, ..active() };
         assert_eq!(
-            steps("pod-a", Some(want(at)), Some(State::Active(old.into()))),
+            steps("pod-a", Some(want(at)), Some(InstanceState::Active(old.into()))),
             [Step::Upgrade("pod-a".into())]
         );
     }
@@ -74,11 +77,11 @@ fn programs_of_another_version_are_swapped_even_if_the_target_is_not_known_just_
 
 #[test]
 fn what_is_gone_is_removed_whoever_made_it() {
-    let gone = State::Active(Active { netns_alive: false, ..active() }.into());
+    let gone = InstanceState::Active(ActiveInstance { netns_alive: false, ..active() }.into());
     for name in ["file-a", "pod-a", "n4711"] {
         assert_eq!(steps(name, None, Some(gone.clone())), [detach(name, "its network namespace is gone")]);
     }
-    let gone = State::Active(Active { cgroup_alive: false, ..active() }.into());
+    let gone = InstanceState::Active(ActiveInstance { cgroup_alive: false, ..active() }.into());
     assert_eq!(steps("pod-a", None, Some(gone.clone())), [detach("pod-a", "its cgroup is gone")]);
     // Somebody's own: inbound traffic of the namespace is still captured.
     assert_eq!(steps("n4711", None, Some(gone)), []);
@@ -88,7 +91,7 @@ fn what_is_gone_is_removed_whoever_made_it() {
 fn another_target_behind_the_same_name_is_attached_instead() {
     for at in [At::Here { netns: 8, cgroup: 9 }, At::Here { netns: 7, cgroup: 10 }] {
         assert_eq!(
-            steps("file-a", Some(want(at)), Some(State::Active(active().into()))),
+            steps("file-a", Some(want(at)), Some(InstanceState::Active(active().into()))),
             [detach("file-a", "its target is another one now"), attach("file-a")]
         );
     }
@@ -97,25 +100,25 @@ fn another_target_behind_the_same_name_is_attached_instead() {
 #[test]
 fn a_file_that_is_gone_ends_the_capture_and_one_that_is_wrong_does_not() {
     assert_eq!(
-        steps("file-a", None, Some(State::Active(active().into()))),
+        steps("file-a", None, Some(InstanceState::Active(active().into()))),
         [detach("file-a", "its file is gone")]
     );
     let wrong = Want { at: At::Unknown, policy: None };
-    assert_eq!(steps("file-a", Some(wrong), Some(State::Active(active().into()))), []);
-    assert_eq!(steps("file-a", Some(want(At::Unknown)), Some(State::Active(active().into()))), []);
+    assert_eq!(steps("file-a", Some(wrong), Some(InstanceState::Active(active().into()))), []);
+    assert_eq!(steps("file-a", Some(want(At::Unknown)), Some(InstanceState::Active(active().into()))), []);
 }
 
 #[test]
 fn a_pod_that_nobody_mentions_stays_captured() {
-    assert_eq!(steps("pod-a", None, Some(State::Active(active().into()))), []);
+    assert_eq!(steps("pod-a", None, Some(InstanceState::Active(active().into()))), []);
 }
 
 #[test]
 fn instances_of_others_and_other_versions_are_left_alone() {
-    let other = Active { policy: None, current: false, complete: false, ..active() };
-    assert_eq!(steps("n4711", None, Some(State::Active(other.into()))), []);
-    let foreign = |ended| State::Foreign { abi: 99, netns: Some(0), ended };
-    for state in [State::Draining, foreign(false)] {
+    let other = ActiveInstance { policy: None, current: false, complete: false, ..active() };
+    assert_eq!(steps("n4711", None, Some(InstanceState::Active(other.into()))), []);
+    let foreign = |ended| InstanceState::Foreign { abi: 99, netns: Some(0), ended };
+    for state in [InstanceState::Draining, foreign(false)] {
         assert_eq!(steps("file-a", Some(want(HERE)), Some(state)), []);
     }
     assert_eq!(steps("n4711", None, Some(foreign(true))), []);
@@ -124,7 +127,7 @@ fn instances_of_others_and_other_versions_are_left_alone() {
 
 #[test]
 fn what_is_damaged_is_made_anew_if_it_can_be() {
-    let damaged = || Some(State::Damaged("?".into()));
+    let damaged = || Some(InstanceState::Damaged("?".into()));
     assert_eq!(
         steps("file-a", Some(want(HERE)), damaged()),
         [detach("file-a", "it is damaged"), attach("file-a")]
@@ -139,10 +142,10 @@ fn what_is_damaged_is_made_anew_if_it_can_be() {
 fn names_and_namespaces_are_freed_before_they_are_used() {
     let wants =
         [("file-a".to_owned(), want(HERE)), ("file-b".to_owned(), want(At::Here { netns: 8, cgroup: 9 }))];
-    let there = [Surveyed {
+    let there = [InventoryItem {
         name: "file-z".into(),
         identity: 7,
-        state: State::Active(Active { netns_cookie: 8, ..active() }.into()),
+        state: InstanceState::Active(ActiveInstance { netns_cookie: 8, ..active() }.into()),
     }];
     let steps = plan(&wants.into(), &there);
     assert_eq!(steps, [detach("file-z", "its file is gone"), attach("file-a"), attach("file-b")]);

@@ -9,7 +9,7 @@ use crate::base::error::{Context, Error, Result};
 use crate::base::input;
 use crate::cni::protocol::PodName;
 use crate::instance::find;
-use crate::instance::inventory::{Active, State, Surveyed};
+use crate::instance::inventory::{ActiveInstance, InstanceState, InventoryItem};
 use crate::pod::{self, Target};
 use crate::policy::annotations::{Membership, Pod, resolve_pod};
 use crate::policy::{CaptureFlags, Policy};
@@ -244,7 +244,7 @@ impl Agent {
     /// What is wanted of the node's pods.
     pub(super) fn pod_wants(
         &self,
-        there: &[Surveyed],
+        there: &[InventoryItem],
         wants: &mut BTreeMap<String, Want>,
         here: &mut BTreeMap<String, Here>,
     ) {
@@ -266,7 +266,7 @@ impl Agent {
                 continue;
             }
             let active = there.iter().find(|instance| instance.name == name).and_then(|i| match &i.state {
-                State::Active(active) => Some(&**active),
+                InstanceState::Active(active) => Some(&**active),
                 _ => None,
             });
             let want = match active {
@@ -295,7 +295,7 @@ impl Agent {
     fn captured_pod(
         &self,
         known: &Known,
-        active: &Active,
+        active: &ActiveInstance,
         here: &mut BTreeMap<String, Here>,
     ) -> Result<Want> {
         let at = At::Here { netns: active.netns_cookie, cgroup: active.cgroup_id };

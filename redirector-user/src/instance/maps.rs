@@ -1,6 +1,6 @@
 //! An instance's maps, opened from their pins.
 
-use super::root::Root;
+use super::directory::Directory;
 use crate::base::error::{Context, Error, Result};
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapInfo, PerCpuArray, SkStorage};
 use redirector_common::abi::{
@@ -30,6 +30,15 @@ impl Phase {
             n => Self::Active((n - 1) & 1),
         }
     }
+
+    /// As `list` and `show` print it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Inert => "inert",
+            Self::Active(_) => "active",
+            Self::Draining => "draining",
+        }
+    }
 }
 
 /// An existing instance.
@@ -48,7 +57,7 @@ impl Instance {
     ///
     /// [`Error::NothingMatched`] if there is none, [`Error::Unsupported`] if it is of another ABI, [`Error::Failed`]
     /// if it is damaged.
-    pub fn open(root: &Root, name: &str) -> Result<Self> {
+    pub fn open(root: &Directory, name: &str) -> Result<Self> {
         let dir = root.instance(name);
         match std::fs::metadata(&dir) {
             Ok(found) if found.is_dir() => Self::open_dir(&dir, name),

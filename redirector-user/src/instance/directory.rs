@@ -16,14 +16,14 @@ const LONGEST_NAME: usize = 63;
 
 /// The directory of all instances.
 #[derive(Clone, Debug)]
-pub struct Root {
+pub struct Directory {
     bpffs: PathBuf,
     dir: PathBuf,
     mounts: bool,
     pub(super) tell: Option<fn(&str)>,
 }
 
-impl Root {
+impl Directory {
     /// Below a bpffs mount point, normally `/sys/fs/bpf`.
     pub fn at(bpffs: &Path) -> Self {
         Self { bpffs: bpffs.to_owned(), dir: bpffs.join("redirector"), mounts: true, tell: None }

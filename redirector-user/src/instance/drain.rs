@@ -1,0 +1,44 @@
+//! Draining: an instance captures nothing new and keeps the names of what it has captured.
+
+use super::directory::Directory;
+use super::lock::WriteLock;
+use super::maps::Instance;
+use crate::base::error::{Error, Result};
+use redirector_common::abi::{DRAINING, Meta};
+use std::time::{Duration, Instant};
+
+/// Captures nothing new and waits until what was captured has ended; the mark that this drain
+/// left, or None if there is nothing that could be drained.
+pub(super) fn drain(root: &Directory, name: &str, limit: Duration) -> Result<Option<u64>> {
+    let Some(lock) = WriteLock::take_if_any(root)? else { return Ok(None) };
+    let Ok(mut instance) = Instance::open(root, name) else { return Ok(None) };
+    let drain_until = boot_seconds() + limit.as_secs() + 1;
+    let meta = instance.meta()?;
+    instance.set_meta(&Meta { active: DRAINING, drain_until, ..meta })?;
+    // Others may work on other instances meanwhile, or end this one: then its maps are gone.
+    drop(lock);
+    let end = Instant::now() + limit;
+    while instance.live().is_ok_and(|live| live > 0) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(Some(drain_until))
+}
+
+/// Seconds since boot, suspended time included.
+pub(super) fn boot_seconds() -> u64 {
+    rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec.unsigned_abs()
+}
+
+/// How many seconds a drain may still take; then the next command sweeps the instance.
+pub(super) fn time_left(meta: &Meta) -> u64 {
+    meta.drain_until.saturating_sub(boot_seconds())
+}
+
+/// What an instance that is draining cannot do, and what to do about it.
+pub(super) fn is_draining(name: &str, meta: &Meta) -> Error {
+    Error::Failed(format!(
+        "the instance {name} is draining and captures nothing new; `redirector detach --name {name}` ends that at once, else \
+         its detach does or, if that was interrupted, the first command after {} s",
+        time_left(meta)
+    ))
+}

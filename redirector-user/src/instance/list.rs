@@ -1,0 +1,79 @@
+//! `redirector list`: a line for each instance, whatever its state.
+
+use super::directory::Directory;
+use super::find;
+use super::maps::{Instance, Phase};
+use super::record::Record;
+use super::status::{any_record, problem};
+use crate::base::error::Result;
+use serde::Serialize;
+
+/// A line of `redirector list`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Name of the instance.
+    pub name: String,
+    /// `active`, `draining`, `inert`, or `damaged`.
+    pub state: &'static str,
+    /// Inode number of the network namespace.
+    pub netns_inode: Option<u64>,
+    /// The namespace file that was given.
+    pub netns: Option<String>,
+    /// The cgroup that was given.
+    pub cgroup: Option<String>,
+    /// Redirected connections that are alive.
+    pub connections: Option<u64>,
+    /// What is wrong: it is damaged, what it was attached to is gone, or it is draining.
+    pub problem: Option<String>,
+}
+
+/// All instances. A damaged one is listed, not an error.
+pub fn list(root: &Directory) -> Result<Vec<Summary>> {
+    Ok(root.names()?.into_iter().filter_map(|name| summary(root, &name)).collect())
+}
+
+/// None if it has been detached while we looked.
+fn summary(root: &Directory, name: &str) -> Option<Summary> {
+    let mut line = Summary {
+        name: name.to_owned(),
+        state: "damaged",
+        netns_inode: None,
+        netns: None,
+        cgroup: None,
+        connections: None,
+        problem: None,
+    };
+    if let Err(e) = fill(&mut line, root) {
+        line.problem = Some(e.to_string());
+    }
+    root.instance(name).exists().then_some(line)
+}
+
+fn fill(line: &mut Summary, root: &Directory) -> Result<()> {
+    let instance = match Instance::open(root, &line.name) {
+        Ok(instance) => instance,
+        Err(e) => {
+            // Its records may be left, and tell whose it was.
+            if let Some(record) = find::any_record(&root.instance(&line.name)) {
+                line.whose(&record);
+            }
+            return Err(e);
+        }
+    };
+    let meta = instance.meta()?;
+    let phase = Phase::of(&meta);
+    line.netns_inode = Some(meta.netns_inode);
+    let record = any_record(&instance, phase)?;
+    line.whose(&record);
+    line.problem = problem(&instance, &meta, &record)?;
+    line.connections = Some(instance.live()?);
+    line.state = phase.name();
+    Ok(())
+}
+
+impl Summary {
+    fn whose(&mut self, record: &Record) {
+        self.netns = Some(record.netns.display().to_string());
+        self.cgroup = Some(record.cgroup.display().to_string());
+    }
+}

@@ -1,0 +1,54 @@
+//! Sweeping: what commands that were killed have left is removed by the next one.
+
+use super::detach::remove_dir;
+use super::directory::Directory;
+use super::drain::boot_seconds;
+use super::lock::WriteLock;
+use super::maps::{Instance, Phase};
+use super::surroundings;
+use crate::base::error::Result;
+use crate::programs::hooks;
+use redirector_common::abi;
+
+/// Removes what commands that were killed have left: staging directories, instances that were
+/// never activated or not wholly removed, drains whose command is gone. Says what it did; what
+/// cannot be removed does not keep others from their work.
+pub fn sweep(root: &Directory, _lock: &WriteLock) -> Result<Vec<String>> {
+    let mut dirs = root.staged()?;
+    dirs.extend(root.names()?.iter().filter(|name| is_dead(root, name)).map(|name| root.instance(name)));
+    let mut remarks = Vec::new();
+    for dir in dirs {
+        if let Ok(meta) = Instance::open_unchecked(&dir, "").and_then(|i| i.meta()) {
+            remarks.extend(surroundings::restore(&dir, &meta));
+        }
+        remarks.push(match remove_dir(&dir) {
+            Ok(()) => format!("swept {}, left by a command that was killed", dir.display()),
+            Err(e) => format!("could not sweep {}: {e}", dir.display()),
+        });
+    }
+    Ok(remarks)
+}
+
+fn is_dead(root: &Directory, name: &str) -> bool {
+    match Instance::open(root, name).and_then(|i| i.meta()) {
+        Ok(meta) => match Phase::of(&meta) {
+            Phase::Inert => true,
+            Phase::Draining => meta.drain_until < boot_seconds(),
+            Phase::Active(_) => false,
+        },
+        // Links are removed first. With one, the programs may be at work: whoever has removed the
+        // pin of META was none of us, and has to say `detach`.
+        Err(_) => {
+            let dir = root.instance(name);
+            !dir.join(abi::name::META).exists() && !hooks::ALL.iter().any(|h| dir.join(h.link_pin()).exists())
+        }
+    }
+}
+
+/// Sweeps if nobody is at work; for commands that only read.
+pub fn sweep_if_idle(root: &Directory) -> Result<Vec<String>> {
+    let Some(lock) = WriteLock::try_take(root)? else { return Ok(Vec::new()) };
+    let remarks = sweep(root, &lock)?;
+    root.remove_if_empty();
+    Ok(remarks)
+}
