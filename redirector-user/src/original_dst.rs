@@ -40,7 +40,7 @@ impl ExposedMap {
     ///
     /// # Errors
     ///
-    /// [`crate::Error::NothingMatched`] if there is no such instance.
+    /// [`crate::Error::nothing_matched`] if there is no such instance.
     pub fn open(bpffs: &std::path::Path, instance: &str) -> Result<Self> {
         Instance::open(&Directory::at(bpffs), instance)?.original_dst().map(Self)
     }

@@ -182,7 +182,7 @@ impl Agent {
                 if self.refused(&about_add(&known.instance()), "cni", &e) {
                     self.pods.source.warn(&known, &e);
                 }
-                Reply::Failed { code: code::CAPTURE, why: e.to_string() }
+                Reply::Failed { code: code::CAPTURE, why: e.advice() }
             }
         }
     }

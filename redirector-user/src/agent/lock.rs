@@ -52,7 +52,7 @@ fn make(dir: &Path) -> Result<()> {
     }
     let there = std::fs::metadata(dir).context(|| format!("stat {}", dir.display()))?;
     if there.uid() != 0 || there.mode() & 0o022 != 0 {
-        return Err(Error::Input(format!(
+        return Err(Error::input(format!(
             "{} can be written to by others than root; give another --run-dir, or chmod 700 it",
             dir.display()
         )));

@@ -147,7 +147,7 @@ async fn start(options: Options) -> Result<()> {
     if let Some(dir) = &options.config
         && !dir.is_dir()
     {
-        return Err(Error::Input(format!("--config {} is no directory", dir.display())));
+        return Err(Error::input(format!("--config {} is no directory", dir.display())));
     }
     let Options { root, config, pods, plugin, run_dir, http, probes, resync } = options;
     let pods = Pods::new(pods.source().await?, pods.excluded, pods.cgroup_root, pods.pass_unknown);

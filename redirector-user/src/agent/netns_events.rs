@@ -62,7 +62,7 @@ impl Namespaces {
         let (events, requests) = in_new(|| -> Result<_> {
             let events = listen()
                 .context(|| "listen to the netlink of other namespaces (needs CAP_NET_BROADCAST)".into())?;
-            let requests = Netlink::open().map_err(|e| Error::Failed(chain(&e)))?;
+            let requests = Netlink::open().map_err(|e| Error::failed(chain(&e)))?;
             Ok((events, requests))
         })
         .context(|| "make a network namespace for the netlink socket".into())??;
@@ -100,7 +100,7 @@ impl Namespaces {
         let answers = inner
             .requests
             .ask("an id for a network namespace", std::iter::once(request), |_| Some(()))
-            .map_err(|e| Error::Failed(chain(&e)))?;
+            .map_err(|e| Error::failed(chain(&e)))?;
         if let Some(Err(errno)) = answers.first().filter(|answer| **answer != Err(0)) {
             return Err(io::Error::from_raw_os_error(*errno))
                 .context(|| "give the network namespace an id, to follow its addresses and routes".into());

@@ -67,7 +67,7 @@ pub async fn passes(agent: Arc<Agent>) -> Result<()> {
     loop {
         let passing = Arc::clone(&agent);
         let next = tokio::task::spawn_blocking(move || passing.pass()).await;
-        let next = next.map_err(|e| Error::Failed(format!("a pass has panicked: {e}")))?;
+        let next = next.map_err(|e| Error::failed(format!("a pass has panicked: {e}")))?;
         agent.health.passed();
         let _ = tokio::time::timeout(next, agent.wake.notified()).await;
     }
@@ -245,7 +245,7 @@ impl Agent {
                     "there is no network's configuration in {} to chain to",
                     places.conf_dir.display()
                 );
-                self.failed(ABOUT, "install", &Error::Failed(why));
+                self.failed(ABOUT, "install", &Error::failed(why));
             }
             Err(e) => {
                 self.failed(ABOUT, "install", &e);
@@ -323,7 +323,7 @@ impl Agent {
         virtual_interfaces::check(policy)?;
         if let Some(strays) = target.describe_processes_outside()? {
             if !allow_partial {
-                return Err(Error::Input(format!(
+                return Err(Error::input(format!(
                     "{strays}; name a cgroup that holds them all, or set allow_partial = true"
                 )));
             }

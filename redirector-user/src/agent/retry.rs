@@ -35,7 +35,7 @@ impl Agent {
         wait: impl Fn(u32) -> Duration,
     ) -> bool {
         self.metrics.error(reason);
-        let text = error.to_string();
+        let text = error.on_command_line();
         let mut failures = lock(&self.memory.failures);
         let times = failures.get(about).map_or(0, |failure| failure.times) + 1;
         let new = failures.get(about).is_none_or(|failure| failure.text != text);

@@ -2,7 +2,7 @@
 
 use super::plan::FILE;
 use super::target_path::Place;
-use crate::base::error::{Context, Error, Result};
+use crate::base::error::{Context, Error, Kind, Result};
 use crate::instance::directory::check_name;
 use crate::policy::Policy;
 use serde::Deserialize;
@@ -49,7 +49,7 @@ pub fn read(dir: &Path) -> Result<BTreeMap<String, Result<Entry>>> {
         let name = format!("{FILE}{stem}");
         let entry = check_name(&name)
             .map_err(|_| {
-                Error::Input(format!(
+                Error::input(format!(
                     "{}: the name of the file becomes that of the instance; use up to 58 of a-z, 0-9, _ and -",
                     path.display()
                 ))
@@ -57,7 +57,7 @@ pub fn read(dir: &Path) -> Result<BTreeMap<String, Result<Entry>>> {
             .and_then(|()| read_file(&path));
         match entry {
             // Taken away while we looked.
-            Err(Error::NothingMatched(_)) => {}
+            Err(e) if e.kind() == Kind::NothingMatched => {}
             entry => drop(entries.insert(name, entry)),
         }
     }
@@ -73,11 +73,11 @@ fn stem(path: &Path) -> Option<&str> {
 fn read_file(path: &Path) -> Result<Entry> {
     let text = match crate::base::input::file(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::NothingMatched(format!("{} is gone", path.display())));
+            return Err(Error::nothing_matched(format!("{} is gone", path.display())));
         }
         other => other.context(|| format!("read {}", path.display()))?,
     };
-    parse(&text).map_err(|why| Error::Input(format!("{}: {why}", path.display())))
+    parse(&text).map_err(|why| Error::input(format!("{}: {why}", path.display())))
 }
 
 fn parse(text: &str) -> Result<Entry, String> {

@@ -128,7 +128,7 @@ fn by_pid_file(path: &Path) -> Result<Option<Target>> {
         return Ok(None);
     }
     let pid: u32 = text.trim().parse().map_err(|_| {
-        Error::Input(format!(
+        Error::input(format!(
             "{} holds no pid: {:?}",
             path.display(),
             text.trim().get(..40).unwrap_or(text.trim())
@@ -148,7 +148,7 @@ fn unit(mount: &Path, name: &str) -> Result<Option<PathBuf>> {
     match found.as_slice() {
         [] => Ok(None),
         [dir] => Ok(Some(dir.clone())),
-        several => Err(Error::Input(format!(
+        several => Err(Error::input(format!(
             "several cgroups are named {name} ({}); say which with cgroup = \"...\"",
             several.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", ")
         ))),
@@ -174,6 +174,7 @@ fn slices(mount: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::error::Kind;
 
     #[test]
     fn a_unit_is_found_in_whatever_slice_it_is() {
@@ -184,7 +185,7 @@ mod tests {
         assert_eq!(unit(&root, "shop.service").unwrap(), Some(home));
         assert_eq!(unit(&root, "none.service").unwrap(), None);
         std::fs::create_dir_all(root.join("user.slice/shop.service")).unwrap();
-        assert!(matches!(unit(&root, "shop.service"), Err(Error::Input(_))));
+        assert_eq!(unit(&root, "shop.service").unwrap_err().kind(), Kind::Input);
         std::fs::remove_dir_all(&root).unwrap();
     }
 

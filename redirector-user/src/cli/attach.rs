@@ -2,7 +2,7 @@
 
 use super::Env;
 use super::output::{Format, json, print};
-use crate::base::error::{Error, Result};
+use crate::base::error::{Error, Kind, Result};
 use crate::instance::attach::{self, Outcome, default_name};
 use crate::instance::{detach, find, status};
 use crate::pod::Target;
@@ -70,7 +70,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
 /// Not left to clap, which would ask for flags that exclude each other.
 fn target(args: &Args) -> Result<Target> {
     let lacking =
-        |why: &str| Err(Error::Input(format!("{why}; give --pid PID, or --netns FILE and --cgroup DIR")));
+        |why: &str| Err(Error::input(format!("{why}; give --pid PID, or --netns FILE and --cgroup DIR")));
     match (args.pid, &args.netns, &args.cgroup) {
         (Some(pid), ..) => kernel::privileges::require().and_then(|()| Target::of_pid(pid)),
         (None, Some(netns), Some(cgroup)) => {
@@ -92,8 +92,7 @@ pub(super) struct How {
 
 /// The policy of the flags for a target.
 pub(super) fn resolve(env: &Env, flags: &CaptureFlags, target: &Target) -> Result<Resolved> {
-    let resolved =
-        policy::resolve(flags, &pod::facts::of(target)?).map_err(|e| Error::Input(e.to_string()))?;
+    let resolved = policy::resolve(flags, &pod::facts::of(target)?)?;
     for remark in &resolved.notes {
         env.note(&format!("{}: {}", remark.about, remark.text));
     }
@@ -112,7 +111,7 @@ pub(super) fn work(env: &Env, target: &Target, resolved: &Resolved, how: &How) -
     if requests.run_validation && requests.skip_apply && !requests.dry_run {
         let name = find::by_netns(&env.root, &target.netns)?.ok_or_else(|| {
             let netns = target.netns_path.display();
-            Error::NothingMatched(format!(
+            Error::nothing_matched(format!(
                 "no instance is attached to {netns}, so there is nothing to validate"
             ))
         })?;
@@ -184,7 +183,7 @@ fn validate(env: &Env, name: &str, requests: &Requests) -> Result<Report> {
         return Ok(report);
     }
     super::verify::print_report(env, &report)?;
-    Err(Error::Validation(format!("the validation of {name} failed; see `redirector verify {name}`")))
+    Err(Error::validation(format!("the validation of {name} failed; see `redirector verify {name}`")))
 }
 
 /// A failed attach leaves nothing behind: what was there before stays.
@@ -197,11 +196,11 @@ fn undone(env: &Env, attached: &attach::Attached, error: Error) -> Error {
         Err(e) => format!("and it could not be detached: {e}"),
     };
     let text = |why: &str| format!("the validation of {} failed{why}; {end}", attached.name);
-    match error {
-        Error::Validation(_) => Error::Validation(text("")),
+    match error.kind() {
+        Kind::Validation => Error::validation(text("")),
         // The same exit code: what the kernel lacks it will lack again.
-        Error::Unsupported(why) => Error::Unsupported(text(&format!(" ({why})"))),
-        other => Error::Failed(text(&format!(" ({other})"))),
+        Kind::Unsupported => Error::unsupported(text(&format!(" ({})", error.on_command_line()))),
+        _ => Error::failed(text(&format!(" ({})", error.on_command_line()))),
     }
 }
 
@@ -209,12 +208,10 @@ fn undone(env: &Env, attached: &attach::Attached, error: Error) -> Error {
 fn elsewhere(resolved: &Resolved) -> Result<()> {
     let requests = &resolved.requests;
     if requests.cleanup_only {
-        return Err(Error::Input("--cleanup-only attaches nothing; use `redirector detach`".into()));
+        return Err(Error::input("--cleanup-only attaches nothing; use `redirector detach`"));
     }
     if requests.network_namespace.is_some() {
-        return Err(Error::Input(
-            "--network-namespace is spelt --netns here, and takes --cgroup with it".into(),
-        ));
+        return Err(Error::input("--network-namespace is spelt --netns here, and takes --cgroup with it"));
     }
     Ok(())
 }
@@ -226,7 +223,7 @@ fn strays(env: &Env, target: &Target, allow: bool) -> Result<()> {
         env.note(&text);
         return Ok(());
     }
-    Err(Error::Input(format!("{text}; give a cgroup that holds them all, or --allow-partial")))
+    Err(Error::input(format!("{text}; give a cgroup that holds them all, or --allow-partial")))
 }
 
 fn dry_run(env: &Env, name: &str, target: &Target, policy: &Policy) -> Result<ExitCode> {
@@ -258,5 +255,5 @@ fn dry_run(env: &Env, name: &str, target: &Target, policy: &Policy) -> Result<Ex
 }
 
 pub(super) fn toml_of(policy: &Policy) -> Result<String> {
-    toml::to_string(policy).map_err(|e| Error::Failed(format!("serialise the policy: {e}")))
+    toml::to_string(policy).map_err(|e| Error::failed(format!("serialise the policy: {e}")))
 }

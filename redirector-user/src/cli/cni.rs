@@ -40,8 +40,8 @@ enum Verb {
 
 pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
     let Some(Verb::Uninstall { bin_dir, conf_dir }) = args.verb else {
-        return Err(Error::Input(
-            "CNI_COMMAND is not set: container runtimes call the plugin, see `redirector cni --help`".into(),
+        return Err(Error::input(
+            "CNI_COMMAND is not set: container runtimes call the plugin, see `redirector cni --help`",
         ));
     };
     let done = cni_install::uninstall(&bin_dir, &conf_dir)?;

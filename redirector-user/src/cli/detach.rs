@@ -2,7 +2,7 @@
 
 use super::Env;
 use super::output::{Format, json, print};
-use crate::base::error::{Error, Result};
+use crate::base::error::{Error, Kind, Result};
 use crate::instance::{detach, find, sweep};
 use crate::kernel;
 use crate::pod::open_netns;
@@ -57,7 +57,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
         env.note(&swept);
     }
     match failure {
-        Some(Error::NothingMatched(text)) if args.ignore_missing => env.note(&text),
+        Some(e) if e.kind() == Kind::NothingMatched && args.ignore_missing => env.note(&e.to_string()),
         Some(e) if reports.is_empty() => return Err(e),
         Some(e) => {
             show(env, &reports)?;
@@ -106,12 +106,12 @@ fn detach_all<'a>(env: &Env, args: &Args, names: &'a [String]) -> (Vec<detach::D
         match result {
             Ok(report) => reports.push(report),
             // With --all another command may have been quicker.
-            Err(Error::NothingMatched(_)) if args.all => {}
+            Err(e) if e.kind() == Kind::NothingMatched && args.all => {}
             Err(e) => failure = failure.or(Some(e)),
         }
     }
     if reports.is_empty() && failure.is_none() {
-        failure = Some(Error::NothingMatched("there is no instance".into()));
+        failure = Some(Error::nothing_matched("there is no instance"));
     }
     (reports, failure)
 }
@@ -137,7 +137,7 @@ fn which(env: &Env, args: &Args) -> Result<Vec<String>> {
         return Ok(vec![name.clone()]);
     }
     let Some((path, missing)) = super::netns_given(args.pid, args.netns.as_ref()) else {
-        return Err(Error::Input("give --name, --pid, --netns or --all".into()));
+        return Err(Error::input("give --name, --pid, --netns or --all"));
     };
     of_netns(env, &path, missing, args.ignore_missing).map(|name| vec![name])
 }
@@ -151,5 +151,5 @@ fn of_netns(env: &Env, path: &Path, missing: String, may_be_gone: bool) -> Resul
             found => found,
         },
     };
-    found.ok_or_else(|| Error::NothingMatched(format!("no instance is attached to {}", path.display())))
+    found.ok_or_else(|| Error::nothing_matched(format!("no instance is attached to {}", path.display())))
 }

@@ -114,8 +114,8 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         None => imagined(env, args)?,
     };
     if args.proxy && policy.proxy_cgroup.is_none() {
-        return Err(Error::Input(
-            "--proxy: the policy knows no cgroup of the proxy; give --proxy-cgroup, or --uid".into(),
+        return Err(Error::input(
+            "--proxy: the policy knows no cgroup of the proxy; give --proxy-cgroup, or --uid",
         ));
     }
     let protocol = if args.proto == Proto::Tcp { Protocol::Tcp } else { Protocol::Udp };
@@ -161,9 +161,9 @@ fn imagined(env: &Env, args: &Args) -> Result<(Policy, Offline)> {
         // The general remedy names a target, which there is none of here.
         policy::ConfigError::Unavailable { name, why, .. } => {
             let flag = if name.contains("ipv6") { "--local-addr" } else { "--resolver" };
-            Error::Input(format!("{name}: {why}; say it by {flag}, or see `redirector explain --help`"))
+            Error::input(format!("{name}: {why}; say it by {flag}, or see `redirector explain --help`"))
         }
-        e => Error::Input(e.to_string()),
+        e => e.into(),
     })?;
     for remark in &resolved.notes {
         env.note(&remark.to_string());
@@ -185,21 +185,21 @@ fn live(env: &Env, args: &Args, name: &str) -> Result<(Policy, Offline)> {
     crate::instance::directory::check_name(name)?;
     if args.oif.is_some() || !args.local_addr.is_empty() {
         let text = "--oif and --local-addr are those of the instance's namespace; leave them out with --name";
-        return Err(Error::Input(text.into()));
+        return Err(Error::input(text));
     }
-    let bare = FromEnvironment::try_parse_from(None::<&str>).map_err(|e| Error::Input(e.to_string()))?;
+    let bare = FromEnvironment::try_parse_from(None::<&str>).map_err(|e| Error::input(e.to_string()))?;
     if args.capture != bare.capture {
         let text = "--name takes the policy of an instance; leave the capture flags out, or leave out --name";
-        return Err(Error::Input(text.into()));
+        return Err(Error::input(text));
     }
     let record = status::status(&env.root, name)?.record;
     // Not by its file alone: that may lead to another namespace by now.
-    let gone = || Error::Input(format!("the namespace of {name} ({}) is gone", record.netns.display()));
+    let gone = || Error::input(format!("the namespace of {name} ({}) is gone", record.netns.display()));
     let netns = find::netns(&env.root, name).ok_or_else(gone)?;
-    let mirror = routes::read(netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))?;
+    let mirror = routes::read(netns.as_fd()).map_err(|e| Error::failed(chain(&e)))?;
     let offline = Offline::of(&record.policy, &mirror);
     if let Some(interface) = args.iif.as_deref().filter(|interface| offline.index(interface) == 0) {
-        return Err(Error::Input(format!(
+        return Err(Error::input(format!(
             "--iif {interface}: the namespace of {name} has no such interface"
         )));
     }
@@ -222,13 +222,13 @@ fn refuse_contradictions(args: &Args, lo: bool) -> Result<()> {
     if let Some(source) = args.src.filter(|source| !source.is_unspecified()) {
         let (source, to) = (source.to_canonical(), args.to.ip().to_canonical());
         if source.is_ipv4() != to.is_ipv4() && !to.is_unspecified() {
-            return Err(Error::Input(format!(
+            return Err(Error::input(format!(
                 "--src {source}: not of the family of {to}; give an address of one family"
             )));
         }
     }
     match &args.oif {
-        Some(output) if lo && output != "lo" => Err(Error::Input(format!(
+        Some(output) if lo && output != "lo" => Err(Error::input(format!(
             "--oif {output}: {} is an address of the pod, so it leaves on lo; leave --oif out",
             args.to.ip()
         ))),

@@ -43,8 +43,8 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         text.push('\n');
     }
     let import = import::import(&text).map_err(|e| match e {
-        ImportError::NotIstio => Error::NothingMatched(e.to_string()),
-        _ => Error::Input(e.to_string()),
+        ImportError::NotIstio => Error::nothing_matched(e.to_string()),
+        _ => Error::input(e.to_string()),
     })?;
     match env.format {
         Format::Json => json(&import)?,
@@ -66,7 +66,7 @@ fn read(file: &Path) -> Result<String> {
         (File::open(file).and_then(input::bytes), file.display().to_string())
     };
     let remedy = "give the output of iptables-save, or name a file to read";
-    let bytes = bytes.map_err(|e| Error::Input(format!("{from}: {e}; {remedy}")))?;
+    let bytes = bytes.map_err(|e| Error::input(format!("{from}: {e}; {remedy}")))?;
     // What is no text is no rule either.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

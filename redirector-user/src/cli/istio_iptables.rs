@@ -1,7 +1,7 @@
 //! This program under the name `istio-iptables`: the original's command line, for the namespace it is called in.
 
 use super::{Env, attach, fail, output::Format};
-use crate::base::error::{Error, Result};
+use crate::base::error::{Kind, Result};
 use crate::instance::{detach, find};
 use crate::kernel;
 use crate::pod::{Target, open_netns};
@@ -59,7 +59,7 @@ pub fn main() -> ExitCode {
     }
     match run(&env, CaptureFlags { istio_defaults: true, ..flags }) {
         Ok(code) => code,
-        Err(e @ Error::Validation(_)) => {
+        Err(e) if e.kind() == Kind::Validation => {
             fail(&e, env.format);
             ExitCode::from(original::FAILED)
         }
@@ -96,7 +96,7 @@ fn refuse_own_flags(command: &Command, matches: &ArgMatches) -> std::result::Res
 }
 
 fn run(env: &Env, flags: CaptureFlags) -> Result<ExitCode> {
-    let requests = flags.requests().map_err(|e| Error::Input(e.to_string()))?;
+    let requests = flags.requests()?;
     if requests.run_validation && requests.skip_apply && !requests.dry_run && !requests.cleanup_only {
         return validate(env, &flags, &requests);
     }
@@ -125,7 +125,7 @@ fn validate(env: &Env, flags: &CaptureFlags, requests: &Requests) -> Result<Exit
         ipv6: Some(crate::policy::Ipv6::On),
         ..CaptureFlags::default()
     };
-    let policy = crate::policy::resolve(&ports, &facts).map_err(|e| Error::Input(e.to_string()))?.policy;
+    let policy = crate::policy::resolve(&ports, &facts)?.policy;
     let ports = [policy.outbound_port, policy.inbound_port];
     let passed = original::validate(ports, requests.probe_port, requests.probe_timeout)?;
     for to in passed {

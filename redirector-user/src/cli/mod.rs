@@ -185,7 +185,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::from(2);
     }
     let text = error.to_string();
-    fail(&Error::Input(text.trim().trim_start_matches("error: ").to_owned()), Format::Json)
+    fail(&Error::input(text.trim().trim_start_matches("error: ").to_owned()), Format::Json)
 }
 
 /// Whether a command line that was not understood has `--output json` in it.
@@ -207,10 +207,10 @@ fn netns_given(pid: Option<u32>, file: Option<&PathBuf>) -> Option<(PathBuf, Str
 
 fn fail(error: &Error, format: Format) -> ExitCode {
     if format == Format::Json {
-        let text = serde_json::json!({ "error": error.to_string(), "exit_code": error.exit_code() });
+        let text = serde_json::json!({ "error": error.on_command_line(), "exit_code": error.exit_code() });
         eprintln!("{text}");
     } else {
-        eprintln!("redirector: {error}");
+        eprintln!("redirector: {}", error.on_command_line());
     }
     ExitCode::from(error.exit_code())
 }

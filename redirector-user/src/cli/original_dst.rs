@@ -31,7 +31,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         flows.retain(|f| f.client == client);
         if flows.is_empty() {
-            return Err(Error::NothingMatched(format!("no redirected connection of {client} is alive")));
+            return Err(Error::nothing_matched(format!("no redirected connection of {client} is alive")));
         }
     }
     match env.format {

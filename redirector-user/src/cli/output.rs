@@ -17,7 +17,7 @@ pub enum Format {
 /// Prints a value as one JSON document.
 pub fn json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
-        .map_err(|e| Error::Failed(format!("serialise the result: {e}")))?;
+        .map_err(|e| Error::failed(format!("serialise the result: {e}")))?;
     print(&text)
 }
 
@@ -42,7 +42,7 @@ pub fn print(text: &str) -> Result<()> {
 pub fn unwritten(error: std::io::Error) -> Result<()> {
     match error.kind() {
         ErrorKind::BrokenPipe => Ok(()),
-        _ => Err(Error::Failed(format!("write to standard output: {error}"))),
+        _ => Err(Error::failed(format!("write to standard output: {error}"))),
     }
 }
 

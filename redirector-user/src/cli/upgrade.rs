@@ -37,7 +37,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         None => env.root.names()?,
     };
     if names.is_empty() {
-        return Err(Error::NothingMatched("there is no instance".into()));
+        return Err(Error::nothing_matched("there is no instance"));
     }
     let (mut done, mut failure) = (Vec::new(), None);
     for name in names {

@@ -97,11 +97,14 @@ fn name(env: &Env, args: &Args) -> Result<String> {
         return Ok(name.clone());
     }
     let Some((path, missing)) = super::netns_given(args.pid, args.netns.as_ref()) else {
-        return Err(Error::Input("give a name, --pid or --netns".into()));
+        return Err(Error::input("give a name, --pid or --netns"));
     };
     let netns = open_netns(&path, || missing)?;
     find::by_netns(&env.root, &netns)?.ok_or_else(|| {
-        Error::NothingMatched(format!("no instance is attached to {}; see `redirector list`", path.display()))
+        Error::nothing_matched(format!(
+            "no instance is attached to {}; see `redirector list`",
+            path.display()
+        ))
     })
 }
 

@@ -71,7 +71,7 @@ pub fn install(places: &Places) -> Result<State> {
     if !list.has_ours() {
         write(&saved(&path), text.as_bytes(), 0o600)?;
     }
-    let text = serde_json::to_string_pretty(&next).map_err(|e| Error::Failed(format!("serialise: {e}")))?;
+    let text = serde_json::to_string_pretty(&next).map_err(|e| Error::failed(format!("serialise: {e}")))?;
     write(&target, format!("{text}\n").as_bytes(), 0o600)?;
     if target != path {
         // It would come first; its text is kept.
@@ -121,7 +121,7 @@ fn take_out(path: &Path, list: &List) -> Result<String> {
         }
     }
     let text =
-        serde_json::to_string_pretty(&without).map_err(|e| Error::Failed(format!("serialise: {e}")))?;
+        serde_json::to_string_pretty(&without).map_err(|e| Error::failed(format!("serialise: {e}")))?;
     write(path, format!("{text}\n").as_bytes(), 0o600)?;
     Ok(format!("took redirector out of {}", path.display()))
 }
@@ -137,7 +137,7 @@ fn entry(places: &Places) -> Result<Box<RawValue>> {
         exclude_namespaces: &'a [String],
     }
     let entry = Entry { kind: TYPE, socket: &places.socket, exclude_namespaces: &places.exclude_namespaces };
-    to_raw_value(&entry).map_err(|e| Error::Failed(format!("serialise: {e}")))
+    to_raw_value(&entry).map_err(|e| Error::failed(format!("serialise: {e}")))
 }
 
 fn install_binary(bin_dir: &Path) -> Result<()> {
@@ -258,7 +258,7 @@ struct Object(Vec<(String, Box<RawValue>)>);
 impl List {
     /// Reads a list, or makes one of a single plugin's configuration, as libcni does (`ConfListFromConf`).
     fn parse(text: &str, path: &Path) -> Result<Self> {
-        let wrong = |why: String| Error::Input(format!("{} is no CNI configuration: {why}", path.display()));
+        let wrong = |why: String| Error::input(format!("{} is no CNI configuration: {why}", path.display()));
         let Object(keys): Object = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
         if !is_list(path) {
             let single = to_raw_value(&Object(keys.clone())).map_err(|e| wrong(e.to_string()))?;
@@ -288,7 +288,7 @@ impl List {
         if said.iter().any(|version| CNI_VERSIONS.contains(&version.as_str())) {
             return Ok(());
         }
-        Err(Error::Input(format!(
+        Err(Error::input(format!(
             "{} has cniVersion {said:?}, and redirector can be chained in lists of {}; no pod would start, so it is left \
              as it is, and pods start uncaptured until the agent has seen them",
             path.display(),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::base::error::Kind;
 
 struct Node {
     _dir: PathBuf,
@@ -117,7 +118,7 @@ fn nothing_to_chain_to_and_nothing_of_sense() {
     assert_eq!(install(&node.places).unwrap(), State::NoNetwork);
     for wrong in ["", "[]", "{}", "{\"plugins\": 1}", "{\"plugins\": []"] {
         let node = Node::new("wrong", &[("10-n.conflist", wrong)]);
-        assert!(matches!(install(&node.places), Err(Error::Input(_))), "{wrong}");
+        assert_eq!(install(&node.places).unwrap_err().kind(), Kind::Input, "{wrong}");
         assert_eq!(node.conf("10-n.conflist"), wrong);
         assert_eq!(node.files(), ["10-n.conflist"]);
     }
@@ -129,10 +130,8 @@ fn versions_that_are_none_of_ours() {
     for wrong in ["\"0.2.0\"", "\"2.0.0\"", "1"] {
         let text = LIST.replace("\"1.0.0\"", wrong);
         let node = Node::new("version", &[("10-n.conflist", &text)]);
-        assert!(
-            matches!(install(&node.places), Err(Error::Input(why)) if why.contains("cniVersion")),
-            "{wrong}"
-        );
+        let error = install(&node.places).unwrap_err();
+        assert!(error.kind() == Kind::Input && error.to_string().contains("cniVersion"), "{wrong}: {error}");
         assert_eq!(node.files(), ["10-n.conflist"]);
         assert_eq!(node.conf("10-n.conflist"), text);
     }

@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 ///
 /// # Errors
 ///
-/// [`Error::Input`] for one that is not mapped: `xt_owner` refuses such a rule.
+/// [`Error::input`] for one that is not mapped: `xt_owner` refuses such a rule.
 pub fn as_the_kernel_counts(policy: &Policy, netns: &NetNs) -> Result<Policy> {
     let what = || "find the user namespace that owns the network namespace".to_owned();
     let Some(owner) = userns::owner_of(netns.as_fd()).context(what)? else { return Ok(policy.clone()) };
@@ -68,7 +68,7 @@ impl IdMap {
                 let has: Vec<String> =
                     self.ranges.iter().map(|[from, _, count]| format!("{count} from {from}")).collect();
                 let has = if has.is_empty() { "nothing".into() } else { has.join(", ") };
-                Error::Input(format!(
+                Error::input(format!(
                     "{option}: the {} {id} does not exist in the user namespace that owns the network namespace \
                      ({} maps {has}), and iptables refuses it, too; give one as the pod's own processes see it",
                     self.kind, self.file

@@ -21,7 +21,7 @@ impl IdMappedPolicy {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] for a user or group that is not mapped (`xt_owner` refuses such a rule), and
+    /// [`Error::input`] for a user or group that is not mapped (`xt_owner` refuses such a rule), and
     /// for a cgroup of the proxy that is not below the target's.
     pub fn new(policy: &Policy, target: &Target) -> Result<Self> {
         let proxy_cgroup = match &policy.proxy_cgroup {
@@ -48,7 +48,7 @@ impl IdMappedPolicy {
 fn proxy_cgroup(path: &Path, target: &Target) -> Result<u64> {
     let cgroup = Cgroup::open(path).map_err(|e| e.within("--proxy-cgroup"))?;
     if cgroup.id == target.cgroup.id || !cgroup.path.starts_with(&target.cgroup.path) {
-        return Err(Error::Input(format!(
+        return Err(Error::input(format!(
             "--proxy-cgroup {}: not below the cgroup that is captured, {}; give the cgroup of the proxy's container, and \
              with --netns and --cgroup that of the whole pod",
             path.display(),

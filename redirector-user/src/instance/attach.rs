@@ -10,7 +10,7 @@ use super::lock::WriteLock;
 use super::maps::{Instance, Phase};
 use super::record::Record;
 use super::{detach, drain, find, links, listeners, record, surroundings, sweep};
-use crate::base::error::{Context, Error, Result};
+use crate::base::error::{Context, Error, Kind, Result};
 use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::kernel::Kernel;
 use crate::pod::Target;
@@ -56,8 +56,8 @@ pub fn default_name(target: &Target) -> String {
 ///
 /// # Errors
 ///
-/// [`Error::Input`] if the target has an instance of another name or another cgroup;
-/// [`Error::Unsupported`] if the kernel lacks something. Nothing is left behind on any error.
+/// [`Error::input`] if the target has an instance of another name or another cgroup;
+/// [`Error::unsupported`] if the kernel lacks something. Nothing is left behind on any error.
 pub fn attach(
     root: &Directory,
     name: &str,
@@ -119,9 +119,9 @@ fn existing(
             Ok(found) => found,
             // Somebody else's misfortune is no reason to refuse a pod its sidecar.
             Err(_) if other != name && find::linked_to(&dir) != Some(target.netns.inode) => continue,
-            Err(e @ Error::Unsupported(_)) => return Err(e),
+            Err(e) if e.kind() == Kind::Unsupported => return Err(e),
             Err(e) => {
-                return Err(Error::Failed(format!(
+                return Err(Error::failed(format!(
                     "the instance {other} is damaged; run `redirector detach --name {other}` and attach again: {e}"
                 )));
             }
@@ -134,7 +134,7 @@ fn existing(
             continue;
         }
         if other == name && !ours {
-            return Err(Error::Input(format!(
+            return Err(Error::input(format!(
                 "the name {name} belongs to another network namespace (inode {}); choose another --name, or detach it",
                 meta.netns_inode
             )));
@@ -143,12 +143,12 @@ fn existing(
             continue;
         }
         if other != name {
-            return Err(Error::Input(format!(
+            return Err(Error::input(format!(
                 "this network namespace is captured by the instance {other} already; use --name {other}, or detach it"
             )));
         }
         if meta.cgroup_id != target.cgroup.id {
-            return Err(Error::Input(format!(
+            return Err(Error::input(format!(
                 "the instance {name} is attached to another cgroup (id {}, not {} with id {}); detach it first",
                 meta.cgroup_id,
                 target.cgroup.path.display(),
@@ -234,7 +234,7 @@ fn pin_maps(loaded: &Loaded, dir: &Path) -> Result<()> {
     for name in name::MAPS {
         let path = dir.join(name);
         loaded.map(name)?.pin(&path).map_err(|e| {
-            Error::Failed(format!("pin the map {}: {}", path.display(), crate::base::error::chain(&e)))
+            Error::failed(format!("pin the map {}: {}", path.display(), crate::base::error::chain(&e)))
         })?;
     }
     Ok(())

@@ -42,7 +42,7 @@ pub(super) fn change(
         .context(|| format!("read the size of {}", exposed.display()))?
         .max_entries();
     if policy.max_connections >= room {
-        return Err(Error::Input(format!(
+        return Err(Error::input(format!(
             "--max-connections {} is more than the instance was made for; detach it and attach again",
             policy.max_connections
         )));

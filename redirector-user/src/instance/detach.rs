@@ -5,7 +5,7 @@ use super::directory::Directory;
 use super::lock::WriteLock;
 use super::maps::{Instance, no_instance};
 use super::{drain, surroundings};
-use crate::base::error::{Context, Error, Result};
+use crate::base::error::{Context, Kind, Result};
 use crate::netdev::tproxy;
 use crate::programs::hooks;
 use crate::sys::bpf::Link;
@@ -34,7 +34,7 @@ pub struct Detached {
 ///
 /// # Errors
 ///
-/// [`Error::NothingMatched`] if there is none.
+/// [`Error::nothing_matched`] if there is none.
 pub fn detach(root: &Directory, name: &str, drain: Option<Duration>) -> Result<Detached> {
     let ended = match drain {
         Some(limit) => drain::drain(root, name, limit)?,
@@ -70,7 +70,7 @@ pub fn detach_only(root: &Directory, name: &str, identity: u64) -> Result<Option
     root.remove_if_empty();
     drop(lock);
     match result {
-        Err(Error::NothingMatched(_)) => Ok(None),
+        Err(e) if e.kind() == Kind::NothingMatched => Ok(None),
         other => other.map(Some),
     }
 }
@@ -88,7 +88,7 @@ fn remove(root: &Directory, name: &str) -> Result<Detached> {
             }
             report.notes.extend(surroundings::restore(&dir, &meta));
         }
-        Err(e @ Error::NothingMatched(_)) => return Err(e),
+        Err(e) if e.kind() == Kind::NothingMatched => return Err(e),
         Err(e) => {
             report.notes.push(format!("the instance was damaged and has been removed as it was: {e}"));
             report.notes.extend(surroundings::unknown(&dir));

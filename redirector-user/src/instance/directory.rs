@@ -1,6 +1,6 @@
 //! Where instances live: `redirector` in a bpffs.
 
-use crate::base::error::{Context, Error, Result};
+use crate::base::error::{Context, Error, Kind, Result};
 use rustix::fs::{FlockOperation, FsWord, flock, fstatfs, statfs};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
@@ -41,7 +41,7 @@ impl Directory {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] if there is none.
+    /// [`Error::unsupported`] if there is none.
     pub fn on_prepared_node(self) -> Result<Self> {
         let root = Self { mounts: false, ..self };
         root.mount().map(|_| root)
@@ -72,7 +72,7 @@ impl Directory {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if the mount point is not there, or holds something else.
+    /// [`Error::input`] if the mount point is not there, or holds something else.
     pub fn create(&self) -> Result<Option<String>> {
         let note = self.mount()?;
         // Whoever can open it can lock it.
@@ -87,7 +87,7 @@ impl Directory {
     fn mount(&self) -> Result<Option<String>> {
         let point = self.bpffs.display();
         let open = || match File::open(&self.bpffs) {
-            Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::Input(format!(
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::input(format!(
                 "{point} does not exist; create it, or give the mount point of a bpffs with --bpffs"
             ))),
             other => other.context(|| format!("open {point}, where the bpffs is or should be mounted")),
@@ -97,7 +97,7 @@ impl Directory {
             return Ok(None);
         }
         if !self.mounts {
-            return Err(Error::Unsupported(format!(
+            return Err(Error::unsupported(format!(
                 "{point} is not a bpffs on this node, and one that is mounted here would end with this container, and all \
                  capture with it; mount it on the node before the agent starts (mount -t bpf bpf {point}, or systemd's \
                  sys-fs-bpf.mount), or give the mount point of one with --bpffs"
@@ -110,7 +110,7 @@ impl Directory {
         }
         let mut entries = std::fs::read_dir(&self.bpffs).context(|| format!("read {point}"))?;
         if entries.next().is_some() {
-            return Err(Error::Input(format!(
+            return Err(Error::input(format!(
                 "{point} is not a bpffs, and not empty either; give the mount point of one with --bpffs"
             )));
         }
@@ -121,16 +121,16 @@ impl Directory {
 
     /// Why attach could not keep an instance here, and what to do. An empty directory is fine: it gets a bpffs.
     pub fn obstacle(&self) -> Option<String> {
-        let Err(Error::Input(why)) = self.require() else { return None };
+        let why = self.require().err().filter(|e| e.kind() == Kind::Input)?;
         let empty = std::fs::read_dir(&self.bpffs).is_ok_and(|mut entries| entries.next().is_none());
-        (!empty).then_some(why)
+        (!empty).then(|| why.on_command_line())
     }
 
     /// Refuses a place that is no bpffs: somebody has named it, and has named the wrong one.
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if it is none.
+    /// [`Error::input`] if it is none.
     pub fn require(&self) -> Result<()> {
         let point = self.bpffs.display();
         let why = match statfs(&self.bpffs) {
@@ -139,14 +139,14 @@ impl Directory {
             Err(Errno::NOENT) => "does not exist",
             Err(e) => return Err(e).context(|| format!("look at {point}")),
         };
-        Err(Error::Input(format!("{point} {why}; give the mount point of a bpffs with --bpffs")))
+        Err(Error::input(format!("{point} {why}; give the mount point of a bpffs with --bpffs")))
     }
 
     /// Opens the directory; None if it is not there, which means that nothing is attached.
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if it is no directory of ours: what is in it gets swept.
+    /// [`Error::input`] if it is no directory of ours: what is in it gets swept.
     pub(super) fn open(&self) -> Result<Option<File>> {
         let shown = self.dir.display();
         let dir = match File::open(&self.dir) {
@@ -154,14 +154,14 @@ impl Directory {
             other => other.context(|| format!("open {shown} (run as root)"))?,
         };
         if !is_bpffs(&dir)? {
-            return Err(Error::Input(format!(
+            return Err(Error::input(format!(
                 "{shown} is not in a bpffs; give the mount point of one with --bpffs"
             )));
         }
         // Anybody may make directories in a bpffs.
         let owner = dir.metadata().context(|| format!("stat {shown}"))?.uid();
         if owner != 0 && owner != rustix::process::geteuid().as_raw() {
-            return Err(Error::Failed(format!(
+            return Err(Error::failed(format!(
                 "{shown} was made by user {owner}, who is not trusted; remove it"
             )));
         }
@@ -211,7 +211,7 @@ fn is_bpffs(file: &File) -> Result<bool> {
 ///
 /// # Errors
 ///
-/// [`Error::Input`]: bpffs has no dots in names, and upper case is ours.
+/// [`Error::input`]: bpffs has no dots in names, and upper case is ours.
 pub fn check_name(name: &str) -> Result<()> {
     let ok = !name.is_empty()
         && name.len() <= LONGEST_NAME
@@ -219,7 +219,7 @@ pub fn check_name(name: &str) -> Result<()> {
     if ok {
         return Ok(());
     }
-    Err(Error::Input(format!(
+    Err(Error::input(format!(
         "{name:?} is no name for an instance: use 1 to {LONGEST_NAME} of a-z, 0-9, _ and -"
     )))
 }
@@ -239,7 +239,7 @@ mod tests {
             check_name(good).unwrap();
         }
         for bad in ["", "A", "a.b", "a/b", "..", "ü", &"x".repeat(64)] {
-            assert!(matches!(check_name(bad), Err(Error::Input(_))), "{bad}");
+            assert_eq!(check_name(bad).unwrap_err().kind(), Kind::Input, "{bad}");
         }
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn time_left(meta: &Meta) -> u64 {
 
 /// What an instance that is draining cannot do, and what to do about it.
 pub(super) fn is_draining(name: &str, meta: &Meta) -> Error {
-    Error::Failed(format!(
+    Error::failed(format!(
         "the instance {name} is draining and captures nothing new; `redirector detach --name {name}` ends that at once, else \
          its detach does or, if that was interrupted, the first command after {} s",
         time_left(meta)

@@ -53,11 +53,11 @@ pub fn recorded_cgroup(root: &Directory, name: &str) -> Option<PathBuf> {
 ///
 /// # Errors
 ///
-/// [`Error::Failed`] if it is gone, or the instance is damaged.
+/// [`Error::failed`] if it is gone, or the instance is damaged.
 pub fn target(root: &Directory, name: &str) -> Result<Target> {
     let meta = Instance::open(root, name)?.meta()?;
     let record = any_record(&root.instance(name));
-    let record = record.ok_or_else(|| Error::Failed(format!("the instance {name} has no record")))?;
+    let record = record.ok_or_else(|| Error::failed(format!("the instance {name} has no record")))?;
     target_of(name, &record, &meta)
 }
 
@@ -119,10 +119,10 @@ pub(super) fn netns_of(record: &Record, meta: &Meta) -> Option<NetNs> {
 ///
 /// # Errors
 ///
-/// [`Error::Failed`] if either is gone.
+/// [`Error::failed`] if either is gone.
 pub fn target_of(name: &str, record: &Record, meta: &Meta) -> Result<Target> {
     let gone = |what: &str, path: &Path| {
-        Error::Failed(format!(
+        Error::failed(format!(
             "{what} of the instance {name} is gone ({}); detach the instance",
             path.display()
         ))

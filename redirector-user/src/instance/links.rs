@@ -61,7 +61,7 @@ pub(super) fn attach_wanted(dir: &Path, target: &Target, policy: &Policy) -> Res
 pub(super) fn replace_programs(instance: &Instance, target: &Target, flags: u32) -> Result<()> {
     // The loader would make what is missing anew, and programs with other maps would be mixed.
     if let Some(map) = name::MAPS.iter().find(|map| !instance.dir.join(map).exists()) {
-        return Err(Error::Failed(format!(
+        return Err(Error::failed(format!(
             "the instance {} is damaged: {} is missing; detach it and attach again",
             instance.name,
             instance.dir.join(map).display()

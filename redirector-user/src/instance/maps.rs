@@ -55,7 +55,7 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// [`Error::NothingMatched`] if there is none, [`Error::Unsupported`] if it is of another ABI, [`Error::Failed`]
+    /// [`Error::nothing_matched`] if there is none, [`Error::unsupported`] if it is of another ABI, [`Error::failed`]
     /// if it is damaged.
     pub fn open(root: &Directory, name: &str) -> Result<Self> {
         let dir = root.instance(name);
@@ -81,7 +81,7 @@ impl Instance {
         let abi = this.meta()?.abi;
         if abi != ABI_VERSION {
             // Other programs would misread its maps, so no upgrade can help.
-            return Err(Error::Unsupported(format!(
+            return Err(Error::unsupported(format!(
                 "the instance {name} has map layout {abi}, this program has {ABI_VERSION}; use the program that made \
                  it, or detach it (`redirector detach --name {name}`) and attach again"
             )));
@@ -152,7 +152,7 @@ impl Instance {
 
 /// There is no instance of this name.
 pub(super) fn no_instance(name: &str) -> Error {
-    Error::NothingMatched(format!("there is no instance {name}; see `redirector list`"))
+    Error::nothing_matched(format!("there is no instance {name}; see `redirector list`"))
 }
 
 /// Opens a pinned map after comparing its sizes with ours: the kernel would hand out any map,
@@ -160,7 +160,7 @@ pub(super) fn no_instance(name: &str) -> Error {
 fn open_map(path: &Path, key: usize, value: usize) -> Result<MapData> {
     let info = MapInfo::from_pin(path).context(|| format!("open {}", path.display()))?;
     if (info.key_size() as usize, info.value_size() as usize) != (key, value) {
-        return Err(Error::Failed(format!(
+        return Err(Error::failed(format!(
             "{} has keys of {} and values of {} bytes, expected {key} and {value}: not a map of this version",
             path.display(),
             info.key_size(),

@@ -50,7 +50,7 @@ pub fn pin_name(slot: u32) -> String {
 /// Writes the record of a policy slot into an instance's directory, replacing an older one.
 pub fn write(dir: &Path, slot: u32, record: &Record) -> Result<()> {
     let mut bytes =
-        serde_json::to_vec(record).map_err(|e| Error::Failed(format!("serialise the record: {e}")))?;
+        serde_json::to_vec(record).map_err(|e| Error::failed(format!("serialise the record: {e}")))?;
     // Zeroes after the JSON end it.
     bytes.resize(bytes.len().next_multiple_of(CHUNK), 0);
     let path = dir.join(pin_name(slot));
@@ -63,7 +63,7 @@ pub fn write(dir: &Path, slot: u32, record: &Record) -> Result<()> {
         map.set(index as u32, value, 0).context(|| "write the record".into())?;
     }
     remove(dir, slot)?;
-    map.pin(&path).map_err(|e| Error::Failed(format!("pin {}: {}", path.display(), chain(&e))))
+    map.pin(&path).map_err(|e| Error::failed(format!("pin {}: {}", path.display(), chain(&e))))
 }
 
 /// Removes the record of a slot, if there is one.
@@ -89,5 +89,5 @@ pub fn read(dir: &Path, slot: u32) -> Result<Record> {
     }
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
     serde_json::from_slice(&bytes[..end])
-        .map_err(|e| Error::Failed(format!("{}: not a record of this version: {e}", path.display())))
+        .map_err(|e| Error::failed(format!("{}: not a record of this version: {e}", path.display())))
 }

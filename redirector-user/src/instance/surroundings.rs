@@ -25,7 +25,7 @@ const PASSTHROUGH_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 
 /// Routes, addresses and interfaces of the target's namespace as they are now.
 pub(super) fn facts(target: &Target) -> Result<RouteSnapshot> {
-    routes::read(target.netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))
+    routes::read(target.netns.as_fd()).map_err(|e| Error::failed(chain(&e)))
 }
 
 /// What a policy needs of a namespace as it is.
@@ -105,7 +105,7 @@ fn apply_noted(
     if needs.lo6 {
         instance.set_meta(&Meta { flags: meta.flags | meta_flag::ADDED_LO6, ..*meta })?;
         routes::add_loopback_address(target.netns.as_fd(), PASSTHROUGH_V6)
-            .map_err(|e| Error::Failed(chain(&e)))?;
+            .map_err(|e| Error::failed(chain(&e)))?;
         meta.flags |= meta_flag::ADDED_LO6;
     }
     let policy = &Policy { ipv6: needs.ipv6, ..policy.clone() };
@@ -220,9 +220,8 @@ pub(super) fn leave(
 pub(super) fn check_change(old: &Policy, new: &Policy) -> Result<()> {
     let both = old.mode == Mode::Tproxy && new.mode == Mode::Tproxy;
     if both && (old.tproxy_mark, old.tproxy_table) != (new.tproxy_mark, new.tproxy_table) {
-        return Err(Error::Input(
-            "the mark (-t) and the table (-r) of TPROXY mode cannot be changed while attached; detach first"
-                .into(),
+        return Err(Error::input(
+            "the mark (-t) and the table (-r) of TPROXY mode cannot be changed while attached; detach first",
         ));
     }
     Ok(())

@@ -33,7 +33,7 @@ pub(super) fn repair(
         return Ok(Vec::new());
     }
     links::attach_wanted(&instance.dir, target, &in_force).map_err(|e| {
-        Error::Failed(format!("the instance {} is damaged; detach it and attach again: {e}", instance.name))
+        Error::failed(format!("the instance {} is damaged; detach it and attach again: {e}", instance.name))
     })?;
     Ok(vec![format!("attached again what had been detached: {}", missing.join(", "))])
 }
@@ -43,7 +43,7 @@ pub(super) fn active_slot(instance: &Instance) -> Result<u32> {
     match Phase::of(&meta) {
         Phase::Active(slot) => Ok(slot),
         Phase::Draining => Err(drain::is_draining(&instance.name, &meta)),
-        Phase::Inert => Err(Error::Failed(format!(
+        Phase::Inert => Err(Error::failed(format!(
             "the instance {} was left half-made or half-removed by a command that was killed; `redirector list` sweeps it",
             instance.name
         ))),
@@ -66,7 +66,7 @@ pub(super) fn swap(
     if let Err(e) = &before
         && surroundings::needs_old(&meta, policy)
     {
-        return Err(Error::Failed(format!(
+        return Err(Error::failed(format!(
             "what TPROXY mode has changed cannot be taken back without the record of its mark and table; detach the \
              instance {} and attach again: {e}",
             instance.name

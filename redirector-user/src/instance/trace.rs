@@ -48,16 +48,16 @@ impl<F: Tell> Trace<F> {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if the instance was attached without `--trace`.
+    /// [`Error::input`] if the instance was attached without `--trace`.
     pub fn open(root: &Directory, name: &str, tell: F) -> Result<Self> {
         let instance = Instance::open(root, name)?;
         if instance.meta()?.flags & meta_flag::TRACE == 0 {
-            return Err(Error::Input(format!(
+            return Err(Error::input(format!(
                 "{name} was attached without --trace; detach it and attach it with --trace"
             )));
         }
         let hook = hooks::ALL.iter().find(|hook| hook.netns);
-        let hook = hook.ok_or_else(|| Error::Failed("no hook of the network namespace".into()))?;
+        let hook = hook.ok_or_else(|| Error::failed("no hook of the network namespace"))?;
         let link = instance.dir.join(hook.link_pin());
         let info = Link::open(&link).and_then(|link| link.info());
         let program = info.context(|| format!("inspect {}", link.display()))?.program;
@@ -65,7 +65,7 @@ impl<F: Tell> Trace<F> {
         let muted = Arc::new(AtomicBool::new(false));
         let teller = Teller { tell, closed: Arc::clone(&closed), muted: Arc::clone(&muted) };
         let logger = EbpfLogger::init_from_id_with_logger(program, teller)
-            .map_err(|e| Error::Failed(format!("open the ring buffer of {name}: {}", chain(&e))))?;
+            .map_err(|e| Error::failed(format!("open the ring buffer of {name}: {}", chain(&e))))?;
         Ok(Self { logger, closed, muted, link, program })
     }
 

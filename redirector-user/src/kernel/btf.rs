@@ -65,11 +65,11 @@ const NEEDED: usize = 5;
 ///
 /// # Errors
 ///
-/// [`Error::Unsupported`] if the file is missing or does not describe the structs.
+/// [`Error::unsupported`] if the file is missing or does not describe the structs.
 pub fn offsets(path: &Path) -> Result<Offsets> {
     let data = match std::fs::read(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::Unsupported(format!(
+            return Err(Error::unsupported(format!(
                 "{} is missing: the kernel must be built with CONFIG_DEBUG_INFO_BTF=y, so that the owner of a \
                  socket can be found",
                 path.display()
@@ -79,7 +79,7 @@ pub fn offsets(path: &Path) -> Result<Offsets> {
     };
     let mut found = [None; WANTED.len()];
     scan(&data, &mut found).ok_or_else(|| {
-        Error::Unsupported(format!("{}: not BTF that this version understands", path.display()))
+        Error::unsupported(format!("{}: not BTF that this version understands", path.display()))
     })?;
     let [.., net, ns, inum, ingress_ifindex] = found;
     let netns = net.zip(ns.zip(inum)).map(|(net, (ns, inum))| (net, ns + inum));
@@ -88,7 +88,7 @@ pub fn offsets(path: &Path) -> Result<Offsets> {
     let mut offsets = [0; NEEDED];
     for ((offset, found), (of, member)) in offsets.iter_mut().zip(found).zip(WANTED) {
         *offset = found.ok_or_else(|| {
-            Error::Unsupported(format!("{}: no member {member} in struct {of}", path.display()))
+            Error::unsupported(format!("{}: no member {member} in struct {of}", path.display()))
         })?;
     }
     let [sock_socket, socket_file, file_cred, cred_fsuid, cred_fsgid] = offsets;

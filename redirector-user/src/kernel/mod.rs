@@ -23,13 +23,13 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] without BTF (CONFIG_DEBUG_INFO_BTF), or if there is no way to tell the
+    /// [`Error::unsupported`] without BTF (CONFIG_DEBUG_INFO_BTF), or if there is no way to tell the
     /// network namespace of a socket.
     pub fn probe() -> Result<Self> {
         let offsets = btf::offsets(std::path::Path::new("/sys/kernel/btf/vmlinux"))?;
         let has = |kind, helper, name| {
             is_helper_supported(kind, helper)
-                .map_err(|e| Error::Failed(format!("cannot probe the helper {name}: {}", chain(&e))))
+                .map_err(|e| Error::failed(format!("cannot probe the helper {name}: {}", chain(&e))))
         };
         // 5.18; before, a refused connect() reads EPERM.
         let has_set_retval =
@@ -38,10 +38,9 @@ impl Kernel {
         let has_netns_cookie =
             has(ProgramType::SockOps, bpf_func_id::BPF_FUNC_get_netns_cookie, "bpf_get_netns_cookie")?;
         if !has_netns_cookie && offsets.netns.is_none() {
-            return Err(Error::Unsupported(
+            return Err(Error::unsupported(
                 "this kernel's sockops has no bpf_get_netns_cookie (use Linux 5.15 or newer), and its BTF does not \
-                 tell where a socket's network namespace is"
-                    .into(),
+                 tell where a socket's network namespace is",
             ));
         }
         Ok(Self { offsets, has_set_retval, has_netns_cookie })
@@ -51,20 +50,18 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] for the cgroup of a socket, and the interface a connection arrives on.
+    /// [`Error::unsupported`] for the cgroup of a socket, and the interface a connection arrives on.
     pub fn require(&self, flags: u32) -> Result<()> {
         if flags & flag::PROXY_CGROUP != 0 && self.offsets.cgroup.is_none() {
-            return Err(Error::Unsupported(
-                "--proxy-cgroup: this kernel's sockets do not lead to their cgroup as they do since 5.15; use -u or -g"
-                    .into(),
+            return Err(Error::unsupported(
+                "--proxy-cgroup: this kernel's sockets do not lead to their cgroup as they do since 5.15; use -u or -g",
             ));
         }
         let interfaces = flag::HAS_EXCLUDE_INTERFACES | flag::HAS_VIRTUAL_INTERFACES;
         if flags & interfaces != 0 && !self.offsets.has_ingress_ifindex {
-            return Err(Error::Unsupported(
+            return Err(Error::unsupported(
                 "-c and -k (interfaces) need Linux 5.17 or newer: before, sk_lookup does not tell the interface a \
-                 connection arrives on; leave them out, or exclude ports (-d) or addresses (-x)"
-                    .into(),
+                 connection arrives on; leave them out, or exclude ports (-d) or addresses (-x)",
             ));
         }
         Ok(())

@@ -57,7 +57,7 @@ fn effective(status: &str) -> u64 {
 ///
 /// # Errors
 ///
-/// [`Error::Unsupported`] with the names of what is missing.
+/// [`Error::unsupported`] with the names of what is missing.
 pub fn require() -> Result<()> {
     refuse(&missing())
 }
@@ -66,7 +66,7 @@ pub fn require() -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`Error::Unsupported`] with the names of what is missing.
+/// [`Error::unsupported`] with the names of what is missing.
 pub fn require_to_verify() -> Result<()> {
     let effective = effective(&read("/proc/self/status"));
     let lacking = NEEDED_TO_VERIFY.iter().filter(|(_, bit, _)| effective >> bit & 1 == 0);
@@ -77,7 +77,7 @@ fn refuse(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Error::Unsupported(format!(
+    Err(Error::unsupported(format!(
         "not enough privileges: {} missing; run as root, or give the container these capabilities",
         missing.join(", ")
     )))

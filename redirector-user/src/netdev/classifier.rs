@@ -194,5 +194,5 @@ fn run(netns: &NetNs, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
 }
 
 fn failed(e: RouteError) -> Error {
-    Error::Failed(chain(&e))
+    Error::failed(chain(&e))
 }

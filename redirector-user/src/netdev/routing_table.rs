@@ -18,10 +18,10 @@ pub(crate) fn check_free(netlink: &mut Netlink, table: u32, remedy: &str) -> Res
         let routes = Message::new(libc::RTM_GETROUTE, 0, &header);
         let found = match netlink.list(WHAT, &routes, |payload| elsewhere(payload, table)) {
             Err(e) if is_absent(&e) => Vec::new(),
-            found => found.map_err(|e| Error::Failed(chain(&e)))?,
+            found => found.map_err(|e| Error::failed(chain(&e)))?,
         };
         if !found.is_empty() {
-            return Err(Error::Failed(format!(
+            return Err(Error::failed(format!(
                 "routes of somebody else lead elsewhere from the routing table {table}, and captured traffic would follow \
                  them: {}; {remedy}",
                 found.join(", ")

@@ -147,17 +147,17 @@ fn message(add: bool, family: u8, piece: Piece, mark: u32, table: u32) -> Messag
 }
 
 fn open() -> Result<Netlink> {
-    Netlink::open().map_err(|e| Error::Failed(chain(&e)))
+    Netlink::open().map_err(|e| Error::failed(chain(&e)))
 }
 
 /// The kernel's answer: 0 or a positive errno.
 fn ask(netlink: &mut Netlink, message: Message) -> Result<i32> {
     const WHAT: &str = "a change of the rules and routes of TPROXY mode";
     let answers =
-        netlink.ask::<()>(WHAT, [message].into_iter(), |_| None).map_err(|e| Error::Failed(chain(&e)))?;
+        netlink.ask::<()>(WHAT, [message].into_iter(), |_| None).map_err(|e| Error::failed(chain(&e)))?;
     match answers.into_iter().next() {
         Some(Err(errno)) => Ok(errno),
-        _ => Err(Error::Failed(format!("the kernel's answer to {WHAT} cannot be read"))),
+        _ => Err(Error::failed(format!("the kernel's answer to {WHAT} cannot be read"))),
     }
 }
 
@@ -168,8 +168,8 @@ fn failed(verb: &str, family: u8, piece: Piece, table: u32, errno: i32) -> Error
     };
     let v6 = i32::from(family) == libc::AF_INET6;
     let (version, hint) = (if v6 { "IPv6" } else { "IPv4" }, routing_table::hint(v6, errno));
-    Error::Os {
-        what: format!("{verb} the {version} {what} of TPROXY mode (table {table}){hint}"),
-        source: io::Error::from_raw_os_error(errno),
-    }
+    Error::os(
+        format!("{verb} the {version} {what} of TPROXY mode (table {table}){hint}"),
+        io::Error::from_raw_os_error(errno),
+    )
 }

@@ -61,10 +61,9 @@ pub fn check(policy: &Policy) -> Result<()> {
     if policy.virtual_interfaces.is_empty() || policy.mode == Mode::Redirect {
         return Ok(());
     }
-    Err(Error::Input(
+    Err(Error::input(
         "-k (virtual interfaces) needs -m REDIRECT: beside TPROXY the original's rules give what enters them to the \
-         inbound listener"
-            .into(),
+         inbound listener",
     ))
 }
 
@@ -144,9 +143,9 @@ fn change(netlink: &mut Netlink, add: bool, pieces: BTreeSet<Piece>) -> Result<(
                         format!("{verb} the route local {net} dev lo table {TABLE}{hint}")
                     }
                 };
-                return Err(Error::Os { what, source: io::Error::from_raw_os_error(errno) });
+                return Err(Error::os(what, io::Error::from_raw_os_error(errno)));
             }
-            Ok(()) => return Err(Error::Failed(format!("the kernel's answer to {WHAT} cannot be read"))),
+            Ok(()) => return Err(Error::failed(format!("the kernel's answer to {WHAT} cannot be read"))),
         }
     }
     Ok(())
@@ -241,7 +240,7 @@ fn open() -> Result<Netlink> {
 }
 
 fn failed(e: RouteError) -> Error {
-    Error::Failed(chain(&e))
+    Error::failed(chain(&e))
 }
 
 #[cfg(test)]

@@ -27,11 +27,11 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if it does not exist, is of cgroup v1, or is the root.
+    /// [`Error::input`] if it does not exist, is of cgroup v1, or is the root.
     pub fn open(path: &Path) -> Result<Self> {
         let dir = match File::open(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::Input(format!("the cgroup {} does not exist", path.display())));
+                return Err(Error::input(format!("the cgroup {} does not exist", path.display())));
             }
             other => other.context(|| format!("open the cgroup {}", path.display()))?,
         };
@@ -39,14 +39,14 @@ impl Cgroup {
         if kind != CGROUP2_SUPER_MAGIC {
             let what = if kind == CGROUP_SUPER_MAGIC { "of cgroup v1" } else { "not a cgroup" };
             let tree = mount().map_or_else(|e| e.to_string(), |m| format!("the v2 tree is {}", m.display()));
-            return Err(Error::Input(format!(
+            return Err(Error::input(format!(
                 "{} is {what}; give a cgroup v2 directory: {tree}",
                 path.display()
             )));
         }
         // Every cgroup has this file, except the root.
         if !path.join("cgroup.events").exists() {
-            return Err(Error::Input(format!(
+            return Err(Error::input(format!(
                 "{} is the root cgroup, which holds the whole machine; give the cgroup of the pod",
                 path.display()
             )));
@@ -94,15 +94,14 @@ fn collect(dir: &Path, pids: &mut BTreeSet<u32>) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`Error::Unsupported`] if it is not.
+/// [`Error::unsupported`] if it is not.
 pub fn mount() -> Result<PathBuf> {
     let text =
         std::fs::read_to_string("/proc/self/mountinfo").context(|| "read /proc/self/mountinfo".into())?;
     find_mount(&text).ok_or_else(|| {
-        Error::Unsupported(
+        Error::unsupported(
             "cgroup v2 is not mounted; mount it: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none \
-             /sys/fs/cgroup/unified"
-                .into(),
+             /sys/fs/cgroup/unified",
         )
     })
 }
@@ -137,7 +136,7 @@ pub fn innermost_of(pids: &[u32]) -> Result<Cgroup> {
     for pid in pids {
         let Some(text) = process::cgroups(*pid) else { continue };
         let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::")) else {
-            return Err(Error::Unsupported(format!(
+            return Err(Error::unsupported(format!(
                 "process {pid} is in no cgroup v2; boot with cgroup v2 (hybrid or unified layout)"
             )));
         };
@@ -148,17 +147,17 @@ pub fn innermost_of(pids: &[u32]) -> Result<Cgroup> {
         });
     }
     let Some(common) = common else {
-        return Err(Error::Input("the process has ended".into()));
+        return Err(Error::input("the process has ended"));
     };
     if common == Path::new("/") {
-        return Err(Error::Input(format!(
+        return Err(Error::input(format!(
             "the processes of this network namespace ({}) have only the root cgroup in common, which holds the whole \
              machine; put them into a cgroup of their own, or give --netns and --cgroup",
             pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
         )));
     }
     if common.components().any(|part| part == Component::ParentDir) {
-        return Err(Error::Unsupported(format!(
+        return Err(Error::unsupported(format!(
             "the cgroup of the processes ({}) is above the root of our cgroup namespace; run in the host's \
              (a container needs hostPID and the host's cgroup namespace), or give --netns and --cgroup",
             common.display()

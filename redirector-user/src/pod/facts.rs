@@ -12,7 +12,7 @@ const PASSTHROUGH_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6))
 
 /// The target's root filesystem and addresses.
 pub fn of(target: &Target) -> Result<TargetFacts> {
-    let mirror = routes::read(target.netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))?;
+    let mirror = routes::read(target.netns.as_fd()).map_err(|e| Error::failed(chain(&e)))?;
     // Not our own ::6, or `--ipv6 auto` would find IPv6 in use because of an earlier attach.
     let ours = |i: &routes::Interface, ip: IpAddr| i.loopback && ip == PASSTHROUGH_V6;
     let all = mirror.interfaces.iter().flat_map(|i| i.addresses.iter().map(move |net| (i, net.addr())));

@@ -27,7 +27,7 @@ pub fn cgroup_of(uid: &str, below: Option<&Path>, patience: Duration) -> Result<
             return Cgroup::open(&found);
         }
         if Instant::now() >= end {
-            return Err(Error::Failed(format!(
+            return Err(Error::failed(format!(
                 "there is no cgroup of pod {uid} (pod{uid} or *pod{}.slice) below {}; the kubelet makes it before the \
                  pod's sandbox, unless it runs with --cgroups-per-qos=false; another root is named with --cgroup-root",
                 uid.replace('-', "_"),

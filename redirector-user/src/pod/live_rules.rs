@@ -9,13 +9,13 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 ///
 /// # Errors
 ///
-/// [`Error::Input`] with the chains' names and how to remove them.
+/// [`Error::input`] with the chains' names and how to remove them.
 pub fn refuse_istio(netns: &NetNs) -> Result<()> {
     let chains = netns.run(istio_chains).context(|| "enter the network namespace".into())??;
     if chains.is_empty() {
         return Ok(());
     }
-    Err(Error::Input(format!(
+    Err(Error::input(format!(
         "the network namespace has live netfilter rules of Istio ({}), and would be redirected twice; remove them \
          first (istio-iptables --cleanup-only in the namespace, with --native-nftables if it has made tables), or \
          restart the pod without istio-init",

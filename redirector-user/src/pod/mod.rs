@@ -32,7 +32,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if there is no such process, if it lives in the machine's own namespace,
+    /// [`Error::input`] if there is no such process, if it lives in the machine's own namespace,
     /// or if only the root cgroup holds all processes.
     pub fn of_pid(pid: u32) -> Result<Self> {
         let netns_path = PathBuf::from(format!("/proc/{pid}/ns/net"));
@@ -47,7 +47,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if that is the machine's own, or if only the root cgroup holds all processes.
+    /// [`Error::input`] if that is the machine's own, or if only the root cgroup holds all processes.
     pub fn own() -> Result<Self> {
         let path = Path::new("/proc/self/ns/net");
         let netns = open_netns(path, || "/proc is not mounted".into())?;
@@ -72,7 +72,7 @@ impl Target {
         let netns = open_netns(path, || format!("{} does not exist", path.display()))?;
         refuse_own(&netns, path)?;
         let Some(pid) = process::in_netns(netns.inode)?.into_iter().next() else {
-            return Err(Error::Input(format!(
+            return Err(Error::input(format!(
                 "no process is in {}, so there is no cgroup to take; use `redirector attach --netns FILE --cgroup DIR`",
                 path.display()
             )));
@@ -94,7 +94,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if either is not what it should be.
+    /// [`Error::input`] if either is not what it should be.
     pub fn of_paths(netns_path: &Path, cgroup: &Path) -> Result<Self> {
         let netns = open_netns(netns_path, || {
             format!(
@@ -112,7 +112,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if it is none, or the machine's own.
+    /// [`Error::input`] if it is none, or the machine's own.
     pub fn of_open(file: &Path, known_as: PathBuf, cgroup: Cgroup) -> Result<Self> {
         let netns = open_netns(file, || format!("{} is not open", file.display()))?;
         refuse_own(&netns, &known_as)?;
@@ -126,7 +126,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if its processes are in several namespaces, or all in the machine's own.
+    /// [`Error::input`] if its processes are in several namespaces, or all in the machine's own.
     pub fn of_cgroup(cgroup: Cgroup) -> Result<Option<Self>> {
         let (mut found, mut machines_own): (Option<(NetNs, u32)>, _) = (None, None);
         let own = own_cookies();
@@ -139,7 +139,7 @@ impl Target {
             }
             match &found {
                 Some((first, other)) if first.cookie != netns.cookie => {
-                    return Err(Error::Input(format!(
+                    return Err(Error::input(format!(
                         "the processes of the cgroup {} are in several network namespaces (those of {other} and {pid}, \
                          for instance); give a cgroup for each, or say which with the namespace's file",
                         cgroup.path.display()
@@ -201,9 +201,9 @@ impl Target {
 /// Opens a namespace file; a wrong one is the user's error.
 pub fn open_netns(path: &Path, missing: impl FnOnce() -> String) -> Result<NetNs> {
     match NetNs::open(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::Input(missing())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::input(missing())),
         Err(e) if e.kind() == std::io::ErrorKind::InvalidInput || e.raw_os_error() == Some(libc::ENOTTY) => {
-            Err(Error::Input(format!(
+            Err(Error::input(format!(
                 "{} is not a network namespace; give a file such as /proc/PID/ns/net or /run/netns/NAME",
                 path.display()
             )))
@@ -227,7 +227,7 @@ fn own_cookies() -> Vec<u64> {
 }
 
 fn machines(path: &Path) -> Error {
-    Error::Input(format!(
+    Error::input(format!(
         "{} is the machine's own network namespace, which is never captured (a pod with hostNetwork?); give the \
          namespace of a pod",
         path.display()

@@ -1,5 +1,6 @@
 //! What can be wrong with a setting, always with its remedy.
 
+use crate::base::error::Error;
 use crate::base::text::shortened;
 use std::path::PathBuf;
 
@@ -10,7 +11,7 @@ pub(crate) const SHOWN: usize = 200;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// An item of a flag, variable, annotation or policy field is not acceptable.
-    #[error("{name}: {item:?} {why}; {remedy}")]
+    #[error("{name}: {item:?} {why}")]
     Invalid {
         /// The flag (`--istio-inbound-ports`), variable (`ISTIO_INBOUND_PORTS`) or policy field
         /// (`inbound_ports`).
@@ -23,7 +24,7 @@ pub enum ConfigError {
         remedy: String,
     },
     /// A setting is fine in itself but needs something about the target that is not known.
-    #[error("{name}: {why}; {remedy}")]
+    #[error("{name}: {why}")]
     Unavailable {
         /// The flag, variable or policy field that needs it.
         name: String,
@@ -33,7 +34,7 @@ pub enum ConfigError {
         remedy: String,
     },
     /// The policy file cannot be read or is not a policy.
-    #[error("policy file {}: {why}; {remedy}", path.display())]
+    #[error("policy file {}: {why}", path.display())]
     PolicyFile {
         /// The file.
         path: PathBuf,
@@ -43,7 +44,7 @@ pub enum ConfigError {
         remedy: String,
     },
     /// The file of annotations cannot be read or holds none.
-    #[error("annotations {}: {why}; {remedy}", path.display())]
+    #[error("annotations {}: {why}", path.display())]
     AnnotationsFile {
         /// The file.
         path: PathBuf,
@@ -71,6 +72,17 @@ impl ConfigError {
             | Self::Unavailable { remedy, .. }
             | Self::PolicyFile { remedy, .. }
             | Self::AnnotationsFile { remedy, .. } => remedy,
+        }
+    }
+}
+
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        let plain = Self::input(error.to_string());
+        match error {
+            // It names flags: an annotation needs nothing that a pod's own files would have to tell.
+            ConfigError::Unavailable { remedy, .. } => plain.usage(remedy),
+            other => plain.remedy(other.remedy()),
         }
     }
 }

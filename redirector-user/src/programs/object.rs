@@ -41,7 +41,7 @@ impl Loaded {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] if the kernel refuses a map or a program, with its reason.
+    /// [`Error::unsupported`] if the kernel refuses a map or a program, with its reason.
     pub fn new(
         target: &Target,
         maps: Maps<'_>,
@@ -60,7 +60,7 @@ impl Loaded {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] if the kernel refuses a map, with its reason.
+    /// [`Error::unsupported`] if the kernel refuses a map, with its reason.
     pub fn without_programs(target: &Target, maps: Maps<'_>, trace: bool) -> Result<Self> {
         // Levels of aya-log: 0 is below all of them, 4 is debug.
         let level: u8 = if trace { 4 } else { 0 };
@@ -91,7 +91,7 @@ impl Loaded {
         }
         let ebpf = loader
             .load(OBJECT)
-            .map_err(|e| Error::Unsupported(format!("the kernel does not take our maps: {}", chain(&e))))?;
+            .map_err(|e| Error::unsupported(format!("the kernel does not take our maps: {}", chain(&e))))?;
         Ok(Self { ebpf })
     }
 
@@ -99,12 +99,12 @@ impl Loaded {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] if the kernel refuses it, with its reason.
+    /// [`Error::unsupported`] if the kernel refuses it, with its reason.
     pub fn load(&mut self, name: &str) -> Result<Option<u32>> {
         let program = self
             .ebpf
             .program_mut(name)
-            .ok_or_else(|| Error::Failed(format!("the eBPF object has no program {name}")))?;
+            .ok_or_else(|| Error::failed(format!("the eBPF object has no program {name}")))?;
         load(program).map_err(|e| refused(name, &e))?;
         Ok(program.info().ok().and_then(|info| info.verified_instruction_count()))
     }
@@ -112,12 +112,12 @@ impl Loaded {
     /// Descriptor of a loaded program.
     pub fn program(&self, name: &str) -> Result<BorrowedFd<'_>> {
         let program = self.ebpf.program(name).and_then(|p| p.fd().ok());
-        program.map(AsFd::as_fd).ok_or_else(|| Error::Failed(format!("program {name} is not loaded")))
+        program.map(AsFd::as_fd).ok_or_else(|| Error::failed(format!("program {name} is not loaded")))
     }
 
     /// A map by its name.
     pub fn map(&self, name: &str) -> Result<&aya::maps::Map> {
-        self.ebpf.map(name).ok_or_else(|| Error::Failed(format!("the eBPF object has no map {name}")))
+        self.ebpf.map(name).ok_or_else(|| Error::failed(format!("the eBPF object has no map {name}")))
     }
 }
 
@@ -143,5 +143,5 @@ fn refused(program: &str, error: &ProgramError) -> Error {
         }
         other => chain(other),
     };
-    Error::Unsupported(format!("the kernel does not take program {program}: {why}. See `redirector check`"))
+    Error::unsupported(format!("the kernel does not take program {program}: {why}. See `redirector check`"))
 }

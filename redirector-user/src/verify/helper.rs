@@ -90,7 +90,7 @@ impl Helper {
         let (maker, child) = target.netns.run(|| (gettid(), command.spawn())).context(what)?;
         let mut child = child.context(what)?;
         let pipes = child.stdin.take().zip(child.stdout.take());
-        let (orders, answers) = pipes.ok_or_else(|| Error::Failed("a helper without pipes".into()))?;
+        let (orders, answers) = pipes.ok_or_else(|| Error::failed("a helper without pipes"))?;
         let answers = BufReader::new(answers);
         let this = Self { orders: Some(orders), answers, child, cgroup: room.dir.clone() };
         wait_for_end(maker)?;
@@ -103,12 +103,12 @@ impl Helper {
     /// It has closed its answers.
     fn ended(&mut self) -> Error {
         let how = self.child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
-        Error::Failed(format!("the helper in the target has ended ({how}); see what it said above"))
+        Error::failed(format!("the helper in the target has ended ({how}); see what it said above"))
     }
 
     fn ask<T: DeserializeOwned>(&mut self, order: &Order) -> Result<T> {
         let what = || "talk to the helper in the target".to_owned();
-        let failed = |e: serde_json::Error| Error::Failed(format!("talk to the helper in the target: {e}"));
+        let failed = |e: serde_json::Error| Error::failed(format!("talk to the helper in the target: {e}"));
         let mut line = serde_json::to_string(order).map_err(failed)?;
         line.push('\n');
         if let Some(orders) = &mut self.orders {
@@ -117,7 +117,7 @@ impl Helper {
         line.clear();
         // A frozen cgroup holds it for ever.
         if !sockets::readable(self.answers.get_ref(), SILENCE).context(what)? {
-            return Err(Error::Failed(format!(
+            return Err(Error::failed(format!(
                 "the helper in the target does not answer; is its cgroup frozen? See {}/cgroup.events",
                 self.cgroup.display()
             )));
@@ -126,7 +126,7 @@ impl Helper {
             return Err(self.ended());
         }
         let answer: std::result::Result<T, String> = serde_json::from_str(&line).map_err(failed)?;
-        answer.map_err(|e| Error::Failed(format!("the helper in the target: {e}")))
+        answer.map_err(|e| Error::failed(format!("the helper in the target: {e}")))
     }
 
     /// Listens on these addresses.
@@ -153,7 +153,7 @@ fn wait_for_end(thread: Pid) -> Result<()> {
     let end = Instant::now() + SILENCE;
     while Path::new(&task).exists() {
         if Instant::now() > end {
-            return Err(Error::Failed(format!(
+            return Err(Error::failed(format!(
                 "the thread that has started the helper does not end: {task}"
             )));
         }
@@ -192,7 +192,7 @@ pub fn serve(uid: u32, gid: u32, verify: u32) -> Result<()> {
         if getppid().is_none_or(|parent| parent.as_raw_nonzero().get().cast_unsigned() != verify) {
             break;
         }
-        let order = serde_json::from_str(&line).map_err(|e| Error::Input(format!("an order: {e}")))?;
+        let order = serde_json::from_str(&line).map_err(|e| Error::input(format!("an order: {e}")))?;
         let answer = obey(order, &mut listeners, &mut connection);
         let mut out = std::io::stdout().lock();
         writeln!(out, "{answer}").and_then(|()| out.flush()).context(|| "answer".into())?;

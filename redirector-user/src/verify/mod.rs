@@ -62,11 +62,11 @@ pub fn verify(root: &Directory, name: &str, options: &Options) -> Result<Report>
     let instance = Instance::open(root, name)?;
     let meta = instance.meta()?;
     let Phase::Active(slot) = Phase::of(&meta) else {
-        return Err(Error::Failed(format!("the instance {name} is not active; see `redirector list`")));
+        return Err(Error::failed(format!("the instance {name} is not active; see `redirector list`")));
     };
     let record = record::read(&instance.dir, slot)?;
     let target = find::target_of(name, &record, &meta)?;
-    let mirror = routes::read(target.netns.as_fd()).map_err(|e| Error::Failed(chain(&e)))?;
+    let mirror = routes::read(target.netns.as_fd()).map_err(|e| Error::failed(chain(&e)))?;
     let room = Room::new(&target.cgroup.path)?;
     let proxys_room = record.policy.proxy_cgroup.as_deref().map(Room::new).transpose()?;
     let policy = id_map::as_the_kernel_counts(&record.policy, &target.netns)?;

@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 ///
-/// [`Error::Validation`] when the time is over, or if nobody can listen.
+/// [`Error::validation`] when the time is over, or if nobody can listen.
 pub fn validate(ports: [u16; 2], probe_port: u16, patience: Duration) -> Result<Vec<IpAddr>> {
     let passthrough6: IpAddr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6).into();
     let v4 = (Ipv4Addr::LOCALHOST.into(), Ipv4Addr::new(127, 0, 0, 6).into());
@@ -54,7 +54,7 @@ fn family(local: IpAddr, to: SocketAddr, ports: [u16; 2], end: Instant) -> Resul
             return Ok(());
         }
     }
-    Err(Error::Validation(format!(
+    Err(Error::validation(format!(
         "validation timed out: a connection from {local} to {to} is not redirected to a listener on port {} or {}; \
          the last attempt: {last}",
         ports[0], ports[1]

@@ -144,7 +144,11 @@ impl Source {
     /// Tells whoever looks at the pod.
     pub(super) fn warn(&self, known: &Known, error: &Error) {
         if let Self::Kubernetes(server) = self {
-            server.warn(known, "CaptureFailed", &format!("redirector cannot capture this pod: {error}"));
+            server.warn(
+                known,
+                "CaptureFailed",
+                &format!("redirector cannot capture this pod: {}", error.advice()),
+            );
         }
     }
 
@@ -171,7 +175,7 @@ fn files(dir: &Path) -> Result<Vec<Known>> {
         let text = input::file(&path).context(|| format!("read {}", path.display()))?;
         let known =
             serde_json::from_str(&text).map_err(|e| e.to_string()).and_then(|value| Known::parse(&value));
-        all.push(known.map_err(|why| Error::Input(format!("{}: {why}", path.display())))?);
+        all.push(known.map_err(|why| Error::input(format!("{}: {why}", path.display())))?);
     }
     Ok(all)
 }
@@ -210,10 +214,9 @@ impl Pods {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if an annotation is wrong.
+    /// [`Error::input`] if an annotation is wrong.
     pub fn policy(&self, known: &Known, target: &Target) -> Result<Policy> {
-        let resolved = resolve_pod(&known.pod, &CaptureFlags::default(), &pod::facts::of(target)?)
-            .map_err(|e| Error::Input(e.to_string()))?;
+        let resolved = resolve_pod(&known.pod, &CaptureFlags::default(), &pod::facts::of(target)?)?;
         for note in &resolved.notes {
             tracing::info!(pod = %known.name, "{}: {}", note.about, note.text);
         }
@@ -261,7 +264,7 @@ impl Agent {
             let name = known.instance();
             if ambiguous.contains(known.uid.as_str()) {
                 let why = format!("another pod, too, says that the node knows it as {}", known.uid);
-                self.failed_pod(known, &about_target(&name), "target", &Error::Failed(why));
+                self.failed_pod(known, &about_target(&name), "target", &Error::failed(why));
                 wants.insert(name, Want { at: At::Unknown, policy: None });
                 continue;
             }

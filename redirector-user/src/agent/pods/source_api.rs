@@ -61,7 +61,7 @@ impl Kubernetes {
         let config = match kubeconfig {
             Some(path) => {
                 let wrong = |e: &dyn std::error::Error| {
-                    Error::Input(format!("--kubeconfig {}: {}", path.display(), chain(e)))
+                    Error::input(format!("--kubeconfig {}: {}", path.display(), chain(e)))
                 };
                 let file = Kubeconfig::read_from(path).map_err(|e| wrong(&e))?;
                 Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
@@ -69,14 +69,14 @@ impl Kubernetes {
                     .map_err(|e| wrong(&e))?
             }
             None => Config::incluster().map_err(|e| {
-                Error::Input(format!(
+                Error::input(format!(
                     "--node-name without --kubeconfig is for a pod of the cluster: {}",
                     chain(&e)
                 ))
             })?,
         };
         let client = Client::try_from(config)
-            .map_err(|e| Error::Input(format!("the API server's client cannot be made: {}", chain(&e))))?;
+            .map_err(|e| Error::input(format!("the API server's client cannot be made: {}", chain(&e))))?;
         let reporter = Reporter { controller: "redirector".into(), instance: Some(node.to_owned()) };
         Ok(Self {
             recorder: Recorder::new(client.clone(), reporter),
@@ -171,7 +171,7 @@ pub async fn watch(server: Arc<Kubernetes>, agent: Arc<Agent>) {
                 server.apply(event, &mut listing)
             }
             Err(e) => {
-                agent.failed(ABOUT, "api", &Error::Failed(said(&e)));
+                agent.failed(ABOUT, "api", &Error::failed(said(&e)));
                 false
             }
         };

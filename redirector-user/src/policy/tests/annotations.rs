@@ -124,12 +124,12 @@ fn annotations_refused() {
         ("/kubevirtInterfaces", "vm/0", "begin with a letter"),
     ];
     for (key, value, remedy) in rows {
-        let error = try_resolve(&annotated(&[(key, value)])).expect_err(value).to_string();
+        let error = shown(try_resolve(&annotated(&[(key, value)])).expect_err(value));
         assert!(error.starts_with(&format!("{}: {value:?} ", full(key))), "{error}");
         assert!(error.contains(remedy), "{error}");
     }
     let long = format!("{}x", "80,".repeat(100));
-    let error = try_resolve(&annotated(&[("/excludeOutboundPorts", &long)])).expect_err("x").to_string();
+    let error = shown(try_resolve(&annotated(&[("/excludeOutboundPorts", &long)])).expect_err("x"));
     assert!(error.starts_with(&format!("{TRAFFIC}excludeOutboundPorts: \"x\" ")), "{error}");
     // What is wrong with the whole value is said of its beginning.
     let (ports, mode) = (format!("{},80", "80,".repeat(80_000)), "ü".repeat(100_000));
@@ -137,7 +137,7 @@ fn annotations_refused() {
         ("/excludeOutboundPorts", ports, "80…\" has an empty item"),
         ("sidecar.istio.io/interceptionMode", mode, "ü…\" is no"),
     ] {
-        let error = try_resolve(&annotated(&[(key, &value)])).expect_err("x").to_string();
+        let error = shown(try_resolve(&annotated(&[(key, &value)])).expect_err("x"));
         assert!(error.contains(words) && error.len() < 500, "{error}");
     }
 }
@@ -199,7 +199,7 @@ fn annotations_and_the_proxy_container() {
     let notes = try_resolve(&odd).expect("as Istio, which only logs it").notes;
     assert_eq!(abouts(&notes), ["variable ISTIO_META_DNS_CAPTURE of istio-proxy"]);
     let negative = Pod { proxy: Some(Proxy { uid: Some(-5), ..Proxy::default() }), ..Pod::default() };
-    let error = try_resolve(&negative).expect_err("no user").to_string();
+    let error = shown(try_resolve(&negative).expect_err("no user"));
     assert!(error.starts_with("runAsUser of istio-proxy: \"-5\" "), "{error}");
 }
 

@@ -32,7 +32,7 @@ fn child() {
         .try_get_matches_from(args)
         .and_then(|matches| CaptureFlags::from_arg_matches(&matches))
         .map_err(|error| error.to_string())
-        .and_then(|flags| resolve(&flags, &pod()).map_err(|error| error.to_string()))
+        .and_then(|flags| resolve(&flags, &pod()).map_err(shown))
         .map(|resolved| {
             let abouts: Vec<String> = resolved.notes.into_iter().map(|note| note.about).collect();
             (resolved.policy, abouts)

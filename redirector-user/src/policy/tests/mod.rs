@@ -94,3 +94,8 @@ fn istio() -> Policy {
 fn abouts(notes: &[Note]) -> Vec<&str> {
     notes.iter().map(|note| note.about.as_str()).collect()
 }
+
+/// An error as the command line shows it, with its remedy.
+fn shown(error: ConfigError) -> String {
+    crate::Error::from(error).on_command_line()
+}

@@ -10,7 +10,7 @@ const NAME: &str = "--flag";
 fn refused<T: std::fmt::Debug>(result: Result<T, ConfigError>) -> String {
     let error = result.expect_err("an error");
     assert!(!error.remedy().is_empty());
-    let text = error.to_string();
+    let text = shown(error);
     assert!(text.starts_with(NAME), "{text}");
     text
 }

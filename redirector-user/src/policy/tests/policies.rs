@@ -114,7 +114,7 @@ fn a_policy_file_is_the_base_of_the_flags() {
     assert_eq!(results.5.dns, Dns::Off);
     assert_eq!(results.6, base);
 
-    let error = resolve(&flags(&["--policy", &name]), &pod()).expect_err("no file").to_string();
+    let error = shown(resolve(&flags(&["--policy", &name]), &pod()).expect_err("no file"));
     assert!(error.starts_with(&format!("policy file {name}: ")), "{error}");
 }
 

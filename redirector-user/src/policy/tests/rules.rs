@@ -3,7 +3,7 @@
 use super::*;
 
 fn refused(flags: &CaptureFlags, facts: &dyn Facts) -> String {
-    resolve(flags, facts).expect_err("an error").to_string()
+    shown(resolve(flags, facts).expect_err("an error"))
 }
 
 #[test]
