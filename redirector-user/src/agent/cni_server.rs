@@ -1,8 +1,12 @@
-//! The socket on which the CNI plugin asks. Only root's processes may.
+//! `agent.sock`: answers the CNI plugin. Only processes of root may ask.
 
-use super::pass::about_target;
-use super::pods::{Found, Known, instance, is_uid};
-use super::{Agent, lock};
+use super::execute::Executor;
+use super::health::Health;
+use super::metrics::Reason;
+use super::plan::{POD_PREFIX, Present};
+use super::pods::model::{NodePod, instance_name, is_uid};
+use super::retry::Subject;
+use super::sync::lock;
 use crate::base::error::{Context, Result};
 use crate::cni::protocol::{MAX_MESSAGE_BYTES, Operation, Reply, Request, SOCKET, VERSION, code};
 use crate::instance::attach::Outcome;
@@ -19,19 +23,27 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
-/// The kubelet makes a pod's cgroup before its sandbox, so that this is for machines that stall.
-const CGROUP_PATIENCE: Duration = Duration::from_secs(3);
+/// The kubelet makes a pod's cgroup before its sandbox; this is for machines that stall.
+const CGROUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// A plugin sends at once.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PLUGIN_IO_TIMEOUT: Duration = Duration::from_secs(5);
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Requests that are worked on at once; more wait in the backlog.
-const CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: usize = 64;
 
-/// Opens the socket, in place of one that a killed agent has left: the caller is the only one at work.
+pub struct CniServer {
+    pub executor: Arc<Executor>,
+    pub health: Arc<Health>,
+    /// Held by the request that attaches.
+    pub attaching: Mutex<()>,
+}
+
+/// Opens the socket, in place of one that a killed agent has left: the caller holds the agent's lock.
 ///
 /// # Errors
 ///
@@ -45,60 +57,59 @@ pub fn bind(run_dir: &Path) -> Result<UnixListener> {
         _ => {}
     }
     let listener = UnixListener::bind(&path).context(|| format!("listen on {}", path.display()))?;
-    // The directory keeps others out meanwhile.
+    // The mode of the directory keeps others out meanwhile.
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
         .context(|| format!("chmod 600 {}", path.display()))?;
     Ok(listener)
 }
 
 /// Answers for ever.
-pub async fn serve(listener: UnixListener, agent: Arc<Agent>) {
-    let free = Arc::new(Semaphore::new(CONNECTIONS));
+pub async fn serve(listener: UnixListener, server: Arc<CniServer>) {
+    let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
             continue;
         };
         let uid = stream.peer_cred().map(|peer| peer.uid());
         let Ok(stream) = stream.into_std() else { continue };
-        let agent = Arc::clone(&agent);
+        let server = Arc::clone(&server);
         tokio::task::spawn_blocking(move || {
-            agent.converse(stream, uid.ok());
+            server.converse(stream, uid.ok());
             drop(permit);
         });
     }
 }
 
-impl Agent {
+impl CniServer {
     fn converse(&self, mut stream: UnixStream, uid: Option<u32>) {
         let set = stream.set_nonblocking(false);
         if set
-            .and(stream.set_read_timeout(Some(PATIENCE)))
-            .and(stream.set_write_timeout(Some(PATIENCE)))
+            .and(stream.set_read_timeout(Some(PLUGIN_IO_TIMEOUT)))
+            .and(stream.set_write_timeout(Some(PLUGIN_IO_TIMEOUT)))
             .is_err()
         {
             return;
         }
-        // Read in any case: closing with something unread would take the answer away.
+        // The request is read in any case: closing a socket with unread data discards the answer.
         let reply = match (receive(&mut stream), uid) {
             (Ok((request, netns)), Some(0)) => self.answer(&request, netns, &stream),
-            (Err(why), Some(0)) => self.refuse("request", why),
-            (_, other) => {
-                self.refuse("peer", format!("only root may ask, not user {}", other.unwrap_or(u32::MAX)))
-            }
+            (Err(why), Some(0)) => self.refuse(Reason::Request, why),
+            (_, other) => self
+                .refuse(Reason::Peer, format!("only root may ask, not user {}", other.unwrap_or(u32::MAX))),
         };
-        // Whoever has hung up gets no answer; the runtime asks again.
+        // A plugin that has hung up gets no answer; the runtime asks again.
         let _ = stream.write_all(&reply.written());
     }
 
-    fn refuse(&self, reason: &'static str, why: String) -> Reply {
-        self.metrics.error(reason);
-        tracing::warn!(reason, "refused a request: {why}");
+    fn refuse(&self, reason: Reason, why: String) -> Reply {
+        self.executor.metrics.error(reason);
+        tracing::warn!(reason = reason.name(), "refused a request: {why}");
         Reply::Failed { code: code::CAPTURE, why }
     }
 
-    fn answer(&self, request: &Request, netns: Option<OwnedFd>, asker: &UnixStream) -> Reply {
+    fn answer(&self, request: &Request, netns: Option<OwnedFd>, plugin: &UnixStream) -> Reply {
         if request.version != VERSION {
             let why = format!(
                 "the plugin speaks version {} of the protocol, this agent {VERSION}; it is being replaced",
@@ -108,11 +119,11 @@ impl Agent {
         }
         tracing::debug!(operation = request.operation.name(), container = request.container, "asked");
         let reply = match request.operation {
-            Operation::Add => self.add(request, netns, asker),
+            Operation::Add => self.add(request, netns, plugin),
             Operation::Del => self.del(request, netns),
             Operation::Check => self.check(request, netns),
             Operation::Gc => self.gc(),
-            Operation::Status => match self.ready() {
+            Operation::Status => match self.health.ready() {
                 Ok(_) => Reply::Done { instance: None },
                 Err(why) => Reply::Failed { code: code::NOT_AVAILABLE, why },
             },
@@ -130,112 +141,108 @@ impl Agent {
                 "failed"
             }
         };
-        self.metrics.cni(operation, outcome);
+        self.executor.metrics.cni(operation, outcome);
         reply
     }
 
     /// The pod that a request is about, if it is to be captured.
-    fn member(&self, request: &Request) -> Result<Known, Reply> {
+    fn member(&self, request: &Request) -> Result<NodePod, Reply> {
         let ignored = |why: String| Reply::Ignored { why };
+        let pods = &self.executor.pods;
         let Some(name) = &request.pod else { return Err(ignored("CNI_ARGS names no pod".into())) };
         if name.uid.as_deref().is_some_and(|uid| !is_uid(uid)) {
-            return Err(Reply::Failed {
-                code: code::INVALID_ENVIRONMENT,
-                why: "K8S_POD_UID is no uid".into(),
-            });
+            return Err(failed(code::INVALID_ENVIRONMENT, "K8S_POD_UID is no uid"));
         }
-        // Not worth a question.
-        if self.pods.excluded.contains(&name.namespace) {
+        // Excluded pods start without the API server.
+        if pods.excluded.contains(&name.namespace) {
             return Err(ignored(format!("namespace {} is excluded", name.namespace)));
         }
-        let known = match self.pods.source.find(name) {
-            Found::Pod(known) => *known,
-            Found::Unknown(why) if self.pods.pass_unknown => {
+        let pod = match pods.source.find(name) {
+            Ok(pod) => pod,
+            Err(why) if pods.pass_unknown => {
                 return Err(ignored(format!("nobody knows the pod, and --unknown-pods is pass: {why}")));
             }
-            Found::Unknown(why) => {
+            Err(why) => {
                 let why = format!("nobody knows whether the pod {name} is to be captured: {why}");
-                return Err(Reply::Failed { code: code::TRY_AGAIN, why });
+                return Err(failed(code::TRY_AGAIN, why));
             }
         };
-        match self.pods.membership(&known.pod) {
-            Membership::Inside => Ok(known),
+        match pods.membership(&pod.pod) {
+            Membership::Inside => Ok(pod),
             Membership::Outside(why) => Err(ignored(why.to_string())),
         }
     }
 
-    fn add(&self, request: &Request, netns: Option<OwnedFd>, asker: &UnixStream) -> Reply {
-        let known = match self.member(request) {
-            Ok(known) => known,
+    fn add(&self, request: &Request, netns: Option<OwnedFd>, plugin: &UnixStream) -> Reply {
+        let pod = match self.member(request) {
+            Ok(pod) => pod,
             Err(reply) => return reply,
         };
         let Some(netns) = netns else {
-            return Reply::Failed {
-                code: code::INVALID_ENVIRONMENT,
-                why: "no network namespace was passed".into(),
-            };
+            return failed(code::INVALID_ENVIRONMENT, "no network namespace was passed");
         };
-        match self.capture(&known, &netns, &request.netns, asker) {
+        match self.capture(&pod, &netns, &request.netns, plugin) {
             Ok(Some(name)) => Reply::Done { instance: Some(name) },
-            Ok(None) => Reply::Failed { code: code::TRY_AGAIN, why: "the plugin has not waited".into() },
+            Ok(None) => failed(code::TRY_AGAIN, "the plugin has not waited"),
             Err(e) => {
-                if self.refused(&about_add(&known.instance()), "cni", &e) {
-                    self.pods.source.warn(&known, &e);
+                if self.executor.failures.refused(Subject::Add(pod.instance()), Reason::Cni, &e) {
+                    self.executor.pods.source.warn(&pod, &e);
                 }
-                Reply::Failed { code: code::CAPTURE, why: e.advice() }
+                failed(code::CAPTURE, e.advice())
             }
         }
     }
 
-    /// None: whoever asked has given up. The runtime has told the kubelet so, which makes another sandbox, and that one is
-    /// not to lose its capture to one that is to be thrown away.
+    /// None if the plugin has hung up: then the kubelet makes another sandbox, which must not lose its capture to this
+    /// one.
     fn capture(
         &self,
-        known: &Known,
+        pod: &NodePod,
         netns: &OwnedFd,
         path: &str,
-        asker: &UnixStream,
+        plugin: &UnixStream,
     ) -> Result<Option<String>> {
-        let cgroup = kubernetes::cgroup_of(&known.uid, self.pods.cgroup_root.as_deref(), CGROUP_PATIENCE)?;
+        let pods = &self.executor.pods;
+        let cgroup = kubernetes::cgroup_of(&pod.uid, pods.cgroup_root.as_deref(), CGROUP_TIMEOUT)?;
         let target = Target::of_open(&file(netns), PathBuf::from(path), cgroup)?;
-        let policy = self.pods.policy(known, &target)?;
-        let name = known.instance();
-        let _turn = lock(&self.turn);
-        if has_hung_up(asker) {
+        let policy = pods.make_policy(pod, &target)?;
+        let name = pod.instance();
+        let _attaching = lock(&self.attaching);
+        if has_hung_up(plugin) {
             return Ok(None);
         }
         self.replace_sandbox(&name, &target)?;
-        let report = self.attach(&name, &target, &policy, true)?;
+        let report = self.executor.attach(&name, &Present { target, policy, allow_partial: true })?;
         if report.outcome == Outcome::Unchanged {
-            self.wake.notify_one();
+            self.executor.wake.notify_one();
         }
-        self.fine(&name);
-        self.fine(&about_target(&name));
-        self.fine(&about_add(&name));
+        for subject in [Subject::Instance, Subject::Target, Subject::Add] {
+            self.executor.failures.succeeded(&subject(name.clone()));
+        }
         Ok(Some(name))
     }
 
-    /// A pod whose sandbox has ended gets another one, with another namespace.
+    /// Detaches the instance of a sandbox that has ended: the pod's next one has another namespace.
     fn replace_sandbox(&self, name: &str, target: &Target) -> Result<()> {
-        let old = take_inventory(&self.root)?.into_iter().find(|instance| instance.name == name);
+        let old = take_inventory(&self.executor.root)?.into_iter().find(|instance| instance.name == name);
         let Some(InventoryItem { identity, state, .. }) = old else { return Ok(()) };
         let is_another = match state {
             InstanceState::Active(active) => {
                 active.netns_cookie != target.netns.cookie || active.cgroup_id != target.cgroup.id
             }
-            // Both namespaces are there, or the old one is gone: numbers tell.
+            // Inode numbers suffice: both namespaces exist, or the old one is gone.
             InstanceState::Foreign { netns: Some(inode), .. } => inode != target.netns.inode,
             _ => false,
         };
         if is_another {
             tracing::info!(instance = name, "detaching: the pod has a new sandbox");
-            self.detach(name, identity)?;
-            self.metrics.step("detach");
+            self.executor.detach(name, identity)?;
+            self.executor.metrics.step("detach");
         }
         Ok(())
     }
 
-    /// Never fails: what is missing needs no removing, and what is left goes with its namespace.
+    /// Never fails: an instance that is left is detached when its namespace is gone.
     fn del(&self, request: &Request, netns: Option<OwnedFd>) -> Reply {
         let Some((name, identity)) = self.ended(request, netns) else {
             return Reply::Done { instance: None };
@@ -245,80 +252,76 @@ impl Agent {
     }
 
     fn end(&self, name: &str, identity: u64, why: &str) {
-        match self.detach_ended(name, identity) {
+        match self.executor.detach_ended(name, identity) {
             Ok(None) => {}
             Ok(Some(_)) => {
-                self.metrics.step("detach");
+                self.executor.metrics.step("detach");
                 tracing::info!(instance = name, "detach done: {why}");
             }
             Err(e) => {
-                self.failed(name, "detach", &e);
-                self.wake.notify_one();
+                self.executor.failures.failed(Subject::Instance(name.to_owned()), Reason::Detach, &e);
+                self.executor.wake.notify_one();
             }
         }
     }
 
-    /// What belongs to sandboxes that are gone goes before the answer. Attachments that the runtime names as valid are
-    /// not asked for: capture ends with the namespace, whatever anybody says.
+    /// Detaches what belongs to sandboxes that are gone, before it answers. The runtime's list of valid attachments is
+    /// not needed: capture ends with the namespace.
     fn gc(&self) -> Reply {
-        for InventoryItem { name, identity, state } in take_inventory(&self.root).unwrap_or_default() {
-            if state.has_ended() && name.starts_with(super::plan::POD) {
+        for InventoryItem { name, identity, state } in take_inventory(&self.executor.root).unwrap_or_default()
+        {
+            if state.has_ended() && name.starts_with(POD_PREFIX) {
                 self.end(&name, identity, "garbage");
             }
         }
-        self.wake.notify_one();
+        self.executor.wake.notify_one();
         Reply::Done { instance: None }
     }
 
-    /// The instance that belongs to the sandbox that ends: not that of a newer one of the same pod.
+    /// The instance of the sandbox that ends, and not that of a newer one of the same pod.
     fn ended(&self, request: &Request, netns: Option<OwnedFd>) -> Option<(String, u64)> {
+        let root = &self.executor.root;
         if let Some(netns) = netns {
-            let found = find::identified(&self.root, &passed(&netns).ok()?).ok()??;
-            return found.0.starts_with(super::plan::POD).then_some(found);
+            let found = find::identified(root, &passed(&netns).ok()?).ok()??;
+            return found.0.starts_with(POD_PREFIX).then_some(found);
         }
-        let name = instance(request.pod.as_ref()?.uid.as_deref().filter(|uid| is_uid(uid))?);
-        let there = take_inventory(&self.root).ok()?.into_iter().find(|instance| instance.name == name)?;
-        there.state.has_ended().then_some((name, there.identity))
+        let name = instance_name(request.pod.as_ref()?.uid.as_deref().filter(|uid| is_uid(uid))?);
+        let instance = take_inventory(root).ok()?.into_iter().find(|instance| instance.name == name)?;
+        instance.state.has_ended().then_some((name, instance.identity))
     }
 
     fn check(&self, request: &Request, netns: Option<OwnedFd>) -> Reply {
-        let known = match self.member(request) {
-            Ok(known) => known,
+        let pod = match self.member(request) {
+            Ok(pod) => pod,
             Err(reply) => return reply,
         };
-        let name = known.instance();
-        let of_it = netns.map_or(Ok(None), |netns| find::by_netns(&self.root, &passed(&netns)?));
-        if !of_it.is_ok_and(|found| found.as_ref() == Some(&name)) {
-            self.wake.notify_one();
-            let why = format!("{} is not captured as {name}", request.netns);
-            return Reply::Failed { code: code::NOT_CAPTURED, why };
-        }
-        match status::status(&self.root, &name) {
-            Ok(status) if status.effective && status.state == "active" => {
-                Reply::Done { instance: Some(name) }
+        let name = pod.instance();
+        let root = &self.executor.root;
+        let captured_as = netns.map_or(Ok(None), |netns| find::by_netns(root, &passed(&netns)?));
+        let why = if !captured_as.is_ok_and(|found| found.as_ref() == Some(&name)) {
+            format!("{} is not captured as {name}", request.netns)
+        } else {
+            match status::status(root, &name) {
+                Ok(status) if status.effective && status.state == "active" => {
+                    return Reply::Done { instance: Some(name) };
+                }
+                Ok(_) => format!("not every hook of {name} is in force; see `redirector show {name} -v`"),
+                Err(e) => e.to_string(),
             }
-            Ok(_) => {
-                self.wake.notify_one();
-                let why = format!("not every hook of {name} is in force; see `redirector show {name} -v`");
-                Reply::Failed { code: code::NOT_CAPTURED, why }
-            }
-            Err(e) => {
-                self.wake.notify_one();
-                Reply::Failed { code: code::NOT_CAPTURED, why: e.to_string() }
-            }
-        }
+        };
+        self.executor.wake.notify_one();
+        failed(code::NOT_CAPTURED, why)
     }
 }
 
-/// What a failure of an ADD is about: the runtime tries again, whatever the passes find.
-fn about_add(name: &str) -> String {
-    format!("{name} (ADD)")
+fn failed(code: u32, why: impl Into<String>) -> Reply {
+    Reply::Failed { code, why: why.into() }
 }
 
-/// Whether the other end is closed; that it sends no more says nothing.
+/// Whether the other end is closed. A plugin shuts its writing side down and waits.
 fn has_hung_up(stream: &UnixStream) -> bool {
-    let mut asker = [PollFd::new(stream, PollFlags::empty())];
-    poll(&mut asker, Some(&Timespec::default())).is_ok() && asker[0].revents().contains(PollFlags::HUP)
+    let mut polled = [PollFd::new(stream, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec::default())).is_ok() && polled[0].revents().contains(PollFlags::HUP)
 }
 
 /// The file of a descriptor that came with a request.
@@ -340,14 +343,14 @@ fn receive(stream: &mut UnixStream) -> Result<(Request, Option<OwnedFd>), String
     let mut netns = None;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
-            // The first counts; others are closed.
+            // More than one is closed unused.
             netns = netns.or(fds.into_iter().next());
         }
     }
     text.truncate(first.bytes);
     if !text.ends_with(b"\n") {
-        let room = (MAX_MESSAGE_BYTES - text.len()) as u64;
-        stream.take(room).read_to_end(&mut text).map_err(|e| format!("receive: {e}"))?;
+        let rest = (MAX_MESSAGE_BYTES - text.len()) as u64;
+        stream.take(rest).read_to_end(&mut text).map_err(|e| format!("receive: {e}"))?;
     }
     let request = serde_json::from_slice(&text).map_err(|e| format!("not a request: {e}"))?;
     Ok((request, netns))

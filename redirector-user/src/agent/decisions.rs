@@ -1,36 +1,41 @@
-//! At `--log-level debug` what the programs decide goes to the log, too.
+//! At `--log-level debug` the agent logs what the programs decide.
 
-use super::{Agent, lock};
+use super::sync::lock;
+use crate::instance::directory::Directory;
 use crate::instance::trace::{Event, Trace};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
-/// Names of the instances whose decisions are being read.
-pub(super) type Read = Arc<Mutex<HashSet<String>>>;
-
-/// Whether instances are attached so that they tell.
-pub(super) fn wanted() -> bool {
+/// Whether instances are attached so that they report decisions.
+pub fn enabled() -> bool {
     tracing::enabled!(tracing::Level::DEBUG)
 }
 
-impl Agent {
-    /// Reads the decisions of an instance from now on, if it tells them and nobody of us reads them yet.
-    pub(super) fn read_decisions(&self, name: &str) {
-        if !wanted() || !lock(&self.memory.decisions).insert(name.to_owned()) {
+/// Reads decisions of instances into the log.
+#[derive(Default)]
+pub struct DecisionLog {
+    /// Names of the instances that are being read.
+    reading: Arc<Mutex<HashSet<String>>>,
+}
+
+impl DecisionLog {
+    /// Reads the decisions of an instance from now on, if it reports them and is not being read yet.
+    pub fn read(&self, root: &Directory, name: &str) {
+        if !enabled() || !lock(&self.reading).insert(name.to_owned()) {
             return;
         }
         let instance = name.to_owned();
-        let trace = Trace::open(&self.root, name, move |event: &Event| {
+        let trace = Trace::open(root, name, move |event: &Event| {
             let Event { event, client, destination, verdict, rule } = event;
             tracing::debug!(instance, event, %client, %destination, verdict, rule, "decided");
             true
         });
-        // One that was attached by somebody else, or at another level, tells nothing.
+        // An instance that was attached by hand, or at another level, reports nothing.
         let Ok(trace) = trace else {
-            lock(&self.memory.decisions).remove(name);
+            lock(&self.reading).remove(name);
             return;
         };
-        let (reading, name) = (Arc::clone(&self.memory.decisions), name.to_owned());
+        let (reading, name) = (Arc::clone(&self.reading), name.to_owned());
         tokio::spawn(async move {
             if let Err(e) = trace.follow(std::future::pending::<()>()).await {
                 tracing::debug!(instance = name, "its decisions cannot be read: {e}");

@@ -1,4 +1,4 @@
-//! Changes in the file system: configuration files, and the places where targets appear and go.
+//! inotify events of configuration files, and of the paths where targets appear and go.
 
 use crate::base::error::{Context, Result};
 use crate::sys::poll;

@@ -1,68 +1,80 @@
-//! Whether the agent works (`/healthz`) and has done its first work (`/readyz`).
+//! Whether the agent works (`/healthz`) and can do its work (`/readyz`).
 
-use std::sync::{Mutex, PoisonError};
+use super::sync::lock;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// No step of a pass takes longer; this long without one means that something hangs.
-const STUCK: Duration = Duration::from_secs(120);
+const HANG_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How the agent is.
+/// Something that readiness depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Condition {
+    FirstPass,
+    PodList,
+}
+
 #[derive(Debug)]
 pub struct Health {
+    resync: Duration,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug)]
 struct Inner {
     standby: bool,
-    passed: bool,
-    last: Instant,
-    resync: Duration,
+    last_step: Instant,
+    /// Unmet conditions, and why.
+    unmet: BTreeMap<Condition, String>,
 }
 
 impl Health {
-    /// Before the first pass; each is followed by another after `resync` at the latest.
+    /// Before the first pass. Another pass follows each after `resync` at the latest.
     pub fn new(resync: Duration) -> Self {
-        let inner = Inner { standby: false, passed: false, last: Instant::now(), resync };
-        Self { inner: Mutex::new(inner) }
+        let unmet =
+            BTreeMap::from([(Condition::FirstPass, "the first look at the node is not done".to_owned())]);
+        Self { resync, inner: Mutex::new(Inner { standby: false, last_step: Instant::now(), unmet }) }
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
-        work(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Another agent is at work on this node, and this one waits for it to end.
+    /// Another agent works on this node, and this one waits for it to end.
     pub fn standby(&self, standby: bool) {
-        self.with(|inner| (inner.standby, inner.last) = (standby, Instant::now()));
+        let mut inner = lock(&self.inner);
+        (inner.standby, inner.last_step) = (standby, Instant::now());
     }
 
-    /// A step of a pass is done: the first pass of an agent that comes late has hundreds.
-    pub fn working(&self) {
-        self.with(|inner| inner.last = Instant::now());
+    /// A step of a pass is done. The first pass of an agent that comes late has hundreds.
+    pub fn step_done(&self) {
+        lock(&self.inner).last_step = Instant::now();
     }
 
-    /// A pass is done.
-    pub fn passed(&self) {
-        self.with(|inner| (inner.passed, inner.last) = (true, Instant::now()));
+    pub fn met(&self, condition: Condition) {
+        lock(&self.inner).unmet.remove(&condition);
+    }
+
+    pub fn unmet(&self, condition: Condition, why: String) {
+        lock(&self.inner).unmet.insert(condition, why);
     }
 
     /// `/healthz`.
     pub fn alive(&self) -> Result<&'static str, String> {
-        self.with(|inner| match inner.last.elapsed() {
+        let inner = lock(&self.inner);
+        match inner.last_step.elapsed() {
             _ if inner.standby => Ok("standby"),
-            since if since > inner.resync + STUCK => {
+            since if since > self.resync + HANG_TIMEOUT => {
                 Err(format!("nothing was done for {} seconds", since.as_secs()))
             }
             _ => Ok("ok"),
-        })
+        }
     }
 
-    /// `/readyz`: a rollout must be able to go on while the old agent is at work.
+    /// `/readyz`. A standby is ready, or a rollout would wait for the old agent for ever.
     pub fn ready(&self) -> Result<&'static str, String> {
-        self.with(|inner| match (inner.standby, inner.passed) {
-            (true, _) => Ok("standby: another agent is at work on this node"),
-            (false, false) => Err("the first look at the node is not done".into()),
-            (false, true) => Ok("ok"),
-        })
+        let inner = lock(&self.inner);
+        match inner.unmet.values().next() {
+            _ if inner.standby => Ok("standby: another agent is at work on this node"),
+            Some(why) => Err(why.clone()),
+            None => Ok("ok"),
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! `/metrics`, `/healthz` and `/readyz`.
 
-use super::Agent;
+use super::health::Health;
+use super::metrics::Metrics;
 use crate::base::error::{Context, Result};
+use crate::instance::directory::Directory;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -19,13 +21,22 @@ use tokio::sync::Semaphore;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Scrapers and probes are few; more wait in the backlog.
-const CONNECTIONS: usize = 32;
-const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_CONNECTIONS: usize = 32;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 const BACKLOG: i32 = 128;
-const AGAIN: Duration = Duration::from_millis(200);
+const PORT_RETRY_INTERVAL: Duration = Duration::from_millis(200);
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What an address is for. Each has connections of its own: whoever keeps those for the metrics busy, which any pod may reach,
-/// keeps no probe from its answer.
+/// What the answers are made from.
+pub struct State {
+    pub root: Directory,
+    pub metrics: Arc<Metrics>,
+    pub health: Arc<Health>,
+}
+
+/// What an address is for. Each has connections of its own: pods may reach the metrics, and a client that holds all
+/// connections there must not make a probe fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// `--http`: the metrics, and the state of the agent.
@@ -50,8 +61,7 @@ impl Purpose {
     }
 }
 
-/// Opens the port; None if it is taken: an agent that is about to end may have it (a rollout on the host's
-/// network).
+/// Opens the port; None if it is taken. In a rollout on the host's network the old agent still has it.
 ///
 /// # Errors
 ///
@@ -86,45 +96,45 @@ fn listen(at: SocketAddr) -> Result<std::net::TcpListener, Errno> {
 }
 
 /// Answers for ever, as soon as it can have the port.
-pub async fn serve(at: SocketAddr, purpose: Purpose, mut bound: Option<TcpListener>, agent: Arc<Agent>) {
+pub async fn serve(at: SocketAddr, purpose: Purpose, mut bound: Option<TcpListener>, state: Arc<State>) {
     if bound.is_none() {
         tracing::warn!(%at, "the address of {} is in use; trying again until it is free", purpose.option());
     }
     let listener = loop {
         match bound.take() {
             Some(listener) => break listener,
-            None => tokio::time::sleep(AGAIN).await,
+            None => tokio::time::sleep(PORT_RETRY_INTERVAL).await,
         }
         bound = bind(at, purpose).unwrap_or(None);
     };
     if let Ok(at) = listener.local_addr() {
         tracing::info!(%at, "serving {}", purpose.paths());
     }
-    let free = Arc::new(Semaphore::new(CONNECTIONS));
+    let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors, for example: not to spin.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Without a pause this would spin while descriptors are short.
+            tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
             continue;
         };
-        let agent = Arc::clone(&agent);
+        let state = Arc::clone(&state);
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(Arc::clone(&agent), purpose, request));
+            let service = service_fn(move |request| answer(Arc::clone(&state), purpose, request));
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
+                .header_read_timeout(HEADER_TIMEOUT)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
-            // Whoever hangs up has got what he wanted.
-            let _ = tokio::time::timeout(PATIENCE * 3, connection).await;
+            // A client that hangs up needs no answer.
+            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
             drop(permit);
         });
     }
 }
 
 async fn answer(
-    agent: Arc<Agent>,
+    state: Arc<State>,
     purpose: Purpose,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -132,15 +142,15 @@ async fn answer(
         return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into()));
     }
     Ok(match request.uri().path() {
-        "/metrics" if purpose == Purpose::Everything => metrics(agent).await,
-        "/healthz" => check(agent.health.alive()),
-        "/readyz" => check(agent.ready()),
+        "/metrics" if purpose == Purpose::Everything => metrics(state).await,
+        "/healthz" => check(state.health.alive()),
+        "/readyz" => check(state.health.ready()),
         _ => plain(StatusCode::NOT_FOUND, format!("there are {}\n", purpose.paths())),
     })
 }
 
-async fn metrics(agent: Arc<Agent>) -> Response<Full<Bytes>> {
-    let text = tokio::task::spawn_blocking(move || agent.metrics.text(&agent.root)).await;
+async fn metrics(state: Arc<State>) -> Response<Full<Bytes>> {
+    let text = tokio::task::spawn_blocking(move || state.metrics.text(&state.root)).await;
     let Ok(Ok(text)) = text else {
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n".into());
     };
@@ -149,8 +159,8 @@ async fn metrics(agent: Arc<Agent>) -> Response<Full<Bytes>> {
     response
 }
 
-fn check(state: Result<&'static str, String>) -> Response<Full<Bytes>> {
-    match state {
+fn check(result: Result<&'static str, String>) -> Response<Full<Bytes>> {
+    match result {
         Ok(text) => plain(StatusCode::OK, format!("{text}\n")),
         Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }

@@ -1,6 +1,6 @@
-//! The agent's directory, and that only one agent is at work on a node.
+//! The agent's directory, and the lock that lets one agent work on a node.
 
-use super::Agent;
+use super::health::Health;
 use crate::base::error::{Context, Error, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
@@ -8,15 +8,15 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::Path;
 use std::time::Duration;
 
-const AGAIN: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Waits until no other agent is at work. The lock is the kernel's: it ends with its process.
+/// Waits until no other agent works. The kernel releases the lock when its process ends.
 ///
 /// # Errors
 ///
-/// If the directory is none that only root can write to.
-pub async fn lock(agent: &Agent, dir: &Path) -> Result<File> {
-    make(dir)?;
+/// If others than root can write to the directory.
+pub async fn lock(health: &Health, dir: &Path) -> Result<File> {
+    make_private(dir)?;
     let path = dir.join("agent.lock");
     let file = File::options()
         .create(true)
@@ -25,33 +25,33 @@ pub async fn lock(agent: &Agent, dir: &Path) -> Result<File> {
         .mode(0o600)
         .open(&path)
         .context(|| format!("open {}", path.display()))?;
-    let mut told = false;
+    let mut is_waiting = false;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => break,
             Err(rustix::io::Errno::WOULDBLOCK) => {}
             Err(e) => return Err(e).context(|| format!("lock {}", path.display())),
         }
-        if !told {
+        if !is_waiting {
             tracing::info!(lock = %path.display(), "another agent is at work on this node; waiting for it to end");
-            agent.health.standby(true);
-            told = true;
+            health.standby(true);
+            is_waiting = true;
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
-    agent.health.standby(false);
+    health.standby(false);
     Ok(file)
 }
 
-fn make(dir: &Path) -> Result<()> {
+fn make_private(dir: &Path) -> Result<()> {
     match std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
             return Err(e).context(|| format!("create {}", dir.display()));
         }
         _ => {}
     }
-    let there = std::fs::metadata(dir).context(|| format!("stat {}", dir.display()))?;
-    if there.uid() != 0 || there.mode() & 0o022 != 0 {
+    let metadata = std::fs::metadata(dir).context(|| format!("stat {}", dir.display()))?;
+    if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
         return Err(Error::input(format!(
             "{} can be written to by others than root; give another --run-dir, or chmod 700 it",
             dir.display()

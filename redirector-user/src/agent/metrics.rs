@@ -1,5 +1,6 @@
-//! What `/metrics` tells; the table is in docs/agent.md.
+//! `/metrics`; the table is in docs/agent.md.
 
+use super::sync::lock;
 use crate::base::error::Result;
 use crate::instance::directory::Directory;
 use crate::instance::maps::{Instance, Phase};
@@ -17,95 +18,135 @@ use redirector_common::abi::ABI_VERSION;
 use redirector_common::counter::Counter;
 use redirector_common::decide::Verdict;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
+/// The label `reason` of `redirector_errors_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    Api,
+    Config,
+    Pods,
+    Target,
+    Attach,
+    Detach,
+    Upgrade,
+    Refresh,
+    Follow,
+    Cni,
+    Peer,
+    Request,
+    Install,
+}
+
+impl Reason {
+    const ALL: [Self; 13] = [
+        Self::Api,
+        Self::Config,
+        Self::Pods,
+        Self::Target,
+        Self::Attach,
+        Self::Detach,
+        Self::Upgrade,
+        Self::Refresh,
+        Self::Follow,
+        Self::Cni,
+        Self::Peer,
+        Self::Request,
+        Self::Install,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Config => "config",
+            Self::Pods => "pods",
+            Self::Target => "target",
+            Self::Attach => "attach",
+            Self::Detach => "detach",
+            Self::Upgrade => "upgrade",
+            Self::Refresh => "refresh",
+            Self::Follow => "follow",
+            Self::Cni => "cni",
+            Self::Peer => "peer",
+            Self::Request => "request",
+            Self::Install => "install",
+        }
+    }
+}
+
 /// Every metric.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Metrics {
     registry: Registry,
     connections: Family<Labels<2>, Count>,
-    alive: Gauge,
+    open_connections: Gauge,
     instances: Family<Labels<1>, Gauge>,
     listeners: Family<Labels<2>, Gauge>,
-    deaf: Family<Labels<1>, Gauge>,
-    /// How long each attach took.
-    pub attach_seconds: Histogram,
+    without_listener: Family<Labels<1>, Gauge>,
+    pub attach_seconds: AttachSeconds,
     steps: Family<Labels<1>, Count>,
     errors: Family<Labels<1>, Count>,
     cni: Family<Labels<2>, Count>,
-    wanted: Family<Labels<1>, Gauge>,
-    /// Counters of each instance as they were when it was last looked at, by cookie of its namespace.
-    seen: Mutex<Seen>,
+    targets: Family<Labels<1>, Gauge>,
+    last_counts: Mutex<LastCounts>,
 }
 
-type Seen = HashMap<u64, Vec<u64>>;
+/// Counters of each instance as they were when they were last read, by cookie of its namespace.
+type LastCounts = HashMap<u64, Vec<u64>>;
+
+#[derive(Clone, Debug)]
+pub struct AttachSeconds(Histogram);
+
+impl Default for AttachSeconds {
+    fn default() -> Self {
+        Self(Histogram::new(exponential_buckets(0.005, 2.0, 11)))
+    }
+}
+
+impl AttachSeconds {
+    pub fn observe(&self, seconds: f64) {
+        self.0.observe(seconds);
+    }
+}
 
 impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("redirector");
-        let this = Self {
-            registry: Registry::default(),
-            connections: Family::default(),
-            alive: Gauge::default(),
-            instances: Family::default(),
-            listeners: Family::default(),
-            deaf: Family::default(),
-            attach_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 11)),
-            steps: Family::default(),
-            errors: Family::default(),
-            cni: Family::default(),
-            wanted: Family::default(),
-            seen: Mutex::default(),
-        };
+        let mut this = Self { registry: Registry::with_prefix("redirector"), ..Self::default() };
         let build = Info::new(vec![
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
             ("programs", object::ID.to_owned()),
             ("abi", ABI_VERSION.to_string()),
         ]);
-        registry.register("build", "What this agent is", build);
-        registry.register(
-            "connections",
-            "Connections by verdict and by the rule that decided, over all instances",
-            this.connections.clone(),
+        let r = &mut this.registry;
+        r.register("build", "What this agent is", build);
+        let help = "Connections by verdict and by the rule that decided, over all instances";
+        r.register("connections", help, this.connections.clone());
+        r.register(
+            "connections_open",
+            "Redirected connections that are alive",
+            this.open_connections.clone(),
         );
-        registry.register("connections_open", "Redirected connections that are alive", this.alive.clone());
-        registry.register("instances", "Instances on this node by state", this.instances.clone());
-        registry.register(
-            "listeners",
-            "Listeners of the proxies that are registered",
-            this.listeners.clone(),
-        );
-        registry.register(
-            "instances_without_listener",
-            "Instances whose proxy listens on no port for this traffic, which is refused",
-            this.deaf.clone(),
-        );
-        registry.register("attach_seconds", "Time an attach took", this.attach_seconds.clone());
-        registry.register("steps", "What the agent has done to instances", this.steps.clone());
-        registry.register("errors", "What went wrong, by reason", this.errors.clone());
-        registry.register(
-            "cni_requests",
-            "Requests of the CNI plugin by operation and outcome",
-            this.cni.clone(),
-        );
-        registry.register(
-            "targets",
-            "Targets that are wanted, by whether they are there",
-            this.wanted.clone(),
-        );
-        // So that an alert on a rate sees the first one.
-        for reason in super::REASONS {
-            drop(this.errors.get_or_create(&[("reason", reason)]));
+        r.register("instances", "Instances on this node by state", this.instances.clone());
+        r.register("listeners", "Listeners of the proxies that are registered", this.listeners.clone());
+        let help = "Instances whose proxy listens on no port for this traffic, which is refused";
+        r.register("instances_without_listener", help, this.without_listener.clone());
+        r.register("attach_seconds", "Time an attach took", this.attach_seconds.0.clone());
+        r.register("steps", "What the agent has done to instances", this.steps.clone());
+        r.register("errors", "What went wrong, by reason", this.errors.clone());
+        r.register("cni_requests", "Requests of the CNI plugin by operation and outcome", this.cni.clone());
+        r.register("targets", "Targets that are wanted, by whether they are there", this.targets.clone());
+        // An alert on a rate misses the first error of a series that does not exist yet.
+        for reason in Reason::ALL {
+            drop(this.errors.get_or_create(&[("reason", reason.name())]));
         }
-        Self { registry, ..this }
+        this
     }
 
-    /// Something went wrong, for one of [`super::REASONS`].
-    pub fn error(&self, reason: &'static str) {
-        self.errors.get_or_create(&[("reason", reason)]).inc();
+    pub fn error(&self, reason: Reason) {
+        self.errors.get_or_create(&[("reason", reason.name())]).inc();
     }
 
     /// Something was done to an instance.
@@ -118,66 +159,70 @@ impl Metrics {
         self.cni.get_or_create(&[("operation", operation), ("outcome", outcome)]).inc();
     }
 
-    /// So many targets are wanted, of which so many are there.
-    pub fn wanted(&self, all: usize, here: usize) {
-        self.wanted.get_or_create(&[("state", "here")]).set(here as i64);
-        self.wanted.get_or_create(&[("state", "awaited")]).set((all - here) as i64);
+    /// So many targets are desired, of which so many are present.
+    pub fn targets(&self, desired: usize, present: usize) {
+        self.targets.get_or_create(&[("state", "here")]).set(present as i64);
+        self.targets.get_or_create(&[("state", "awaited")]).set((desired - present) as i64);
     }
 
     /// Everything, in the OpenMetrics text format.
     pub fn text(&self, root: &Directory) -> Result<String, std::fmt::Error> {
-        self.look(root);
+        self.update(root);
         let mut text = String::new();
         encode(&mut text, &self.registry).map(|()| text)
     }
 
-    /// Counts what an instance has counted since it was last looked at; to be called before one is detached.
-    pub fn take(&self, root: &Directory, name: &str) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = Instance::open(root, name).and_then(|instance| self.count(&instance, &mut seen).map(drop));
+    /// Adds what an instance has counted since it was last read; to be called before it is detached.
+    pub fn count_last(&self, root: &Directory, name: &str) {
+        let mut last = lock(&self.last_counts);
+        let _ = Instance::open(root, name).and_then(|instance| self.count(&instance, &mut last).map(drop));
     }
 
-    fn look(&self, root: &Directory) {
+    fn update(&self, root: &Directory) {
         let mut totals = Totals::default();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last_counts);
         let names = root.names();
-        let (mut counted, mut whole) = (HashSet::new(), names.is_ok());
+        let (mut counted, mut all_read) = (HashSet::new(), names.is_ok());
         for name in names.unwrap_or_default() {
-            let looked = Instance::open(root, &name).and_then(|instance| {
-                counted.insert(self.count(&instance, &mut seen)?);
+            let read = Instance::open(root, &name).and_then(|instance| {
+                counted.insert(self.count(&instance, &mut last)?);
                 totals.add(&instance)
             });
-            whole &= looked.is_ok();
-            if looked.is_err() && root.instance(&name).exists() {
+            all_read &= read.is_ok();
+            if read.is_err() && root.instance(&name).exists() {
                 *totals.states.entry("damaged").or_default() += 1;
             }
         }
-        // Of one that could not be read what was seen stays, not to be counted twice.
-        if whole {
-            seen.retain(|cookie, _| counted.contains(cookie));
+        // An instance that could not be read keeps its last counts, or they would be added twice.
+        if all_read {
+            last.retain(|cookie, _| counted.contains(cookie));
         }
-        drop(seen);
+        drop(last);
+        self.set_totals(&totals);
+    }
+
+    fn set_totals(&self, totals: &Totals) {
         for state in ["active", "draining", "inert", "damaged"] {
             let n = totals.states.get(state).copied().unwrap_or_default();
             self.instances.get_or_create(&[("state", state)]).set(n);
         }
-        self.alive.set(totals.alive);
+        self.open_connections.set(totals.open_connections);
         for (traffic, _) in TRAFFIC {
             for family in ["ipv4", "ipv6"] {
                 let n = totals.listeners.get(&(traffic, family)).copied().unwrap_or_default();
                 self.listeners.get_or_create(&[("traffic", traffic), ("family", family)]).set(n);
             }
-            let deaf = totals.deaf.get(traffic).copied().unwrap_or_default();
-            self.deaf.get_or_create(&[("traffic", traffic)]).set(deaf);
+            let without = totals.without_listener.get(traffic).copied().unwrap_or_default();
+            self.without_listener.get_or_create(&[("traffic", traffic)]).set(without);
         }
     }
 
-    /// Gives the cookie of its namespace.
-    fn count(&self, instance: &Instance, all: &mut Seen) -> Result<u64> {
+    /// Returns the cookie of the instance's namespace.
+    fn count(&self, instance: &Instance, all: &mut LastCounts) -> Result<u64> {
         let cookie = instance.meta()?.netns_cookie;
         let now = instance.counters()?;
-        let seen = all.entry(cookie).or_insert_with(|| vec![0; now.len()]);
-        for ((counter, now), before) in Counter::ALL.into_iter().zip(now).zip(seen) {
+        let last = all.entry(cookie).or_insert_with(|| vec![0; now.len()]);
+        for ((counter, now), before) in Counter::ALL.into_iter().zip(now).zip(last) {
             // Fewer than before: it was detached and attached again, and counts from zero.
             let more = if now >= *before { now - *before } else { now };
             *before = now;
@@ -188,28 +233,22 @@ impl Metrics {
     }
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 const TRAFFIC: [(&str, Verdict); 3] =
     [("outbound", Verdict::Outbound), ("inbound", Verdict::Inbound), ("dns", Verdict::Dns)];
 
 #[derive(Default)]
 struct Totals {
     states: HashMap<&'static str, i64>,
-    alive: i64,
+    open_connections: i64,
     listeners: HashMap<(&'static str, &'static str), i64>,
-    deaf: HashMap<&'static str, i64>,
+    without_listener: HashMap<&'static str, i64>,
 }
 
 impl Totals {
     fn add(&mut self, instance: &Instance) -> Result<()> {
         let phase = Phase::of(&instance.meta()?);
         *self.states.entry(phase.name()).or_default() += 1;
-        self.alive += instance.live()?.cast_signed();
+        self.open_connections += instance.live()?.cast_signed();
         let Phase::Active(slot) = phase else { return Ok(()) };
         let dns = record::read(&instance.dir, slot).is_ok_and(|record| record.policy.dns != Dns::Off);
         for (traffic, kind) in TRAFFIC {
@@ -217,7 +256,7 @@ impl Totals {
             *self.listeners.entry((traffic, "ipv4")).or_default() += i64::from(v4);
             *self.listeners.entry((traffic, "ipv6")).or_default() += i64::from(v6);
             if v4 + v6 == 0 && (traffic != "dns" || dns) {
-                *self.deaf.entry(traffic).or_default() += 1;
+                *self.without_listener.entry(traffic).or_default() += 1;
             }
         }
         Ok(())

@@ -1,13 +1,13 @@
-//! `redirector agent`: keeps what is captured on this node as it is wanted.
+//! `redirector agent`: keeps what is captured on this node as it is desired.
 //!
-//! Gather, plan, execute: a pass looks at what there is and at what is wanted, a pure function
-//! ([`plan`]) says what to do, and it is done. Whatever happens (a file, a pod, a namespace that
-//! ends) only wakes the next pass. Traffic does not depend on the agent: everything that captures
-//! is pinned, and stays as it is while there is none.
+//! Gather, plan, execute: a pass takes the inventory and the desired state, a pure function (`plan`) makes the
+//! steps, and they are executed. Every event (a file, a pod, a namespace that ends) only wakes the next pass.
+//! Traffic does not depend on the agent: everything that captures is pinned, and stays while there is no agent.
 
 mod cgroup_namespace;
 mod cni_server;
 mod decisions;
+mod execute;
 mod file_events;
 mod health;
 mod http;
@@ -16,44 +16,48 @@ pub mod log;
 mod metrics;
 mod netns_events;
 mod pass;
-pub mod plan;
-pub mod pods;
+mod plan;
+mod plugin;
+mod pods;
 mod refresh;
 mod retry;
-mod target_files;
-mod target_path;
+mod sync;
+mod targets;
 
 use crate::base::error::{Context, Error, Result};
 use crate::cni_install::Places;
 use crate::instance::directory::Directory;
+use cni_server::CniServer;
+use execute::Executor;
 use file_events::Watcher;
-use health::Health;
+use health::{Condition, Health};
 use http::Purpose;
 use metrics::Metrics;
-use netns_events::Namespaces;
-use pods::source_api::{self, Kubernetes};
-use pods::{Pods, Source};
+use pass::Passes;
+use plugin::PluginKeeper;
+use pods::cache::{PodCache, Source};
+use pods::source_api::{ApiSource, Watch};
+use refresh::Refresher;
+use retry::Failures;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
+use targets::capture::FileTargets;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-/// Values of the label `reason` of `redirector_errors_total`.
-pub const REASONS: [&str; 13] = [
-    "api", "config", "pods", "target", "attach", "detach", "upgrade", "refresh", "follow", "cni", "peer",
-    "request", "install",
-];
+/// A blocking task that attaches may finish; a killed attach would be swept later.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the agent is asked to do.
+/// What the agent shall do.
 pub struct Options {
     /// Where instances are.
     pub root: Directory,
     /// Directory of the files that name targets.
     pub config: Option<PathBuf>,
-    /// Who knows the pods, and which of them are captured.
+    /// Where pods are listed, and which of them are captured.
     pub pods: PodOptions,
     /// Where the CNI plugin is installed; None: it is not.
     pub plugin: Option<Places>,
@@ -61,13 +65,13 @@ pub struct Options {
     pub run_dir: PathBuf,
     /// Address of `/metrics`; None for none.
     pub http: Option<SocketAddr>,
-    /// Another one of `/healthz` and `/readyz` alone.
+    /// Another address, of `/healthz` and `/readyz` alone.
     pub probes: Option<SocketAddr>,
-    /// The node is looked at this often even if nothing seems to happen.
+    /// The longest pause between passes.
     pub resync: Duration,
 }
 
-/// What is asked for about pods.
+/// The options about pods.
 #[derive(Clone, Debug, Default)]
 pub struct PodOptions {
     /// Directory of Pod objects.
@@ -80,7 +84,7 @@ pub struct PodOptions {
     pub excluded: Vec<String>,
     /// Where the kubelet's cgroups are, if not somewhere below the root.
     pub cgroup_root: Option<PathBuf>,
-    /// Let pods start that nobody knows, uncaptured.
+    /// Let unknown pods start, uncaptured.
     pub pass_unknown: bool,
 }
 
@@ -89,31 +93,12 @@ impl PodOptions {
         match (&self.files, &self.node) {
             (Some(dir), _) => Ok(Source::Files(dir.clone())),
             (None, Some(node)) => {
-                let server = Kubernetes::new(node, self.kubeconfig.as_deref()).await?;
-                Ok(Source::Kubernetes(Arc::new(server)))
+                let server = ApiSource::new(node, self.kubeconfig.as_deref()).await?;
+                Ok(Source::Api(Arc::new(server)))
             }
             (None, None) => Ok(Source::None),
         }
     }
-}
-
-/// What every task of the agent shares.
-pub struct Agent {
-    root: Directory,
-    config: Option<PathBuf>,
-    pods: Pods,
-    plugin: Option<Places>,
-    resync: Duration,
-    metrics: Metrics,
-    health: Health,
-    namespaces: Namespaces,
-    watcher: Watcher,
-    wake: Notify,
-    memory: pass::Memory,
-    /// That no other agent is at work, as long as anything of this one is.
-    lock: OnceLock<File>,
-    /// Whose turn it is to attach for the plugin.
-    turn: Mutex<()>,
 }
 
 /// Runs until the process is told to end. What is captured stays captured.
@@ -127,60 +112,44 @@ pub fn run(options: Options) -> Result<()> {
         .enable_all()
         .build()
         .context(|| "start the runtime".into())?;
-    let result = runtime.block_on(start(options));
-    // What is being attached is finished: a killed attach is swept, but this is cleaner.
-    runtime.shutdown_timeout(Duration::from_secs(10));
+    // Held until the last attach has ended.
+    let lock = Arc::default();
+    let result = runtime.block_on(start(options, Arc::clone(&lock)));
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    drop(lock);
     result
 }
 
-impl Agent {
-    /// `/readyz`, and the plugin's STATUS.
-    fn ready(&self) -> Result<&'static str, String> {
-        match (self.health.ready(), self.pods.source.waits_for()) {
-            (Ok("ok"), Some(what)) => Err(format!("waiting for {what}")),
-            (ready, _) => ready,
-        }
-    }
-}
+/// The lock that this agent holds, once it does.
+type HeldLock = Arc<OnceLock<File>>;
 
-async fn start(options: Options) -> Result<()> {
+async fn start(options: Options, lock: HeldLock) -> Result<()> {
     if let Some(dir) = &options.config
         && !dir.is_dir()
     {
         return Err(Error::input(format!("--config {} is no directory", dir.display())));
     }
-    let Options { root, config, pods, plugin, run_dir, http, probes, resync } = options;
-    let pods = Pods::new(pods.source().await?, pods.excluded, pods.cgroup_root, pods.pass_unknown);
-    let agent = Arc::new(Agent {
-        root,
-        config,
-        pods,
-        plugin,
-        resync,
-        metrics: Metrics::new(),
-        health: Health::new(resync),
-        namespaces: Namespaces::new()?,
-        watcher: Watcher::new()?,
-        wake: Notify::new(),
-        memory: pass::Memory::default(),
-        lock: OnceLock::new(),
-        turn: Mutex::default(),
-    });
+    let health = Arc::new(Health::new(options.resync));
+    let metrics = Arc::new(Metrics::new());
+    let wake = Arc::new(Notify::new());
     let (mut terminated, mut hangup) = (on(SignalKind::terminate())?, on(SignalKind::hangup())?);
     let mut interrupted = on(SignalKind::interrupt())?;
-    for (at, purpose) in [(http, Purpose::Everything), (probes, Purpose::Probes)] {
-        if let Some(at) = at {
-            tokio::spawn(http::serve(at, purpose, http::bind(at, purpose)?, Arc::clone(&agent)));
-        }
-    }
-    let work = work(Arc::clone(&agent), run_dir);
+    let (http, probes) = (options.http, options.probes);
+    let state = http::State {
+        root: options.root.clone(),
+        metrics: Arc::clone(&metrics),
+        health: Arc::clone(&health),
+    };
+    let work = prepare(options, health, metrics, Arc::clone(&wake)).await?;
+    serve_http(&[(http, Purpose::Everything), (probes, Purpose::Probes)], state)?;
+    let work = work.run(lock);
     tokio::pin!(work);
     loop {
         tokio::select! {
             result = &mut work => return result,
             _ = terminated.recv() => break,
             _ = interrupted.recv() => break,
-            _ = hangup.recv() => agent.wake.notify_one(),
+            _ = hangup.recv() => wake.notify_one(),
         }
     }
     tracing::info!("ending; what is captured stays captured");
@@ -191,25 +160,92 @@ fn on(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {
     signal(kind).context(|| "wait for signals".into())
 }
 
-/// The agent's work, once no other agent is at work on this node.
-async fn work(agent: Arc<Agent>, run_dir: PathBuf) -> Result<()> {
-    let _ = agent.lock.set(lock::lock(&agent, &run_dir).await?);
-    tokio::spawn(cni_server::serve(cni_server::bind(&run_dir)?, Arc::clone(&agent)));
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), bpffs = %agent.root.dir().display(), "working");
-    if let Source::Kubernetes(server) = &agent.pods.source {
-        tokio::spawn(source_api::watch(Arc::clone(server), Arc::clone(&agent)));
-    }
-    tokio::spawn(refresh::follow(Arc::clone(&agent)));
-    let watching = Arc::clone(&agent);
-    tokio::spawn(async move {
-        loop {
-            watching.watcher.changed().await;
-            watching.wake.notify_one();
+fn serve_http(addresses: &[(Option<SocketAddr>, Purpose)], state: http::State) -> Result<()> {
+    let state = Arc::new(state);
+    for (address, purpose) in addresses {
+        if let Some(address) = *address {
+            let bound = http::bind(address, *purpose)?;
+            tokio::spawn(http::serve(address, *purpose, bound, Arc::clone(&state)));
         }
-    });
-    pass::passes(agent).await
+    }
+    Ok(())
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Everything that works once this agent has the lock.
+struct Work {
+    run_dir: PathBuf,
+    passes: Passes,
+}
+
+async fn prepare(
+    options: Options,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    wake: Arc<Notify>,
+) -> Result<Work> {
+    let Options { root, config, pods, plugin, run_dir, resync, .. } = options;
+    let source = pods.source().await?;
+    if matches!(source, Source::Api(_)) {
+        health.unmet(Condition::PodList, "waiting for the API server to tell the node's pods".into());
+    }
+    let pods = PodCache::new(source, pods.excluded, pods.cgroup_root, pods.pass_unknown);
+    let failures = Arc::new(Failures::new(Arc::clone(&metrics)));
+    let refresher = Refresher::new(
+        root.clone(),
+        Arc::clone(&metrics),
+        Arc::clone(&failures),
+        Arc::clone(&health),
+        Arc::clone(&wake),
+    )?;
+    let plugin = plugin.map(|places| PluginKeeper {
+        places,
+        failures: Arc::clone(&failures),
+        metrics: Arc::clone(&metrics),
+    });
+    let executor =
+        Executor { root, metrics, failures, wake, refresher: Arc::new(refresher), pods: Arc::new(pods) };
+    let passes = Passes {
+        executor: Arc::new(executor),
+        files: FileTargets::new(config),
+        plugin,
+        watcher: Arc::new(Watcher::new()?),
+        health,
+        resync,
+        in_transition: 0,
+    };
+    Ok(Work { run_dir, passes })
+}
+
+impl Work {
+    /// Waits until no other agent works on this node, and works then.
+    async fn run(self, held: HeldLock) -> Result<()> {
+        let Self { run_dir, passes } = self;
+        let (executor, health) = (Arc::clone(&passes.executor), Arc::clone(&passes.health));
+        let _ = held.set(lock::lock(&health, &run_dir).await?);
+        let server = CniServer {
+            executor: Arc::clone(&executor),
+            health: Arc::clone(&health),
+            attaching: Mutex::default(),
+        };
+        tokio::spawn(cni_server::serve(cni_server::bind(&run_dir)?, Arc::new(server)));
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), bpffs = %executor.root.dir().display(), "working");
+        if let Source::Api(server) = &executor.pods.source {
+            let watch = Watch {
+                server: Arc::clone(server),
+                failures: Arc::clone(&executor.failures),
+                health,
+                wake: Arc::clone(&executor.wake),
+            };
+            tokio::spawn(watch.run());
+        }
+        tokio::spawn(Arc::clone(&executor.refresher).run());
+        let (watcher, wake) = (Arc::clone(&passes.watcher), Arc::clone(&executor.wake));
+        tokio::spawn(async move {
+            loop {
+                watcher.changed().await;
+                wake.notify_one();
+            }
+        });
+        passes.run().await
+    }
 }

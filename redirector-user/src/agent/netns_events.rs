@@ -1,10 +1,11 @@
-//! Changes in the network namespaces of the targets: one netlink socket hears of all of them.
+//! Netlink events of the targets' network namespaces, all on one socket.
 //!
 //! A socket inside a namespace would keep the namespace from ending. This one is in a namespace of its
 //! own, in which those to be followed get ids (RTM_NEWNSID): netlink then tells their changes here with
 //! their id (NETLINK_LISTEN_ALL_NSID, Linux 4.2), and with RTM_DELNSID that one has ended
 //! (`unhash_nsid` in net/core/net_namespace.c). The ids end with the agent. It takes CAP_NET_BROADCAST.
 
+use super::sync::lock;
 use crate::base::error::{Context, Error, Result, chain};
 use crate::netlink::{Message, Netlink, Payload, number};
 use crate::sys::netns::in_new;
@@ -13,7 +14,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink::SocketAddrNet
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use tokio::io::unix::AsyncFd;
 
 const RTM_NEWNSID: u16 = 88;
@@ -26,8 +27,8 @@ const NLMSG_HEADER: usize = 16;
 const NLM_F_ACK: u16 = 4;
 /// LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, NSID (`enum rtnetlink_groups`).
 const GROUPS: [u32; 8] = [1, 5, 7, 8, 9, 11, 19, 28];
-/// Some thousand messages; what does not fit is made good by looking at every namespace.
-const BUFFER: i32 = 4 << 20;
+/// Some thousand messages. If more are lost every namespace is compared.
+const RECEIVE_BUFFER_BYTES: i32 = 4 << 20;
 
 /// What happened since the last time.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -73,13 +74,13 @@ impl Namespaces {
 
     /// Whether a namespace is followed, and has not ended.
     pub fn follows(&self, cookie: u64) -> bool {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.cookies.values().any(|known| *known == cookie)
+        let inner = lock(&self.inner);
+        inner.cookies.values().any(|followed| *followed == cookie)
     }
 
     /// Cookies of all of them.
     pub fn followed(&self) -> BTreeSet<u64> {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let inner = lock(&self.inner);
         inner.cookies.values().copied().collect()
     }
 
@@ -89,8 +90,8 @@ impl Namespaces {
     ///
     /// The kernel's.
     pub fn follow(&self, netns: BorrowedFd<'_>, cookie: u64) -> Result<()> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if inner.cookies.values().any(|known| *known == cookie) {
+        let mut inner = lock(&self.inner);
+        if inner.cookies.values().any(|followed| *followed == cookie) {
             return Ok(());
         }
         let id = inner.next;
@@ -134,7 +135,7 @@ impl Namespaces {
             }
             other => other?,
         };
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = lock(&self.inner);
         match id {
             Some(id) => changes.changed.extend(inner.cookies.get(&id)),
             // Our own namespace has no traffic of its own: ids that end.
@@ -151,7 +152,7 @@ impl Namespaces {
 fn listen() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
-    nsid::set_buffer(fd.as_fd(), BUFFER)?;
+    nsid::set_buffer(fd.as_fd(), RECEIVE_BUFFER_BYTES)?;
     nsid::listen_all(fd.as_fd())?;
     rustix::net::bind(&fd, &SocketAddrNetlink::new(0, 0))?;
     GROUPS.iter().try_for_each(|group| nsid::join(fd.as_fd(), *group))?;

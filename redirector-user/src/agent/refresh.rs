@@ -1,88 +1,151 @@
-//! Follows what changes in the namespaces of instances: addresses, routes, interfaces.
+//! Refreshes instances when addresses, routes or interfaces of their namespaces change.
 
-use super::netns_events::Changes;
-use super::{Agent, lock};
+use super::decisions::DecisionLog;
+use super::health::Health;
+use super::metrics::{Metrics, Reason};
+use super::netns_events::{Changes, Namespaces};
+use super::retry::{Failures, Subject};
+use super::sync::lock;
 use crate::base::error::Result;
+use crate::instance::directory::Directory;
 use crate::instance::inventory::{InstanceState, InventoryItem, take_inventory};
 use crate::instance::{find, refresh};
 use crate::routes::{self, RouteSnapshot};
+use crate::sys::netns::NetNs;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::Notify;
 
-/// Refreshes instances whose namespaces have changed, for ever.
-pub async fn follow(agent: Arc<Agent>) {
-    loop {
-        let changes = agent.namespaces.changes().await;
-        if changes.ended {
-            agent.wake.notify_one();
-        }
-        let agent = Arc::clone(&agent);
-        // One after the other: what happens meanwhile is one change afterwards.
-        let _ = tokio::task::spawn_blocking(move || agent.changed(&changes)).await;
-    }
+pub struct Refresher {
+    pub root: Directory,
+    pub metrics: Arc<Metrics>,
+    pub failures: Arc<Failures>,
+    pub health: Arc<Health>,
+    pub wake: Arc<Notify>,
+    pub namespaces: Namespaces,
+    pub decisions: DecisionLog,
+    /// How each followed namespace was when its instance last read it, by cookie.
+    snapshots: Mutex<HashMap<u64, RouteSnapshot>>,
+    /// Cookies of namespaces that have changed since.
+    changed: Mutex<BTreeSet<u64>>,
+    /// Held from reading a namespace into its instance until the snapshot is stored: the later read is stored later.
+    reading: Mutex<()>,
 }
 
-impl Agent {
-    /// Follows every namespace that has an instance, whoever made it. One that was not followed
-    /// before may have changed unseen. True if one has neither a process nor a file: it is about to
-    /// end, and nobody will tell, or it was just made.
-    pub(super) fn follow_all(&self, there: &[InventoryItem]) -> bool {
-        let mut ending = false;
-        for InventoryItem { name, state, .. } in there {
+impl Refresher {
+    /// Follows no namespace yet. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// If netlink events of other namespaces cannot be received.
+    pub fn new(
+        root: Directory,
+        metrics: Arc<Metrics>,
+        failures: Arc<Failures>,
+        health: Arc<Health>,
+        wake: Arc<Notify>,
+    ) -> Result<Self> {
+        Ok(Self {
+            root,
+            metrics,
+            failures,
+            health,
+            wake,
+            namespaces: Namespaces::new()?,
+            decisions: DecisionLog::default(),
+            snapshots: Mutex::default(),
+            changed: Mutex::default(),
+            reading: Mutex::default(),
+        })
+    }
+
+    /// Refreshes instances whose namespaces have changed, for ever. Changes that come meanwhile are one change.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            let changes = self.namespaces.changes().await;
+            if changes.ended {
+                self.wake.notify_one();
+            }
+            let this = Arc::clone(&self);
+            let _ = tokio::task::spawn_blocking(move || this.refresh_changed(&changes)).await;
+        }
+    }
+
+    /// Follows the namespace of every instance, and refreshes those that were not followed before. True if a
+    /// namespace has neither a process nor a file: it was just made or is about to end, and no event will tell.
+    pub fn adopt_all(&self, inventory: &[InventoryItem]) -> bool {
+        let mut in_transition = false;
+        for InventoryItem { name, state, .. } in inventory {
             let InstanceState::Active(active) = state else { continue };
-            self.read_decisions(name);
-            let known = lock(&self.memory.mirrors).contains_key(&active.netns_cookie);
-            if !active.netns_alive || self.is_too_early(&format!("{name} (follow)")) {
+            self.decisions.read(&self.root, name);
+            let is_followed = lock(&self.snapshots).contains_key(&active.netns_cookie);
+            let subject = Subject::Refresh(name.clone());
+            if !active.netns_alive || self.failures.is_too_early(&subject) {
                 continue;
             }
-            if known {
-                ending |= !self.catch_up(name, active.netns_cookie);
+            if is_followed {
+                in_transition |= !self.catch_up(name, active.netns_cookie);
                 continue;
             }
             let Some(netns) = find::netns(&self.root, name) else {
-                ending = true;
+                in_transition = true;
                 continue;
             };
-            let followed = {
-                let _turn = lock(&self.memory.looking);
-                self.namespaces.follow(netns.as_fd(), netns.cookie).and_then(|()| self.refresh(name))
+            let adopted = {
+                let _reading = lock(&self.reading);
+                self.follow(&netns).and_then(|()| self.refresh(name))
             };
-            self.health.working();
-            match followed {
+            self.health.step_done();
+            match adopted {
                 Ok(()) => {
-                    self.fine(&format!("{name} (follow)"));
+                    self.failures.succeeded(&subject);
                     self.metrics.step("adopt");
                     tracing::info!(instance = name, "adopted");
                 }
                 Err(e) => {
-                    self.failed(&format!("{name} (follow)"), "follow", &e);
+                    self.failures.failed(subject, Reason::Follow, &e);
                 }
             }
         }
-        lock(&self.memory.mirrors).retain(|cookie, _| self.namespaces.follows(*cookie));
-        lock(&self.memory.heard).retain(|cookie| self.namespaces.follows(*cookie));
-        ending
+        lock(&self.snapshots).retain(|cookie, _| self.namespaces.follows(*cookie));
+        lock(&self.changed).retain(|cookie| self.namespaces.follows(*cookie));
+        in_transition
     }
 
-    /// How a namespace was when its instance read it.
-    pub(super) fn remember(&self, cookie: u64, facts: RouteSnapshot) {
-        lock(&self.memory.mirrors).insert(cookie, without_ours(facts));
+    /// Receives the changes of a namespace from now on.
+    pub fn follow(&self, netns: &NetNs) -> Result<()> {
+        self.namespaces.follow(netns.as_fd(), netns.cookie)
     }
 
-    /// Refreshes what has changed. What cannot be looked at now is left to the end of the attach that is at work on
-    /// it, or to the next pass.
-    fn changed(&self, changes: &Changes) {
-        let heard = if changes.lost { self.namespaces.followed() } else { changes.changed.clone() };
-        lock(&self.memory.heard).extend(&heard);
-        let Ok(there) = take_inventory(&self.root) else {
+    /// To be held while an instance reads its namespace, until [`Self::store`].
+    pub fn reading(&self) -> MutexGuard<'_, ()> {
+        lock(&self.reading)
+    }
+
+    /// Stores how a namespace was when its instance read it.
+    pub fn store(&self, cookie: u64, snapshot: RouteSnapshot) {
+        lock(&self.snapshots).insert(cookie, without_ours(snapshot));
+    }
+
+    /// The next pass adopts the instance of this namespace again.
+    pub fn forget(&self, cookie: u64) {
+        lock(&self.snapshots).remove(&cookie);
+    }
+
+    /// What cannot be refreshed now is left to the attach that is at work on it, or to the next pass.
+    fn refresh_changed(&self, changes: &Changes) {
+        let cookies = if changes.lost { self.namespaces.followed() } else { changes.changed.clone() };
+        lock(&self.changed).extend(&cookies);
+        let Ok(inventory) = take_inventory(&self.root) else {
             self.wake.notify_one();
             return;
         };
-        for InventoryItem { name, state, .. } in there {
+        for InventoryItem { name, state, .. } in inventory {
             if let InstanceState::Active(active) = state
                 && active.netns_alive
-                && heard.contains(&active.netns_cookie)
+                && cookies.contains(&active.netns_cookie)
                 && !self.catch_up(&name, active.netns_cookie)
             {
                 self.wake.notify_one();
@@ -90,20 +153,19 @@ impl Agent {
         }
     }
 
-    /// Refreshes an active instance if something was heard of its namespace and makes a difference; false if nobody
-    /// can tell now.
-    pub(super) fn catch_up(&self, name: &str, cookie: u64) -> bool {
-        // One after the other: whoever reads a namespace later remembers it later.
-        let _turn = lock(&self.memory.looking);
-        if !lock(&self.memory.heard).remove(&cookie) {
+    /// Refreshes an active instance if its namespace has changed and the change makes a difference; false if the
+    /// namespace cannot be read now.
+    pub fn catch_up(&self, name: &str, cookie: u64) -> bool {
+        let _reading = lock(&self.reading);
+        if !lock(&self.changed).remove(&cookie) {
             return true;
         }
         let now = find::netns(&self.root, name).and_then(|netns| routes::read(netns.as_fd()).ok());
         let Some(now) = now.map(without_ours) else {
-            lock(&self.memory.heard).insert(cookie);
+            lock(&self.changed).insert(cookie);
             return false;
         };
-        if lock(&self.memory.mirrors).get(&cookie) == Some(&now) {
+        if lock(&self.snapshots).get(&cookie) == Some(&now) {
             tracing::debug!(instance = name, "its namespace has changed, which makes no difference");
             return true;
         }
@@ -113,9 +175,8 @@ impl Agent {
                 tracing::info!(instance = name, "refreshed: addresses, routes or interfaces have changed");
             }
             Err(e) => {
-                // Forgotten, it is adopted anew by the next pass.
-                lock(&self.memory.mirrors).remove(&cookie);
-                self.failed(&format!("{name} (follow)"), "refresh", &e);
+                self.forget(cookie);
+                self.failures.failed(Subject::Refresh(name.to_owned()), Reason::Refresh, &e);
                 self.wake.notify_one();
             }
         }
@@ -127,17 +188,17 @@ impl Agent {
         for note in renewed.notes {
             tracing::warn!(instance = name, "{note}");
         }
-        self.remember(renewed.netns_cookie, renewed.routes);
+        self.store(renewed.netns_cookie, renewed.routes);
         Ok(())
     }
 }
 
-/// A mirror without what an attach adds: that is no change to be followed.
-fn without_ours(mut mirror: RouteSnapshot) -> RouteSnapshot {
+/// A snapshot without what an attach adds.
+fn without_ours(mut snapshot: RouteSnapshot) -> RouteSnapshot {
     let ours = IpAddr::from(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
-    mirror.routes.retain(|route| !(route.prefix.addr() == ours && route.prefix.prefix_len() == 128));
-    for interface in mirror.interfaces.iter_mut().filter(|interface| interface.loopback) {
+    snapshot.routes.retain(|route| !(route.prefix.addr() == ours && route.prefix.prefix_len() == 128));
+    for interface in snapshot.interfaces.iter_mut().filter(|interface| interface.loopback) {
         interface.addresses.retain(|net| net.addr() != ours);
     }
-    mirror
+    snapshot
 }

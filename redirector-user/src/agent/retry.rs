@@ -1,73 +1,110 @@
-//! What fails, and when it is tried again.
+//! Failures: each is logged once until its text changes, and retried after a growing pause.
 
-use super::{Agent, lock};
+use super::metrics::{Metrics, Reason};
+use super::sync::lock;
 use crate::base::error::Error;
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::fmt;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// By what they are about.
-pub(super) type Failures = Mutex<HashMap<String, Failure>>;
+/// The runtime repeats a failed ADD by itself; its failure is remembered only in order to be logged once.
+const ADD_FAILURE_MEMORY: Duration = Duration::from_secs(600);
+const MIN_WAIT: Duration = Duration::from_millis(100);
 
-pub(super) struct Failure {
+/// What a failure is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Subject {
+    Node,
+    Configuration,
+    Pods,
+    Plugin,
+    ApiServer,
+    /// An instance: attach, change, upgrade, detach.
+    Instance(String),
+    /// The search for an instance's target. The instance may have to be detached meanwhile.
+    Target(String),
+    /// Following and refreshing an instance.
+    Refresh(String),
+    /// An ADD that became an instance; passes do not end this failure.
+    Add(String),
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node => f.write_str("the node"),
+            Self::Configuration => f.write_str("the configuration"),
+            Self::Pods => f.write_str("the pods"),
+            Self::Plugin => f.write_str("the CNI plugin"),
+            Self::ApiServer => f.write_str("the API server"),
+            Self::Instance(name) => f.write_str(name),
+            Self::Target(name) => write!(f, "{name} (target)"),
+            Self::Refresh(name) => write!(f, "{name} (follow)"),
+            Self::Add(name) => write!(f, "{name} (ADD)"),
+        }
+    }
+}
+
+struct Failure {
     times: u32,
     next: Instant,
     text: String,
 }
 
-impl Agent {
-    /// Something has failed: said when it is new (then true), tried again later each time.
-    pub(super) fn failed(&self, about: &str, reason: &'static str, error: &Error) -> bool {
-        self.remember_failure(about, reason, error, |times| Duration::from_millis(500 << times.min(7)))
+/// Everything that fails at the moment.
+pub struct Failures {
+    metrics: Arc<Metrics>,
+    all: Mutex<HashMap<Subject, Failure>>,
+}
+
+impl Failures {
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, all: Mutex::default() }
     }
 
-    /// What somebody asked for has failed, who tries again himself: remembered, not to be told each time.
-    pub(super) fn refused(&self, about: &str, reason: &'static str, error: &Error) -> bool {
-        self.remember_failure(about, reason, error, |_| Duration::from_secs(600))
+    /// Records a failure to be retried; true if its text is new.
+    pub fn failed(&self, subject: Subject, reason: Reason, error: &Error) -> bool {
+        let times = lock(&self.all).get(&subject).map_or(1, |failure| failure.times + 1);
+        self.record(subject, reason, error, times, Duration::from_millis(500 << times.min(7)))
     }
 
-    /// `wait`: how long, after so many times.
-    fn remember_failure(
-        &self,
-        about: &str,
-        reason: &'static str,
-        error: &Error,
-        wait: impl Fn(u32) -> Duration,
-    ) -> bool {
+    /// Records the failure of a request, which whoever made it repeats; true if its text is new.
+    pub fn refused(&self, subject: Subject, reason: Reason, error: &Error) -> bool {
+        self.record(subject, reason, error, 1, ADD_FAILURE_MEMORY)
+    }
+
+    fn record(&self, subject: Subject, reason: Reason, error: &Error, times: u32, wait: Duration) -> bool {
         self.metrics.error(reason);
         let text = error.on_command_line();
-        let mut failures = lock(&self.memory.failures);
-        let times = failures.get(about).map_or(0, |failure| failure.times) + 1;
-        let new = failures.get(about).is_none_or(|failure| failure.text != text);
-        if new {
-            tracing::error!(about, reason, "{text}");
+        let mut all = lock(&self.all);
+        let is_new = all.get(&subject).is_none_or(|failure| failure.text != text);
+        if is_new {
+            tracing::error!(about = %subject, reason = reason.name(), "{text}");
         }
-        failures.insert(about.to_owned(), Failure { times, next: Instant::now() + wait(times), text });
-        new
+        all.insert(subject, Failure { times, next: Instant::now() + wait, text });
+        is_new
     }
 
-    pub(super) fn fine(&self, about: &str) {
-        if lock(&self.memory.failures).remove(about).is_some() {
-            tracing::info!(about, "works again");
+    /// Ends a failure.
+    pub fn succeeded(&self, subject: &Subject) {
+        if lock(&self.all).remove(subject).is_some() {
+            tracing::info!(about = %subject, "works again");
         }
     }
 
-    pub(super) fn is_failing(&self, about: &str) -> bool {
-        lock(&self.memory.failures).contains_key(about)
+    pub fn is_too_early(&self, subject: &Subject) -> bool {
+        lock(&self.all).get(subject).is_some_and(|failure| failure.next > Instant::now())
     }
 
-    pub(super) fn is_too_early(&self, about: &str) -> bool {
-        lock(&self.memory.failures).get(about).is_some_and(|failure| failure.next > Instant::now())
+    /// Forgets what a pass that began then should have retried and did not meet again.
+    pub fn forget_due(&self, begin: Instant) {
+        lock(&self.all).retain(|_, failure| failure.next > begin);
     }
 
-    /// What was due when a pass began, and has not failed again in it, is gone or will be told anew.
-    pub(super) fn forget_what_was_due(&self, begin: Instant) {
-        lock(&self.memory.failures).retain(|_, failure| failure.next > begin);
-    }
-
-    pub(super) fn retry_in(&self) -> Option<Duration> {
-        let failures = lock(&self.memory.failures);
-        let next = failures.values().map(|failure| failure.next).min()?;
-        Some(next.saturating_duration_since(Instant::now()).max(Duration::from_millis(100)))
+    /// How long until the next retry.
+    pub fn retry_in(&self) -> Option<Duration> {
+        let next = lock(&self.all).values().map(|failure| failure.next).min()?;
+        Some(next.saturating_duration_since(Instant::now()).max(MIN_WAIT))
     }
 }

@@ -1,9 +1,9 @@
 use super::*;
 
-const HERE: At = At::Here { netns: 7, cgroup: 9 };
+const HERE: Location = Location::Present { netns: 7, cgroup: 9 };
 
-fn want(at: At) -> Want {
-    Want { at, policy: Some(Policy::default()) }
+fn want(location: Location) -> Desired {
+    Desired { location, policy: Some(Policy::default()) }
 }
 
 fn active() -> ActiveInstance {
@@ -18,7 +18,7 @@ fn active() -> ActiveInstance {
     }
 }
 
-fn steps(name: &str, want: Option<Want>, state: Option<InstanceState>) -> Vec<Step> {
+fn steps(name: &str, want: Option<Desired>, state: Option<InstanceState>) -> Vec<Step> {
     let wants = want.map(|want| (name.to_owned(), want)).into_iter().collect();
     let there: Vec<InventoryItem> =
         state.map(|state| InventoryItem { name: name.to_owned(), identity: 7, state }).into_iter().collect();
@@ -43,8 +43,8 @@ fn what_is_as_it_should_be_is_left_alone() {
 #[test]
 fn what_is_missing_is_attached_as_soon_as_it_can_be() {
     assert_eq!(steps("file-a", Some(want(HERE)), None), [attach("file-a")]);
-    assert_eq!(steps("file-a", Some(want(At::Unknown)), None), []);
-    assert_eq!(steps("file-a", Some(Want { at: HERE, policy: None }), None), []);
+    assert_eq!(steps("file-a", Some(want(Location::Unknown)), None), []);
+    assert_eq!(steps("file-a", Some(Desired { location: HERE, policy: None }), None), []);
     assert_eq!(steps("file-a", Some(want(HERE)), Some(InstanceState::Inert)), [attach("file-a")]);
 }
 
@@ -66,10 +66,10 @@ fn a_policy_is_changed_and_a_lost_link_made_anew() {
 
 #[test]
 fn programs_of_another_version_are_swapped_even_if_the_target_is_not_known_just_now() {
-    for at in [HERE, At::Unknown] {
+    for location in [HERE, Location::Unknown] {
         let old = ActiveInstance { current: false, ..active() };
         assert_eq!(
-            steps("pod-a", Some(want(at)), Some(InstanceState::Active(old.into()))),
+            steps("pod-a", Some(want(location)), Some(InstanceState::Active(old.into()))),
             [Step::Upgrade("pod-a".into())]
         );
     }
@@ -89,9 +89,9 @@ fn what_is_gone_is_removed_whoever_made_it() {
 
 #[test]
 fn another_target_behind_the_same_name_is_attached_instead() {
-    for at in [At::Here { netns: 8, cgroup: 9 }, At::Here { netns: 7, cgroup: 10 }] {
+    for location in [Location::Present { netns: 8, cgroup: 9 }, Location::Present { netns: 7, cgroup: 10 }] {
         assert_eq!(
-            steps("file-a", Some(want(at)), Some(InstanceState::Active(active().into()))),
+            steps("file-a", Some(want(location)), Some(InstanceState::Active(active().into()))),
             [detach("file-a", "its target is another one now"), attach("file-a")]
         );
     }
@@ -103,9 +103,12 @@ fn a_file_that_is_gone_ends_the_capture_and_one_that_is_wrong_does_not() {
         steps("file-a", None, Some(InstanceState::Active(active().into()))),
         [detach("file-a", "its file is gone")]
     );
-    let wrong = Want { at: At::Unknown, policy: None };
+    let wrong = Desired { location: Location::Unknown, policy: None };
     assert_eq!(steps("file-a", Some(wrong), Some(InstanceState::Active(active().into()))), []);
-    assert_eq!(steps("file-a", Some(want(At::Unknown)), Some(InstanceState::Active(active().into()))), []);
+    assert_eq!(
+        steps("file-a", Some(want(Location::Unknown)), Some(InstanceState::Active(active().into()))),
+        []
+    );
 }
 
 #[test]
@@ -132,7 +135,7 @@ fn what_is_damaged_is_made_anew_if_it_can_be() {
         steps("file-a", Some(want(HERE)), damaged()),
         [detach("file-a", "it is damaged"), attach("file-a")]
     );
-    assert_eq!(steps("file-a", Some(want(At::Unknown)), damaged()), []);
+    assert_eq!(steps("file-a", Some(want(Location::Unknown)), damaged()), []);
     assert_eq!(steps("file-a", None, damaged()), [detach("file-a", "its file is gone")]);
     assert_eq!(steps("pod-a", None, damaged()), []);
     assert_eq!(steps("n4711", None, damaged()), []);
@@ -140,8 +143,10 @@ fn what_is_damaged_is_made_anew_if_it_can_be() {
 
 #[test]
 fn names_and_namespaces_are_freed_before_they_are_used() {
-    let wants =
-        [("file-a".to_owned(), want(HERE)), ("file-b".to_owned(), want(At::Here { netns: 8, cgroup: 9 }))];
+    let wants = [
+        ("file-a".to_owned(), want(HERE)),
+        ("file-b".to_owned(), want(Location::Present { netns: 8, cgroup: 9 })),
+    ];
     let there = [InventoryItem {
         name: "file-z".into(),
         identity: 7,

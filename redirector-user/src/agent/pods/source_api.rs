@@ -1,9 +1,12 @@
-//! The pods of this node as the API server has them, and events about them.
+//! The pods of this node as the API server lists them, and Events about them.
 //!
-//! What is known stays known while the server is away.
+//! The last list stays in use while the server is away.
 
-use super::{Found, Known};
-use crate::agent::{Agent, lock};
+use super::model::NodePod;
+use crate::agent::health::{Condition, Health};
+use crate::agent::metrics::Reason;
+use crate::agent::retry::{Failures, Subject};
+use crate::agent::sync::lock;
 use crate::base::error::{Error, Result, chain};
 use crate::cni::protocol::PodName;
 use futures::StreamExt;
@@ -20,14 +23,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
-/// An ADD is not kept waiting for a server that does not answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// The runtime waits for an ADD meanwhile.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pauses between attempts to watch, doubled up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// Before each attempt to write an event: a server that is started anew takes a minute or two.
-const EVENT_PAUSES: [Duration; 6] = [
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// Before each attempt to write an Event. A server that restarts takes a minute or two.
+const EVENT_RETRY_PAUSES: [Duration; 6] = [
     Duration::ZERO,
     Duration::from_secs(2),
     Duration::from_secs(10),
@@ -35,13 +39,13 @@ const EVENT_PAUSES: [Duration; 6] = [
     Duration::from_secs(60),
     Duration::from_secs(180),
 ];
-/// The server takes notes of 1 kB.
-const LONGEST_NOTE: usize = 1000;
+/// The server refuses longer notes.
+const MAX_NOTE_BYTES: usize = 1000;
 
-type Pods = BTreeMap<(String, String), Known>;
+type Pods = BTreeMap<(String, String), NodePod>;
 
 /// A connection to the API server.
-pub struct Kubernetes {
+pub struct ApiSource {
     client: Client,
     node: String,
     runtime: Handle,
@@ -50,7 +54,7 @@ pub struct Kubernetes {
     pods: Mutex<Option<Pods>>,
 }
 
-impl Kubernetes {
+impl ApiSource {
     /// For the pods of a node, by a kubeconfig or as a pod of the cluster. Nothing is asked yet. Must be
     /// called in a tokio runtime.
     ///
@@ -87,46 +91,43 @@ impl Kubernetes {
         })
     }
 
-    /// The pod of this name. One that is not known yet is asked for: the watch may be late.
-    pub fn find(&self, wanted: &PodName) -> Found {
-        let same = |known: &Known| wanted.uid.as_ref().is_none_or(|uid| *uid == known.uid);
-        let key = (wanted.namespace.clone(), wanted.name.clone());
-        let last = lock(&self.pods).as_ref().and_then(|pods| pods.get(&key).cloned());
-        // Without a uid the last known may be a pod that is gone, of the same name.
-        if let Some(known) = last.clone().filter(|known| wanted.uid.is_some() && same(known)) {
-            return Found::Pod(Box::new(known));
+    /// The pod that a request names; else why it is not known. The watch may be late: a pod that it has not listed is
+    /// asked for.
+    pub fn find(&self, name: &PodName) -> Result<NodePod, String> {
+        let key = (name.namespace.clone(), name.name.clone());
+        let listed = lock(&self.pods).as_ref().and_then(|pods| pods.get(&key).cloned());
+        let listed = listed.filter(|pod| pod.is(name));
+        // Without a uid the listed pod may be gone, and the request mean a later one of its name.
+        if let Some(pod) = listed.clone().filter(|_| name.uid.is_some()) {
+            return Ok(pod);
         }
-        match self.runtime.block_on(self.ask(wanted)) {
-            Ok(Some(known)) if same(&known) => Found::Pod(Box::new(known)),
-            Ok(_) => Found::Unknown(format!("the API server has no such pod {wanted}")),
-            Err(why) => match last.filter(same) {
-                Some(known) => Found::Pod(Box::new(known)),
-                None => Found::Unknown(format!("the API server cannot be asked: {why}")),
-            },
+        match self.runtime.block_on(self.ask(name)) {
+            Ok(Some(pod)) if pod.is(name) => Ok(pod),
+            Ok(_) => Err(format!("the API server has no such pod {name}")),
+            Err(why) => listed.ok_or_else(|| format!("the API server cannot be asked: {why}")),
         }
     }
 
-    async fn ask(&self, wanted: &PodName) -> Result<Option<Known>, String> {
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), &wanted.namespace, &resource());
-        let answer = tokio::time::timeout(PATIENCE, api.get_opt(&wanted.name)).await;
-        match answer.map_err(|_| format!("no answer in {} seconds", PATIENCE.as_secs()))? {
-            Ok(object) => object.map(|object| known(&object)).transpose(),
+    async fn ask(&self, name: &PodName) -> Result<Option<NodePod>, String> {
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &name.namespace, &resource());
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, api.get_opt(&name.name)).await;
+        match answer.map_err(|_| format!("no answer in {} seconds", ANSWER_TIMEOUT.as_secs()))? {
+            Ok(object) => object.map(|object| node_pod(&object)).transpose(),
             Err(e) => Err(said(&e)),
         }
     }
 
-    /// All pods of the node; None until the server has told them for the first time.
-    pub fn all(&self) -> Option<Vec<Known>> {
-        lock(&self.pods).as_ref().map(|pods| pods.values().cloned().collect())
+    /// All pods of the node; none until the server has listed them.
+    pub fn all(&self) -> Vec<NodePod> {
+        lock(&self.pods).iter().flat_map(|pods| pods.values().cloned()).collect()
     }
 
-    /// Tells whoever looks at the pod (`kubectl describe pod`).
-    pub fn warn(&self, about: &Known, reason: &'static str, text: &str) {
+    /// Writes a warning Event on the pod (`kubectl describe pod`).
+    pub fn warn(&self, about: &NodePod, reason: &'static str, text: &str) {
         let event = Event {
             type_: EventType::Warning,
             reason: reason.to_owned(),
-            note: Some(text[..text.floor_char_boundary(LONGEST_NOTE)].to_owned()),
+            note: Some(text[..text.floor_char_boundary(MAX_NOTE_BYTES)].to_owned()),
             action: "Capture".into(),
             secondary: None,
         };
@@ -140,11 +141,11 @@ impl Kubernetes {
         };
         let recorder = self.recorder.clone();
         self.runtime.spawn(async move {
-            for pause in EVENT_PAUSES {
+            for pause in EVENT_RETRY_PAUSES {
                 tokio::time::sleep(pause).await;
-                match tokio::time::timeout(PATIENCE, recorder.publish(&event, &pod)).await {
+                match tokio::time::timeout(ANSWER_TIMEOUT, recorder.publish(&event, &pod)).await {
                     Ok(Ok(())) => return,
-                    // It will say so again: the namespace ends, or the role lacks it.
+                    // Another attempt would fail alike: the namespace ends, or the role lacks the verb.
                     Ok(Err(kube::Error::Api(e))) if (400..500).contains(&e.code) && e.code != 429 => {
                         tracing::warn!("an event could not be written: {}", e.message);
                         return;
@@ -157,26 +158,38 @@ impl Kubernetes {
     }
 }
 
-/// Watches the node's pods, for ever.
-pub async fn watch(server: Arc<Kubernetes>, agent: Arc<Agent>) {
-    const ABOUT: &str = "the API server";
-    let pods: Api<DynamicObject> = Api::all_with(server.client.clone(), &resource());
-    let only = watcher::Config::default().fields(&format!("spec.nodeName={}", server.node));
-    let mut events = watcher_of(pods, only);
-    let mut listing = Pods::new();
-    while let Some(event) = events.next().await {
-        let changed = match event {
-            Ok(event) => {
-                agent.fine(ABOUT);
-                server.apply(event, &mut listing)
+/// What the watch reports to.
+pub struct Watch {
+    pub server: Arc<ApiSource>,
+    pub failures: Arc<Failures>,
+    pub health: Arc<Health>,
+    pub wake: Arc<Notify>,
+}
+
+impl Watch {
+    /// Watches the node's pods, for ever.
+    pub async fn run(self) {
+        let pods: Api<DynamicObject> = Api::all_with(self.server.client.clone(), &resource());
+        let only = watcher::Config::default().fields(&format!("spec.nodeName={}", self.server.node));
+        let mut events = watcher_of(pods, only);
+        let mut listing = Pods::new();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => {
+                    self.failures.succeeded(&Subject::ApiServer);
+                    let is_list = matches!(event, watcher::Event::InitDone);
+                    let has_changed = self.server.apply(event, &mut listing);
+                    if is_list {
+                        self.health.met(Condition::PodList);
+                    }
+                    if has_changed {
+                        self.wake.notify_one();
+                    }
+                }
+                Err(e) => {
+                    self.failures.failed(Subject::ApiServer, Reason::Api, &Error::failed(said(&e)));
+                }
             }
-            Err(e) => {
-                agent.failed(ABOUT, "api", &Error::failed(said(&e)));
-                false
-            }
-        };
-        if changed {
-            agent.wake.notify_one();
         }
     }
 }
@@ -196,7 +209,7 @@ impl Iterator for Pauses {
 
     fn next(&mut self) -> Option<Duration> {
         let now = self.0;
-        self.0 = (now * 2).min(LONGEST_PAUSE);
+        self.0 = (now * 2).min(MAX_PAUSE);
         Some(now)
     }
 }
@@ -213,12 +226,12 @@ fn said(error: &dyn std::error::Error) -> String {
     text.split(" (Status {").next().unwrap_or(&text).to_owned()
 }
 
-impl Kubernetes {
+impl ApiSource {
     /// True if something that matters has changed.
     fn apply(&self, event: watcher::Event<DynamicObject>, listing: &mut Pods) -> bool {
-        let key = |known: &Known| (known.name.namespace.clone(), known.name.name.clone());
-        let read = |object: &DynamicObject| match known(object) {
-            Ok(known) => Some(known),
+        let key = |pod: &NodePod| (pod.name.namespace.clone(), pod.name.name.clone());
+        let read = |object: &DynamicObject| match node_pod(object) {
+            Ok(pod) => Some(pod),
             Err(why) => {
                 tracing::warn!(pod = object.metadata.name, "not understood: {why}");
                 None
@@ -231,7 +244,7 @@ impl Kubernetes {
                 false
             }
             watcher::Event::InitApply(object) => {
-                listing.extend(read(&object).map(|known| (key(&known), known)));
+                listing.extend(read(&object).map(|pod| (key(&pod), pod)));
                 false
             }
             watcher::Event::InitDone => {
@@ -247,11 +260,11 @@ impl Kubernetes {
                 changed
             }
             watcher::Event::Apply(object) => match (read(&object), pods.as_mut()) {
-                (Some(known), Some(pods)) => pods.insert(key(&known), known.clone()).as_ref() != Some(&known),
+                (Some(pod), Some(pods)) => pods.insert(key(&pod), pod.clone()).as_ref() != Some(&pod),
                 _ => false,
             },
             watcher::Event::Delete(object) => match (read(&object), pods.as_mut()) {
-                (Some(known), Some(pods)) => pods.remove(&key(&known)).is_some(),
+                (Some(pod), Some(pods)) => pods.remove(&key(&pod)).is_some(),
                 _ => false,
             },
         }
@@ -262,7 +275,7 @@ fn resource() -> ApiResource {
     ApiResource::erase::<ApiPod>(&())
 }
 
-fn known(object: &DynamicObject) -> Result<Known, String> {
+fn node_pod(object: &DynamicObject) -> Result<NodePod, String> {
     let value = serde_json::to_value(object).map_err(|e| e.to_string())?;
-    Known::parse(&value)
+    NodePod::parse(&value)
 }

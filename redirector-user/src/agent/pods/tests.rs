@@ -1,5 +1,8 @@
-use super::*;
+use super::cache::Source;
+use super::model::{MIRROR, NodePod, STATIC_UID, ambiguous, is_uid};
+use crate::cni::protocol::PodName;
 use serde_json::json;
+use std::collections::HashSet;
 
 fn object(annotations: serde_json::Value) -> serde_json::Value {
     json!({ "metadata": { "namespace": "shop", "name": "web", "uid": "0a-1", "annotations": annotations } })
@@ -7,12 +10,12 @@ fn object(annotations: serde_json::Value) -> serde_json::Value {
 
 #[test]
 fn a_pod_is_known_by_the_uid_that_the_node_uses() {
-    let known = Known::parse(&object(json!({}))).unwrap();
+    let known = NodePod::parse(&object(json!({}))).unwrap();
     assert_eq!((known.uid.as_str(), known.api_uid.as_str()), ("0a-1", "0a-1"));
     assert_eq!(known.instance(), "pod-0a-1");
     assert_eq!(known.name.to_string(), "shop/web");
     // A static pod, whose API object is a copy.
-    let known = Known::parse(&object(json!({ STATIC_UID: "ffff", MIRROR: "ffff" }))).unwrap();
+    let known = NodePod::parse(&object(json!({ STATIC_UID: "ffff", MIRROR: "ffff" }))).unwrap();
     assert_eq!((known.uid.as_str(), known.api_uid.as_str()), ("ffff", "0a-1"));
     assert_eq!(known.name.uid.as_deref(), Some("ffff"));
 }
@@ -26,10 +29,10 @@ fn a_pod_cannot_pass_for_another() {
         json!({ STATIC_UID: "ffff" }),
         json!({ STATIC_UID: "ffff", MIRROR: "fff" }),
     ] {
-        assert_eq!(Known::parse(&object(pretended.clone())).unwrap().uid, "0a-1", "{pretended}");
+        assert_eq!(NodePod::parse(&object(pretended.clone())).unwrap().uid, "0a-1", "{pretended}");
     }
     // Copies of static pods have no dashes: of two that say the same neither is believed.
-    let known = |uid: &str| Known::parse(&object(json!({ STATIC_UID: uid, MIRROR: uid }))).unwrap();
+    let known = |uid: &str| NodePod::parse(&object(json!({ STATIC_UID: uid, MIRROR: uid }))).unwrap();
     assert_eq!(ambiguous(&[known("ffff"), known("eeee"), known("ffff")]), HashSet::from(["ffff"]));
     assert!(ambiguous(&[known("ffff"), known("eeee")]).is_empty());
 }
@@ -39,7 +42,7 @@ fn what_is_no_pod_is_refused() {
     for wrong in
         [json!({}), json!([]), json!({ "metadata": {} }), object(json!({ STATIC_UID: "..", MIRROR: ".." }))]
     {
-        assert!(Known::parse(&wrong).is_err(), "{wrong}");
+        assert!(NodePod::parse(&wrong).is_err(), "{wrong}");
     }
     for (text, good) in [("", false), ("a/b", false), ("A", false), ("0a-f", true), (&*"a".repeat(60), false)]
     {
@@ -56,7 +59,7 @@ fn files_are_found_by_name_and_uid() {
     let source = Source::Files(dir.clone());
     let found = |name: &str, uid: Option<&str>| {
         let wanted = PodName { namespace: "shop".into(), name: name.into(), uid: uid.map(str::to_owned) };
-        matches!(source.find(&wanted), Found::Pod(_))
+        source.find(&wanted).is_ok()
     };
     assert!(found("web", None) && found("web", Some("0a-1")));
     assert!(!found("web", Some("0a-2")) && !found("other", None));

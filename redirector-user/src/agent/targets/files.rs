@@ -1,7 +1,7 @@
-//! Targets from files: a directory with one TOML file for each.
+//! `--config`: a directory with a TOML file for each target.
 
-use super::plan::FILE;
-use super::target_path::Place;
+use super::path::TargetPath;
+use crate::agent::plan::FILE_PREFIX;
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::instance::directory::check_name;
 use crate::policy::Policy;
@@ -12,18 +12,16 @@ use std::path::{Path, PathBuf};
 /// What a file asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Where the target is.
-    pub place: Place,
-    /// What is captured.
+    pub path: TargetPath,
     pub policy: Policy,
     /// Capture although processes of the namespace are outside the cgroup.
     pub allow_partial: bool,
 }
 
-/// A file as it is written.
+/// The keys of a file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct Keys {
     cgroup: Option<PathBuf>,
     unit: Option<String>,
     pid_file: Option<PathBuf>,
@@ -34,11 +32,11 @@ struct Written {
     policy: Policy,
 }
 
-/// The files of a directory by the name of their instance; what is wrong with one concerns no other.
+/// Reads the files of a directory, by the name of their instance. A wrong file concerns no other.
 ///
 /// # Errors
 ///
-/// If the directory cannot be read: then nobody knows what is wanted.
+/// If the directory cannot be read: then nothing is known of the files in it.
 pub fn read(dir: &Path) -> Result<BTreeMap<String, Result<Entry>>> {
     let mut entries = BTreeMap::new();
     let list =
@@ -46,7 +44,7 @@ pub fn read(dir: &Path) -> Result<BTreeMap<String, Result<Entry>>> {
     for file in list {
         let path = file.context(|| format!("read {}", dir.display()))?.path();
         let Some(stem) = stem(&path) else { continue };
-        let name = format!("{FILE}{stem}");
+        let name = format!("{FILE_PREFIX}{stem}");
         let entry = check_name(&name)
             .map_err(|_| {
                 Error::input(format!(
@@ -56,7 +54,7 @@ pub fn read(dir: &Path) -> Result<BTreeMap<String, Result<Entry>>> {
             })
             .and_then(|()| read_file(&path));
         match entry {
-            // Taken away while we looked.
+            // It was removed meanwhile.
             Err(e) if e.kind() == Kind::NothingMatched => {}
             entry => drop(entries.insert(name, entry)),
         }
@@ -81,24 +79,25 @@ fn read_file(path: &Path) -> Result<Entry> {
 }
 
 fn parse(text: &str) -> Result<Entry, String> {
-    let written: Written = toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
-    let Written { cgroup, unit, pid_file, netns, allow_partial, policy } = written;
-    let place = match (cgroup, unit, pid_file, netns) {
-        (Some(dir), None, None, netns) => Place::Cgroup { dir: absolute("cgroup", dir)?, netns },
-        (None, Some(name), None, netns) => Place::Unit { name: unit_name(name)?, netns },
-        (None, None, Some(file), None) => Place::PidFile(absolute("pid_file", file)?),
+    let keys: Keys = toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
+    let Keys { cgroup, unit, pid_file, netns, allow_partial, policy } = keys;
+    let target = match (cgroup, unit, pid_file, netns) {
+        (Some(dir), None, None, netns) => TargetPath::Cgroup { dir: absolute("cgroup", dir)?, netns },
+        (None, Some(name), None, netns) => TargetPath::Unit { name: unit_name(name)?, netns },
+        (None, None, Some(file), None) => TargetPath::PidFile(absolute("pid_file", file)?),
         (None, None, Some(_), Some(_)) => {
             return Err("netns is told by the process; leave it out with pid_file".into());
         }
         _ => return Err("give exactly one of cgroup, unit and pid_file".into()),
     };
-    if let Place::Cgroup { netns: Some(netns), .. } | Place::Unit { netns: Some(netns), .. } = &place {
+    if let TargetPath::Cgroup { netns: Some(netns), .. } | TargetPath::Unit { netns: Some(netns), .. } =
+        &target
+    {
         absolute("netns", netns.clone())?;
     }
-    Ok(Entry { place, policy, allow_partial })
+    Ok(Entry { path: target, policy, allow_partial })
 }
 
-/// The agent's own directory is no place to start from.
 fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, String> {
     if path.is_absolute() { Ok(path) } else { Err(format!("{key} = {path:?} is not an absolute path")) }
 }
@@ -123,8 +122,8 @@ mod tests {
                     [policy]\noutbound_exclude_ports = [5432]\n";
         let entry = parse(text).unwrap();
         assert_eq!(
-            entry.place,
-            Place::Unit { name: "shop.service".into(), netns: Some("/run/netns/shop".into()) }
+            entry.path,
+            TargetPath::Unit { name: "shop.service".into(), netns: Some("/run/netns/shop".into()) }
         );
         assert!(entry.allow_partial);
         assert_eq!(entry.policy, Policy { outbound_exclude_ports: vec![5432], ..Policy::default() });

@@ -1,6 +1,6 @@
-//! Where a target of a file is: what the file says, and how it is found on the node.
+//! How a file names its target, and how the target is found on the node.
 
-use super::file_events::{Names, Signs};
+use crate::agent::file_events::{Names, Signs};
 use crate::base::error::{Context, Error, Result};
 use crate::pod::cgroup::{self, Cgroup};
 use crate::pod::{Target, process};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// A way to name a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum TargetPath {
     /// A cgroup v2 directory, and the file of the network namespace if the processes in the cgroup do
     /// not tell it.
     Cgroup {
@@ -29,7 +29,7 @@ pub enum Place {
     PidFile(PathBuf),
 }
 
-impl Place {
+impl TargetPath {
     /// The target; None if it is not there (yet).
     ///
     /// # Errors
@@ -48,7 +48,7 @@ impl Place {
 
     /// Whether the namespace's file is there and the namespace not mounted on it: `ip netns` is making or
     /// removing it, and no event will tell when it has.
-    pub fn is_in_the_making(&self) -> bool {
+    pub fn is_in_transition(&self) -> bool {
         match self {
             Self::Cgroup { netns: Some(netns), .. } | Self::Unit { netns: Some(netns), .. } => {
                 is_placeholder(netns)
@@ -202,9 +202,9 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_waited_for_where_it_will_appear() {
-        let place = Place::Cgroup { dir: "/proc/self/none/such".into(), netns: None };
-        assert!(place.find().unwrap().is_none());
-        let signs = place.signs();
+        let path = TargetPath::Cgroup { dir: "/proc/self/none/such".into(), netns: None };
+        assert!(path.find().unwrap().is_none());
+        let signs = path.signs();
         assert_eq!(signs.get(Path::new("/proc/self")), Some(&Names::one("none".as_ref())));
     }
 }

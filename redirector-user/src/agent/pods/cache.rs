@@ -1,0 +1,132 @@
+//! What the agent knows of pods: their source, and the policies made from their annotations.
+
+use super::model::NodePod;
+use super::source_api::ApiSource;
+use super::source_files;
+use crate::agent::sync::lock;
+use crate::base::error::{Error, Result};
+use crate::cni::protocol::PodName;
+use crate::pod::{self, Target};
+use crate::policy::annotations::{Membership, Pod, resolve_pod};
+use crate::policy::{CaptureFlags, Policy};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+/// Policies of pods that are gone are kept up to this many.
+const MAX_STALE_POLICIES: usize = 64;
+
+/// Where the node's pods are listed.
+pub enum Source {
+    /// There are no pods.
+    None,
+    /// A directory of Pod objects in JSON.
+    Files(PathBuf),
+    Api(Arc<ApiSource>),
+}
+
+impl Source {
+    /// The pod that a request names; else why it is not known.
+    pub fn find(&self, name: &PodName) -> Result<NodePod, String> {
+        match self {
+            Self::None => Err("the agent was started without a source of pods".into()),
+            Self::Api(server) => server.find(name),
+            Self::Files(dir) => {
+                let pods = source_files::read(dir).map_err(|e| e.to_string())?;
+                let found = pods.into_iter().find(|pod| pod.is(name));
+                found.ok_or_else(|| format!("no file in {} is of the pod {name}", dir.display()))
+            }
+        }
+    }
+
+    /// All pods of the node; none before the API server has listed them.
+    ///
+    /// # Errors
+    ///
+    /// If the files cannot be read.
+    pub fn all(&self) -> Result<Vec<NodePod>> {
+        match self {
+            Self::None => Ok(Vec::new()),
+            Self::Files(dir) => source_files::read(dir),
+            Self::Api(server) => Ok(server.all()),
+        }
+    }
+
+    /// Writes an Event on the pod.
+    pub fn warn(&self, pod: &NodePod, error: &Error) {
+        if let Self::Api(server) = self {
+            server.warn(
+                pod,
+                "CaptureFailed",
+                &format!("redirector cannot capture this pod: {}", error.advice()),
+            );
+        }
+    }
+}
+
+pub struct PodCache {
+    pub source: Source,
+    /// Namespaces that are left alone.
+    pub excluded: Vec<String>,
+    /// Where the kubelet's cgroups are, if not somewhere below the root.
+    pub cgroup_root: Option<PathBuf>,
+    /// Pods that the source does not know start uncaptured.
+    pub pass_unknown: bool,
+    /// The policy of each instance, and the pod it was made from: making it takes a look into the namespace.
+    policies: Mutex<HashMap<String, (Pod, Policy)>>,
+}
+
+impl PodCache {
+    pub fn new(
+        source: Source,
+        excluded: Vec<String>,
+        cgroup_root: Option<PathBuf>,
+        pass_unknown: bool,
+    ) -> Self {
+        Self { source, excluded, cgroup_root, pass_unknown, policies: Mutex::default() }
+    }
+
+    /// Whether a pod is captured, or why not.
+    pub fn membership(&self, pod: &Pod) -> Membership {
+        pod.membership(&self.excluded)
+    }
+
+    /// Makes the policy of a pod that is at this target.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::input`] if an annotation is wrong.
+    pub fn make_policy(&self, pod: &NodePod, target: &Target) -> Result<Policy> {
+        let resolved = resolve_pod(&pod.pod, &CaptureFlags::default(), &pod::facts::of(target)?)?;
+        for note in &resolved.notes {
+            tracing::info!(pod = %pod.name, "{}: {}", note.about, note.text);
+        }
+        let made = (pod.pod.clone(), resolved.policy.clone());
+        lock(&self.policies).insert(pod.instance(), made);
+        Ok(resolved.policy)
+    }
+
+    /// The policy that was made from the pod as it is now.
+    pub fn policy(&self, pod: &NodePod) -> Option<Policy> {
+        let policies = lock(&self.policies);
+        let (_, policy) = policies.get(&pod.instance()).filter(|(from, _)| *from == pod.pod)?;
+        Some(policy.clone())
+    }
+
+    /// Forgets the policies of all other pods.
+    pub fn retain(&self, pods: &[NodePod]) {
+        let mut policies = lock(&self.policies);
+        if policies.len() > pods.len() + MAX_STALE_POLICIES {
+            let names: Vec<String> = pods.iter().map(NodePod::instance).collect();
+            policies.retain(|name, _| names.contains(name));
+        }
+    }
+
+    /// Writes an Event on the pod of an instance.
+    pub fn warn_instance(&self, instance: &str, error: &Error) {
+        let pods = self.source.all().unwrap_or_default();
+        if let Some(pod) = pods.iter().find(|pod| pod.instance() == instance) {
+            self.source.warn(pod, error);
+        }
+    }
+}

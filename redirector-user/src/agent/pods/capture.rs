@@ -1,0 +1,100 @@
+//! Which pods are captured, with which policy.
+
+use super::cache::PodCache;
+use super::model::{NodePod, ambiguous};
+use crate::agent::metrics::Reason;
+use crate::agent::plan::{Desired, DesiredState, Location, Present};
+use crate::agent::retry::{Failures, Subject};
+use crate::base::error::{Error, Result};
+use crate::instance::directory::Directory;
+use crate::instance::find;
+use crate::instance::inventory::{ActiveInstance, InstanceState, InventoryItem};
+use crate::pod::cgroup::Cgroup;
+use crate::pod::{Target, kubernetes};
+use crate::policy::annotations::Membership;
+
+pub struct PodCapture<'a> {
+    pub root: &'a Directory,
+    pub pods: &'a PodCache,
+    pub failures: &'a Failures,
+}
+
+impl PodCapture<'_> {
+    /// Adds the node's pods to the desired state.
+    pub fn gather(&self, inventory: &[InventoryItem], state: &mut DesiredState) {
+        let pods = match self.pods.source.all() {
+            Ok(pods) => pods,
+            Err(e) => {
+                self.failures.failed(Subject::Pods, Reason::Pods, &e);
+                return;
+            }
+        };
+        self.failures.succeeded(&Subject::Pods);
+        let ambiguous = ambiguous(&pods);
+        for pod in pods.iter().filter(|pod| self.pods.membership(&pod.pod) == Membership::Inside) {
+            let name = pod.instance();
+            let instance = inventory.iter().find(|instance| instance.name == name);
+            let desired = if ambiguous.contains(pod.uid.as_str()) {
+                let why = format!("another pod, too, says that the node knows it as {}", pod.uid);
+                Err(Error::failed(why))
+            } else {
+                match instance.map(|instance| &instance.state) {
+                    Some(InstanceState::Active(active)) => self.of_captured(pod, active, state),
+                    _ => self.of_missed(pod, state),
+                }
+            };
+            let desired = desired.unwrap_or_else(|e| {
+                if self.failures.failed(Subject::Target(name.clone()), Reason::Target, &e) {
+                    self.pods.source.warn(pod, &e);
+                }
+                Desired::unknown(None)
+            });
+            // A pod that was not found has not been examined either.
+            if desired.location != Location::Unknown {
+                self.failures.succeeded(&Subject::Target(name.clone()));
+            }
+            state.desired.insert(name, desired);
+        }
+        self.pods.retain(&pods);
+    }
+
+    /// A pod that is captured may have got other annotations.
+    fn of_captured(
+        &self,
+        pod: &NodePod,
+        active: &ActiveInstance,
+        state: &mut DesiredState,
+    ) -> Result<Desired> {
+        let location = Location::Present { netns: active.netns_cookie, cgroup: active.cgroup_id };
+        if let Some(policy) = self.pods.policy(pod)
+            && active.policy.as_ref() == Some(&policy)
+            && active.complete
+        {
+            return Ok(Desired { location, policy: Some(policy) });
+        }
+        // A target that cannot be reached is about to end.
+        match find::target(self.root, &pod.instance()) {
+            Ok(target) => self.present(pod, target, state),
+            Err(_) => Ok(Desired { location, policy: None }),
+        }
+    }
+
+    /// A pod that started while there was no plugin.
+    fn of_missed(&self, pod: &NodePod, state: &mut DesiredState) -> Result<Desired> {
+        let Some(cgroup) = kubernetes::find(&pod.uid, self.pods.cgroup_root.as_deref())? else {
+            return Ok(Desired::unknown(None));
+        };
+        match Target::of_cgroup(Cgroup::open(&cgroup)?)? {
+            Some(target) => self.present(pod, target, state),
+            None => Ok(Desired::unknown(None)),
+        }
+    }
+
+    fn present(&self, pod: &NodePod, target: Target, state: &mut DesiredState) -> Result<Desired> {
+        let policy = self.pods.make_policy(pod, &target)?;
+        let present = Present { target, policy, allow_partial: true };
+        let desired = present.desired();
+        state.present.insert(pod.instance(), present);
+        Ok(desired)
+    }
+}

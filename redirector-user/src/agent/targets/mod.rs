@@ -1,0 +1,5 @@
+//! Targets that the files of `--config` name.
+
+pub mod capture;
+pub mod files;
+pub mod path;
