@@ -217,11 +217,16 @@ Examples:
   cargo xtask vm --deb linux-image-6.9_amd64.deb   a kernel of your own
   cargo xtask vm --image bzImage -- kernel         the same without modules")]
     Vm(vm::Options),
-    /// Check formatting, clippy and documentation; warnings are errors
+    /// Check formatting, floors, paths, sizes, clippy and documentation; warnings are errors
     #[command(after_help = "\
 Examples:
-  cargo xtask lint")]
-    Lint,
+  cargo xtask lint
+  cargo xtask lint floors     one part")]
+    Lint {
+        /// Only this part
+        #[arg(value_enum)]
+        part: Option<lint::Part>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -259,7 +264,7 @@ fn dispatch(verb: Verb) -> Result<()> {
         }
         Verb::Fuzz { target, seconds, input } => fuzz::run(target, seconds, input.as_deref()),
         Verb::Vm(options) => vm::run(&options),
-        Verb::Lint => lint::all(),
+        Verb::Lint { part } => lint::run(part),
     }
 }
 
