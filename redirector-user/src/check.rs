@@ -127,7 +127,7 @@ pub fn all(root: &Directory) -> Vec<Finding> {
     }
     let last = match Kernel::probe() {
         Ok(kernel) => of_kernel(&kernel),
-        Err(e) => vec![finding("our programs load", false, true, "everything", &e.to_string())],
+        Err(e) => vec![finding("our programs load", false, true, "everything", &e.on_command_line())],
     };
     list.extend(last.into_iter().map(|found| unless_blind(found, &blinding)));
     list
@@ -161,7 +161,7 @@ fn of_kernel(kernel: &Kernel) -> Vec<Finding> {
     // With every feature and with `--trace`: the most the verifier is ever given. The namespace is made up.
     let constants = kernel.constants(1, 1, 1, u32::MAX);
     match Loaded::without_programs(&constants, Maps::New { capacity: 1 }, true) {
-        Err(e) => list.push(finding("our programs load", false, true, "everything", &e.to_string())),
+        Err(e) => list.push(finding("our programs load", false, true, "everything", &e.on_command_line())),
         Ok(mut loaded) => {
             let mut programs: Vec<Finding> = hooks::ALL
                 .into_iter()

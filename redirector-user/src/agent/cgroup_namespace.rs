@@ -25,8 +25,7 @@ pub fn enter_hosts() -> Result<()> {
     }
     let file = File::open(HOST).context(|| format!("open {HOST}"))?;
     move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::ControlGroup)).map_err(|e| {
-        Error::failed(format!(
-            "enter the cgroup namespace of process 1 ({HOST}): {e}; it needs CAP_SYS_ADMIN"
-        ))
+        Error::failed(format!("enter the cgroup namespace of process 1 ({HOST}): {e}"))
+            .remedy("it needs CAP_SYS_ADMIN")
     })
 }

@@ -306,7 +306,7 @@ impl CniServer {
                     return Reply::Done { instance: Some(name) };
                 }
                 Ok(_) => format!("not every hook of {name} is in force; see `redirector show {name} -v`"),
-                Err(e) => e.to_string(),
+                Err(e) => e.advice(),
             }
         };
         self.executor.wake.notify_one();

@@ -52,10 +52,8 @@ fn make_private(dir: &Path) -> Result<()> {
     }
     let metadata = std::fs::metadata(dir).context(|| format!("stat {}", dir.display()))?;
     if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
-        return Err(Error::input(format!(
-            "{} can be written to by others than root; give another --run-dir, or chmod 700 it",
-            dir.display()
-        )));
+        return Err(Error::input(format!("{} can be written to by others than root", dir.display()))
+            .usage("give another --run-dir, or chmod 700 it"));
     }
     // The kubelet makes directories of volumes for everybody to read.
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))

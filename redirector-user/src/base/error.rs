@@ -193,3 +193,22 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_the_command_line_stay_there() {
+        let plain = Error::os("pin x", rustix::io::Errno::PERM);
+        assert_eq!(
+            (plain.advice(), plain.exit_code()),
+            ("pin x: Operation not permitted (os error 1)".into(), 4)
+        );
+        let both = Error::input("a name is taken").remedy("choose another").usage("give another --name");
+        assert_eq!(both.advice(), "a name is taken; choose another");
+        assert_eq!(both.on_command_line(), "a name is taken; give another --name");
+        let usage = Error::failed("x is draining").usage("run `redirector detach`");
+        assert_eq!(usage.advice(), "x is draining");
+    }
+}

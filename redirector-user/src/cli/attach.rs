@@ -70,7 +70,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
 /// Not left to clap, which would ask for flags that exclude each other.
 fn target(args: &Args) -> Result<Target> {
     let lacking =
-        |why: &str| Err(Error::input(format!("{why}; give --pid PID, or --netns FILE and --cgroup DIR")));
+        |why: &str| Err(Error::input(why).usage("give --pid PID, or --netns FILE and --cgroup DIR"));
     match (args.pid, &args.netns, &args.cgroup) {
         (Some(pid), ..) => kernel::privileges::require().and_then(|()| Target::of_pid(pid)),
         (None, Some(netns), Some(cgroup)) => {
@@ -183,7 +183,8 @@ fn validate(env: &Env, name: &str, requests: &Requests) -> Result<Report> {
         return Ok(report);
     }
     super::verify::print_report(env, &report)?;
-    Err(Error::validation(format!("the validation of {name} failed; see `redirector verify {name}`")))
+    Err(Error::validation(format!("the validation of {name} failed"))
+        .usage(format!("see `redirector verify {name}`")))
 }
 
 /// A failed attach leaves nothing behind: what was there before stays.
@@ -193,7 +194,7 @@ fn undone(env: &Env, attached: &attach::Attached, error: Error) -> Error {
     }
     let end = match detach::detach(&env.root, &attached.name, None) {
         Ok(_) => "the new instance has been detached".to_owned(),
-        Err(e) => format!("and it could not be detached: {e}"),
+        Err(e) => format!("and it could not be detached: {}", e.on_command_line()),
     };
     let text = |why: &str| format!("the validation of {} failed{why}; {end}", attached.name);
     match error.kind() {
@@ -208,7 +209,7 @@ fn undone(env: &Env, attached: &attach::Attached, error: Error) -> Error {
 fn elsewhere(resolved: &Resolved) -> Result<()> {
     let requests = &resolved.requests;
     if requests.cleanup_only {
-        return Err(Error::input("--cleanup-only attaches nothing; use `redirector detach`"));
+        return Err(Error::input("--cleanup-only attaches nothing").usage("use `redirector detach`"));
     }
     if requests.network_namespace.is_some() {
         return Err(Error::input("--network-namespace is spelt --netns here, and takes --cgroup with it"));
@@ -223,7 +224,7 @@ fn strays(env: &Env, target: &Target, allow: bool) -> Result<()> {
         env.note(&text);
         return Ok(());
     }
-    Err(Error::input(format!("{text}; give a cgroup that holds them all, or --allow-partial")))
+    Err(Error::input(text).usage("give a cgroup that holds them all, or --allow-partial"))
 }
 
 fn dry_run(env: &Env, name: &str, target: &Target, policy: &Policy) -> Result<ExitCode> {

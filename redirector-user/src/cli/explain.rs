@@ -114,9 +114,8 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         None => imagined(env, args)?,
     };
     if args.proxy && policy.proxy_cgroup.is_none() {
-        return Err(Error::input(
-            "--proxy: the policy knows no cgroup of the proxy; give --proxy-cgroup, or --uid",
-        ));
+        return Err(Error::input("--proxy: the policy knows no cgroup of the proxy")
+            .usage("give --proxy-cgroup, or --uid"));
     }
     let protocol = if args.proto == Proto::Tcp { Protocol::Tcp } else { Protocol::Udp };
     let mut explanation = if args.inbound {
@@ -161,7 +160,8 @@ fn imagined(env: &Env, args: &Args) -> Result<(Policy, Offline)> {
         // The general remedy names a target, which there is none of here.
         policy::ConfigError::Unavailable { name, why, .. } => {
             let flag = if name.contains("ipv6") { "--local-addr" } else { "--resolver" };
-            Error::input(format!("{name}: {why}; say it by {flag}, or see `redirector explain --help`"))
+            Error::input(format!("{name}: {why}"))
+                .usage(format!("say it by {flag}, or see `redirector explain --help`"))
         }
         e => e.into(),
     })?;
@@ -213,7 +213,10 @@ fn strange(args: &Args, policy: &Policy, offline: &Offline) -> Option<String> {
     let (name, to) = (args.name.as_ref()?, args.to.ip().to_canonical());
     let own = offline.route(to).local != 0 || to.is_loopback();
     (args.inbound && !guest && !own).then(|| {
-        format!("the namespace of {name} has no address {to}: nothing for it is delivered there, and no rule is asked")
+        format!(
+            "the namespace of {name} has no address {to}: nothing for it is delivered there, and \
+             no rule is asked"
+        )
     })
 }
 
@@ -222,16 +225,16 @@ fn refuse_contradictions(args: &Args, lo: bool) -> Result<()> {
     if let Some(source) = args.src.filter(|source| !source.is_unspecified()) {
         let (source, to) = (source.to_canonical(), args.to.ip().to_canonical());
         if source.is_ipv4() != to.is_ipv4() && !to.is_unspecified() {
-            return Err(Error::input(format!(
-                "--src {source}: not of the family of {to}; give an address of one family"
-            )));
+            return Err(Error::input(format!("--src {source}: not of the family of {to}"))
+                .remedy("give an address of one family"));
         }
     }
     match &args.oif {
         Some(output) if lo && output != "lo" => Err(Error::input(format!(
-            "--oif {output}: {} is an address of the pod, so it leaves on lo; leave --oif out",
+            "--oif {output}: {} is an address of the pod, so it leaves on lo",
             args.to.ip()
-        ))),
+        ))
+        .usage("leave --oif out")),
         _ => Ok(()),
     }
 }

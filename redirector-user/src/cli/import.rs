@@ -66,7 +66,7 @@ fn read(file: &Path) -> Result<String> {
         (File::open(file).and_then(input::bytes), file.display().to_string())
     };
     let remedy = "give the output of iptables-save, or name a file to read";
-    let bytes = bytes.map_err(|e| Error::input(format!("{from}: {e}; {remedy}")))?;
+    let bytes = bytes.map_err(|e| Error::input(format!("{from}: {e}")).remedy(remedy))?;
     // What is no text is no rule either.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

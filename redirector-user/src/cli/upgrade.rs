@@ -49,7 +49,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
             // The others are worth it all the same.
             Err(e) => {
                 if failure.is_some() {
-                    env.note(&format!("{name}: {e}"));
+                    env.note(&format!("{name}: {}", e.on_command_line()));
                 }
                 failure = failure.or(Some(e));
             }

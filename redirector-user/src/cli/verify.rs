@@ -101,10 +101,8 @@ fn name(env: &Env, args: &Args) -> Result<String> {
     };
     let netns = open_netns(&path, || missing)?;
     find::by_netns(&env.root, &netns)?.ok_or_else(|| {
-        Error::nothing_matched(format!(
-            "no instance is attached to {}; see `redirector list`",
-            path.display()
-        ))
+        Error::nothing_matched(format!("no instance is attached to {}", path.display()))
+            .usage("see `redirector list`")
     })
 }
 

@@ -69,10 +69,11 @@ impl IdMap {
                     self.ranges.iter().map(|[from, _, count]| format!("{count} from {from}")).collect();
                 let has = if has.is_empty() { "nothing".into() } else { has.join(", ") };
                 Error::input(format!(
-                    "{option}: the {} {id} does not exist in the user namespace that owns the network namespace \
-                     ({} maps {has}), and iptables refuses it, too; give one as the pod's own processes see it",
+                    "{option}: the {} {id} does not exist in the user namespace that owns the network \
+                     namespace ({} maps {has}), and iptables refuses it, too",
                     self.kind, self.file
                 ))
+                .remedy("give one as the pod's own processes see it")
             })
         };
         ids.iter().map(one).collect()

@@ -49,11 +49,13 @@ fn proxy_cgroup(path: &Path, target: &Target) -> Result<u64> {
     let cgroup = Cgroup::open(path).map_err(|e| e.within("--proxy-cgroup"))?;
     if cgroup.id == target.cgroup.id || !cgroup.path.starts_with(&target.cgroup.path) {
         return Err(Error::input(format!(
-            "--proxy-cgroup {}: not below the cgroup that is captured, {}; give the cgroup of the proxy's container, and \
-             with --netns and --cgroup that of the whole pod",
+            "--proxy-cgroup {}: not below the cgroup that is captured, {}",
             path.display(),
             target.cgroup.path.display()
-        )));
+        ))
+        .usage(
+            "give the cgroup of the proxy's container, and with --netns and --cgroup that of the whole pod",
+        ));
     }
     Ok(cgroup.id)
 }

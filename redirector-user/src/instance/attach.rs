@@ -90,7 +90,8 @@ fn locked(
         Some(there) => {
             if trace && there.meta()?.flags & meta_flag::TRACE == 0 {
                 notes.push(format!(
-                    "--trace: {name} was attached without it and does not tell its decisions; detach it and attach it again"
+                    "--trace: {name} was attached without it and does not tell its decisions; detach it \
+                     and attach it again"
                 ));
             }
             change::change(there, target, policy, lock)?
@@ -135,25 +136,28 @@ fn existing(
         }
         if other == name && !ours {
             return Err(Error::input(format!(
-                "the name {name} belongs to another network namespace (inode {}); choose another --name, or detach it",
+                "the name {name} belongs to another network namespace (inode {})",
                 meta.netns_inode
-            )));
+            ))
+            .usage("choose another --name, or detach it"));
         }
         if !ours {
             continue;
         }
         if other != name {
             return Err(Error::input(format!(
-                "this network namespace is captured by the instance {other} already; use --name {other}, or detach it"
-            )));
+                "this network namespace is captured by the instance {other} already"
+            ))
+            .usage(format!("use --name {other}, or detach it")));
         }
         if meta.cgroup_id != target.cgroup.id {
             return Err(Error::input(format!(
-                "the instance {name} is attached to another cgroup (id {}, not {} with id {}); detach it first",
+                "the instance {name} is attached to another cgroup (id {}, not {} with id {})",
                 meta.cgroup_id,
                 target.cgroup.path.display(),
                 target.cgroup.id
-            )));
+            ))
+            .remedy("detach it first"));
         }
         if Phase::of(&meta) == Phase::Draining {
             return Err(drain::is_draining(name, &meta));

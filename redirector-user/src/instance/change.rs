@@ -43,9 +43,10 @@ pub(super) fn change(
         .max_entries();
     if policy.max_connections >= room {
         return Err(Error::input(format!(
-            "--max-connections {} is more than the instance was made for; detach it and attach again",
+            "--max-connections {} is more than the instance was made for",
             policy.max_connections
-        )));
+        ))
+        .remedy("detach it and attach again"));
     }
     let mut notes = repairs;
     let programs = before.map(|record| record.programs).unwrap_or_default();

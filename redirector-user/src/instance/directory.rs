@@ -87,9 +87,8 @@ impl Directory {
     fn mount(&self) -> Result<Option<String>> {
         let point = self.bpffs.display();
         let open = || match File::open(&self.bpffs) {
-            Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::input(format!(
-                "{point} does not exist; create it, or give the mount point of a bpffs with --bpffs"
-            ))),
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::input(format!("{point} does not exist"))
+                .usage("create it, or give the mount point of a bpffs with --bpffs")),
             other => other.context(|| format!("open {point}, where the bpffs is or should be mounted")),
         };
         let below = open()?;
@@ -98,8 +97,11 @@ impl Directory {
         }
         if !self.mounts {
             return Err(Error::unsupported(format!(
-                "{point} is not a bpffs on this node, and one that is mounted here would end with this container, and all \
-                 capture with it; mount it on the node before the agent starts (mount -t bpf bpf {point}, or systemd's \
+                "{point} is not a bpffs on this node, and one that is mounted here would end with \
+                 this container, and all capture with it"
+            ))
+            .usage(format!(
+                "mount it on the node before the agent starts (mount -t bpf bpf {point}, or systemd's \
                  sys-fs-bpf.mount), or give the mount point of one with --bpffs"
             )));
         }
@@ -110,9 +112,8 @@ impl Directory {
         }
         let mut entries = std::fs::read_dir(&self.bpffs).context(|| format!("read {point}"))?;
         if entries.next().is_some() {
-            return Err(Error::input(format!(
-                "{point} is not a bpffs, and not empty either; give the mount point of one with --bpffs"
-            )));
+            return Err(Error::input(format!("{point} is not a bpffs, and not empty either"))
+                .usage("give the mount point of one with --bpffs"));
         }
         mount("bpf", &self.bpffs, "bpf", MountFlags::empty(), None)
             .context(|| format!("mount a bpffs (mount -t bpf bpf {point})"))?;
@@ -139,7 +140,7 @@ impl Directory {
             Err(Errno::NOENT) => "does not exist",
             Err(e) => return Err(e).context(|| format!("look at {point}")),
         };
-        Err(Error::input(format!("{point} {why}; give the mount point of a bpffs with --bpffs")))
+        Err(Error::input(format!("{point} {why}")).usage("give the mount point of a bpffs with --bpffs"))
     }
 
     /// Opens the directory; None if it is not there, which means that nothing is attached.
@@ -154,16 +155,14 @@ impl Directory {
             other => other.context(|| format!("open {shown} (run as root)"))?,
         };
         if !is_bpffs(&dir)? {
-            return Err(Error::input(format!(
-                "{shown} is not in a bpffs; give the mount point of one with --bpffs"
-            )));
+            return Err(Error::input(format!("{shown} is not in a bpffs"))
+                .usage("give the mount point of one with --bpffs"));
         }
         // Anybody may make directories in a bpffs.
         let owner = dir.metadata().context(|| format!("stat {shown}"))?.uid();
         if owner != 0 && owner != rustix::process::geteuid().as_raw() {
-            return Err(Error::failed(format!(
-                "{shown} was made by user {owner}, who is not trusted; remove it"
-            )));
+            return Err(Error::failed(format!("{shown} was made by user {owner}, who is not trusted"))
+                .remedy("remove it"));
         }
         Ok(Some(dir))
     }

@@ -36,9 +36,9 @@ pub(super) fn time_left(meta: &Meta) -> u64 {
 
 /// What an instance that is draining cannot do, and what to do about it.
 pub(super) fn is_draining(name: &str, meta: &Meta) -> Error {
-    Error::failed(format!(
-        "the instance {name} is draining and captures nothing new; `redirector detach --name {name}` ends that at once, else \
-         its detach does or, if that was interrupted, the first command after {} s",
+    Error::failed(format!("the instance {name} is draining and captures nothing new")).usage(format!(
+        "`redirector detach --name {name}` ends that at once, else its detach does or, if \
+         that was interrupted, the first command after {} s",
         time_left(meta)
     ))
 }

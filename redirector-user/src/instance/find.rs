@@ -122,10 +122,8 @@ pub(super) fn netns_of(record: &Record, meta: &Meta) -> Option<NetNs> {
 /// [`Error::failed`] if either is gone.
 pub fn target_of(name: &str, record: &Record, meta: &Meta) -> Result<Target> {
     let gone = |what: &str, path: &Path| {
-        Error::failed(format!(
-            "{what} of the instance {name} is gone ({}); detach the instance",
-            path.display()
-        ))
+        Error::failed(format!("{what} of the instance {name} is gone ({})", path.display()))
+            .remedy("detach the instance")
     };
     let netns = netns_of(record, meta).ok_or_else(|| gone("the network namespace", &record.netns))?;
     let cgroup = Cgroup::open(&record.cgroup).ok().filter(|cgroup| cgroup.id == meta.cgroup_id);

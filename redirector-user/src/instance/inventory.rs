@@ -100,7 +100,7 @@ fn state(root: &Directory, name: &str) -> InstanceState {
             return InstanceState::Foreign { abi: meta.abi, netns, ended };
         }
         Ok(found) => found,
-        Err(e) => return InstanceState::Damaged(e.to_string()),
+        Err(e) => return InstanceState::Damaged(e.on_command_line()),
     };
     let (instance, meta) = instance;
     match Phase::of(&meta) {

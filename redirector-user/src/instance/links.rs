@@ -62,10 +62,11 @@ pub(super) fn replace_programs(instance: &Instance, target: &Target, flags: u32)
     // The loader would make what is missing anew, and programs with other maps would be mixed.
     if let Some(map) = name::MAPS.iter().find(|map| !instance.dir.join(map).exists()) {
         return Err(Error::failed(format!(
-            "the instance {} is damaged: {} is missing; detach it and attach again",
+            "the instance {} is damaged: {} is missing",
             instance.name,
             instance.dir.join(map).display()
-        )));
+        ))
+        .remedy("detach it and attach again"));
     }
     let trace = instance.meta()?.flags & meta_flag::TRACE != 0;
     let kernel = Kernel::probe()?;

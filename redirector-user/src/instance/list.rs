@@ -44,7 +44,7 @@ fn summary(root: &Directory, name: &str) -> Option<Summary> {
         problem: None,
     };
     if let Err(e) = fill(&mut line, root) {
-        line.problem = Some(e.to_string());
+        line.problem = Some(e.on_command_line());
     }
     root.instance(name).exists().then_some(line)
 }

@@ -82,8 +82,11 @@ impl Instance {
         if abi != ABI_VERSION {
             // Other programs would misread its maps, so no upgrade can help.
             return Err(Error::unsupported(format!(
-                "the instance {name} has map layout {abi}, this program has {ABI_VERSION}; use the program that made \
-                 it, or detach it (`redirector detach --name {name}`) and attach again"
+                "the instance {name} has map layout {abi}, this program has {ABI_VERSION}"
+            ))
+            .usage(format!(
+                "use the program that made it, or detach it (`redirector detach --name {name}`) and \
+                 attach again"
             )));
         }
         Ok(this)
@@ -152,7 +155,7 @@ impl Instance {
 
 /// There is no instance of this name.
 pub(super) fn no_instance(name: &str) -> Error {
-    Error::nothing_matched(format!("there is no instance {name}; see `redirector list`"))
+    Error::nothing_matched(format!("there is no instance {name}")).usage("see `redirector list`")
 }
 
 /// Opens a pinned map after comparing its sizes with ours: the kernel would hand out any map,

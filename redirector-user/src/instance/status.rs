@@ -176,7 +176,7 @@ fn hook_status(instance: &Instance, hook: &Hook, record: &Record) -> HookStatus 
     let mut status =
         HookStatus { hook: hook.short(), program: None, effective: false, before: Vec::new(), problem: None };
     if let Err(e) = inspect(instance, hook, record, &mut status) {
-        status.problem = Some(e.to_string());
+        status.problem = Some(e.on_command_line());
     }
     status
 }

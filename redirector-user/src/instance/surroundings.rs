@@ -221,8 +221,9 @@ pub(super) fn check_change(old: &Policy, new: &Policy) -> Result<()> {
     let both = old.mode == Mode::Tproxy && new.mode == Mode::Tproxy;
     if both && (old.tproxy_mark, old.tproxy_table) != (new.tproxy_mark, new.tproxy_table) {
         return Err(Error::input(
-            "the mark (-t) and the table (-r) of TPROXY mode cannot be changed while attached; detach first",
-        ));
+            "the mark (-t) and the table (-r) of TPROXY mode cannot be changed while attached",
+        )
+        .remedy("detach first"));
     }
     Ok(())
 }
@@ -277,10 +278,14 @@ pub(super) fn restore(dir: &Path, meta: &Meta) -> Vec<String> {
 pub(super) fn unknown(dir: &Path) -> Option<String> {
     let record = find::any_record(dir)?;
     let lo6 = record.policy.ipv6.then_some("::6 on lo (`ip -6 address show dev lo`)");
-    let tproxy = (record.policy.mode == Mode::Tproxy)
-        .then_some("rules and routes for TPROXY (`ip rule`, `ip -6 rule`), and tcp_fwmark_accept and fwmark_reflect in net.ipv4 and net.ipv6");
-    let guests = (!record.policy.virtual_interfaces.is_empty())
-        .then_some("rules and routes of table 15001 (`ip rule`, `ip -6 rule`) and tc filters (`tc filter show dev IF ingress`)");
+    let tproxy = (record.policy.mode == Mode::Tproxy).then_some(
+        "rules and routes for TPROXY (`ip rule`, `ip -6 rule`), and tcp_fwmark_accept and \
+         fwmark_reflect in net.ipv4 and net.ipv6",
+    );
+    let guests = (!record.policy.virtual_interfaces.is_empty()).then_some(
+        "rules and routes of table 15001 (`ip rule`, `ip -6 rule`) and tc filters (`tc filter \
+         show dev IF ingress`)",
+    );
     let all: Vec<&str> = lo6.into_iter().chain(tproxy).chain(guests).collect();
     (!all.is_empty()).then(|| {
         format!(

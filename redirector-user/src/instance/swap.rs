@@ -44,9 +44,10 @@ pub(super) fn active_slot(instance: &Instance) -> Result<u32> {
         Phase::Active(slot) => Ok(slot),
         Phase::Draining => Err(drain::is_draining(&instance.name, &meta)),
         Phase::Inert => Err(Error::failed(format!(
-            "the instance {} was left half-made or half-removed by a command that was killed; `redirector list` sweeps it",
+            "the instance {} was left half-made or half-removed by a command that was killed",
             instance.name
-        ))),
+        ))
+        .usage("`redirector list` sweeps it")),
     }
 }
 
@@ -105,7 +106,7 @@ pub(super) fn swap(
     if let Ok(before) = &before
         && let Err(e) = surroundings::leave(&mut instance, &mut meta, target, before, policy)
     {
-        notes.push(e.to_string());
+        notes.push(e.on_command_line());
     }
     let cleared = listeners::clear(&instance, old)
         .and_then(|()| tables::clear(&mut tables, old))

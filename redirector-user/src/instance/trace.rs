@@ -52,9 +52,8 @@ impl<F: Tell> Trace<F> {
     pub fn open(root: &Directory, name: &str, tell: F) -> Result<Self> {
         let instance = Instance::open(root, name)?;
         if instance.meta()?.flags & meta_flag::TRACE == 0 {
-            return Err(Error::input(format!(
-                "{name} was attached without --trace; detach it and attach it with --trace"
-            )));
+            return Err(Error::input(format!("{name} was attached without --trace"))
+                .usage("detach it and attach it with --trace"));
         }
         let hook = hooks::ALL.iter().find(|hook| hook.netns);
         let hook = hook.ok_or_else(|| Error::failed("no hook of the network namespace"))?;

@@ -54,15 +54,17 @@ impl Kernel {
     pub fn require(&self, flags: u32) -> Result<()> {
         if flags & flag::PROXY_CGROUP != 0 && self.offsets.cgroup.is_none() {
             return Err(Error::unsupported(
-                "--proxy-cgroup: this kernel's sockets do not lead to their cgroup as they do since 5.15; use -u or -g",
-            ));
+                "--proxy-cgroup: this kernel's sockets do not lead to their cgroup as they do since 5.15",
+            )
+            .usage("use -u or -g"));
         }
         let interfaces = flag::HAS_EXCLUDE_INTERFACES | flag::HAS_VIRTUAL_INTERFACES;
         if flags & interfaces != 0 && !self.offsets.has_ingress_ifindex {
             return Err(Error::unsupported(
-                "-c and -k (interfaces) need Linux 5.17 or newer: before, sk_lookup does not tell the interface a \
-                 connection arrives on; leave them out, or exclude ports (-d) or addresses (-x)",
-            ));
+                "-c and -k (interfaces) need Linux 5.17 or newer: before, sk_lookup does not tell the \
+                 interface a connection arrives on",
+            )
+            .usage("leave them out, or exclude ports (-d) or addresses (-x)"));
         }
         Ok(())
     }

@@ -77,10 +77,8 @@ fn refuse(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Error::unsupported(format!(
-        "not enough privileges: {} missing; run as root, or give the container these capabilities",
-        missing.join(", ")
-    )))
+    Err(Error::unsupported(format!("not enough privileges: {} missing", missing.join(", ")))
+        .remedy("run as root, or give the container these capabilities"))
 }
 
 #[cfg(test)]

@@ -22,10 +22,11 @@ pub(crate) fn check_free(netlink: &mut Netlink, table: u32, remedy: &str) -> Res
         };
         if !found.is_empty() {
             return Err(Error::failed(format!(
-                "routes of somebody else lead elsewhere from the routing table {table}, and captured traffic would follow \
-                 them: {}; {remedy}",
+                "routes of somebody else lead elsewhere from the routing table {table}, and captured \
+                 traffic would follow them: {}",
                 found.join(", ")
-            )));
+            ))
+            .remedy(remedy));
         }
     }
     Ok(())

@@ -39,17 +39,16 @@ impl Cgroup {
         if kind != CGROUP2_SUPER_MAGIC {
             let what = if kind == CGROUP_SUPER_MAGIC { "of cgroup v1" } else { "not a cgroup" };
             let tree = mount().map_or_else(|e| e.to_string(), |m| format!("the v2 tree is {}", m.display()));
-            return Err(Error::input(format!(
-                "{} is {what}; give a cgroup v2 directory: {tree}",
-                path.display()
-            )));
+            return Err(Error::input(format!("{} is {what}", path.display()))
+                .remedy(format!("give a cgroup v2 directory: {tree}")));
         }
         // Every cgroup has this file, except the root.
         if !path.join("cgroup.events").exists() {
             return Err(Error::input(format!(
-                "{} is the root cgroup, which holds the whole machine; give the cgroup of the pod",
+                "{} is the root cgroup, which holds the whole machine",
                 path.display()
-            )));
+            ))
+            .remedy("give the cgroup of the pod"));
         }
         let id = dir.metadata().context(|| format!("stat {}", path.display()))?.ino();
         let path = path.canonicalize().context(|| format!("resolve {}", path.display()))?;
@@ -99,9 +98,8 @@ pub fn mount() -> Result<PathBuf> {
     let text =
         std::fs::read_to_string("/proc/self/mountinfo").context(|| "read /proc/self/mountinfo".into())?;
     find_mount(&text).ok_or_else(|| {
-        Error::unsupported(
-            "cgroup v2 is not mounted; mount it: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none \
-             /sys/fs/cgroup/unified",
+        Error::unsupported("cgroup v2 is not mounted").remedy(
+            "mount it: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified",
         )
     })
 }
@@ -136,9 +134,8 @@ pub fn innermost_of(pids: &[u32]) -> Result<Cgroup> {
     for pid in pids {
         let Some(text) = process::cgroups(*pid) else { continue };
         let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::")) else {
-            return Err(Error::unsupported(format!(
-                "process {pid} is in no cgroup v2; boot with cgroup v2 (hybrid or unified layout)"
-            )));
+            return Err(Error::unsupported(format!("process {pid} is in no cgroup v2"))
+                .remedy("boot with cgroup v2 (hybrid or unified layout)"));
         };
         let path = Path::new(path);
         common = Some(match common {
@@ -151,17 +148,21 @@ pub fn innermost_of(pids: &[u32]) -> Result<Cgroup> {
     };
     if common == Path::new("/") {
         return Err(Error::input(format!(
-            "the processes of this network namespace ({}) have only the root cgroup in common, which holds the whole \
-             machine; put them into a cgroup of their own, or give --netns and --cgroup",
+            "the processes of this network namespace ({}) have only the root cgroup in common, \
+             which holds the whole machine",
             pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
-        )));
+        ))
+        .usage("put them into a cgroup of their own, or give --netns and --cgroup"));
     }
     if common.components().any(|part| part == Component::ParentDir) {
         return Err(Error::unsupported(format!(
-            "the cgroup of the processes ({}) is above the root of our cgroup namespace; run in the host's \
-             (a container needs hostPID and the host's cgroup namespace), or give --netns and --cgroup",
+            "the cgroup of the processes ({}) is above the root of our cgroup namespace",
             common.display()
-        )));
+        ))
+        .usage(
+            "run in the host's (a container needs hostPID and the host's cgroup namespace), or \
+             give --netns and --cgroup",
+        ));
     }
     let relative = common.strip_prefix("/").unwrap_or(&common);
     Cgroup::open(&mount()?.join(relative))

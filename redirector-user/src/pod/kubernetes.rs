@@ -28,11 +28,12 @@ pub fn cgroup_of(uid: &str, below: Option<&Path>, patience: Duration) -> Result<
         }
         if Instant::now() >= end {
             return Err(Error::failed(format!(
-                "there is no cgroup of pod {uid} (pod{uid} or *pod{}.slice) below {}; the kubelet makes it before the \
-                 pod's sandbox, unless it runs with --cgroups-per-qos=false; another root is named with --cgroup-root",
+                "there is no cgroup of pod {uid} (pod{uid} or *pod{}.slice) below {}; the kubelet \
+                 makes it before the pod's sandbox, unless it runs with --cgroups-per-qos=false",
                 uid.replace('-', "_"),
                 root(below)?.display()
-            )));
+            ))
+            .usage("another root is named with --cgroup-root"));
         }
         std::thread::sleep(AGAIN);
     }

@@ -16,11 +16,14 @@ pub fn refuse_istio(netns: &NetNs) -> Result<()> {
         return Ok(());
     }
     Err(Error::input(format!(
-        "the network namespace has live netfilter rules of Istio ({}), and would be redirected twice; remove them \
-         first (istio-iptables --cleanup-only in the namespace, with --native-nftables if it has made tables), or \
-         restart the pod without istio-init",
+        "the network namespace has live netfilter rules of Istio ({}), and would be \
+         redirected twice",
         chains.join(", ")
-    )))
+    ))
+    .remedy(
+        "remove them first (istio-iptables --cleanup-only in the namespace, with \
+         --native-nftables if it has made tables), or restart the pod without istio-init",
+    ))
 }
 
 /// Names of the `ISTIO_*` chains of the calling thread's namespace, by both iptables flavours, and of Istio's own

@@ -73,9 +73,10 @@ impl Target {
         refuse_own(&netns, path)?;
         let Some(pid) = process::in_netns(netns.inode)?.into_iter().next() else {
             return Err(Error::input(format!(
-                "no process is in {}, so there is no cgroup to take; use `redirector attach --netns FILE --cgroup DIR`",
+                "no process is in {}, so there is no cgroup to take",
                 path.display()
-            )));
+            ))
+            .usage("use `redirector attach --netns FILE --cgroup DIR`"));
         };
         Self::of_processes(netns, std::path::absolute(path).unwrap_or_else(|_| path.into()), pid)
     }
@@ -140,10 +141,11 @@ impl Target {
             match &found {
                 Some((first, other)) if first.cookie != netns.cookie => {
                     return Err(Error::input(format!(
-                        "the processes of the cgroup {} are in several network namespaces (those of {other} and {pid}, \
-                         for instance); give a cgroup for each, or say which with the namespace's file",
+                        "the processes of the cgroup {} are in several network namespaces (those of {other} \
+                         and {pid}, for instance)",
                         cgroup.path.display()
-                    )));
+                    ))
+                    .remedy("give a cgroup for each, or say which with the namespace's file"));
                 }
                 Some(_) => {}
                 None => found = Some((netns, pid)),
@@ -203,10 +205,8 @@ pub fn open_netns(path: &Path, missing: impl FnOnce() -> String) -> Result<NetNs
     match NetNs::open(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::input(missing())),
         Err(e) if e.kind() == std::io::ErrorKind::InvalidInput || e.raw_os_error() == Some(libc::ENOTTY) => {
-            Err(Error::input(format!(
-                "{} is not a network namespace; give a file such as /proc/PID/ns/net or /run/netns/NAME",
-                path.display()
-            )))
+            Err(Error::input(format!("{} is not a network namespace", path.display()))
+                .remedy("give a file such as /proc/PID/ns/net or /run/netns/NAME"))
         }
         other => other.context(|| format!("open the network namespace {}", path.display())),
     }
@@ -228,8 +228,8 @@ fn own_cookies() -> Vec<u64> {
 
 fn machines(path: &Path) -> Error {
     Error::input(format!(
-        "{} is the machine's own network namespace, which is never captured (a pod with hostNetwork?); give the \
-         namespace of a pod",
+        "{} is the machine's own network namespace, which is never captured (a pod with hostNetwork?)",
         path.display()
     ))
+    .remedy("give the namespace of a pod")
 }

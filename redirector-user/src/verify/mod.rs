@@ -62,7 +62,9 @@ pub fn verify(root: &Directory, name: &str, options: &Options) -> Result<Report>
     let instance = Instance::open(root, name)?;
     let meta = instance.meta()?;
     let Phase::Active(slot) = Phase::of(&meta) else {
-        return Err(Error::failed(format!("the instance {name} is not active; see `redirector list`")));
+        return Err(
+            Error::failed(format!("the instance {name} is not active")).usage("see `redirector list`")
+        );
     };
     let record = record::read(&instance.dir, slot)?;
     let target = find::target_of(name, &record, &meta)?;

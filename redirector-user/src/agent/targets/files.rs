@@ -47,10 +47,8 @@ pub fn read(dir: &Path) -> Result<BTreeMap<String, Result<Entry>>> {
         let name = format!("{FILE_PREFIX}{stem}");
         let entry = check_name(&name)
             .map_err(|_| {
-                Error::input(format!(
-                    "{}: the name of the file becomes that of the instance; use up to 58 of a-z, 0-9, _ and -",
-                    path.display()
-                ))
+                Error::input(format!("{}: the name of the file becomes that of the instance", path.display()))
+                    .remedy("use up to 58 of a-z, 0-9, _ and -")
             })
             .and_then(|()| read_file(&path));
         match entry {

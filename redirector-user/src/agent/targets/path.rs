@@ -149,9 +149,10 @@ fn unit(mount: &Path, name: &str) -> Result<Option<PathBuf>> {
         [] => Ok(None),
         [dir] => Ok(Some(dir.clone())),
         several => Err(Error::input(format!(
-            "several cgroups are named {name} ({}); say which with cgroup = \"...\"",
+            "several cgroups are named {name} ({})",
             several.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", ")
-        ))),
+        ))
+        .remedy("say which with cgroup = \"...\"")),
     }
 }
 
