@@ -3,15 +3,14 @@
 //! cargo-fuzz needs unstable flags of rustc, which RUSTC_BOOTSTRAP=1 allows to any compiler. Without a sanitizer: what
 //! is fuzzed has no unsafe code, and debug assertions and overflow checks are on.
 
-use std::{fs, path::Path, path::PathBuf};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
-use crate::{apt, cmd::Cmd, project};
+use crate::{apt, cmd::Cmd, crates::Program, project};
 
-/// The pinned version of cargo-fuzz.
-const VERSION: &str = "0.13.2";
+const CARGO_FUZZ: Program = Program { name: "cargo-fuzz", version: "0.13.2" };
 
 /// What is fuzzed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -49,7 +48,7 @@ impl Target {
 
 /// Runs one target or all.
 pub fn run(target: Option<Target>, seconds: u32, input: Option<&Path>) -> Result<()> {
-    let cargo_fuzz = find_or_install()?;
+    let cargo_fuzz = CARGO_FUZZ.find_or_install()?;
     if apt::find_program("c++").is_none() {
         apt::install(&["g++"], false)?;
     }
@@ -82,26 +81,4 @@ fn run_one(cargo_fuzz: &Path, target: Target, seconds: u32, input: Option<&Path>
         .args(["-timeout=20", "-print_final_stats=1"])
         .run()
         .with_context(what)
-}
-
-fn find_or_install() -> Result<PathBuf> {
-    let own = project::cache("cargo-fuzz");
-    let binary = own.join("bin/cargo-fuzz");
-    let candidates = [Some(binary.clone()), apt::find_program("cargo-fuzz")];
-    if let Some(found) = candidates.into_iter().flatten().find(|program| is_pinned(program)) {
-        return Ok(found);
-    }
-    project::cargo()
-        .args(["install", "cargo-fuzz", "--version", VERSION, "--locked", "--root"])
-        .arg(&own)
-        .run()
-        .with_context(|| format!("cannot build cargo-fuzz {VERSION}"))?;
-    Ok(binary)
-}
-
-fn is_pinned(program: &Path) -> bool {
-    Cmd::new(program)
-        .arg("--version")
-        .probe()
-        .is_some_and(|version| version == format!("cargo-fuzz {VERSION}"))
 }

@@ -6,6 +6,8 @@
 mod apt;
 mod archive;
 mod cmd;
+mod crates;
+mod deny;
 mod deps;
 mod dist;
 mod ebpf;
@@ -23,6 +25,8 @@ mod shim;
 mod sources;
 mod toolchain;
 mod vm;
+#[cfg(test)]
+mod workflows;
 
 use std::process::ExitCode;
 
@@ -217,6 +221,18 @@ Examples:
   cargo xtask vm --deb linux-image-6.9_amd64.deb   a kernel of your own
   cargo xtask vm --image bzImage -- kernel         the same without modules")]
     Vm(vm::Options),
+    /// Check licences and sources of the dependencies against deny.toml
+    ///
+    /// Builds cargo-deny into .cache first, which takes minutes.
+    #[command(after_help = "\
+Examples:
+  cargo xtask deny                 licences, bans, sources
+  cargo xtask deny --advisories    known faults, too; downloads their database")]
+    Deny {
+        /// Also look for known faults
+        #[arg(long)]
+        advisories: bool,
+    },
     /// Check formatting, floors, paths, sizes, clippy and documentation; warnings are errors
     #[command(after_help = "\
 Examples:
@@ -264,6 +280,7 @@ fn dispatch(verb: Verb) -> Result<()> {
         }
         Verb::Fuzz { target, seconds, input } => fuzz::run(target, seconds, input.as_deref()),
         Verb::Vm(options) => vm::run(&options),
+        Verb::Deny { advisories } => deny::check(advisories),
         Verb::Lint { part } => lint::run(part),
     }
 }

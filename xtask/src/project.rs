@@ -36,11 +36,6 @@ pub fn cargo() -> Cmd {
     Cmd::new(env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from)).dir(root())
 }
 
-/// What git says, asked in the root of the checkout.
-pub fn git(arguments: &[&str]) -> Result<String> {
-    Cmd::new("git").args(arguments).dir(root()).quiet(true).read()
-}
-
 /// True if we run as root: the owner of our `/proc` entry is our effective user.
 pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
