@@ -1,6 +1,6 @@
 //! `redirector agent`.
 
-use super::Env;
+use super::env::Env;
 use crate::agent::{self, Options, PodOptions, log};
 use crate::base::error::{Context, Result};
 use crate::cni::protocol::SOCKET;

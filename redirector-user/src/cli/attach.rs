@@ -1,6 +1,6 @@
 //! `redirector attach`.
 
-use super::Env;
+use super::env::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Kind, Result};
 use crate::instance::attach::{self, Outcome, default_name};

@@ -1,6 +1,6 @@
 //! `redirector check`.
 
-use super::Env;
+use super::env::Env;
 use super::output::{Format, json, table};
 use crate::base::error::Result;
 use crate::check;

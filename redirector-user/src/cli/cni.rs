@@ -1,6 +1,6 @@
 //! `redirector cni`: the plugin when a runtime calls it, and its removal by hand.
 
-use super::Env;
+use super::env::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Result};
 use crate::cni_install;

@@ -1,6 +1,6 @@
 //! `redirector detach`.
 
-use super::Env;
+use super::env::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Kind, Result};
 use crate::instance::{detach, find, sweep};
@@ -136,7 +136,7 @@ fn which(env: &Env, args: &Args) -> Result<Vec<String>> {
         crate::instance::directory::check_name(name)?;
         return Ok(vec![name.clone()]);
     }
-    let Some((path, missing)) = super::netns_given(args.pid, args.netns.as_ref()) else {
+    let Some((path, missing)) = super::env::netns_given(args.pid, args.netns.as_ref()) else {
         return Err(Error::input("give --name, --pid, --netns or --all"));
     };
     of_netns(env, &path, missing, args.ignore_missing).map(|name| vec![name])

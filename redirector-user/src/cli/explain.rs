@@ -1,6 +1,6 @@
 //! `redirector explain`.
 
-use super::Env;
+use super::env::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Result, chain};
 use crate::explain::{self, Arriving, Explanation, Offline, Outgoing};

@@ -1,6 +1,6 @@
 //! `redirector import`.
 
-use super::Env;
+use super::env::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Result};
 use crate::base::input;

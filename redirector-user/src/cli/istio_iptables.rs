@@ -1,6 +1,8 @@
 //! This program under the name `istio-iptables`: the original's command line, for the namespace it is called in.
 
-use super::{Env, attach, fail, output::Format};
+use super::attach;
+use super::env::{Env, fail};
+use super::output::Format;
 use crate::base::error::{Kind, Result};
 use crate::instance::{detach, find};
 use crate::kernel;
@@ -51,9 +53,9 @@ pub fn main() -> ExitCode {
     });
     let (flags, logging) = match parsed {
         Ok(parsed) => parsed,
-        Err(e) => return super::usage(&e),
+        Err(e) => return super::env::usage(&e),
     };
-    let env = Env::new(Path::new(super::BPFFS), Format::Table);
+    let env = Env::new(Path::new(super::env::BPFFS), Format::Table);
     if logging.level.is_some() || logging.json.is_some() {
         env.note("--log_output_level and --log_as_json have no effect here");
     }

@@ -6,6 +6,7 @@ mod attach;
 mod check;
 mod cni;
 mod detach;
+mod env;
 mod explain;
 mod import;
 mod istio_iptables;
@@ -19,14 +20,11 @@ mod trace;
 mod upgrade;
 mod verify;
 
-use crate::base::error::Error;
-use crate::instance::directory::Directory;
 use clap::{Parser, Subcommand};
+use env::{BPFFS, Env, fail, usage};
 use output::Format;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-
-const BPFFS: &str = "/sys/fs/bpf";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -101,27 +99,6 @@ impl Verb {
     }
 }
 
-/// What every verb gets.
-struct Env {
-    root: Directory,
-    format: Format,
-}
-
-impl Env {
-    fn new(bpffs: &Path, format: Format) -> Self {
-        let tell: fn(&str) = match format {
-            Format::Json => |text| output::note(Format::Json, text),
-            Format::Table => |text| output::note(Format::Table, text),
-        };
-        Self { root: Directory::at(bpffs).telling(tell), format }
-    }
-
-    /// A remark for the user.
-    fn note(&self, text: &str) {
-        output::note(self.format, text);
-    }
-}
-
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     if istio_iptables::is_called(std::env::args_os().next().as_deref()) {
@@ -171,48 +148,6 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(e) => fail(&e, env.format),
     }
-}
-
-/// What clap has to say: help and version, or that it did not understand.
-fn usage(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() {
-        // A reader that has closed the pipe is no error.
-        let _ = error.print();
-        return ExitCode::SUCCESS;
-    }
-    if !asks_for_json(std::env::args_os().map(|arg| arg.to_string_lossy().into_owned())) {
-        let _ = error.print();
-        return ExitCode::from(2);
-    }
-    let text = error.to_string();
-    fail(&Error::input(text.trim().trim_start_matches("error: ").to_owned()), Format::Json)
-}
-
-/// Whether a command line that was not understood has `--output json` in it.
-fn asks_for_json(args: impl Iterator<Item = String>) -> bool {
-    let args: Vec<String> = args.collect();
-    args.iter().any(|arg| arg == "--output=json") || args.windows(2).any(|pair| pair == ["--output", "json"])
-}
-
-/// The file of a namespace that is given by a process or as such, and what to say if it is not there.
-fn netns_given(pid: Option<u32>, file: Option<&PathBuf>) -> Option<(PathBuf, String)> {
-    if let Some(pid) = pid {
-        let missing = format!(
-            "there is no process {pid} (or it has ended); give the pid as the host sees it, or --name"
-        );
-        return Some((format!("/proc/{pid}/ns/net").into(), missing));
-    }
-    file.map(|file| (file.clone(), format!("{} does not exist", file.display())))
-}
-
-fn fail(error: &Error, format: Format) -> ExitCode {
-    if format == Format::Json {
-        let text = serde_json::json!({ "error": error.on_command_line(), "exit_code": error.exit_code() });
-        eprintln!("{text}");
-    } else {
-        eprintln!("redirector: {}", error.on_command_line());
-    }
-    ExitCode::from(error.exit_code())
 }
 
 #[cfg(test)]

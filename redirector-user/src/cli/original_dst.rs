@@ -1,6 +1,6 @@
 //! `redirector original-dst`.
 
-use super::Env;
+use super::env::Env;
 use super::output::{Format, json, table};
 use crate::base::error::{Error, Result};
 use crate::instance::connections;

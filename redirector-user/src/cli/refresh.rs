@@ -1,6 +1,6 @@
 //! `redirector refresh`.
 
-use super::Env;
+use super::env::Env;
 use super::output::{Format, json, print};
 use crate::base::error::Result;
 use crate::instance::{find, refresh};

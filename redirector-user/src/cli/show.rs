@@ -1,7 +1,8 @@
 //! `redirector show`.
 
+use super::env::Env;
 use super::output::{Format, json, print, table};
-use super::{Env, rules};
+use super::rules;
 use crate::base::error::Result;
 use crate::instance::status::{self, Status};
 use crate::instance::sweep;

@@ -1,6 +1,6 @@
 //! `redirector trace`.
 
-use super::Env;
+use super::env::Env;
 use super::output::{self, Format, note};
 use crate::base::error::{Context, Result};
 use crate::instance::trace::{End, Event, Trace};

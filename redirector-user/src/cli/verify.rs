@@ -1,6 +1,6 @@
 //! `redirector verify`, and the hidden verb of its helpers.
 
-use super::Env;
+use super::env::Env;
 use super::output::{Format, json, print, table};
 use crate::base::error::{Error, Result};
 use crate::instance::directory::check_name;
@@ -83,11 +83,11 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
 pub fn helper() -> ExitCode {
     let args = match HelperArgs::try_parse_from(std::env::args_os().skip(1)) {
         Ok(args) => args,
-        Err(e) => return super::usage(&e),
+        Err(e) => return super::env::usage(&e),
     };
     match helper::serve(args.uid, args.gid, args.verify) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => super::fail(&e, Format::Table),
+        Err(e) => super::env::fail(&e, Format::Table),
     }
 }
 
@@ -96,7 +96,7 @@ fn name(env: &Env, args: &Args) -> Result<String> {
         check_name(name)?;
         return Ok(name.clone());
     }
-    let Some((path, missing)) = super::netns_given(args.pid, args.netns.as_ref()) else {
+    let Some((path, missing)) = super::env::netns_given(args.pid, args.netns.as_ref()) else {
         return Err(Error::input("give a name, --pid or --netns"));
     };
     let netns = open_netns(&path, || missing)?;
