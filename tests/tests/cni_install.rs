@@ -66,6 +66,9 @@ fn installed_and_uninstalled() -> anyhow::Result<()> {
     assert_eq!(std::fs::read_to_string(&list)?, LIST.replace("portmap", "bandwidth"));
     assert_eq!(std::fs::read_dir(&conf)?.count(), 1);
     assert_eq!(std::fs::read_dir(&bin)?.count(), 0);
+    // Where nothing is installed, the directories are wrong, or it is said to be as wanted.
+    assert!(node.run(&arguments)?.expect(3)?.stderr.contains("--conf-dir"));
+    let arguments = [&arguments[..], &["--ignore-missing"]].concat();
     assert_eq!(node.run(&arguments)?.expect(0)?.json()?, json!({ "done": [] }));
     // Without a runtime it says what it is for.
     node.run(&["cni"])?.expect(2)?;

@@ -3,8 +3,7 @@
 use super::file_events::{Names, Signs};
 use super::metrics::{Metrics, Reason};
 use super::retry::{Failures, Subject};
-use crate::base::error::Error;
-use crate::cni_install::{self, Places};
+use crate::cni_install::{self, Installed, Places};
 use std::sync::Arc;
 
 pub struct PluginKeeper {
@@ -14,28 +13,31 @@ pub struct PluginKeeper {
 }
 
 impl PluginKeeper {
+    /// Adds the paths whose changes may undo the installation.
     pub fn watch(&self, signs: &mut Signs) {
         let names = Names::one(cni_install::TYPE.as_ref());
         signs.entry(self.places.bin_dir.clone()).or_default().add(names);
         let conf = signs.entry(self.places.conf_dir.clone()).or_default();
         [".conflist", ".conf", ".json"].into_iter().for_each(|kind| conf.add(Names::suffix(kind)));
+        for file in cni_install::linked_files(&self.places.conf_dir) {
+            if let (Some(dir), Some(name)) = (file.parent(), file.file_name()) {
+                signs.entry(dir.to_owned()).or_default().add(Names::one(name));
+            }
+        }
     }
 
     pub fn install(&self) {
-        let error = match cni_install::install(&self.places) {
-            Ok(cni_install::State::Unchanged) => return self.failures.succeeded(&Subject::Plugin),
-            Ok(cni_install::State::Written(path)) => {
+        match cni_install::install(&self.places) {
+            Ok(Installed { written, .. }) => {
                 self.failures.succeeded(&Subject::Plugin);
-                self.metrics.step("install");
-                tracing::info!(path = %path.display(), "installed the CNI plugin");
-                return;
+                for path in written {
+                    self.metrics.step("install");
+                    tracing::info!(path = %path.display(), "installed the CNI plugin");
+                }
             }
-            Ok(cni_install::State::NoNetwork) => Error::failed(format!(
-                "there is no network's configuration in {} to chain to",
-                self.places.conf_dir.display()
-            )),
-            Err(e) => e,
-        };
-        self.failures.failed(Subject::Plugin, Reason::Install, &error);
+            Err(e) => {
+                self.failures.failed(Subject::Plugin, Reason::Install, &e);
+            }
+        }
     }
 }

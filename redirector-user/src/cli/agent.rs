@@ -56,6 +56,9 @@ pub struct Args {
     /// Install the CNI plugin: directory of the configurations (/etc/cni/net.d).
     #[arg(long, value_name = "DIR", requires = "cni_bin_dir")]
     cni_conf_dir: Option<PathBuf>,
+    /// Name of the network of pods, if it is not the first that the runtime can use (CRI-O: cni_default_network).
+    #[arg(long, value_name = "NAME", requires = "cni_bin_dir")]
+    cni_network: Option<String>,
     /// The agent's socket as the plugin sees it [default: agent.sock in --run-dir].
     #[arg(long, value_name = "FILE", requires = "cni_bin_dir")]
     cni_socket: Option<PathBuf>,
@@ -106,7 +109,14 @@ impl Args {
         };
         let socket = self.cni_socket.clone().unwrap_or_else(|| self.run_dir.join(SOCKET));
         let socket = std::path::absolute(&socket).context(|| format!("resolve {}", socket.display()))?;
-        Ok(Some(Places { bin_dir, conf_dir, socket, exclude_namespaces: self.exclude_namespaces.clone() }))
+        Ok(Some(Places {
+            program: "/proc/self/exe".into(),
+            bin_dir,
+            conf_dir,
+            network: self.cni_network.clone(),
+            socket,
+            exclude_namespaces: self.exclude_namespaces.clone(),
+        }))
     }
 }
 

@@ -35,16 +35,29 @@ enum Verb {
         /// Directory of the configurations.
         #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
         conf_dir: PathBuf,
+        /// Where CRI-O keeps how pods were set up: the binary stays while pods need it to end.
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/cni")]
+        cache_dir: PathBuf,
+        /// Succeed if the plugin is not installed there.
+        #[arg(long)]
+        ignore_missing: bool,
     },
 }
 
 pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
-    let Some(Verb::Uninstall { bin_dir, conf_dir }) = args.verb else {
+    let Some(Verb::Uninstall { bin_dir, conf_dir, cache_dir, ignore_missing }) = args.verb else {
         return Err(Error::input(
             "CNI_COMMAND is not set: container runtimes call the plugin, see `redirector cni --help`",
         ));
     };
-    let done = cni_install::uninstall(&bin_dir, &conf_dir)?;
+    let done = cni_install::uninstall(&bin_dir, &conf_dir, &cache_dir)?;
+    if done.is_empty() && !ignore_missing {
+        let (bin_dir, conf_dir) = (bin_dir.display(), conf_dir.display());
+        return Err(Error::nothing_matched(format!(
+            "the plugin is neither in {bin_dir} nor in a list in {conf_dir}; name its directories with --bin-dir and --conf-dir, \
+             or pass --ignore-missing"
+        )));
+    }
     match env.format {
         Format::Json => json(&serde_json::json!({ "done": done }))?,
         Format::Table if done.is_empty() => env.note("the plugin is not installed there"),

@@ -1,0 +1,63 @@
+//! The plugin's binary.
+
+use super::{TYPE, files};
+use crate::base::error::{Context, Error, Result};
+use rustix::fs::{StatVfsMountFlags, statvfs};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+/// The file that was found to be our binary and was executed: both are read again only if it changes.
+static INSTALLED: Mutex<Option<Stamp>> = Mutex::new(None);
+
+/// Path, mode, device, inode, size, time of the last change (which some kernels tell by ticks), and whether the mount
+/// forbids execution.
+type Stamp = (PathBuf, u32, [u64; 3], [i64; 2], bool);
+
+/// Copies the program into the directory and executes it there: only then is it installed.
+///
+/// # Errors
+///
+/// If it cannot be written or executed.
+pub fn install(program: &Path, bin_dir: &Path) -> Result<()> {
+    let path = bin_dir.join(TYPE);
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if installed.is_some() && *installed == stamp(&path) {
+        return Ok(());
+    }
+    let own = std::fs::read(program).context(|| format!("read {}", program.display()))?;
+    let there = std::fs::metadata(&path).ok();
+    let executable = there.as_ref().is_some_and(|there| there.permissions().mode() & 0o111 == 0o111);
+    match std::fs::read(&path) {
+        Ok(there) if there == own && executable => {}
+        _ => files::write(&path, &own, 0o755, there.as_ref())?,
+    }
+    execute(&path)?;
+    *installed = stamp(&path);
+    Ok(())
+}
+
+fn execute(path: &Path) -> Result<()> {
+    let version = Command::new(path)
+        .env_clear()
+        .env("CNI_COMMAND", "VERSION")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    let what = || format!("execute {}, as the container runtime does", path.display());
+    let remedy = "see whether it is mounted noexec, or whether a security module forbids it";
+    match version {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Error::failed(format!("{}: {status}", what())).remedy(remedy)),
+        Err(e) => Err(Error::os(what(), e).remedy(remedy)),
+    }
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = std::fs::metadata(path).ok()?;
+    let which = [file.dev(), file.ino(), file.size()];
+    let noexec = statvfs(path).ok()?.f_flag.contains(StatVfsMountFlags::NOEXEC);
+    Some((path.to_owned(), file.mode(), which, [file.ctime(), file.ctime_nsec()], noexec))
+}
