@@ -6,8 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use redirector_common::Addr;
-use redirector_common::decide::{self, Facts, NOBODY, Verdict};
-use redirector_common::policy::Table;
+use redirector_common::abi::List;
+use redirector_common::decision::{self, Lists};
+use redirector_common::routing::Owner;
+use redirector_common::rule::Outcome;
 use redirector_user::explain::{self, Arriving, Explanation, Offline, Outgoing};
 use redirector_user::policy::{Dns, Policy};
 use redirector_user::rules::Protocol;
@@ -44,21 +46,21 @@ pub fn check(policy: &Policy, seed: &str) {
 
 fn outgoing(policy: &Policy, offline: &Offline, query: &Outgoing) {
     let said = explain::outgoing(policy, offline, query);
-    let Some(rule) = said.rule.filter(|_| said.verdict != "refused") else { return };
+    let Some(rule) = said.rule.filter(|_| said.verdict != Outcome::Refused) else { return };
     let dst = said.destination.ip();
     let any: IpAddr = if dst.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let decision = decide::outgoing(
+    let decision = decision::outgoing(
         &offline.compiled.policy,
         &Plain { policy, offline },
-        &decide::Outgoing {
+        &decision::Outgoing {
             dst: dst.into(),
             dport: said.destination.port(),
             src: said.source.unwrap_or(any).into(),
             tcp: query.protocol == Protocol::Tcp,
             lo: said.lo,
             oif: offline.route(dst).oif,
-            uid: query.uid.unwrap_or(NOBODY),
-            gid: query.gid.unwrap_or(NOBODY),
+            uid: query.uid.unwrap_or(Owner::NOBODY),
+            gid: query.gid.unwrap_or(Owner::NOBODY),
             proxy: query.proxy,
             mark: 0,
         },
@@ -69,10 +71,10 @@ fn outgoing(policy: &Policy, offline: &Offline, query: &Outgoing) {
 fn incoming(policy: &Policy, offline: &Offline, query: &Arriving) {
     let said = explain::incoming(policy, offline, query);
     let Some(rule) = said.rule else { return };
-    let decision = decide::incoming(
+    let decision = decision::incoming(
         &offline.compiled.policy,
         &Plain { policy, offline },
-        &decide::Incoming {
+        &decision::Incoming {
             dst: said.destination.ip().into(),
             dport: said.destination.port(),
             iif: query.interface.as_deref().map_or(0, |name| offline.index(name)),
@@ -82,15 +84,9 @@ fn incoming(policy: &Policy, offline: &Offline, query: &Arriving) {
     compare(&said, rule, &decision, query);
 }
 
-fn compare(said: &Explanation, rule: &str, decision: &decide::Decision, query: &impl std::fmt::Debug) {
-    let verdict = match decision.verdict {
-        Verdict::Pass => "pass",
-        Verdict::Outbound => "outbound",
-        Verdict::Inbound => "inbound",
-        Verdict::Dns => "dns",
-    };
+fn compare(said: &Explanation, rule: &str, decision: &decision::Decision, query: &impl std::fmt::Debug) {
     assert_eq!(rule, decision.rule.name(), "{query:?}\n{said:#?}");
-    assert_eq!(said.verdict, verdict, "{query:?}\n{said:#?}");
+    assert_eq!(said.verdict, Outcome::Decided(decision.verdict), "{query:?}\n{said:#?}");
     assert!(said.iptables.is_some(), "no rule is named: {query:?}\n{said:#?}");
     assert!(!said.lines().is_empty());
 }
@@ -101,39 +97,39 @@ struct Plain<'a> {
     offline: &'a Offline,
 }
 
-impl Facts for Plain<'_> {
-    fn listed(&self, table: Table, value: u32) -> bool {
+impl Lists for Plain<'_> {
+    fn holds(&self, list: List, value: u32) -> bool {
         let port = |ports: &[u16]| ports.iter().any(|port| u32::from(*port) == value);
         let interface = |names: &[String]| names.iter().any(|name| self.offline.index(name) == value);
         let policy = self.policy;
-        match table {
-            Table::ExcludeOutPorts => port(&policy.outbound_exclude_ports),
-            Table::IncludeOutPorts => port(&policy.outbound_ports),
-            Table::ExcludeInPorts => port(&policy.inbound_exclude_ports),
-            Table::IncludeInPorts => port(policy.inbound_ports.items()),
-            Table::ExcludeInterfaces => interface(&policy.exclude_interfaces),
-            Table::VirtualInterfaces | Table::VirtualInterfaces6 => interface(&policy.virtual_interfaces),
-            Table::ProxyUids => policy.proxy_uids.contains(&value),
-            Table::ProxyGids => policy.proxy_gids.contains(&value),
-            Table::OwnerGroups => policy.owner_groups.items().contains(&value),
-            Table::OwnerGroupsExclude => policy.owner_groups_exclude.contains(&value),
-            Table::Routes | Table::IncludeCidrs | Table::ExcludeCidrs | Table::DnsServers => {
-                panic!("{table:?} is no list of numbers")
+        match list {
+            List::ExcludeOutPorts => port(&policy.outbound_exclude_ports),
+            List::IncludeOutPorts => port(&policy.outbound_ports),
+            List::ExcludeInPorts => port(&policy.inbound_exclude_ports),
+            List::IncludeInPorts => port(policy.inbound_ports.items()),
+            List::ExcludeInterfaces => interface(&policy.exclude_interfaces),
+            List::VirtualInterfaces | List::VirtualInterfaces6 => interface(&policy.virtual_interfaces),
+            List::ProxyUids => policy.proxy_uids.contains(&value),
+            List::ProxyGids => policy.proxy_gids.contains(&value),
+            List::OwnerGroups => policy.owner_groups.items().contains(&value),
+            List::OwnerGroupsExclude => policy.owner_groups_exclude.contains(&value),
+            List::Routes | List::IncludeCidrs | List::ExcludeCidrs | List::DnsServers => {
+                panic!("{list:?} is no list of numbers")
             }
         }
     }
 
-    fn covered(&self, table: Table, addr: &Addr) -> bool {
+    fn covers(&self, list: List, addr: &Addr) -> bool {
         let ip = IpAddr::from(*addr).to_canonical();
         let covers = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&ip));
-        match table {
-            Table::IncludeCidrs => covers(self.policy.outbound_cidrs.items()),
-            Table::ExcludeCidrs => covers(&self.policy.outbound_exclude_cidrs),
-            Table::DnsServers => match &self.policy.dns {
+        match list {
+            List::IncludeCidrs => covers(self.policy.outbound_cidrs.items()),
+            List::ExcludeCidrs => covers(&self.policy.outbound_exclude_cidrs),
+            List::DnsServers => match &self.policy.dns {
                 Dns::Servers(servers) => servers.iter().any(|server| server.to_canonical() == ip),
                 Dns::Off | Dns::All => false,
             },
-            _ => panic!("{table:?} is no list of networks"),
+            _ => panic!("{list:?} is no list of networks"),
         }
     }
 }

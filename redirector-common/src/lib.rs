@@ -1,13 +1,12 @@
-//! What the kernel side and the user side of redirector agree on: address and map
-//! layouts, and the one decision function both of them run.
+//! The part that the programs in the kernel and the user side share: the layouts of the maps, the decision about a
+//! connection, and what the kernel does before netfilter sees it.
 //!
 //! Nothing here touches a kernel or a context, so everything can be tested anywhere.
 #![cfg_attr(not(feature = "user"), no_std)]
 
 pub mod abi;
-pub mod addr;
-pub mod counter;
-pub mod decide;
-pub mod policy;
+pub mod decision;
+pub mod routing;
+pub mod rule;
 
-pub use addr::Addr;
+pub use abi::Addr;

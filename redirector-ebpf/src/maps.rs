@@ -1,6 +1,6 @@
 //! Every map of an instance, and the lookups all hooks share.
 
-use crate::ctx::opaque;
+use crate::verifier::{fresh, opaque};
 use aya_ebpf::bindings::{
     BPF_F_CLONE, BPF_F_NO_PREALLOC,
     bpf_map_type::{BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_SOCKMAP},
@@ -11,11 +11,11 @@ use core::ffi::c_void;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use redirector_common::Addr;
 use redirector_common::abi::{
-    FlowKey, INERT, LISTENERS_LEN, Meta, OriginalDst, Route, SockState, TableKey, Target,
+    ActiveWord, FlowKey, LISTENERS_LEN, List, ListKey, Meta, OriginalDst, Policy, ProgramConstants, Route,
+    Slot, SockState,
 };
-use redirector_common::counter::Counter;
-use redirector_common::decide::{Decision, Facts};
-use redirector_common::policy::{Policy, Table};
+use redirector_common::decision::{Decision, Lists};
+use redirector_common::rule::Counter;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -25,7 +25,7 @@ pub static META: Array<Meta, 1> = Array::new();
 pub static POLICIES: Array<Policy, 2> = Array::new();
 /// No memory is taken for entries that are not there, so the bound is generous.
 #[btf_map]
-static TABLES: LpmTrie<TableKey, Route, 4_194_304> = LpmTrie::new();
+static TABLES: LpmTrie<ListKey, Route, 4_194_304> = LpmTrie::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
 #[btf_map]
@@ -87,7 +87,7 @@ definition!(
 
 /// Set by the loader; constants to the verifier.
 #[unsafe(no_mangle)]
-pub static TARGET: Target = Target {
+pub static CONSTANTS: ProgramConstants = ProgramConstants {
     netns_cookie: 0,
     cgroup_id: 0,
     netns_inode: 0,
@@ -108,107 +108,109 @@ pub static TARGET: Target = Target {
     _pad: 0,
 };
 
-/// Reads one field of [`TARGET`]; volatile, or LLVM would take the zeros above for good.
-macro_rules! target {
+/// Reads one field of [`CONSTANTS`]; volatile, or LLVM would take the zeros above for good.
+macro_rules! constant {
     ($field:ident) => {
         // SAFETY: a static, valid for reads.
-        unsafe { core::ptr::read_volatile(&raw const $crate::maps::TARGET.$field) }
+        unsafe { core::ptr::read_volatile(&raw const $crate::maps::CONSTANTS.$field) }
     };
 }
-pub(crate) use target;
+pub(crate) use constant;
 
 #[inline(always)]
 pub fn has_set_retval() -> bool {
-    target!(has_set_retval) != 0
+    constant!(has_set_retval) != 0
 }
 
 #[inline(always)]
 pub fn has_ingress_ifindex() -> bool {
-    target!(has_ingress_ifindex) != 0
+    constant!(has_ingress_ifindex) != 0
 }
 
 /// The policy in force and where its lists are.
 #[derive(Clone, Copy)]
-pub struct Active {
+pub struct ActivePolicy {
     pub policy: &'static Policy,
-    /// Its slot, 0 or 1.
-    pub slot: u32,
+    pub slot: Slot,
 }
 
 /// None while the instance is not active.
 #[inline(always)]
-pub fn active() -> Option<Active> {
-    let slot = active_word()?.wrapping_sub(1);
-    if slot > 1 { None } else { policy(slot) }
+pub fn active() -> Option<ActivePolicy> {
+    policy(active_word()?.slot()?)
 }
 
 /// The policy in force, or the one that will be while the instance is being made.
 #[inline(always)]
-pub fn active_or_next() -> Option<Active> {
+pub fn active_or_next() -> Option<ActivePolicy> {
     match active_word()? {
-        INERT => policy(0),
-        n @ 1..=2 => policy(n - 1),
-        _ => None,
+        ActiveWord::INERT => policy(Slot::FIRST),
+        word => policy(word.slot()?),
     }
 }
 
 #[inline(always)]
-fn active_word() -> Option<u32> {
+fn active_word() -> Option<ActiveWord> {
     let meta = META.get_ptr(0)?;
     // SAFETY: an element of an array map; user space writes it, hence volatile.
     Some(unsafe { core::ptr::read_volatile(&raw const (*meta).active) })
 }
 
 #[inline(always)]
-fn policy(slot: u32) -> Option<Active> {
-    let policy = POLICIES.get_ptr(slot)?;
+fn policy(slot: Slot) -> Option<ActivePolicy> {
+    let policy = POLICIES.get_ptr(slot.index())?;
     // SAFETY: a slot is not written while a program that found it active may be running.
-    Some(Active { policy: unsafe { &*policy }, slot })
+    Some(ActivePolicy { policy: unsafe { &*policy }, slot })
 }
 
-impl Active {
-    /// Whether every bit of `bits` is set in the policy's flags. What no policy of these programs
-    /// can set is known to the verifier, and costs nothing.
+impl ActivePolicy {
+    /// Whether every bit of `bits` is set in the policy's flags. A bit that no policy of these programs
+    /// can set is a constant to the verifier, and costs nothing.
     #[inline(always)]
     pub fn has(&self, bits: u32) -> bool {
-        // SAFETY: a reference; volatile for the reason `Facts::fresh` gives.
-        target!(flags) & bits == bits
-            && unsafe { core::ptr::read_volatile(&raw const self.policy.flags) } & bits == bits
+        constant!(flags) & bits == bits && fresh(&self.policy.flags) & bits == bits
     }
 
     #[inline(always)]
-    fn find(&self, key: TableKey) -> Option<&'static Route> {
+    fn find(&self, key: ListKey) -> Option<&'static Route> {
         // SAFETY: values of an LPM trie are freed after an RCU grace period, and not written in place.
-        TABLES.get(&Key::new(TableKey::BITS, key)).map(|r| unsafe { &*core::ptr::from_ref(r) })
+        TABLES.get(&Key::new(ListKey::BITS, key)).map(|r| unsafe { &*core::ptr::from_ref(r) })
     }
 
-    /// What a list of numbers says of one.
+    /// The entry of a number in a list of numbers.
     #[inline(always)]
-    pub fn number(&self, table: Table, value: u32) -> Option<&'static Route> {
-        self.find(TableKey::number(self.slot, table, value))
+    pub fn number(&self, list: List, value: u32) -> Option<&'static Route> {
+        self.find(ListKey::number(self.slot, list, value))
     }
 
+    /// How the namespace routes `dst`.
     #[inline(always)]
-    pub fn route(&self, dst: Addr) -> Option<&'static Route> {
-        self.find(TableKey::address(self.slot, Table::Routes, dst))
+    pub fn route(&self, dst: Addr) -> &'static Route {
+        self.find(ListKey::address(self.slot, List::Routes, dst)).unwrap_or(&Route::UNKNOWN)
+    }
+
+    /// Whether `addr` is one of the namespace's own.
+    #[inline(always)]
+    pub fn is_local(&self, addr: Addr) -> bool {
+        self.find(ListKey::address(self.slot, List::Routes, addr)).is_some_and(|route| route.local != 0)
+    }
+
+    /// Whether as many redirected connections are alive as the policy allows.
+    #[inline(always)]
+    pub fn is_full(&self) -> bool {
+        live() >= u64::from(self.policy.capacity)
     }
 }
 
-/// How the namespace routes `dst`.
-#[inline(always)]
-pub fn route_or_unknown(active: &Active, dst: Addr) -> &'static Route {
-    active.route(dst).unwrap_or(&Route::UNKNOWN)
-}
-
-impl Facts for Active {
+impl Lists for ActivePolicy {
     #[inline(always)]
-    fn listed(&self, table: Table, value: u32) -> bool {
-        self.number(table, value).is_some()
+    fn holds(&self, list: List, value: u32) -> bool {
+        self.number(list, value).is_some()
     }
 
     #[inline(always)]
-    fn covered(&self, table: Table, addr: &Addr) -> bool {
-        self.find(TableKey::address(self.slot, table, *addr)).is_some()
+    fn covers(&self, list: List, addr: &Addr) -> bool {
+        self.find(ListKey::address(self.slot, list, *addr)).is_some()
     }
 
     #[inline(always)]
@@ -218,14 +220,20 @@ impl Facts for Active {
 
     #[inline(always)]
     fn has(&self, _policy: &Policy, bits: u32) -> bool {
-        Active::has(self, bits)
+        ActivePolicy::has(self, bits)
     }
 
     #[inline(always)]
-    fn fresh<T: Copy>(&self, value: &T) -> T {
-        // SAFETY: a reference.
-        unsafe { core::ptr::read_volatile(value) }
+    fn read<T: Copy>(&self, value: &T) -> T {
+        fresh(value)
     }
+}
+
+/// The original destination that is stored for a connection.
+#[inline(always)]
+pub fn original_dst(key: &FlowKey) -> Option<&'static OriginalDst> {
+    // SAFETY: values are written once, by insert, and freed after an RCU grace period.
+    unsafe { ORIGINAL_DST.get(key).map(|o| &*core::ptr::from_ref(o)) }
 }
 
 /// Before a lookup that is not for a SYN, and with zeros after it.
@@ -255,7 +263,7 @@ pub fn count(counter: Counter) {
 
 /// How many entries `ORIGINAL_DST` has.
 #[inline(always)]
-pub fn live() -> u64 {
+fn live() -> u64 {
     // SAFETY: an element of an array map.
     LIVE.get_ptr(0).map_or(0, |p| unsafe { core::ptr::read_volatile(p) })
 }

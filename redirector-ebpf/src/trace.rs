@@ -1,4 +1,4 @@
-//! Decisions, told as they are carried out; for `redirector trace`. Without `attach --trace` the
+//! Decisions, reported as they are carried out; for `redirector trace`. Without `attach --trace` the
 //! level is a constant below debug, and the verifier removes all of this.
 //!
 //! The connect hooks have no stack left for it, so an outgoing connection is told when its SYN is
@@ -7,13 +7,13 @@
 use crate::ctx::{Lookup, Ops};
 use aya_log_ebpf::debug;
 use redirector_common::Addr;
-use redirector_common::abi::{FlowKey, SockState, sock_kind};
-use redirector_common::decide::Decision;
+use redirector_common::abi::{FlowKey, SockKind, SockState};
+use redirector_common::decision::Decision;
 
 /// `connect CLIENT PORT DESTINATION PORT VERDICT RULE`
 #[inline(always)]
 pub fn connecting(ops: &Ops, key: &FlowKey, state: &SockState) {
-    let redirected = state.kind == sock_kind::REDIRECTED;
+    let redirected = state.kind == SockKind::REDIRECTED;
     let (dst, port) = if redirected { (state.orig, state.orig_port) } else { (key.proxy, key.proxy_port) };
     let (client, dst) = (octets(key.client), octets(dst));
     debug!(

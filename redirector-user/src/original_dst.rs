@@ -8,7 +8,7 @@ use crate::instance::{directory::Directory, maps::Instance};
 use crate::sys::sockopt;
 use aya::maps::{HashMap, MapData, MapError};
 use redirector_common::abi::{FlowKey, OriginalDst};
-use redirector_common::decide::Verdict;
+use redirector_common::rule::Verdict;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;

@@ -1,10 +1,11 @@
 //! Outcomes everybody knows, without a walker in between.
 
 use crate::setup::{Choice, Dns, MARK, Net, Packet, Setup};
-use redirector_common::counter::Counter;
-use redirector_common::counter::Counter::*;
-use redirector_common::decide::Verdict::{Inbound, Outbound, Pass};
-use redirector_common::decide::{self, Verdict};
+use redirector_common::decision;
+use redirector_common::rule::Counter;
+use redirector_common::rule::Counter::*;
+use redirector_common::rule::Verdict;
+use redirector_common::rule::Verdict::{Inbound, Outbound, Pass};
 use std::net::{IpAddr, SocketAddr};
 
 const APP: u32 = 1000;
@@ -45,14 +46,14 @@ fn from(mut packet: Packet, src: &str) -> Packet {
 
 #[track_caller]
 fn leaves(setup: &Setup, packet: &Packet, verdict: Verdict, rule: Counter) {
-    let decision = decide::outgoing(&setup.policy(), setup, &packet.outgoing());
+    let decision = decision::outgoing(&setup.policy(), setup, &packet.outgoing());
     assert_eq!((decision.verdict, decision.rule), (verdict, rule), "{packet:?}");
 }
 
 #[track_caller]
 fn arrives(setup: &Setup, dst: &str, iif: u32, verdict: Verdict, rule: Counter) {
     let packet = Packet { interface: iif, ..to(APP, APP, dst) };
-    let decision = decide::incoming(&setup.policy(), setup, &packet.incoming());
+    let decision = decision::incoming(&setup.policy(), setup, &packet.incoming());
     assert_eq!((decision.verdict, decision.rule), (verdict, rule), "{packet:?}");
 }
 

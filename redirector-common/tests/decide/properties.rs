@@ -6,7 +6,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
-use redirector_common::decide;
+use redirector_common::decision;
 use std::net::IpAddr;
 
 /// Connections for each policy, at most.
@@ -153,7 +153,7 @@ proptest! {
         let rules = [Rules::new(&setup, false), Rules::new(&setup, true)];
         for packet in &packets {
             let expected = rules[usize::from(packet.dst.is_ipv4())].outgoing(packet);
-            prop_assert_eq!(decide::outgoing(&policy, &setup, &packet.outgoing()), expected, "{:?}", packet);
+            prop_assert_eq!(decision::outgoing(&policy, &setup, &packet.outgoing()), expected, "{:?}", packet);
         }
     }
 
@@ -163,7 +163,7 @@ proptest! {
         let rules = [Rules::new(&setup, false), Rules::new(&setup, true)];
         for packet in packets.iter().filter(|packet| !packet.dst.is_loopback()) {
             let expected = rules[usize::from(packet.dst.is_ipv4())].incoming(packet);
-            prop_assert_eq!(decide::incoming(&policy, &setup, &packet.incoming()), expected, "{:?}", packet);
+            prop_assert_eq!(decision::incoming(&policy, &setup, &packet.incoming()), expected, "{:?}", packet);
         }
     }
 }

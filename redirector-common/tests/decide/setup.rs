@@ -1,8 +1,9 @@
 //! A policy as lists, its form for `decide`, and packets.
 
 use redirector_common::Addr;
-use redirector_common::decide::{Facts, Incoming, NOBODY, Outgoing};
-use redirector_common::policy::{Policy, Table, flag};
+use redirector_common::abi::{List, Policy, flag};
+use redirector_common::decision::{Incoming, Lists, Outgoing};
+use redirector_common::routing::Owner;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// `-t`.
@@ -155,8 +156,8 @@ impl Setup {
             inbound_port: 15006,
             tunnel_port: self.tunnel_port,
             dns_port: 15053,
-            first_uid: self.uids.first().copied().unwrap_or(NOBODY),
-            first_gid: self.gids.first().copied().unwrap_or(NOBODY),
+            first_uid: self.uids.first().copied().unwrap_or(Owner::NOBODY),
+            first_gid: self.gids.first().copied().unwrap_or(Owner::NOBODY),
             loopback_net: (loopback.to_bits() & mask).to_be(),
             loopback_mask: mask.to_be(),
             capacity: 1,
@@ -172,30 +173,30 @@ impl Setup {
     }
 }
 
-impl Facts for Setup {
-    fn listed(&self, table: Table, value: u32) -> bool {
+impl Lists for Setup {
+    fn holds(&self, list: List, value: u32) -> bool {
         let port = |list: &[u16]| list.iter().any(|port| u32::from(*port) == value);
-        match table {
-            Table::ExcludeOutPorts => port(&self.exclude_out_ports),
-            Table::IncludeOutPorts => port(&self.include_out_ports),
-            Table::ExcludeInPorts => port(&self.exclude_in_ports),
-            Table::IncludeInPorts => port(self.in_ports.list()),
-            Table::ExcludeInterfaces => self.exclude_interfaces.contains(&value),
-            Table::VirtualInterfaces => self.virtual_interfaces.contains(&value),
-            Table::ProxyUids => self.uids.contains(&value),
-            Table::ProxyGids => self.gids.contains(&value),
-            Table::OwnerGroups => self.owner_groups.list().contains(&value),
-            Table::OwnerGroupsExclude => self.excluded_groups().contains(&value),
+        match list {
+            List::ExcludeOutPorts => port(&self.exclude_out_ports),
+            List::IncludeOutPorts => port(&self.include_out_ports),
+            List::ExcludeInPorts => port(&self.exclude_in_ports),
+            List::IncludeInPorts => port(self.in_ports.list()),
+            List::ExcludeInterfaces => self.exclude_interfaces.contains(&value),
+            List::VirtualInterfaces => self.virtual_interfaces.contains(&value),
+            List::ProxyUids => self.uids.contains(&value),
+            List::ProxyGids => self.gids.contains(&value),
+            List::OwnerGroups => self.owner_groups.list().contains(&value),
+            List::OwnerGroupsExclude => self.excluded_groups().contains(&value),
             other => panic!("{other:?} holds no numbers"),
         }
     }
 
-    fn covered(&self, table: Table, addr: &Addr) -> bool {
+    fn covers(&self, list: List, addr: &Addr) -> bool {
         let addr = ip(addr);
-        let nets = match (table, &self.dns) {
-            (Table::IncludeCidrs, _) => self.include_cidrs.list(),
-            (Table::ExcludeCidrs, _) => &self.exclude_cidrs,
-            (Table::DnsServers, Dns::Servers(servers)) => servers,
+        let nets = match (list, &self.dns) {
+            (List::IncludeCidrs, _) => self.include_cidrs.list(),
+            (List::ExcludeCidrs, _) => &self.exclude_cidrs,
+            (List::DnsServers, Dns::Servers(servers)) => servers,
             (other, _) => panic!("{other:?} holds no networks"),
         };
         nets.iter().any(|net| net.contains(addr))
@@ -229,8 +230,8 @@ impl Packet {
             tcp: self.tcp,
             lo: self.lo,
             oif: self.interface,
-            uid: self.uid.unwrap_or(NOBODY),
-            gid: self.gid.unwrap_or(NOBODY),
+            uid: self.uid.unwrap_or(Owner::NOBODY),
+            gid: self.gid.unwrap_or(Owner::NOBODY),
             proxy: self.proxy,
             mark: self.mark,
         }

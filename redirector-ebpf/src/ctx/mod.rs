@@ -30,7 +30,7 @@ pub use sock_addr::SockAddr;
 pub use sockopt::Sockopt;
 
 use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_set_retval};
+use aya_ebpf::helpers::generated::bpf_set_retval;
 use redirector_common::Addr;
 
 pub const AF_INET: u32 = 2;
@@ -49,20 +49,11 @@ fn keep_apart<T>(value: T) -> T {
     value
 }
 
-/// The same value, of which the verifier knows nothing any more.
-///
-/// It follows every path on its own as long as any register or stack slot differs: constants that
-/// an earlier branch chose multiply the paths of all that follows. After a helper has written
-/// the bytes, the paths that led here are one.
-#[inline(always)]
-pub fn opaque<T: Copy>(value: T) -> T {
-    let mut copy = core::mem::MaybeUninit::<T>::uninit();
-    // SAFETY: both are on the stack and of the size given; reading the stack cannot fail, and
-    // the helper fills `copy` whatever happens.
-    unsafe {
-        bpf_probe_read_kernel(copy.as_mut_ptr().cast(), size_of::<T>() as u32, (&raw const value).cast());
-        copy.assume_init()
-    }
+/// The family of a socket, whatever its destination is: an IPv6 socket may use IPv4-mapped addresses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
 }
 
 /// A socket the verifier knows to be valid.
@@ -109,28 +100,31 @@ impl Sock {
         u16::from_be(get!(self.0, dst_port))
     }
 
+    /// Local address of a socket of a family that the program knows.
     #[inline(always)]
-    pub fn local4(self) -> Addr {
-        Addr::v4(get!(self.0, src_ip4))
+    pub fn local_of(self, family: Family) -> Addr {
+        match family {
+            Family::V4 => Addr::v4(get!(self.0, src_ip4)),
+            Family::V6 => Addr::v6([
+                get!(self.0, src_ip6[0]),
+                get!(self.0, src_ip6[1]),
+                get!(self.0, src_ip6[2]),
+                get!(self.0, src_ip6[3]),
+            ]),
+        }
     }
 
-    #[inline(always)]
-    pub fn local6(self) -> Addr {
-        Addr::v6([
-            get!(self.0, src_ip6[0]),
-            get!(self.0, src_ip6[1]),
-            get!(self.0, src_ip6[2]),
-            get!(self.0, src_ip6[3]),
-        ])
-    }
-
-    /// Local address of a socket of either family.
+    /// Local address.
     #[inline(always)]
     pub fn local(self) -> Addr {
-        if self.family() == AF_INET6 { self.local6() } else { keep_apart(self.local4()) }
+        if self.family() == AF_INET6 {
+            self.local_of(Family::V6)
+        } else {
+            keep_apart(self.local_of(Family::V4))
+        }
     }
 
-    /// Peer's address of a socket of either family.
+    /// Peer's address.
     #[inline(always)]
     pub fn peer(self) -> Addr {
         if self.family() == AF_INET6 {

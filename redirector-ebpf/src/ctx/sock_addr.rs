@@ -1,102 +1,112 @@
 //! connect, getpeername, getsockname, sendmsg and recvmsg.
 
-use super::{AF_INET, AF_INET6, Sock};
+use super::{AF_INET, AF_INET6, Family, Sock};
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{bpf_bind, bpf_get_netns_cookie};
 use redirector_common::Addr;
 
-/// Context of connect, getpeername and getsockname.
-pub struct SockAddr(*mut bpf_sock_addr);
+/// Context of these hooks.
+pub struct SockAddr {
+    ctx: *mut bpf_sock_addr,
+    /// Of the socket.
+    pub family: Family,
+}
 
 impl SockAddr {
     #[inline(always)]
-    pub fn new(ctx: *mut bpf_sock_addr) -> Self {
-        Self(ctx)
+    pub fn new(ctx: *mut bpf_sock_addr, family: Family) -> Self {
+        Self { ctx, family }
     }
 
     #[inline(always)]
     pub fn protocol(&self) -> u32 {
-        get!(self.0, protocol)
+        get!(self.ctx, protocol)
     }
 
+    /// The address that the caller gave, or that the kernel is about to tell.
     #[inline(always)]
-    pub fn ip4(&self) -> Addr {
-        Addr::v4(get!(self.0, user_ip4))
-    }
-
-    #[inline(always)]
-    pub fn ip6(&self) -> Addr {
-        Addr::v6([
-            get!(self.0, user_ip6[0]),
-            get!(self.0, user_ip6[1]),
-            get!(self.0, user_ip6[2]),
-            get!(self.0, user_ip6[3]),
-        ])
+    pub fn addr(&self) -> Addr {
+        match self.family {
+            Family::V4 => Addr::v4(get!(self.ctx, user_ip4)),
+            Family::V6 => Addr::v6([
+                get!(self.ctx, user_ip6[0]),
+                get!(self.ctx, user_ip6[1]),
+                get!(self.ctx, user_ip6[2]),
+                get!(self.ctx, user_ip6[3]),
+            ]),
+        }
     }
 
     /// Host byte order.
     #[inline(always)]
     pub fn port(&self) -> u16 {
-        u16::from_be(get!(self.0, user_port) as u16)
+        u16::from_be(get!(self.ctx, user_port) as u16)
     }
 
     #[inline(always)]
-    pub fn set_ip4(&self, addr: &Addr) {
-        put!(self.0, addr.v4_be(), user_ip4);
+    pub fn set_addr(&self, addr: &Addr) {
+        match self.family {
+            Family::V4 => put!(self.ctx, addr.v4_be(), user_ip4),
+            Family::V6 => {
+                put!(self.ctx, addr.words[0], user_ip6[0]);
+                put!(self.ctx, addr.words[1], user_ip6[1]);
+                put!(self.ctx, addr.words[2], user_ip6[2]);
+                put!(self.ctx, addr.words[3], user_ip6[3]);
+            }
+        }
     }
 
+    /// Address and port, host byte order.
     #[inline(always)]
-    pub fn set_ip6(&self, addr: &Addr) {
-        put!(self.0, addr.words[0], user_ip6[0]);
-        put!(self.0, addr.words[1], user_ip6[1]);
-        put!(self.0, addr.words[2], user_ip6[2]);
-        put!(self.0, addr.words[3], user_ip6[3]);
-    }
-
-    /// Host byte order.
-    #[inline(always)]
-    pub fn set_port(&self, port: u16) {
-        put!(self.0, u32::from(port.to_be()), user_port);
+    pub fn set_name(&self, addr: &Addr, port: u16) {
+        self.set_addr(addr);
+        put!(self.ctx, u32::from(port.to_be()), user_port);
     }
 
     #[inline(always)]
     pub fn sock(&self) -> Option<Sock> {
-        let sk = get!(self.0, __bindgen_anon_1.sk);
+        let sk = get!(self.ctx, __bindgen_anon_1.sk);
         if sk.is_null() { None } else { Some(Sock(sk)) }
     }
 
     #[inline(always)]
     pub fn netns_cookie(&self) -> u64 {
         // SAFETY: helper of sock_addr programs (5.7).
-        unsafe { bpf_get_netns_cookie(self.0.cast()) }
+        unsafe { bpf_get_netns_cookie(self.ctx.cast()) }
     }
 
     /// sendmsg only: the source address of this datagram.
     #[inline(always)]
-    pub fn set_source4(&self, addr: &Addr) {
-        put!(self.0, addr.v4_be(), msg_src_ip4);
+    pub fn set_source(&self, addr: &Addr) {
+        match self.family {
+            Family::V4 => put!(self.ctx, addr.v4_be(), msg_src_ip4),
+            Family::V6 => {
+                put!(self.ctx, addr.words[0], msg_src_ip6[0]);
+                put!(self.ctx, addr.words[1], msg_src_ip6[1]);
+                put!(self.ctx, addr.words[2], msg_src_ip6[2]);
+                put!(self.ctx, addr.words[3], msg_src_ip6[3]);
+            }
+        }
     }
 
-    /// sendmsg only: the same on a socket of family AF_INET6.
+    /// Binds the socket's source address and leaves the port to connect(). An unspecified one unbinds it.
     #[inline(always)]
-    pub fn set_source6(&self, addr: &Addr) {
-        put!(self.0, addr.words[0], msg_src_ip6[0]);
-        put!(self.0, addr.words[1], msg_src_ip6[1]);
-        put!(self.0, addr.words[2], msg_src_ip6[2]);
-        put!(self.0, addr.words[3], msg_src_ip6[3]);
+    pub fn bind(&self, addr: &Addr) -> bool {
+        match self.family {
+            Family::V4 => self.bind4(addr),
+            Family::V6 => self.bind6(addr),
+        }
     }
 
-    /// Binds the socket's source address and leaves the port to connect().
     #[inline(always)]
-    pub fn bind4(&self, addr: &Addr) -> bool {
+    fn bind4(&self, addr: &Addr) -> bool {
         let mut sin = [AF_INET, addr.v4_be(), 0, 0];
         // SAFETY: a sockaddr_in of 16 bytes: family (and port 0) in the first word, address in the second.
-        unsafe { bpf_bind(self.0, sin.as_mut_ptr().cast(), 16) == 0 }
+        unsafe { bpf_bind(self.ctx, sin.as_mut_ptr().cast(), 16) == 0 }
     }
 
-    /// The same for a socket of family AF_INET6.
     #[inline(always)]
-    pub fn bind6(&self, addr: &Addr) -> bool {
+    fn bind6(&self, addr: &Addr) -> bool {
         let [a, b, c, d] = addr.words;
         let mut sin6 = core::mem::MaybeUninit::<[u32; 7]>::uninit();
         let first: *mut u32 = sin6.as_mut_ptr().cast();
@@ -107,6 +117,6 @@ impl SockAddr {
             unsafe { core::ptr::write_volatile(first.wrapping_add(i), word) };
         }
         // SAFETY: a sockaddr_in6 of 28 bytes: family and port, flow info, address, scope.
-        unsafe { bpf_bind(self.0, first.cast(), 28) == 0 }
+        unsafe { bpf_bind(self.ctx, first.cast(), 28) == 0 }
     }
 }

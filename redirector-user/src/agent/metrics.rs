@@ -14,9 +14,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use redirector_common::abi::ABI_VERSION;
-use redirector_common::counter::Counter;
-use redirector_common::decide::Verdict;
+use redirector_common::abi::{ABI_VERSION, ListenerRole};
+use redirector_common::rule::Counter;
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
@@ -207,7 +206,7 @@ impl Metrics {
             self.instances.get_or_create(&[("state", state)]).set(n);
         }
         self.open_connections.set(totals.open_connections);
-        for (traffic, _) in TRAFFIC {
+        for traffic in ListenerRole::ALL.map(ListenerRole::name) {
             for family in ["ipv4", "ipv6"] {
                 let n = totals.listeners.get(&(traffic, family)).copied().unwrap_or_default();
                 self.listeners.get_or_create(&[("traffic", traffic), ("family", family)]).set(n);
@@ -226,15 +225,12 @@ impl Metrics {
             // Fewer than before: it was detached and attached again, and counts from zero.
             let more = if now >= *before { now - *before } else { now };
             *before = now;
-            let labels = [("verdict", verdict(counter)), ("rule", counter.name())];
+            let labels = [("verdict", counter.outcome().name()), ("rule", counter.name())];
             self.connections.get_or_create(&labels).inc_by(more);
         }
         Ok(cookie)
     }
 }
-
-const TRAFFIC: [(&str, Verdict); 3] =
-    [("outbound", Verdict::Outbound), ("inbound", Verdict::Inbound), ("dns", Verdict::Dns)];
 
 #[derive(Default)]
 struct Totals {
@@ -251,50 +247,15 @@ impl Totals {
         self.open_connections += instance.live()?.cast_signed();
         let Phase::Active(slot) = phase else { return Ok(()) };
         let dns = record::read(&instance.dir, slot).is_ok_and(|record| record.policy.dns != Dns::Off);
-        for (traffic, kind) in TRAFFIC {
-            let [v4, v6] = listeners::count(instance, slot, kind)?;
+        for role in ListenerRole::ALL {
+            let [v4, v6] = listeners::count(instance, slot, role)?;
+            let traffic = role.name();
             *self.listeners.entry((traffic, "ipv4")).or_default() += i64::from(v4);
             *self.listeners.entry((traffic, "ipv6")).or_default() += i64::from(v6);
-            if v4 + v6 == 0 && (traffic != "dns" || dns) {
+            if v4 + v6 == 0 && (role != ListenerRole::Dns || dns) {
                 *self.without_listener.entry(traffic).or_default() += 1;
             }
         }
         Ok(())
-    }
-}
-
-/// What a rule makes of a connection; `other` counts something that is no connection.
-fn verdict(counter: Counter) -> &'static str {
-    use Counter::*;
-    match counter {
-        OutIncludedPort | OutAll | OutIncludedCidr | InVirtualCaptured => "outbound",
-        OutProxyCgroupLoopback
-        | OutProxyUidLoopback
-        | OutProxyGidLoopback
-        | OutTproxyLoopback
-        | InAll
-        | InListed => "inbound",
-        OutDns => "dns",
-        RefusedByRoute | RefusedFull | RefusedUnstored | RefusedNoListener => "refused",
-        SourceNotBound | ListenerNotRegistered => "other",
-        OutExcludedInterface
-        | OutExcludedPort
-        | OutPassthroughSource
-        | OutNotProxyCgroupLoopback
-        | OutProxyCgroup
-        | OutNotProxyUidLoopback
-        | OutProxyUid
-        | OutNotProxyGidLoopback
-        | OutProxyGid
-        | OutOwnerGroupExcluded
-        | OutOwnerGroupNotIncluded
-        | OutLoopback
-        | OutExcludedCidr
-        | OutDefault
-        | InVirtualPassed
-        | InExcludedInterface
-        | InTunnel
-        | InExcludedPort
-        | InDefault => "pass",
     }
 }

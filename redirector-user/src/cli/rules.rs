@@ -3,8 +3,8 @@
 use super::output::{print, table};
 use crate::base::error::Result;
 use crate::instance::status::{CounterStatus, Status};
-use crate::rules::{Count, Listed, Rules, words};
-use redirector_common::counter::Counter;
+use crate::rules::{Count, Listed, Rules};
+use redirector_common::rule::{Counter, Outcome};
 
 const HEADER: [&str; 9] = ["#", "CONNS", "TARGET", "PROT", "IN", "OUT", "SOURCE", "DESTINATION", ""];
 
@@ -31,7 +31,7 @@ pub fn print_all(status: &Status) -> Result<()> {
         )?;
         print("")?;
     }
-    let others = Counter::ALL.into_iter().filter(|counter| words(*counter).is_none());
+    let others = Counter::ALL.into_iter().filter(|counter| !matches!(counter.outcome(), Outcome::Decided(_)));
     table(
         ["CONNS", "OUTCOME"],
         others.map(|counter| [count(&status.counters, counter).to_string(), counter.name().to_owned()]),

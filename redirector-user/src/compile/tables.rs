@@ -7,90 +7,87 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{LpmTrie, MapData};
 use ipnet::IpNet;
 use redirector_common::Addr;
-use redirector_common::abi::{Route, TableKey};
-use redirector_common::policy::{self, Table, flag};
+use redirector_common::abi::{self, List, ListKey, Route, Slot, flag};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A policy and the namespace's facts, ready to be written.
 pub struct Compiled {
     /// Scalars.
-    pub policy: policy::Policy,
-    entries: Vec<(Table, Addr, u32, Route)>,
+    pub policy: abi::Policy,
+    entries: Vec<(List, Addr, u32, Route)>,
 }
-
-const PRESENT: Route = Route { source: Addr::UNSPECIFIED, oif: 0, errno: 0, local: 0 };
 
 impl Compiled {
     /// Translates a policy; names of interfaces become the indices they have now.
     pub fn new(wanted: &Policy, mirror: &RouteSnapshot) -> Self {
         let mut this = Self { policy: scalars(wanted), entries: Vec::new() };
         for route in &mirror.routes {
-            this.prefix(Table::Routes, &route.prefix, kernel_route(&route.outcome));
+            this.prefix(List::Routes, &route.prefix, kernel_route(&route.outcome));
         }
         if spreadable(mirror) {
             this.policy.flags |= flag::SPREAD;
         }
         let ports = |list: &[u16]| list.iter().map(|p| u32::from(*p)).collect::<Vec<_>>();
         this.numbers(
-            Table::ExcludeOutPorts,
+            List::ExcludeOutPorts,
             flag::HAS_EXCLUDE_OUT_PORTS,
             ports(&wanted.outbound_exclude_ports),
         );
-        this.numbers(Table::IncludeOutPorts, flag::HAS_INCLUDE_OUT_PORTS, ports(&wanted.outbound_ports));
-        this.numbers(Table::ExcludeInPorts, flag::HAS_EXCLUDE_IN_PORTS, ports(&wanted.inbound_exclude_ports));
-        this.numbers(Table::IncludeInPorts, flag::INBOUND_LIST, ports(wanted.inbound_ports.items()));
+        this.numbers(List::IncludeOutPorts, flag::HAS_INCLUDE_OUT_PORTS, ports(&wanted.outbound_ports));
+        this.numbers(List::ExcludeInPorts, flag::HAS_EXCLUDE_IN_PORTS, ports(&wanted.inbound_exclude_ports));
+        this.numbers(List::IncludeInPorts, flag::INBOUND_LIST, ports(wanted.inbound_ports.items()));
         let indices = |names: &[String]| {
             let known = mirror.interfaces.iter().filter(|i| names.contains(&i.name));
             known.map(|i| i.index).collect::<Vec<_>>()
         };
         this.numbers(
-            Table::ExcludeInterfaces,
+            List::ExcludeInterfaces,
             flag::HAS_EXCLUDE_INTERFACES,
             indices(&wanted.exclude_interfaces),
         );
         this.virtual_interfaces(&wanted.virtual_interfaces, mirror);
-        this.numbers(Table::ProxyUids, 0, wanted.proxy_uids.clone());
-        this.numbers(Table::ProxyGids, 0, wanted.proxy_gids.clone());
-        this.numbers(Table::OwnerGroups, flag::OWNER_GROUPS_LIST, wanted.owner_groups.items().to_vec());
+        this.numbers(List::ProxyUids, 0, wanted.proxy_uids.clone());
+        this.numbers(List::ProxyGids, 0, wanted.proxy_gids.clone());
+        this.numbers(List::OwnerGroups, flag::OWNER_GROUPS_LIST, wanted.owner_groups.items().to_vec());
         this.numbers(
-            Table::OwnerGroupsExclude,
+            List::OwnerGroupsExclude,
             flag::HAS_OWNER_GROUPS_EXCLUDE,
             wanted.owner_groups_exclude.clone(),
         );
-        this.cidrs(Table::IncludeCidrs, flag::HAS_INCLUDE_CIDRS, wanted.outbound_cidrs.items());
-        this.cidrs(Table::ExcludeCidrs, flag::HAS_EXCLUDE_CIDRS, &wanted.outbound_exclude_cidrs);
+        this.cidrs(List::IncludeCidrs, flag::HAS_INCLUDE_CIDRS, wanted.outbound_cidrs.items());
+        this.cidrs(List::ExcludeCidrs, flag::HAS_EXCLUDE_CIDRS, &wanted.outbound_exclude_cidrs);
         if let Dns::Servers(servers) = &wanted.dns {
             let nets: Vec<IpNet> = servers.iter().map(|ip| IpNet::from(ip.to_canonical())).collect();
-            this.cidrs(Table::DnsServers, 0, &nets);
+            this.cidrs(List::DnsServers, 0, &nets);
         }
         this
     }
 
     /// Writes the lists of one slot. What the slot held before must have been cleared.
-    pub fn write(&self, tables: &mut LpmTrie<MapData, TableKey, Route>, slot: u32) -> Result<()> {
+    pub fn write(&self, tables: &mut LpmTrie<MapData, ListKey, Route>, slot: Slot) -> Result<()> {
         for (table, addr, bits, value) in &self.entries {
-            let key = Key::new(TableKey::TABLE_BITS + bits, TableKey::address(slot, *table, *addr));
+            let key = Key::new(ListKey::LIST_BITS + bits, ListKey::address(slot, *table, *addr));
             tables.insert(&key, value, 0).context(|| format!("write {addr}/{bits} to the map TABLES"))?;
         }
         Ok(())
     }
 
     /// What a list says about an address: the value of its longest prefix, as the kernel finds it.
-    pub fn find(&self, table: Table, addr: Addr) -> Option<&Route> {
+    pub fn find(&self, list: List, addr: Addr) -> Option<&Route> {
         let covers = |prefix: &Addr, bits: u32| (key_bits(prefix) ^ key_bits(&addr)).leading_zeros() >= bits;
-        let of_table = self.entries.iter().filter(|(of, ..)| *of == table);
+        let of_list = self.entries.iter().filter(|(of, ..)| *of == list);
         let found =
-            of_table.filter(|(_, prefix, bits, _)| covers(prefix, *bits)).max_by_key(|(.., bits, _)| *bits);
+            of_list.filter(|(_, prefix, bits, _)| covers(prefix, *bits)).max_by_key(|(.., bits, _)| *bits);
         found.map(|(.., value)| value)
     }
 
-    fn numbers(&mut self, table: Table, present: u32, values: Vec<u32>) {
+    fn numbers(&mut self, list: List, present: u32, values: Vec<u32>) {
         if !values.is_empty() {
             self.policy.flags |= present;
         }
         for value in values {
-            let key = TableKey::number(0, table, value);
-            self.entries.push((table, key.addr, 128, PRESENT));
+            let key = ListKey::number(Slot::FIRST, list, value);
+            self.entries.push((list, key.addr, 128, Route::UNKNOWN));
         }
     }
 
@@ -100,27 +97,27 @@ impl Compiled {
             self.policy.flags |= flag::HAS_VIRTUAL_INTERFACES;
         }
         for interface in mirror.interfaces.iter().filter(|i| names.contains(&i.name)) {
-            for (table, v6) in [(Table::VirtualInterfaces, false), (Table::VirtualInterfaces6, true)] {
+            for (list, v6) in [(List::VirtualInterfaces, false), (List::VirtualInterfaces6, true)] {
                 let source = redirect_address(interface, v6).map_or(Addr::UNSPECIFIED, Addr::from);
-                let key = TableKey::number(0, table, interface.index);
-                self.entries.push((table, key.addr, 128, Route { source, ..PRESENT }));
+                let key = ListKey::number(Slot::FIRST, list, interface.index);
+                self.entries.push((list, key.addr, 128, Route { source, ..Route::UNKNOWN }));
             }
         }
     }
 
-    fn cidrs(&mut self, table: Table, present: u32, nets: &[IpNet]) {
+    fn cidrs(&mut self, list: List, present: u32, nets: &[IpNet]) {
         if !nets.is_empty() {
             self.policy.flags |= present;
         }
         for net in nets.iter().flat_map(of_one_family) {
-            self.prefix(table, &net, PRESENT);
+            self.prefix(list, &net, Route::UNKNOWN);
         }
     }
 
-    fn prefix(&mut self, table: Table, net: &IpNet, value: Route) {
+    fn prefix(&mut self, list: List, net: &IpNet, value: Route) {
         let net = net.trunc();
         let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
-        self.entries.push((table, net.addr().into(), mapped + u32::from(net.prefix_len()), value));
+        self.entries.push((list, net.addr().into(), mapped + u32::from(net.prefix_len()), value));
     }
 }
 
@@ -159,11 +156,11 @@ fn of_one_family(net: &IpNet) -> Vec<IpNet> {
 }
 
 /// Removes the lists of a slot.
-pub fn clear(tables: &mut LpmTrie<MapData, TableKey, Route>, slot: u32) -> Result<()> {
+pub fn clear(tables: &mut LpmTrie<MapData, ListKey, Route>, slot: Slot) -> Result<()> {
     // Removal while iterating may restart the walk, so collect first.
-    let keys: Vec<Key<TableKey>> =
+    let keys: Vec<Key<ListKey>> =
         tables.keys().collect::<Result<_, _>>().context(|| "read the map TABLES".into())?;
-    for key in keys.into_iter().filter(|key| key.data().slot() == slot) {
+    for key in keys.into_iter().filter(|key| key.data().is_in(slot)) {
         tables.remove(&key).context(|| "clear the map TABLES".into())?;
     }
     Ok(())
@@ -171,10 +168,9 @@ pub fn clear(tables: &mut LpmTrie<MapData, TableKey, Route>, slot: u32) -> Resul
 
 fn kernel_route(outcome: &Outcome) -> Route {
     let source = |ip: &Option<IpAddr>| ip.map_or(Addr::UNSPECIFIED, Addr::from);
-    const LOOPBACK_IFINDEX: u32 = 1;
     match outcome {
         Outcome::Local { source: s } => {
-            Route { source: source(s), oif: LOOPBACK_IFINDEX, errno: 0, local: 1 }
+            Route { source: source(s), oif: abi::LOOPBACK_IFINDEX, errno: 0, local: 1 }
         }
         Outcome::Via { oif, source: s } => Route { source: source(s), oif: *oif, errno: 0, local: 0 },
         Outcome::Broadcast { oif } => {
@@ -194,7 +190,7 @@ fn spreadable(mirror: &RouteSnapshot) -> bool {
     best.is_some_and(|r| matches!(r.outcome, Outcome::Local { .. }))
 }
 
-fn scalars(wanted: &Policy) -> policy::Policy {
+fn scalars(wanted: &Policy) -> abi::Policy {
     let flags = [
         (flag::IPV6, wanted.ipv6),
         (flag::OUTBOUND_ALL, wanted.outbound_cidrs == Selection::All),
@@ -210,8 +206,8 @@ fn scalars(wanted: &Policy) -> policy::Policy {
         (flag::HAS_MORE_UIDS, wanted.proxy_uids.len() > 1),
         (flag::HAS_MORE_GIDS, wanted.proxy_gids.len() > 1),
     ];
-    let first = |ids: &[u32]| ids.first().copied().unwrap_or(redirector_common::decide::NOBODY);
-    policy::Policy {
+    let first = |ids: &[u32]| ids.first().copied().unwrap_or(redirector_common::routing::Owner::NOBODY);
+    abi::Policy {
         flags: flags.iter().filter(|(_, on)| *on).fold(0, |all, (bit, _)| all | bit),
         outbound_port: wanted.outbound_port,
         inbound_port: wanted.inbound_port,
@@ -253,7 +249,7 @@ mod tests {
             let compiled = compiled(net);
             let covers = |ip: &str| {
                 let ip: IpAddr = ip.parse().expect("address");
-                compiled.find(Table::IncludeCidrs, ip.into()).is_some()
+                compiled.find(List::IncludeCidrs, ip.into()).is_some()
             };
             inside.split_whitespace().for_each(|ip| assert!(covers(ip), "{ip} in {net}"));
             outside.split_whitespace().for_each(|ip| assert!(!covers(ip), "{ip} not in {net}"));

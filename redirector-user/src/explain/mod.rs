@@ -1,7 +1,7 @@
-//! What would become of a connection, and which rule says so, without a kernel.
+//! The verdict about a connection, and the rule that gives it, without a kernel.
 //!
 //! [`Offline`] puts the lists that an instance would have into plain sets; [`outgoing`] and [`incoming`] then ask the
-//! same `decide` that the programs run. What connect(2) and routing do before the rules is that of `connect.rs`.
+//! same decision that the programs take, after the same routing.
 
 mod offline;
 mod report;
@@ -10,8 +10,9 @@ mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use redirector_common::abi::Route;
-use redirector_common::decide::{self, Incoming, NOBODY};
+use redirector_common::Addr;
+use redirector_common::decision::{self, Incoming};
+use redirector_common::routing::{Owner, effective, unroutable};
 
 use crate::policy::Policy;
 use crate::rules::{Packet, Protocol};
@@ -47,57 +48,28 @@ pub struct Arriving {
     pub interface: Option<String>,
 }
 
-/// Where the kernel goes for an unspecified address: `ip_route_output_key_hash_rcu`, `tcp_v6_connect`.
-fn effective(to: IpAddr, source: Option<IpAddr>) -> IpAddr {
-    let source = source.filter(|source| !source.is_unspecified());
-    match (to, source) {
-        (to, _) if !to.is_unspecified() => to,
-        (IpAddr::V4(_), Some(source)) => source,
-        (IpAddr::V4(_), None) | (IpAddr::V6(_), Some(IpAddr::V4(_))) => Ipv4Addr::LOCALHOST.into(),
-        (IpAddr::V6(_), _) => Ipv6Addr::LOCALHOST.into(),
-    }
-}
-
-/// The errno by which routing refuses a connection before netfilter sees it (`unroutable` of `connect.rs`).
-fn unroutable(destination: IpAddr, bound: Option<IpAddr>, route: &Route, lo: bool) -> Option<i32> {
-    let link_local = matches!(destination, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    // A loopback source may not leave on another interface (a broadcast has one).
-    let from_loopback = destination.is_ipv4() && bound.is_some_and(|source| source.is_loopback());
-    let martian = from_loopback && (route.errno == 0 || route.oif != 0);
-    if !lo && (link_local || martian) {
-        return Some(libc::EINVAL);
-    }
-    (route.errno != 0).then_some(route.errno.into())
-}
-
 /// What becomes of an outgoing connection.
 pub fn outgoing(policy: &Policy, offline: &Offline, query: &Outgoing) -> Explanation {
-    let bound = query.source.map(|source| source.to_canonical()).filter(|source| !source.is_unspecified());
-    let destination = effective(query.to.ip().to_canonical(), bound);
+    let bound = query.source.map_or(Addr::UNSPECIFIED, |source| source.to_canonical().into());
+    let dst = effective(query.to.ip().into(), &bound);
+    let destination = IpAddr::from(dst);
     let to = SocketAddr::new(destination, query.to.port());
-    let route = offline.route(destination);
-    let source = bound.or_else(|| Some(route.source_for(&destination.into()).into()));
-    let source = source.filter(|source: &IpAddr| !source.is_unspecified());
-    let lo = route.local != 0 || destination.is_loopback();
     if destination.is_ipv6() && !policy.ipv6 {
         return Explanation::without_ipv6(query.protocol, to);
     }
-    let decision = decide::outgoing(
-        &offline.compiled.policy,
-        offline,
-        &decide::Outgoing {
-            dst: destination.into(),
-            dport: to.port(),
-            src: source.unwrap_or(unspecified(destination)).into(),
-            tcp: query.protocol == Protocol::Tcp,
-            lo,
-            oif: route.oif,
-            uid: query.uid.unwrap_or(NOBODY),
-            gid: query.gid.unwrap_or(NOBODY),
-            proxy: query.proxy,
-            mark: 0,
-        },
-    );
+    let route = offline.route(destination);
+    let nobody = Owner::NOBODY;
+    let owner = Owner {
+        uid: query.uid.unwrap_or(nobody),
+        gid: query.gid.unwrap_or(nobody),
+        proxy: query.proxy,
+        mark: 0,
+    };
+    let first =
+        decision::Outgoing::routed(query.protocol == Protocol::Tcp, &bound, dst, to.port(), &route, owner);
+    let decision = decision::outgoing(&offline.compiled.policy, offline, &first);
+    let source = (!first.src.is_unspecified()).then(|| IpAddr::from(first.src));
+    let lo = first.lo;
     let packet = Packet {
         source: source.unwrap_or(unspecified(destination)),
         destination,
@@ -112,14 +84,13 @@ pub fn outgoing(policy: &Policy, offline: &Offline, query: &Outgoing) -> Explana
     };
     let mut explanation = Explanation::new(policy, decision, &packet);
     explanation.source = source;
-    if explanation.verdict != "pass" {
-        let loopback =
-            if destination.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
-        explanation.proxy = explanation.port.map(|port| SocketAddr::new(loopback, port));
+    if !decision.is_pass() {
+        let proxy = IpAddr::from(dst.localhost());
+        explanation.proxy = explanation.port.map(|port| SocketAddr::new(proxy, port));
     }
-    if let Some(errno) = unroutable(destination, bound, &route, lo) {
-        let error = std::io::Error::from_raw_os_error(errno);
-        if explanation.verdict == "pass" {
+    if let Some(errno) = unroutable(&dst, &bound, &route, lo) {
+        let error = std::io::Error::from_raw_os_error(errno.into());
+        if decision.is_pass() {
             explanation.notes.push(format!("routing refuses it: connect() fails with {error}"));
         } else {
             explanation.refuse(&error);
@@ -149,7 +120,7 @@ pub fn incoming(policy: &Policy, offline: &Offline, query: &Arriving) -> Explana
     let iif = query.interface.as_deref().map_or(0, |name| offline.index(name));
     // What is not for an address of the namespace gets here by way of a virtual interface only.
     let arriving = Incoming { dst: to.ip().into(), dport: to.port(), iif, local: true };
-    let decision = decide::incoming(&offline.compiled.policy, offline, &arriving);
+    let decision = decision::incoming(&offline.compiled.policy, offline, &arriving);
     let packet = Packet {
         source: unspecified(to.ip()),
         destination: to.ip(),

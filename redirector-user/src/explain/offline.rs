@@ -1,19 +1,15 @@
-//! The facts of a policy without maps: what would be written to them, searched as the kernel does.
+//! The lists of a policy without maps: the entries that would be written to them, searched as the kernel does.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use redirector_common::Addr;
-use redirector_common::abi::{self, TableKey};
-use redirector_common::decide::Facts;
-use redirector_common::policy::Table;
+use redirector_common::abi::{self, LOOPBACK_IFINDEX, List, ListKey, Slot};
+use redirector_common::decision::Lists;
 
 use crate::compile::tables::Compiled;
 use crate::policy::Policy;
 use crate::routes::{Interface, Outcome, Route, RouteSnapshot};
-
-const LO: u32 = 1;
-const NO_ROUTE: abi::Route = abi::Route { source: Addr::UNSPECIFIED, oif: 0, errno: 0, local: 0 };
 
 /// A policy's lists, and what is known of a namespace.
 pub struct Offline {
@@ -52,17 +48,17 @@ impl Offline {
 
     /// How the namespace routes a destination; all zero where that is not known.
     pub fn route(&self, destination: IpAddr) -> abi::Route {
-        self.compiled.find(Table::Routes, destination.into()).copied().unwrap_or(NO_ROUTE)
+        self.compiled.find(List::Routes, destination.into()).copied().unwrap_or(abi::Route::UNKNOWN)
     }
 }
 
-impl Facts for Offline {
-    fn listed(&self, table: Table, value: u32) -> bool {
-        self.compiled.find(table, TableKey::number(0, table, value).addr).is_some()
+impl Lists for Offline {
+    fn holds(&self, list: List, value: u32) -> bool {
+        self.compiled.find(list, ListKey::number(Slot::FIRST, list, value).addr).is_some()
     }
 
-    fn covered(&self, table: Table, addr: &Addr) -> bool {
-        self.compiled.find(table, *addr).is_some()
+    fn covers(&self, list: List, addr: &Addr) -> bool {
+        self.compiled.find(list, *addr).is_some()
     }
 }
 
@@ -75,13 +71,13 @@ fn imagine(policy: &Policy, local: &[IpAddr], interfaces: &[&str], output: Optio
             names.push(name);
         }
     }
-    let interfaces: Vec<Interface> = (LO..)
+    let interfaces: Vec<Interface> = (LOOPBACK_IFINDEX..)
         .zip(names)
         .map(|(index, name)| Interface {
             index,
             name: name.into(),
             addresses: Vec::new(),
-            loopback: index == LO,
+            loopback: index == LOOPBACK_IFINDEX,
         })
         .collect();
 

@@ -2,18 +2,25 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use redirector_common::counter::Counter;
-use redirector_common::decide::{Decision, Verdict};
-use serde::Serialize;
+use redirector_common::decision::Decision;
+use redirector_common::rule::{Counter, Outcome, Verdict};
+use serde::{Serialize, Serializer};
 
 use crate::policy::Policy;
 use crate::rules::{self, Family, Packet, Protocol, Rules, Table};
 
+pub(super) const PASS: Outcome = Outcome::Decided(Verdict::Pass);
+
+fn name<S: Serializer>(outcome: &Outcome, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(outcome.name())
+}
+
 /// What becomes of a connection, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Explanation {
-    /// `pass`, `outbound`, `inbound`, `dns`, or `refused` (by routing, before any rule).
-    pub verdict: &'static str,
+    /// Its verdict, or refused (by routing, before any rule).
+    #[serde(serialize_with = "name")]
+    pub verdict: Outcome,
     /// Port of the proxy that gets it.
     pub port: Option<u16>,
     /// Address and port it is sent to; `null` also where it keeps its destination (from the network).
@@ -50,20 +57,20 @@ impl Explanation {
     /// Of a decision about a packet.
     pub(super) fn new(policy: &Policy, decision: Decision, packet: &Packet<'_>) -> Self {
         let family = if packet.destination.is_ipv4() { Family::V4 } else { Family::V6 };
-        let (verdict, port) = match decision.verdict {
-            Verdict::Pass => ("pass", None),
-            Verdict::Outbound => ("outbound", Some(policy.outbound_port)),
-            Verdict::Inbound => ("inbound", Some(policy.inbound_port)),
-            Verdict::Dns => ("dns", Some(policy.dns_port)),
+        let port = match decision.verdict {
+            Verdict::Pass => None,
+            Verdict::Outbound => Some(policy.outbound_port),
+            Verdict::Inbound => Some(policy.inbound_port),
+            Verdict::Dns => Some(policy.dns_port),
         };
         let rules = Rules::of(policy);
         let rule = rules.deciding(decision.rule, family, packet);
         let end = rules::end(decision.rule);
         Self {
-            verdict,
+            verdict: Outcome::Decided(decision.verdict),
             port,
             rule: Some(decision.rule.name()),
-            words: rules::words(decision.rule).unwrap_or("not a rule").into(),
+            words: decision.rule.help().into(),
             table: rule.map(|rule| rule.chain).or(end).map(|chain| chain.table),
             chain: rule.map(|rule| rule.chain).or(end).map(|chain| chain.name),
             iptables: rule
@@ -80,7 +87,7 @@ impl Explanation {
     /// It passes, and no rule was asked.
     pub(super) fn unruled(protocol: Protocol, destination: SocketAddr, words: &str) -> Self {
         Self {
-            verdict: "pass",
+            verdict: PASS,
             port: None,
             proxy: None,
             rule: None,
@@ -106,7 +113,7 @@ impl Explanation {
 
     /// Routing, which comes first, does not let it go.
     pub(super) fn refuse(&mut self, error: &std::io::Error) {
-        self.verdict = "refused";
+        self.verdict = Outcome::Refused;
         self.rule = Some(Counter::RefusedByRoute.name());
         self.words = format!("routing comes before the rules: connect() fails with {error}");
         (self.port, self.proxy) = (None, None);
@@ -116,9 +123,9 @@ impl Explanation {
     /// Lines of `name  value`.
     pub fn lines(&self) -> Vec<(&'static str, String)> {
         let verdict = match (self.proxy, self.port) {
-            (Some(proxy), _) => format!("{}: to the proxy at {proxy}", self.verdict),
-            (None, Some(port)) => format!("{}: to the proxy's listener on port {port}", self.verdict),
-            (None, None) if self.verdict == "refused" => "refused: it goes nowhere".into(),
+            (Some(proxy), _) => format!("{}: to the proxy at {proxy}", self.verdict.name()),
+            (None, Some(port)) => format!("{}: to the proxy's listener on port {port}", self.verdict.name()),
+            (None, None) if self.verdict == Outcome::Refused => "refused: it goes nowhere".into(),
             (None, None) => "pass: on its own way".into(),
         };
         let from = self.source.map(|source| format!(" from {source}")).unwrap_or_default();

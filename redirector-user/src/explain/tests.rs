@@ -4,6 +4,9 @@ use std::net::SocketAddr;
 
 use proptest::prelude::*;
 
+use redirector_common::rule::Outcome;
+
+use super::report::PASS;
 use super::{Arriving, Explanation, Offline, Outgoing, incoming, outgoing};
 use crate::policy::{Dns, Policy};
 use crate::rules::Protocol;
@@ -26,7 +29,7 @@ fn ask(policy: &Policy, query: &Outgoing) -> Explanation {
 
 #[track_caller]
 fn check(explanation: &Explanation, verdict: &str, rule: &str, iptables: &str) {
-    let found = (explanation.verdict, explanation.rule, explanation.iptables.as_deref());
+    let found = (explanation.verdict.name(), explanation.rule, explanation.iptables.as_deref());
     assert_eq!(found, (verdict, Some(rule), Some(iptables)), "{explanation:#?}");
 }
 
@@ -106,17 +109,20 @@ fn routing_comes_first() {
     let policy = Policy::default();
     let query = Outgoing { source: "127.0.0.1".parse().ok(), ..to("10.96.0.10:80") };
     let refused = ask(&policy, &query);
-    assert_eq!((refused.verdict, refused.rule, refused.port), ("refused", Some("refused_by_route"), None));
+    assert_eq!(
+        (refused.verdict, refused.rule, refused.port),
+        (Outcome::Refused, Some("refused_by_route"), None)
+    );
     let passes = ask(&policy, &Outgoing { uid: Some(1337), ..query });
-    assert_eq!((passes.verdict, passes.notes.len()), ("pass", 1));
-    assert_eq!(ask(&policy, &to("[fe80::1]:80")).verdict, "refused");
+    assert_eq!((passes.verdict, passes.notes.len()), (PASS, 1));
+    assert_eq!(ask(&policy, &to("[fe80::1]:80")).verdict, Outcome::Refused);
 }
 
 #[test]
 fn ipv6_off() {
     let policy = Policy { ipv6: false, ..Policy::default() };
     let query = to("[2001:db8::1]:80");
-    assert_eq!((ask(&policy, &query).verdict, ask(&policy, &query).rule), ("pass", None));
+    assert_eq!((ask(&policy, &query).verdict, ask(&policy, &query).rule), (PASS, None));
 }
 
 proptest! {
@@ -129,7 +135,7 @@ proptest! {
         let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
         let query = Outgoing { protocol, uid: Some(uid), gid: None, proxy: false, source: None, to };
         let explanation = ask(&policy, &query);
-        prop_assert!(explanation.iptables.is_some() || explanation.verdict == "refused", "{:?}", explanation);
+        prop_assert!(explanation.iptables.is_some() || explanation.verdict == Outcome::Refused, "{:?}", explanation);
         let offline = Offline::new(&policy, &local(), &[]);
         let arriving = incoming(&policy, &offline, &Arriving { protocol, to, interface: None });
         prop_assert_eq!(arriving.iptables.is_some(), arriving.rule.is_some());

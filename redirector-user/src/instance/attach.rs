@@ -19,7 +19,7 @@ use crate::programs::hooks;
 use crate::programs::object::{Loaded, Maps};
 use crate::routes::RouteSnapshot;
 use crate::sys::bpf;
-use redirector_common::abi::{ABI_VERSION, INERT, Meta, meta_flag, name};
+use redirector_common::abi::{ABI_VERSION, ActiveWord, Meta, Slot, meta_flag, name};
 use std::path::{Path, PathBuf};
 
 /// What attach came to.
@@ -208,9 +208,9 @@ fn create(
     directory::make_dir(&dir).context(|| format!("create {}", dir.display()))?;
     pin_maps(&loaded, &dir)?;
     let mut instance = open_staged(&dir, name, target, flags)?;
-    compiled.write(&mut instance.tables()?, 0)?;
-    instance.policies()?.set(0, compiled.policy, 0).context(|| "write POLICIES".into())?;
-    record::write(&dir, 0, &Record::of(target, policy))?;
+    compiled.write(&mut instance.tables()?, Slot::FIRST)?;
+    instance.policies()?.set(Slot::FIRST.index(), compiled.policy, 0).context(|| "write POLICIES".into())?;
+    record::write(&dir, Slot::FIRST, &Record::of(target, policy))?;
     pin_programs(&loaded, policy, flags, &dir)?;
     links::attach_wanted(&dir, target, policy)?;
 
@@ -222,13 +222,13 @@ fn create(
     surroundings::apply(&mut instance, &mut meta, target, policy, needs)?;
     // After the links: from then on sockops registers what listens anew.
     let mut notes = surroundings::remarks(policy, &facts);
-    notes.extend(listeners::register(&instance, target, policy, 0)?);
+    notes.extend(listeners::register(&instance, target, policy, Slot::FIRST)?);
 
     let home = root.instance(name);
     std::fs::rename(&dir, &home).context(|| format!("rename {} to {}", dir.display(), home.display()))?;
     staging.dir.clone_from(&home);
     instance = Instance::open(root, name)?;
-    meta.active = 1;
+    meta.active = ActiveWord::of(Slot::FIRST);
     instance.set_meta(&meta)?;
     staging.done = true;
     Ok((notes, facts))
@@ -249,7 +249,7 @@ fn open_staged(dir: &Path, name: &str, target: &Target, program_flags: u32) -> R
     let mut instance = Instance::open_unchecked(dir, name)?;
     instance.set_meta(&Meta {
         abi: ABI_VERSION,
-        active: INERT,
+        active: ActiveWord::INERT,
         netns_cookie: target.netns.cookie,
         netns_inode: target.netns.inode,
         cgroup_id: target.cgroup.id,

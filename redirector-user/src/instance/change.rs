@@ -30,7 +30,7 @@ pub(super) fn change(
     let repairs = repair(&instance, slot, target, policy)?;
     // Without its record nobody knows the policy in force: it is written anew.
     // The same path may lead to another cgroup of the proxy by now.
-    let in_force = instance.policies()?.get(&slot, 0).context(|| "read POLICIES".into())?;
+    let in_force = instance.policies()?.get(&slot.index(), 0).context(|| "read POLICIES".into())?;
     let same_proxy = IdMappedPolicy::new(policy, target)?.proxy_cgroup() == in_force.proxy_cgroup;
     // While a hook was away listeners may have come that nobody has registered.
     let as_it_was = same_proxy && repairs.is_empty();

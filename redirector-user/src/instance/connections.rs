@@ -4,8 +4,7 @@ use super::directory::Directory;
 use super::maps::Instance;
 use crate::base::error::{Context, Result};
 use redirector_common::abi::{FlowKey, OriginalDst};
-use redirector_common::counter::Counter;
-use redirector_common::decide::Verdict;
+use redirector_common::rule::{Counter, Verdict};
 use serde::Serialize;
 use std::net::{IpAddr, SocketAddr};
 
@@ -48,11 +47,7 @@ fn flow(key: &FlowKey, value: &OriginalDst) -> Flow {
         client: at(key.client, key.client_port),
         proxy: at(key.proxy, key.proxy_port),
         original: at(value.addr, value.port),
-        traffic: match value.verdict {
-            2 => "inbound",
-            3 => "dns",
-            _ => "outbound",
-        },
+        traffic: Verdict::ALL.get(value.verdict as usize).map_or("unknown", |verdict| verdict.name()),
         rule: Counter::ALL.get(value.rule as usize).map_or("unknown", |c| c.name()),
     }
 }

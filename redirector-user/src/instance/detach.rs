@@ -9,7 +9,7 @@ use crate::base::error::{Context, Kind, Result};
 use crate::netdev::tproxy;
 use crate::programs::hooks;
 use crate::sys::bpf::Link;
-use redirector_common::abi::{DRAINING, INERT, Meta};
+use redirector_common::abi::{ActiveWord, Meta};
 use std::path::Path;
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ pub fn detach(root: &Directory, name: &str, drain: Option<Duration>) -> Result<D
     let locked = WriteLock::take_if_any(root)?;
     if let Some(until) = ended {
         // Whoever was quicker has ended the drain; a new instance of this name is none of ours.
-        let ours = |meta: &Meta| meta.active == DRAINING && meta.drain_until == until;
+        let ours = |meta: &Meta| meta.active == ActiveWord::DRAINING && meta.drain_until == until;
         if !Instance::open(root, name).and_then(|i| i.meta()).is_ok_and(|meta| ours(&meta)) {
             let notes = vec!["another command has ended the drain and removed the instance".to_owned()];
             return Ok(Detached { name: name.to_owned(), alive: None, notes });
@@ -81,7 +81,7 @@ fn remove(root: &Directory, name: &str) -> Result<Detached> {
     match Instance::open(root, name) {
         Ok(mut instance) => {
             let meta = instance.meta()?;
-            instance.set_meta(&Meta { active: INERT, ..meta })?;
+            instance.set_meta(&Meta { active: ActiveWord::INERT, ..meta })?;
             report.alive = instance.live().ok();
             if meta.flags & tproxy::ALL_FLAGS != 0 && report.alive != Some(0) {
                 report.notes.push(BROKEN_BY_LEAVING_TPROXY.into());

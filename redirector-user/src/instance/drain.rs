@@ -4,7 +4,7 @@ use super::directory::Directory;
 use super::lock::WriteLock;
 use super::maps::Instance;
 use crate::base::error::{Error, Result};
-use redirector_common::abi::{DRAINING, Meta};
+use redirector_common::abi::{ActiveWord, Meta};
 use std::time::{Duration, Instant};
 
 /// Captures nothing new and waits until what was captured has ended; the mark that this drain
@@ -14,7 +14,7 @@ pub(super) fn drain(root: &Directory, name: &str, limit: Duration) -> Result<Opt
     let Ok(mut instance) = Instance::open(root, name) else { return Ok(None) };
     let drain_until = boot_seconds() + limit.as_secs() + 1;
     let meta = instance.meta()?;
-    instance.set_meta(&Meta { active: DRAINING, drain_until, ..meta })?;
+    instance.set_meta(&Meta { active: ActiveWord::DRAINING, drain_until, ..meta })?;
     // Others may work on other instances meanwhile, or end this one: then its maps are gone.
     drop(lock);
     let end = Instant::now() + limit;

@@ -11,7 +11,7 @@ use crate::pod::{Target, process};
 use crate::programs::hooks;
 use crate::sys::bpf::Link;
 use crate::sys::netns::NetNs;
-use redirector_common::abi::Meta;
+use redirector_common::abi::{Meta, Slot};
 use std::path::{Path, PathBuf};
 
 /// Name of the instance of an open namespace.
@@ -103,7 +103,7 @@ pub(super) fn cgroup_is_gone(dir: &Path, meta: &Meta) -> bool {
 
 /// A record of an instance, whatever its policy slot.
 pub(super) fn any_record(dir: &Path) -> Option<Record> {
-    [0, 1].into_iter().find_map(|slot| record::read(dir, slot).ok())
+    Slot::BOTH.into_iter().find_map(|slot| record::read(dir, slot).ok())
 }
 
 /// The instance's namespace, by the file it was given, or by any process that is in it.

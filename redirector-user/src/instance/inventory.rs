@@ -11,7 +11,7 @@ use crate::compile::mapped_policy;
 use crate::policy::Policy;
 use crate::programs::hooks;
 use crate::programs::object;
-use redirector_common::abi::{ABI_VERSION, Meta};
+use redirector_common::abi::{ABI_VERSION, Meta, Slot};
 
 /// An instance as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +110,7 @@ fn state(root: &Directory, name: &str) -> InstanceState {
     }
 }
 
-fn active(instance: &Instance, meta: &Meta, slot: u32) -> ActiveInstance {
+fn active(instance: &Instance, meta: &Meta, slot: Slot) -> ActiveInstance {
     let record = record::read(&instance.dir, slot).ok();
     let policy = record.as_ref().map(|record| record.policy.clone());
     let complete = policy.as_ref().is_some_and(|policy| {
@@ -130,7 +130,7 @@ fn active(instance: &Instance, meta: &Meta, slot: u32) -> ActiveInstance {
 }
 
 /// A proxy that is known by its cgroup gets another one when its container or unit is started anew.
-fn knows_the_proxy(instance: &Instance, policy: &Policy, slot: u32) -> bool {
-    let in_force = instance.policies().ok().and_then(|policies| policies.get(&slot, 0).ok());
+fn knows_the_proxy(instance: &Instance, policy: &Policy, slot: Slot) -> bool {
+    let in_force = instance.policies().ok().and_then(|policies| policies.get(&slot.index(), 0).ok());
     in_force.is_some_and(|told| mapped_policy::problem_of_proxy_cgroup(policy, told.proxy_cgroup).is_none())
 }

@@ -10,22 +10,21 @@ use crate::sys::netns::NetNs;
 use crate::sys::{bpf, sockopt};
 use aya::maps::{MapData, SkStorage};
 use redirector_common::Addr;
-use redirector_common::abi::{LISTENER_SLOTS, LISTENERS_OF_POLICY, SockState, listener_slot, sock_kind};
-use redirector_common::decide::{Verdict, registered_as};
+use redirector_common::abi::{LISTENER_SLOTS, LISTENERS_OF_POLICY, ListenerRole, Slot, SockKind, SockState};
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Which traffic a port of the proxy takes.
-fn roles(policy: &Policy) -> [(u16, Verdict); 3] {
-    [
-        (policy.outbound_port, Verdict::Outbound),
-        (policy.inbound_port, Verdict::Inbound),
-        (policy.dns_port, Verdict::Dns),
-    ]
+/// The ports of the proxy, with the role of their listeners.
+pub fn roles(policy: &Policy) -> [(u16, ListenerRole); 3] {
+    ListenerRole::ALL.map(|role| match role {
+        ListenerRole::Outbound => (policy.outbound_port, role),
+        ListenerRole::Inbound => (policy.inbound_port, role),
+        ListenerRole::Dns => (policy.dns_port, role),
+    })
 }
 
 /// Registers every listener of the policy's ports that is not registered in its slot yet;
 /// returns what could not be.
-pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: u32) -> Result<Vec<String>> {
+pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: Slot) -> Result<Vec<String>> {
     let roles = roles(policy);
     let Found { listeners: found, elsewhere, incomplete } =
         listeners::find(&target.netns, &target.cgroup, &roles.map(|(port, _)| port))?;
@@ -57,15 +56,15 @@ pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: u32
         ));
     }
     for listener in found {
-        let Some((port, verdict)) = roles.iter().find(|(port, _)| *port == listener.port) else { continue };
-        let transparent = *verdict == Verdict::Outbound && needs_transparent(policy);
+        let Some((port, role)) = roles.iter().find(|(port, _)| *port == listener.port) else { continue };
+        let transparent = *role == ListenerRole::Outbound && needs_transparent(policy);
         let make = transparent && !sockopt::is_transparent(listener.socket.as_fd()).unwrap_or(false);
         let made = make || is_made_transparent(&sockets, &listener);
         let state = SockState {
-            kind: sock_kind::LISTENER,
+            kind: SockKind::LISTENER,
             bound_by_us: u8::from(made),
             pending: 0,
-            verdict: *verdict as u16,
+            verdict: *role as u16,
             orig: Addr::UNSPECIFIED,
             proxy: Addr::UNSPECIFIED,
             orig_port: 0,
@@ -81,7 +80,7 @@ pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: u32
                 format!("set IP_TRANSPARENT on the listener on port {port} of process {}", listener.pid)
             })?;
         }
-        let first = listener_slot(slot, *verdict as u32, listener.v6);
+        let first = role.first_element(slot, listener.v6);
         match put(map.as_fd(), first, listener.socket.as_fd()) {
             Ok(true) => {}
             Ok(false) => notes.push(format!(
@@ -104,7 +103,7 @@ fn needs_transparent(policy: &Policy) -> bool {
 }
 
 fn is_made_transparent(sockets: &SkStorage<MapData, SockState>, listener: &Listener) -> bool {
-    sockets.get(&listener.socket, 0).is_ok_and(|s| s.kind == sock_kind::LISTENER && s.bound_by_us != 0)
+    sockets.get(&listener.socket, 0).is_ok_and(|s| s.kind == SockKind::LISTENER && s.bound_by_us != 0)
 }
 
 /// Takes IP_TRANSPARENT from the listeners on `ports` to which [`register`] gave it.
@@ -162,23 +161,23 @@ fn put(map: BorrowedFd<'_>, first: u32, socket: BorrowedFd<'_>) -> std::io::Resu
 }
 
 /// Empties the registry of a policy slot.
-pub fn clear(instance: &Instance, slot: u32) -> Result<()> {
+pub fn clear(instance: &Instance, slot: Slot) -> Result<()> {
     let map = instance.listeners()?;
-    let first = slot * LISTENERS_OF_POLICY;
+    let first = slot.index() * LISTENERS_OF_POLICY;
     for slot in first..first + LISTENERS_OF_POLICY {
         bpf::sockmap_clear(map.as_fd(), slot).context(|| "clear LISTENERS".into())?;
     }
     Ok(())
 }
 
-/// How many listeners are registered in a policy slot for a verdict, IPv4 and IPv6 ones.
-pub fn count(instance: &Instance, slot: u32, verdict: Verdict) -> Result<[u32; 2]> {
-    let policy = instance.policies()?.get(&slot, 0).context(|| "read POLICIES".into())?;
-    let kind = registered_as(&policy, verdict as u32);
+/// How many listeners are registered in a policy slot for a role, IPv4 and IPv6 ones.
+pub fn count(instance: &Instance, slot: Slot, role: ListenerRole) -> Result<[u32; 2]> {
+    let policy = instance.policies()?.get(&slot.index(), 0).context(|| "read POLICIES".into())?;
+    let role = role.registered(&policy);
     let map = instance.listeners()?;
     let mut counts = [0; 2];
     for (count, v6) in counts.iter_mut().zip([false, true]) {
-        let first = listener_slot(slot, kind, v6);
+        let first = role.first_element(slot, v6);
         for slot in first..first + LISTENER_SLOTS {
             if bpf::sockmap_cookie(map.as_fd(), slot).context(|| "read LISTENERS".into())?.is_some() {
                 *count += 1;

@@ -4,9 +4,8 @@ use super::directory::Directory;
 use crate::base::error::{Context, Error, Result};
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapInfo, PerCpuArray, SkStorage};
 use redirector_common::abi::{
-    ABI_VERSION, DRAINING, FlowKey, INERT, Meta, OriginalDst, Route, SockState, TableKey, name,
+    ABI_VERSION, ActiveWord, FlowKey, ListKey, Meta, OriginalDst, Policy, Route, Slot, SockState, name,
 };
-use redirector_common::policy::Policy;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +15,7 @@ pub enum Phase {
     /// Nothing: it was being made or taken down when its command was killed.
     Inert,
     /// It captures, under the policy in this slot.
-    Active(u32),
+    Active(Slot),
     /// It captures nothing new and keeps the names of what it has captured.
     Draining,
 }
@@ -25,9 +24,8 @@ impl Phase {
     /// From [`Meta::active`].
     pub fn of(meta: &Meta) -> Self {
         match meta.active {
-            INERT => Self::Inert,
-            DRAINING => Self::Draining,
-            n => Self::Active((n - 1) & 1),
+            ActiveWord::INERT => Self::Inert,
+            word => word.slot().map_or(Self::Draining, Self::Active),
         }
     }
 
@@ -109,8 +107,8 @@ impl Instance {
     }
 
     /// Lists and routes.
-    pub fn tables(&self) -> Result<LpmTrie<MapData, TableKey, Route>> {
-        let data = self.map(name::TABLES, 4 + size_of::<TableKey>(), size_of::<Route>())?;
+    pub fn tables(&self) -> Result<LpmTrie<MapData, ListKey, Route>> {
+        let data = self.map(name::TABLES, 4 + size_of::<ListKey>(), size_of::<Route>())?;
         LpmTrie::try_from(Map::LpmTrie(data)).context(|| "open TABLES".into())
     }
 

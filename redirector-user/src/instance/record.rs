@@ -5,6 +5,7 @@ use crate::pod::Target;
 use crate::policy::Policy;
 use crate::programs::object;
 use aya::maps::{Array, Map, MapData};
+use redirector_common::abi::Slot;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -43,12 +44,12 @@ impl Record {
 const CHUNK: usize = 4096;
 
 /// Name of the pin for a policy slot.
-pub fn pin_name(slot: u32) -> String {
-    format!("RECORD_{}", slot + 1)
+pub fn pin_name(slot: Slot) -> String {
+    format!("RECORD_{}", slot.index() + 1)
 }
 
 /// Writes the record of a policy slot into an instance's directory, replacing an older one.
-pub fn write(dir: &Path, slot: u32, record: &Record) -> Result<()> {
+pub fn write(dir: &Path, slot: Slot, record: &Record) -> Result<()> {
     let mut bytes =
         serde_json::to_vec(record).map_err(|e| Error::failed(format!("serialise the record: {e}")))?;
     // Zeroes after the JSON end it.
@@ -67,7 +68,7 @@ pub fn write(dir: &Path, slot: u32, record: &Record) -> Result<()> {
 }
 
 /// Removes the record of a slot, if there is one.
-pub fn remove(dir: &Path, slot: u32) -> Result<()> {
+pub fn remove(dir: &Path, slot: Slot) -> Result<()> {
     let path = dir.join(pin_name(slot));
     match std::fs::remove_file(&path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -78,7 +79,7 @@ pub fn remove(dir: &Path, slot: u32) -> Result<()> {
 }
 
 /// Reads the record of a policy slot.
-pub fn read(dir: &Path, slot: u32) -> Result<Record> {
+pub fn read(dir: &Path, slot: Slot) -> Result<Record> {
     let path = dir.join(pin_name(slot));
     let data = MapData::from_pin(&path).context(|| format!("open {}", path.display()))?;
     let map: Array<MapData, [u8; CHUNK]> =

@@ -11,9 +11,8 @@ use crate::compile::mapped_policy;
 use crate::pod::cgroup::Cgroup;
 use crate::programs::hooks::{self, Hook};
 use crate::sys::bpf::{self, Link};
-use redirector_common::abi::{ABI_VERSION, Meta};
-use redirector_common::counter::Counter;
-use redirector_common::decide::Verdict;
+use redirector_common::abi::{ABI_VERSION, ListenerRole, Meta, Slot};
+use redirector_common::rule::Counter;
 use serde::Serialize;
 use std::os::fd::AsFd;
 
@@ -36,7 +35,7 @@ pub(super) fn problem(instance: &Instance, meta: &Meta, record: &Record) -> Resu
             drain::time_left(meta)
         ))),
         Phase::Active(slot) => {
-            let in_force = instance.policies()?.get(&slot, 0).context(|| "read POLICIES".into())?;
+            let in_force = instance.policies()?.get(&slot.index(), 0).context(|| "read POLICIES".into())?;
             Ok(mapped_policy::problem_of_proxy_cgroup(&record.policy, in_force.proxy_cgroup))
         }
     }
@@ -45,7 +44,8 @@ pub(super) fn problem(instance: &Instance, meta: &Meta, record: &Record) -> Resu
 pub(super) fn any_record(instance: &Instance, phase: Phase) -> Result<Record> {
     match phase {
         Phase::Active(slot) => record::read(&instance.dir, slot),
-        _ => record::read(&instance.dir, 0).or_else(|_| record::read(&instance.dir, 1)),
+        _ => record::read(&instance.dir, Slot::FIRST)
+            .or_else(|_| record::read(&instance.dir, Slot::FIRST.other())),
     }
 }
 
@@ -130,28 +130,23 @@ pub fn status(root: &Directory, name: &str) -> Result<Status> {
     let record = any_record(&instance, phase)?;
     let hooks: Vec<HookStatus> =
         hooks::wanted(&record.policy).map(|hook| hook_status(&instance, &hook, &record)).collect();
-    let slot = if let Phase::Active(slot) = phase { slot } else { 0 };
+    let slot = if let Phase::Active(slot) = phase { slot } else { Slot::FIRST };
     let policy = &record.policy;
-    let mut roles = vec![
-        ("outbound", policy.outbound_port, Verdict::Outbound),
-        ("inbound", policy.inbound_port, Verdict::Inbound),
-    ];
-    if policy.dns != crate::policy::Dns::Off {
-        roles.push(("dns", policy.dns_port, Verdict::Dns));
-    }
+    let dns = policy.dns != crate::policy::Dns::Off;
+    let roles = listeners::roles(policy).into_iter().filter(|(_, role)| dns || *role != ListenerRole::Dns);
     let mut registered = Vec::new();
-    for (traffic, port, verdict) in roles {
-        let [ipv4, ipv6] = listeners::count(&instance, slot, verdict)?;
+    for (port, role) in roles {
+        let [ipv4, ipv6] = listeners::count(&instance, slot, role)?;
         let problem = if ipv4 + ipv6 == 0 {
             Some("no listener of the proxy is registered".to_owned())
-        } else if verdict == Verdict::Outbound && !policy.virtual_interfaces.is_empty() {
+        } else if role == ListenerRole::Outbound && !policy.virtual_interfaces.is_empty() {
             let netns = find::netns_of(&record, &meta);
             let target = netns.zip(Cgroup::open(&record.cgroup).ok());
             target.and_then(|(netns, cgroup)| listeners::problem(&netns, &cgroup, policy))
         } else {
             None
         };
-        registered.push(ListenerStatus { traffic, port, ipv4, ipv6, problem });
+        registered.push(ListenerStatus { traffic: role.name(), port, ipv4, ipv6, problem });
     }
     let counters = Counter::ALL.iter().zip(instance.counters()?);
     Ok(Status {

@@ -15,7 +15,7 @@ use crate::policy::{Mode, Policy};
 use crate::programs::hooks::GUEST_PIN;
 use crate::routes::{self, RouteSnapshot};
 use crate::sys::bpf;
-use redirector_common::abi::{Meta, meta_flag};
+use redirector_common::abi::{Meta, Slot, meta_flag};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -174,19 +174,19 @@ fn trim(instance: &mut Instance, meta: &mut Meta, target: &Target) -> Result<()>
 
 /// Of the policy in force, and of one that is coming or going.
 fn outbound_ports(dir: &Path) -> Vec<u16> {
-    let records = [0, 1].into_iter().filter_map(|slot| record::read(dir, slot).ok());
+    let records = Slot::BOTH.into_iter().filter_map(|slot| record::read(dir, slot).ok());
     records.map(|record| record.policy.outbound_port).collect()
 }
 
 /// Takes back what a change of policy that was killed has left of TPROXY mode, while the policy
 /// in force is not of that mode, and of virtual interfaces.
-pub(super) fn settle(instance: &mut Instance, target: &Target, slot: u32) -> Result<()> {
+pub(super) fn settle(instance: &mut Instance, target: &Target, slot: Slot) -> Result<()> {
     let mut meta = instance.meta()?;
     trim(instance, &mut meta, target)?;
     let of_tproxy =
         |slot| record::read(&instance.dir, slot).map(|r| (r.policy.mode == Mode::Tproxy, r.policy));
     if let (true, Ok((false, _)), Ok((true, left))) =
-        (meta.flags & tproxy::ALL_FLAGS != 0, of_tproxy(slot), of_tproxy(1 - slot))
+        (meta.flags & tproxy::ALL_FLAGS != 0, of_tproxy(slot), of_tproxy(slot.other()))
     {
         tproxy::undo(&target.netns, &left, meta.flags)?;
         meta.flags &= !tproxy::ALL_FLAGS;
@@ -239,7 +239,8 @@ pub(super) fn restore(dir: &Path, meta: &Meta) -> Vec<String> {
         return Vec::new();
     }
     // Two, if a change of policy was killed.
-    let records: Vec<Record> = [0, 1].into_iter().filter_map(|slot| record::read(dir, slot).ok()).collect();
+    let records: Vec<Record> =
+        Slot::BOTH.into_iter().filter_map(|slot| record::read(dir, slot).ok()).collect();
     let Some(netns) = records.iter().find_map(|record| find::netns_of(record, meta)) else {
         return Vec::new();
     };

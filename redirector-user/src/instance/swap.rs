@@ -13,12 +13,12 @@ use crate::policy::{Mode, Policy};
 use crate::programs::hooks;
 use crate::routes::RouteSnapshot;
 use crate::sys::bpf;
-use redirector_common::abi::Meta;
+use redirector_common::abi::{ActiveWord, Meta, Slot};
 
 /// Attaches anew what somebody has detached behind our back; says what.
 pub(super) fn repair(
     instance: &Instance,
-    slot: u32,
+    slot: Slot,
     target: &Target,
     policy: &Policy,
 ) -> Result<Vec<String>> {
@@ -38,7 +38,7 @@ pub(super) fn repair(
     Ok(vec![format!("attached again what had been detached: {}", missing.join(", "))])
 }
 
-pub(super) fn active_slot(instance: &Instance) -> Result<u32> {
+pub(super) fn active_slot(instance: &Instance) -> Result<Slot> {
     let meta = instance.meta()?;
     match Phase::of(&meta) {
         Phase::Active(slot) => Ok(slot),
@@ -53,13 +53,13 @@ pub(super) fn active_slot(instance: &Instance) -> Result<u32> {
 
 pub(super) fn swap(
     mut instance: Instance,
-    old: u32,
+    old: Slot,
     target: &Target,
     record: &Record,
     _lock: &WriteLock,
 ) -> Result<(Vec<String>, RouteSnapshot)> {
     let policy = &record.policy;
-    let new = 1 - old;
+    let new = old.other();
     let counted = IdMappedPolicy::new(policy, target)?;
     let mut meta = instance.meta()?;
     let flags = meta.flags;
@@ -74,8 +74,9 @@ pub(super) fn swap(
         )));
     }
     let mut tables = instance.tables()?;
-    let done = prepare(&mut instance, &mut meta, new, target, (record, &counted))
-        .and_then(|prepared| instance.set_meta(&Meta { active: new + 1, ..meta }).map(|()| prepared));
+    let done = prepare(&mut instance, &mut meta, new, target, (record, &counted)).and_then(|prepared| {
+        instance.set_meta(&Meta { active: ActiveWord::of(new), ..meta }).map(|()| prepared)
+    });
     let (mut notes, facts) = match done {
         Ok(prepared) => prepared,
         Err(e) => {
@@ -87,7 +88,7 @@ pub(super) fn swap(
             return Err(e);
         }
     };
-    meta.active = new + 1;
+    meta.active = ActiveWord::of(new);
 
     // It is done: what goes wrong from here on is no failure of the change.
     // Listeners that appeared meanwhile were registered under the old policy.
@@ -123,7 +124,7 @@ pub(super) fn swap(
 fn prepare(
     instance: &mut Instance,
     meta: &mut Meta,
-    new: u32,
+    new: Slot,
     target: &Target,
     (record, counted): (&Record, &IdMappedPolicy),
 ) -> Result<(Vec<String>, RouteSnapshot)> {
@@ -145,7 +146,7 @@ fn prepare(
     }
     surroundings::apply(instance, meta, target, policy, needs)?;
     compiled.write(&mut tables, new)?;
-    instance.policies()?.set(new, compiled.policy, 0).context(|| "write POLICIES".into())?;
+    instance.policies()?.set(new.index(), compiled.policy, 0).context(|| "write POLICIES".into())?;
     listeners::clear(instance, new)?;
     listeners::register(instance, target, policy, new)?;
     // A hook that only the new policy needs does nothing under the old one.

@@ -8,7 +8,7 @@ use crate::sys::bpf::Link;
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
 use redirector_common::abi::meta_flag;
-use redirector_common::counter::Counter;
+use redirector_common::rule::{Counter, Verdict};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -163,7 +163,7 @@ impl Event {
             Some(SocketAddr::new(ip.to_canonical(), words.next()?.parse().ok()?))
         };
         let (client, destination) = (address()?, address()?);
-        let verdict = ["pass", "outbound", "inbound", "dns"].get(words.next()?.parse::<usize>().ok()?)?;
+        let verdict = Verdict::ALL.get(words.next()?.parse::<usize>().ok()?)?.name();
         let rule = Counter::ALL.get(words.next()?.parse::<usize>().ok()?)?.name();
         Some(Self { event, client, destination, verdict, rule })
     }

@@ -7,8 +7,7 @@ use crate::base::error::{Error, Result, chain};
 use aya::programs::ProgramType;
 use aya::sys::is_helper_supported;
 use aya_obj::generated::bpf_func_id;
-use redirector_common::abi::Target;
-use redirector_common::policy::flag;
+use redirector_common::abi::{ProgramConstants, flag};
 
 /// Facts of the running kernel that programs are loaded with.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +70,7 @@ impl Kernel {
 
     /// Load-time constants for an instance in a network namespace and on a cgroup, whose policies
     /// set no other flags than these.
-    pub fn target(&self, target: &crate::pod::Target, flags: u32) -> Target {
+    pub fn target(&self, target: &crate::pod::Target, flags: u32) -> ProgramConstants {
         self.constants(target.netns.cookie, target.netns.inode, target.cgroup.id, flags)
     }
 
@@ -81,11 +80,11 @@ impl Kernel {
         netns_inode: u64,
         cgroup_id: u64,
         flags: u32,
-    ) -> Target {
+    ) -> ProgramConstants {
         let o = self.offsets;
         let (sock_net, net_inum) = o.netns.unwrap_or_default();
         let c = o.cgroup.unwrap_or_default();
-        Target {
+        ProgramConstants {
             netns_cookie: if self.has_netns_cookie { netns_cookie } else { 0 },
             cgroup_id,
             // The kernel has 32 bits of it (ns_common.inum).

@@ -2,7 +2,7 @@
 
 use crate::policy::{Dns, Policy};
 use crate::sys::bpf::AttachType;
-use redirector_common::policy::flag;
+use redirector_common::abi::flag;
 
 /// One hook.
 #[derive(Clone, Copy, Debug)]

@@ -4,7 +4,7 @@ use super::hooks::{self, Hook};
 use crate::base::error::{Error, Result, chain};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use redirector_common::abi::{Target, name};
+use redirector_common::abi::{ProgramConstants, name};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
@@ -43,13 +43,13 @@ impl Loaded {
     ///
     /// [`Error::unsupported`] if the kernel refuses a map or a program, with its reason.
     pub fn new(
-        target: &Target,
+        constants: &ProgramConstants,
         maps: Maps<'_>,
         trace: bool,
         hooks: impl Iterator<Item = Hook>,
     ) -> Result<Self> {
-        let mut loaded = Self::without_programs(target, maps, trace)?;
-        let guest = hooks::has_guests(target.flags).then_some(hooks::GUEST);
+        let mut loaded = Self::without_programs(constants, maps, trace)?;
+        let guest = hooks::has_guests(constants.flags).then_some(hooks::GUEST);
         for name in hooks.map(|hook| hook.program).chain(guest) {
             loaded.load(name)?;
         }
@@ -61,14 +61,14 @@ impl Loaded {
     /// # Errors
     ///
     /// [`Error::unsupported`] if the kernel refuses a map, with its reason.
-    pub fn without_programs(target: &Target, maps: Maps<'_>, trace: bool) -> Result<Self> {
+    pub fn without_programs(constants: &ProgramConstants, maps: Maps<'_>, trace: bool) -> Result<Self> {
         // Levels of aya-log: 0 is below all of them, 4 is debug.
         let level: u8 = if trace { 4 } else { 0 };
         let mut loader = EbpfLoader::new();
         // Asked for only when a program is refused; the last lines say why.
         loader.verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS).override_global(
-            name::TARGET,
-            target,
+            name::CONSTANTS,
+            constants,
             true,
         );
         loader.override_global("AYA_LOG_LEVEL", &level, true);
@@ -76,7 +76,7 @@ impl Loaded {
             // A ring buffer cannot be smaller.
             loader.map_max_entries("AYA_LOGS", 4096);
         }
-        if !hooks::has_guests(target.flags) {
+        if !hooks::has_guests(constants.flags) {
             loader.map_max_entries("GUESTS", 1);
         }
         match maps {

@@ -1,6 +1,6 @@
 //! The rules of a whole policy, in order.
 
-use redirector_common::counter::Counter;
+use redirector_common::rule::Counter;
 
 use super::packet::Packet;
 use super::spec::{Spec, Target};
@@ -55,6 +55,15 @@ pub struct Chain {
 /// A chain of nat.
 pub(super) const fn nat(name: &'static str) -> Chain {
     Chain { table: Table::Nat, name }
+}
+
+/// The built-in chain whose end, the policy ACCEPT, a counter counts.
+pub fn end(counter: Counter) -> Option<Chain> {
+    match counter {
+        Counter::OutDefault => Some(nat("OUTPUT")),
+        Counter::InDefault => Some(nat("PREROUTING")),
+        _ => None,
+    }
 }
 
 /// A chain of mangle.

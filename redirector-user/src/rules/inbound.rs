@@ -1,6 +1,6 @@
 //! nat PREROUTING and ISTIO_INBOUND.
 
-use redirector_common::counter::Counter;
+use redirector_common::rule::Counter;
 
 use super::chains::{Builder, Chain, nat};
 use super::spec::{Is, Spec};

@@ -1,11 +1,10 @@
 //! The rules of a policy with the connections that they decided, as `iptables -vnL --line-numbers` shows them.
 
-use redirector_common::counter::Counter;
+use redirector_common::rule::Counter;
 use serde::Serialize;
 
-use super::chains::{Chain, Family, Rule, Rules};
+use super::chains::{Chain, Family, Rule, Rules, end};
 use super::spec::Target;
-use super::words::end;
 use crate::policy::Policy;
 
 /// A chain that packets come to, with its rules.

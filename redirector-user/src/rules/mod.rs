@@ -4,7 +4,7 @@
 //! and network a rule of its own. A rule that decides about connections names the [`Counter`] that counts it here;
 //! several rules may share one. The other rules (jumps, and what the chains they lead to do) have none.
 //!
-//! [`Counter`]: redirector_common::counter::Counter
+//! [`Counter`]: redirector_common::rule::Counter
 
 mod chains;
 mod inbound;
@@ -16,10 +16,8 @@ mod spec;
 pub(crate) mod tests;
 mod text;
 mod tproxy;
-mod words;
 
-pub use chains::{Chain, Family, Rule, Rules, Table};
+pub use chains::{Chain, Family, Rule, Rules, Table, end};
 pub use listing::{Count, Entry, Listed, Row};
 pub use packet::Packet;
 pub use spec::{Is, Protocol, Spec, Target};
-pub use words::{end, words};

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use redirector_common::counter::Counter;
+use redirector_common::rule::Counter;
 
 use super::chains::{Builder, Chain, nat};
 use super::spec::{Is, Protocol, Spec, Target};

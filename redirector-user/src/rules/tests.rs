@@ -6,8 +6,10 @@ use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
-use redirector_common::counter::Counter;
-use redirector_common::decide::{self, Incoming, NOBODY, Outgoing, Verdict};
+use redirector_common::decision::{self, Incoming, Outgoing};
+use redirector_common::routing::Owner;
+use redirector_common::rule::Counter;
+use redirector_common::rule::Verdict;
 
 use super::{Family, Packet, Protocol, Rules, Target};
 use crate::explain::Offline;
@@ -170,15 +172,15 @@ proptest! {
         let offline = Offline::new(&policy, &[], &INTERFACES);
         for c in &connections {
             let packet = c.packet(true);
-            let decision = decide::outgoing(&offline.compiled.policy, &offline, &Outgoing {
+            let decision = decision::outgoing(&offline.compiled.policy, &offline, &Outgoing {
                 dst: c.destination.into(),
                 dport: c.port,
                 src: c.source.into(),
                 tcp: c.protocol == Protocol::Tcp,
                 lo: c.interface == 0,
                 oif: offline.index(INTERFACES[c.interface]),
-                uid: c.uid.unwrap_or(NOBODY),
-                gid: c.gid.unwrap_or(NOBODY),
+                uid: c.uid.unwrap_or(Owner::NOBODY),
+                gid: c.gid.unwrap_or(Owner::NOBODY),
                 proxy: c.proxy,
                 mark: 0,
             });
@@ -199,7 +201,7 @@ proptest! {
         let offline = Offline::new(&policy, &[], &INTERFACES);
         for c in connections.iter().filter(|c| !c.destination.is_loopback() && c.protocol == Protocol::Tcp && c.interface > 0) {
             let packet = c.packet(false);
-            let decision = decide::incoming(&offline.compiled.policy, &offline, &Incoming {
+            let decision = decision::incoming(&offline.compiled.policy, &offline, &Incoming {
                 dst: c.destination.into(),
                 dport: c.port,
                 iif: offline.index(INTERFACES[c.interface]),

@@ -1,6 +1,6 @@
 //! The mangle table of TPROXY mode.
 
-use redirector_common::counter::Counter;
+use redirector_common::rule::Counter;
 
 use super::chains::{Builder, Chain, mangle};
 use super::inbound::{from, ports};

@@ -22,7 +22,7 @@ use crate::sys::netns::NetNs;
 use crate::sys::{bpf, test_run};
 use helper::{Helper, Room};
 use plan::{Attempt, Skipped, User};
-use redirector_common::counter::Counter;
+use redirector_common::rule::Counter;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

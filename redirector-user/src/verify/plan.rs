@@ -5,6 +5,7 @@ use crate::explain::{self, Arriving, Explanation, Offline, Outgoing};
 use crate::policy::{Dns, Policy, Selection};
 use crate::routes::RouteSnapshot;
 use crate::rules::Protocol;
+use redirector_common::rule::{Outcome, Verdict};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The documentation's networks (RFC 5737, RFC 3849): nobody is there, should a connection escape.
@@ -129,7 +130,7 @@ impl Family<'_> {
         let ports: Vec<u16> = self.policy.outbound_ports.iter().copied().take(FEW).collect();
         let listed: Vec<_> = to.iter().flat_map(|(ip, _)| ports.iter().map(|port| (*ip, *port))).collect();
         to.extend(listed);
-        self.captured(kind, "outbound", &to)
+        self.captured(kind, Verdict::Outbound, &to)
     }
 
     fn dns(&self) -> Result<Attempt, Skipped> {
@@ -138,21 +139,26 @@ impl Family<'_> {
             _ => vec![self.pick(NOBODY4.into(), NOBODY6.into())],
         };
         let to: Vec<_> = to.into_iter().map(|ip| (ip, 53)).collect();
-        self.captured("dns", "dns", &to)
+        self.captured("dns", Verdict::Dns, &to)
     }
 
     /// The first destination that the policy and the routes let be captured.
-    fn captured(&self, kind: &'static str, verdict: &str, to: &[(IpAddr, u16)]) -> Result<Attempt, Skipped> {
+    fn captured(
+        &self,
+        kind: &'static str,
+        verdict: Verdict,
+        to: &[(IpAddr, u16)],
+    ) -> Result<Attempt, Skipped> {
         let Some(user) = self.application() else {
             return self.skipped(kind, "the policy names every group that could be tried");
         };
         let mut refused = false;
         for &(ip, port) in to {
             let attempt = self.attempt(kind, user, None, SocketAddr::new(ip, port));
-            if attempt.expected.verdict == verdict {
+            if attempt.expected.verdict == Outcome::Decided(verdict) {
                 return Ok(attempt);
             }
-            refused |= attempt.expected.verdict == "refused";
+            refused |= attempt.expected.verdict == Outcome::Refused;
         }
         let why = if refused {
             "the namespace has no route to what could be tried"
@@ -209,7 +215,7 @@ impl Family<'_> {
             let query = Arriving { protocol: Protocol::Tcp, to, interface: None };
             let mut expected = explain::incoming(self.policy, self.offline, &query);
             expected.notes.clear();
-            if expected.verdict == "inbound" {
+            if expected.verdict == Outcome::Decided(Verdict::Inbound) {
                 let sender = self.pick(NOBODY4.into(), NOBODY6.into());
                 return Ok(Attempt { kind, user: None, bind: Some(sender), to, expected });
             }

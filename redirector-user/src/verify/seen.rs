@@ -98,7 +98,11 @@ impl Probe {
             gid: attempt.user.map(|user| user.gid),
             bind: attempt.bind,
             to: Some(attempt.to),
-            expected: Some(Expected { verdict: expected.verdict, port: expected.port, rule: expected.rule }),
+            expected: Some(Expected {
+                verdict: expected.verdict.name(),
+                port: expected.port,
+                rule: expected.rule,
+            }),
             seen: Seen::default(),
             status: Status::Ok,
             why: Vec::new(),

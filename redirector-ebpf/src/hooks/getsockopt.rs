@@ -3,11 +3,9 @@
 use crate::ctx::{
     AF_INET, AF_INET6, IPPROTO_MPTCP, IPPROTO_TCP, Sock, Sockopt, TCP_CLOSE, TCP_LISTEN, set_errno,
 };
-use crate::maps::{self, ORIGINAL_DST};
-use crate::storage;
+use crate::{maps, socket_state};
 use redirector_common::Addr;
-use redirector_common::abi::{FlowKey, sock_kind};
-use redirector_common::policy::flag;
+use redirector_common::abi::{FlowKey, SockKind, flag};
 
 const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
@@ -19,10 +17,10 @@ const ENOPROTOOPT: i32 = 92;
 const SOCKADDR_IN: i32 = 16;
 const SOCKADDR_IN6: i32 = 28;
 
-pub fn getsockopt(ctx: &Sockopt) {
+pub fn answer(ctx: &Sockopt) {
     let level = ctx.level();
     let asked = (level == SOL_IP || level == SOL_IPV6) && ctx.optname() == SO_ORIGINAL_DST;
-    if !asked || !answer(ctx, level) {
+    if !asked || !tell(ctx, level) {
         untouched(ctx);
     }
 }
@@ -41,7 +39,7 @@ fn untouched(ctx: &Sockopt) {
 
 /// True if the answer is ours.
 #[inline(always)]
-fn answer(ctx: &Sockopt, level: i32) -> bool {
+fn tell(ctx: &Sockopt, level: i32) -> bool {
     let Some(sk) = ctx.sock() else { return false };
     let protocol = sk.protocol();
     if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP || level == SOL_IPV6 && sk.family() != AF_INET6 {
@@ -89,9 +87,9 @@ fn answer(ctx: &Sockopt, level: i32) -> bool {
 /// A connection that the client has reset before its accepted socket was asked; conntrack still knows it.
 #[inline(always)]
 fn ended(sk: Sock) -> Option<(Addr, u16)> {
-    let state = storage::get(sk)?;
+    let state = socket_state::get(sk)?;
     let accepted =
-        state.kind == sock_kind::ACCEPTED || state.kind == sock_kind::LISTENER && state.orig_port != 0;
+        state.kind == SockKind::ACCEPTED || state.kind == SockKind::LISTENER && state.orig_port != 0;
     accepted.then_some((state.orig, state.orig_port))
 }
 
@@ -114,14 +112,13 @@ fn original(sk: Sock, level: i32, known: bool) -> Option<(Addr, u16)> {
             client_port: sk.local_port(),
             proxy_port: sk.peer_port(),
         };
-        // SAFETY: values are written once, by insert.
-        let original = unsafe { ORIGINAL_DST.get(&key) }.map(|o| (o.addr, o.port));
+        let original = maps::original_dst(&key).map(|o| (o.addr, o.port));
         return Some(original.unwrap_or((key.proxy, key.proxy_port)));
     }
-    let state = storage::get(sk);
-    let kind = state.as_ref().map_or(sock_kind::NONE, |s| s.kind);
+    let state = socket_state::get(sk);
+    let kind = state.as_ref().map_or(SockKind::NONE, |s| s.kind);
     if let Some(state) = state
-        && (kind == sock_kind::ACCEPTED || kind == sock_kind::REDIRECTED)
+        && (kind == SockKind::ACCEPTED || kind == SockKind::REDIRECTED)
     {
         return Some((state.orig, state.orig_port));
     }
@@ -135,5 +132,5 @@ fn original(sk: Sock, level: i32, known: bool) -> Option<(Addr, u16)> {
     // conntrack tracks every connection: one that was not redirected has its own destination.
     // Both are read whatever is chosen, or LLVM would choose between two pointers into the socket.
     let (peer, local) = ((sk.peer(), sk.peer_port()), (sk.local(), sk.local_port()));
-    Some(if kind == sock_kind::PASSED || kind == sock_kind::TRANSPARENT { peer } else { local })
+    Some(if kind == SockKind::PASSED || kind == SockKind::TRANSPARENT { peer } else { local })
 }

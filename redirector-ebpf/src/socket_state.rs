@@ -12,7 +12,7 @@ fn lookup(sk: Sock, flags: u64) -> Option<&'static mut SockState> {
     // SAFETY: a helper of every program type that calls this; the verifier knows `sk` as a socket.
     let state = unsafe { bpf_sk_storage_get(SOCKETS.raw(), sk.0.cast(), null_mut(), flags) };
     // SAFETY: freed after an RCU grace period. Hooks of a TCP socket run under its lock. Those of sendmsg() and recvmsg() do
-    // not: threads that ask two DNS servers by one UDP socket may mix the two, of which one is reported anyway (`dns.rs`).
+    // not: threads that ask two DNS servers by one UDP socket may mix the two, of which one is reported anyway (`udp_dns.rs`).
     NonNull::new(state.cast::<SockState>()).map(|mut p| unsafe { p.as_mut() })
 }
 

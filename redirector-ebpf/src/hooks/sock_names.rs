@@ -1,39 +1,25 @@
 //! getpeername and getsockname show what they would show under iptables.
 
-use crate::ctx::{AF_INET6, IPPROTO_MPTCP, Sock, SockAddr, TCP_CLOSE, TCP_LISTEN};
-use crate::maps::{self, Active, ORIGINAL_DST};
-use crate::storage;
+use crate::ctx::{IPPROTO_MPTCP, Sock, SockAddr, TCP_CLOSE, TCP_LISTEN};
+use crate::maps::{self, ActivePolicy};
+use crate::socket_state;
+use crate::source_address::unspecified;
 use redirector_common::Addr;
-use redirector_common::abi::{FlowKey, sock_kind};
-use redirector_common::counter::Counter;
-use redirector_common::decide::{Verdict, is_included};
-use redirector_common::policy::{Table, flag};
+use redirector_common::abi::{FlowKey, List, ListenerRole, SockKind, flag};
+use redirector_common::decision::is_included;
+use redirector_common::rule::Counter;
 
-pub fn peer4(ctx: &SockAddr) {
-    if let Some((addr, port)) = peer(ctx, ctx.ip4()) {
-        ctx.set_ip4(&addr);
-        ctx.set_port(port);
+#[inline(always)]
+pub fn peer_name(ctx: &SockAddr) {
+    if let Some((addr, port)) = peer(ctx, ctx.addr()) {
+        ctx.set_name(&addr, port);
     }
 }
 
-pub fn peer6(ctx: &SockAddr) {
-    if let Some((addr, port)) = peer(ctx, ctx.ip6()) {
-        ctx.set_ip6(&addr);
-        ctx.set_port(port);
-    }
-}
-
-pub fn local4(ctx: &SockAddr) {
-    if let Some((addr, port)) = local(ctx, ctx.ip4()) {
-        ctx.set_ip4(&addr);
-        ctx.set_port(port);
-    }
-}
-
-pub fn local6(ctx: &SockAddr) {
-    if let Some((addr, port)) = local(ctx, ctx.ip6()) {
-        ctx.set_ip6(&addr);
-        ctx.set_port(port);
+#[inline(always)]
+pub fn local_name(ctx: &SockAddr) {
+    if let Some((addr, port)) = local(ctx, ctx.addr()) {
+        ctx.set_name(&addr, port);
     }
 }
 
@@ -46,12 +32,11 @@ fn peer(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
         // The state is on the subflow that connected; the names are asked of its parent.
         let key =
             FlowKey { client: sk.local(), proxy: shown, client_port: sk.local_port(), proxy_port: port };
-        // SAFETY: values are written once, by insert.
-        let original = unsafe { ORIGINAL_DST.get(key) }?;
+        let original = maps::original_dst(&key)?;
         return Some((original.addr, original.port));
     }
-    let state = storage::get(sk)?;
-    let redirected = state.kind == sock_kind::REDIRECTED;
+    let state = socket_state::get(sk)?;
+    let redirected = state.kind == SockKind::REDIRECTED;
     (redirected && port == state.proxy_port && shown.same(&state.proxy))
         .then_some((state.orig, state.orig_port))
 }
@@ -59,28 +44,28 @@ fn peer(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
 #[inline(always)]
 fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
     let sk = ctx.sock()?;
-    let state = storage::get(sk)?;
+    let state = socket_state::get(sk)?;
     match state.kind {
         // TPROXY has changed nothing.
-        sock_kind::ACCEPTED if state.rule == Counter::OutTproxyLoopback as u32 => None,
+        SockKind::ACCEPTED if state.rule == Counter::OutTproxyLoopback as u32 => None,
         // REDIRECT in OUTPUT has sent it to the loopback address and the proxy's port.
-        sock_kind::ACCEPTED => {
+        SockKind::ACCEPTED => {
             let addr = shown.localhost();
             Some((addr, state.proxy_port))
         }
         // REDIRECT in PREROUTING has changed the port; TPROXY has not.
-        sock_kind::LISTENER if sk.state() != TCP_LISTEN => {
+        SockKind::LISTENER if sk.state() != TCP_LISTEN => {
             let active = maps::active()?;
             // Of a port that takes both (`-p` and `-z`) it is registered as outbound; a guest's is told apart below.
             let guests = active.has(flag::HAS_VIRTUAL_INTERFACES);
             let both = active.policy.inbound_port == state.proxy_port && !guests;
-            if state.verdict == Verdict::Inbound as u16 || both {
+            if state.verdict == ListenerRole::Inbound as u16 || both {
                 return (!active.has(flag::TPROXY)).then_some((shown, state.proxy_port));
             }
-            let from_guest = state.verdict == Verdict::Outbound as u16 && guests;
+            let from_guest = state.verdict == ListenerRole::Outbound as u16 && guests;
             from_guest.then(|| (entered_at(&active, sk.peer(), shown), state.proxy_port))
         }
-        _ if state.bound_by_us != 0 && sk.state() == TCP_CLOSE => not_connected(sk, ctx.port()),
+        _ if state.bound_by_us != 0 && sk.state() == TCP_CLOSE => not_connected(ctx, sk),
         _ => None,
     }
 }
@@ -88,9 +73,9 @@ fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
 /// REDIRECT in PREROUTING sends to the interface's own address (`nf_nat_redirect_ipv4`). A guest
 /// is behind the interface that leads to it; if that is none of `-k`, it connected by itself.
 #[inline(always)]
-fn entered_at(active: &Active, guest: Addr, shown: Addr) -> Addr {
-    let list = if shown.is_v4() { Table::VirtualInterfaces } else { Table::VirtualInterfaces6 };
-    let interface = maps::route_or_unknown(active, guest).oif;
+fn entered_at(active: &ActivePolicy, guest: Addr, shown: Addr) -> Addr {
+    let list = if shown.is_v4() { List::VirtualInterfaces } else { List::VirtualInterfaces6 };
+    let interface = active.route(guest).oif;
     match active.number(list, interface) {
         Some(entry) if !entry.source.is_unspecified() && is_included(active.policy, active, &shown) => {
             entry.source
@@ -103,10 +88,6 @@ fn entered_at(active: &Active, guest: Addr, shown: Addr) -> Addr {
 /// have taken its source address away again (`tcp_disconnect`, SOCK_BINDADDR_LOCK). One whose connection has ended, by
 /// whichever side, keeps both addresses.
 #[inline(always)]
-fn not_connected(sk: Sock, port: u16) -> Option<(Addr, u16)> {
-    if sk.local_port() != 0 || sk.peer_port() != 0 {
-        return None;
-    }
-    let none = if sk.family() == AF_INET6 { Addr::UNSPECIFIED } else { Addr::v4(0) };
-    Some((none, port))
+fn not_connected(ctx: &SockAddr, sk: Sock) -> Option<(Addr, u16)> {
+    (sk.local_port() == 0 && sk.peer_port() == 0).then(|| (unspecified(ctx), ctx.port()))
 }

@@ -1,20 +1,15 @@
 //! sk_lookup: which listener gets a SYN. It runs once for each connection, never for packets
 //! of established ones.
 
-use crate::ctx::{AF_INET6, IPPROTO_TCP, Lookup, Sock, opaque};
-use crate::maps::{self, Active, GUESTS, LISTENERS, ORIGINAL_DST, REFUSED, count};
-use crate::trace;
+use crate::ctx::{IPPROTO_TCP, Lookup};
+use crate::maps::{self, ActivePolicy, GUESTS, REFUSED, count};
+use crate::verifier::opaque;
+use crate::{listeners, trace};
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
-use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release};
-use core::hint::black_box;
 use redirector_common::Addr;
-use redirector_common::abi::{FlowKey, LISTENER_KINDS, LISTENER_SLOTS, listener_slot};
-use redirector_common::counter::Counter;
-use redirector_common::decide::{self, Incoming, Verdict};
-use redirector_common::policy::flag;
-
-/// Index of `lo` in every network namespace (LOOPBACK_IFINDEX).
-const LOOPBACK_IFINDEX: u32 = 1;
+use redirector_common::abi::{FlowKey, LOOPBACK_IFINDEX, flag};
+use redirector_common::decision::{self, Incoming};
+use redirector_common::rule::{Counter, Verdict};
 
 pub fn select(ctx: &Lookup) -> u32 {
     if ctx.protocol() != IPPROTO_TCP {
@@ -27,11 +22,13 @@ pub fn select(ctx: &Lookup) -> u32 {
     }
     let answer = if is_from_lo(ctx, &active) { from_lo(ctx) } else { from_network(ctx, &active) };
     let wanted = match answer {
-        Ok(wanted) => opaque(wanted),
+        Ok(Wanted { role, to, else_pass }) => {
+            Wanted { role: opaque(role), to: opaque(to), else_pass: opaque(else_pass) }
+        }
         Err(Other::Pass) => return SK_PASS,
         Err(Other::Drop) => return SK_DROP,
     };
-    if assign(ctx, &active, &wanted) || wanted.else_pass {
+    if listeners::assign(ctx, &active, wanted.role, &wanted.to) || wanted.else_pass {
         return SK_PASS;
     }
     // Never to the app: REDIRECT to a port where nobody listens is refused too.
@@ -46,10 +43,9 @@ enum Other {
 }
 
 /// Which listener a SYN is for.
-#[derive(Clone, Copy)]
 struct Wanted {
-    /// Kind of the listener.
-    verdict: u32,
+    /// Number of its role.
+    role: u32,
     /// Where REDIRECT would send it: a listener that is bound to an address must have this one.
     to: Addr,
     /// If none is registered the usual lookup may look: the connection was sent to the proxy's port.
@@ -57,7 +53,7 @@ struct Wanted {
 }
 
 #[inline(always)]
-fn from_network(ctx: &Lookup, active: &Active) -> Result<Wanted, Other> {
+fn from_network(ctx: &Lookup, active: &ActivePolicy) -> Result<Wanted, Other> {
     if active.has(flag::TPROXY)
         && let Some(other) = from_proxy(ctx)
     {
@@ -67,19 +63,19 @@ fn from_network(ctx: &Lookup, active: &Active) -> Result<Wanted, Other> {
     if !dst.is_v4() && !active.has(flag::IPV6) {
         return Err(Other::Pass);
     }
-    let local = !active.has(flag::HAS_VIRTUAL_INTERFACES) || active.route(dst).is_none_or(|r| r.local != 0);
+    let local = !active.has(flag::HAS_VIRTUAL_INTERFACES) || active.is_local(dst);
     let incoming = opaque(Incoming { dst, dport: ctx.local_port(), iif: interface(ctx), local });
-    let decision = opaque(decide::incoming(active.policy, active, &incoming));
+    let decision = opaque(decision::incoming(active.policy, active, &incoming));
     count(decision.rule);
     trace::arriving(ctx, decision, incoming.dport);
-    if decision.verdict as u16 == Verdict::Pass as u16 {
+    if decision.is_pass() {
         return Err(Other::Pass);
     }
     if !local {
         // The socket tells, too, as long as there is one.
         let _ = GUESTS.insert(key(ctx), 0, 0);
     }
-    Ok(Wanted { verdict: decision.verdict as u32, to: dst, else_pass: false })
+    Ok(Wanted { role: decision.verdict as u32, to: dst, else_pass: false })
 }
 
 /// The proxy's own connection to the app in TPROXY mode, with the client's source address: it is known by its entry, and
@@ -87,8 +83,7 @@ fn from_network(ctx: &Lookup, active: &Active) -> Result<Wanted, Other> {
 #[inline(always)]
 fn from_proxy(ctx: &Lookup) -> Option<Other> {
     let key = key(ctx);
-    // SAFETY: values are written once, by insert.
-    if unsafe { ORIGINAL_DST.get(&key) }.is_some() {
+    if maps::original_dst(&key).is_some() {
         return Some(Other::Pass);
     }
     take_refused(&key).then_some(Other::Drop)
@@ -111,11 +106,11 @@ fn take_refused(key: &FlowKey) -> bool {
 /// packet from the network may have (`fib_validate_source`). Nor may it have a loopback address, which is
 /// all that tells where the interface is not known.
 #[inline(always)]
-fn is_from_lo(ctx: &Lookup, active: &Active) -> bool {
+fn is_from_lo(ctx: &Lookup, active: &ActivePolicy) -> bool {
     let remote = ctx.remote();
     interface(ctx) == LOOPBACK_IFINDEX
         || !maps::has_ingress_ifindex() && remote.is_loopback()
-        || active.route(remote).is_some_and(|r| r.local != 0)
+        || active.is_local(remote)
 }
 
 /// Index of the interface, 0 before 5.17; a policy that needs it is not attached there.
@@ -129,8 +124,7 @@ fn interface(ctx: &Lookup) -> u32 {
 #[inline(always)]
 fn from_lo(ctx: &Lookup) -> Result<Wanted, Other> {
     let key = key(ctx);
-    // SAFETY: values are written once, by insert.
-    let Some(original) = (unsafe { ORIGINAL_DST.get(&key) }) else {
+    let Some(original) = maps::original_dst(&key) else {
         return Err(if take_refused(&key) { Other::Drop } else { Other::Pass });
     };
     if original.verdict == Verdict::Pass as u16 {
@@ -140,7 +134,7 @@ fn from_lo(ctx: &Lookup) -> Result<Wanted, Other> {
     let unchanged = original.rule == Counter::OutTproxyLoopback as u32;
     // Otherwise, if none is registered (another cgroup, MPTCP), it is found at the proxy's port.
     let to = key.proxy.localhost();
-    Ok(Wanted { verdict: u32::from(original.verdict), to, else_pass: !unchanged })
+    Ok(Wanted { role: u32::from(original.verdict), to, else_pass: !unchanged })
 }
 
 #[inline(always)]
@@ -150,67 +144,5 @@ fn key(ctx: &Lookup) -> FlowKey {
         proxy: ctx.local(),
         client_port: ctx.remote_port(),
         proxy_port: ctx.local_port(),
-    }
-}
-
-/// Gives the connection to a registered listener: IPv4 ones first for IPv4, then dual-stack ones
-/// (their slots follow).
-#[inline(always)]
-fn assign(ctx: &Lookup, active: &Active, wanted: &Wanted) -> bool {
-    let kind = opaque(decide::registered_as(active.policy, wanted.verdict));
-    if kind == 0 || kind > LISTENER_KINDS {
-        return false;
-    }
-    let first = opaque(listener_slot(active.slot, kind, false));
-    let mut n = if ctx.family() == AF_INET6 { LISTENER_SLOTS } else { 0 };
-    while n < 2 * LISTENER_SLOTS {
-        // Or LLVM would count the slot instead, whose bounds the verifier does not know.
-        let slot = first + black_box(n);
-        n += 1;
-        let Some(sk) = listener(slot) else { continue };
-        let assigned = opaque(is_reachable(sk, &wanted.to))
-            // SAFETY: helper of sk_lookup programs; EAFNOSUPPORT for a v6only socket and IPv4.
-            && unsafe { bpf_sk_assign(ctx.raw(), sk.0.cast(), 0) } == 0;
-        // SAFETY: the reference that the lookup took.
-        unsafe { bpf_sk_release(sk.0.cast()) };
-        if assigned {
-            return true;
-        }
-    }
-    false
-}
-
-/// Whether REDIRECT would reach this listener. It goes to 127.0.0.1 or ::1 on lo, and to the pod's address from the
-/// network: one that listens on another address beside the proxy must not get what is the proxy's.
-#[inline(always)]
-fn is_reachable(sk: Sock, to: &Addr) -> bool {
-    let bound = sk.local();
-    bound.is_unspecified() || bound.same(to)
-}
-
-/// The listener in a slot, with a reference that must be released.
-#[inline(always)]
-fn listener(slot: u32) -> Option<Sock> {
-    // SAFETY: a sockmap lookup; the map is a static definition.
-    let sk = unsafe { bpf_map_lookup_elem(LISTENERS.raw(), (&raw const slot).cast()) };
-    if sk.is_null() { None } else { Some(Sock(sk.cast())) }
-}
-
-/// Whether a listener that takes IPv4 is registered (cheap: the first slot of each family).
-#[inline(always)]
-pub fn is_registered(active: &Active, verdict: u32) -> bool {
-    let kind = opaque(decide::registered_as(active.policy, verdict));
-    if kind == 0 || kind > LISTENER_KINDS {
-        return false;
-    }
-    let found = listener(listener_slot(active.slot, kind, false))
-        .or_else(|| listener(listener_slot(active.slot, kind, true)));
-    match found {
-        Some(sk) => {
-            // SAFETY: the reference that the lookup took.
-            unsafe { bpf_sk_release(sk.0.cast()) };
-            true
-        }
-        None => false,
     }
 }

@@ -1,10 +1,9 @@
 //! The policy of an instance in the form the kernel reads.
 
-use crate::Addr;
+use super::{Addr, flag};
 use bytemuck::{Pod, Zeroable};
 
-/// Scalars of a policy. Lists (ports, CIDRs, users, interfaces) live in the `TABLES` map;
-/// a `HAS_*` flag is set when the list is not empty, so that an absent list costs nothing.
+/// Scalars of a policy. Lists (ports, CIDRs, users, interfaces) live in the `TABLES` map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Policy {
@@ -36,56 +35,6 @@ pub struct Policy {
     pub _pad: u32,
 }
 
-/// Bits of [`Policy::flags`].
-pub mod flag {
-    /// IPv6 is captured too.
-    pub const IPV6: u32 = 1 << 0;
-    /// `-i '*'`.
-    pub const OUTBOUND_ALL: u32 = 1 << 1;
-    /// `-b '*'`.
-    pub const INBOUND_ALL: u32 = 1 << 2;
-    /// `-b` with a list.
-    pub const INBOUND_LIST: u32 = 1 << 3;
-    /// `-m TPROXY`.
-    pub const TPROXY: u32 = 1 << 4;
-    /// `--redirect-dns`.
-    pub const DNS: u32 = 1 << 5;
-    /// `--capture-all-dns`.
-    pub const DNS_ALL: u32 = 1 << 6;
-    /// `-i` holds a loopback prefix, which takes away the "app on lo" rules.
-    pub const LOOPBACK_INCLUDED: u32 = 1 << 7;
-    /// ISTIO_OUTBOUND_OWNER_GROUPS is a list, not `*`.
-    pub const OWNER_GROUPS_LIST: u32 = 1 << 8;
-    /// There are proxy uids at all (`-u ,` names none, and then no rule of a user exists).
-    pub const HAS_UIDS: u32 = 1 << 20;
-    /// There are proxy gids at all.
-    pub const HAS_GIDS: u32 = 1 << 21;
-    /// The proxy is known by its cgroup.
-    pub const PROXY_CGROUP: u32 = 1 << 22;
-    /// More proxy uids than the first.
-    pub const HAS_MORE_UIDS: u32 = 1 << 9;
-    /// More proxy gids than the first.
-    pub const HAS_MORE_GIDS: u32 = 1 << 10;
-    /// ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE is not empty.
-    pub const HAS_OWNER_GROUPS_EXCLUDE: u32 = 1 << 11;
-    /// `-c` is not empty.
-    pub const HAS_EXCLUDE_INTERFACES: u32 = 1 << 12;
-    /// `-o` is not empty.
-    pub const HAS_EXCLUDE_OUT_PORTS: u32 = 1 << 13;
-    /// `-q` is not empty.
-    pub const HAS_INCLUDE_OUT_PORTS: u32 = 1 << 14;
-    /// `-x` is not empty.
-    pub const HAS_EXCLUDE_CIDRS: u32 = 1 << 15;
-    /// `-i` is a list.
-    pub const HAS_INCLUDE_CIDRS: u32 = 1 << 16;
-    /// `-d` is not empty (it counts only with `-b '*'`).
-    pub const HAS_EXCLUDE_IN_PORTS: u32 = 1 << 17;
-    /// `-k` is not empty.
-    pub const HAS_VIRTUAL_INTERFACES: u32 = 1 << 18;
-    /// All of 127.0.0.0/8 is local, so redirected connections may be spread over it.
-    pub const SPREAD: u32 = 1 << 19;
-}
-
 impl Policy {
     /// Whether every bit of `bits` is set.
     #[inline(always)]
@@ -105,11 +54,11 @@ impl Policy {
     }
 }
 
-/// A list of a policy: which part of the `TABLES` map holds it.
+/// A list of a policy, as the `TABLES` map has it.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Table {
-    /// The mirror of the namespace's routes.
+pub enum List {
+    /// The routes of the namespace.
     Routes = 1,
     /// `-i` as prefixes.
     IncludeCidrs = 2,
@@ -139,4 +88,27 @@ pub enum Table {
     OwnerGroupsExclude = 14,
     /// `-k` as interface indices; the value's source is the interface's IPv6 address.
     VirtualInterfaces6 = 15,
+}
+
+impl List {
+    /// The flag without which nobody looks into the list.
+    #[inline(always)]
+    pub const fn flag(self) -> u32 {
+        match self {
+            Self::Routes => 0,
+            Self::IncludeCidrs => flag::HAS_INCLUDE_CIDRS,
+            Self::ExcludeCidrs => flag::HAS_EXCLUDE_CIDRS,
+            Self::DnsServers => flag::DNS,
+            Self::ExcludeOutPorts => flag::HAS_EXCLUDE_OUT_PORTS,
+            Self::IncludeOutPorts => flag::HAS_INCLUDE_OUT_PORTS,
+            Self::ExcludeInPorts => flag::HAS_EXCLUDE_IN_PORTS,
+            Self::IncludeInPorts => flag::INBOUND_LIST,
+            Self::ExcludeInterfaces => flag::HAS_EXCLUDE_INTERFACES,
+            Self::VirtualInterfaces | Self::VirtualInterfaces6 => flag::HAS_VIRTUAL_INTERFACES,
+            Self::ProxyUids => flag::HAS_MORE_UIDS,
+            Self::ProxyGids => flag::HAS_MORE_GIDS,
+            Self::OwnerGroups => flag::OWNER_GROUPS_LIST,
+            Self::OwnerGroupsExclude => flag::HAS_OWNER_GROUPS_EXCLUDE,
+        }
+    }
 }

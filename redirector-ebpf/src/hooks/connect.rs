@@ -1,0 +1,210 @@
+//! connect(): the outbound decision, taken once for each connection.
+
+use super::{ALLOW, ENOBUFS, refuse, udp_dns};
+use crate::ctx::{Family, IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr};
+use crate::maps::{self, ActivePolicy, count};
+use crate::source_address::{Bound, is_worth_binding};
+use crate::verifier::opaque;
+use crate::{listeners, netns, socket_owner, socket_state};
+use redirector_common::Addr;
+use redirector_common::abi::{SockKind, SockState, flag};
+use redirector_common::decision::{self, Decision, Outgoing};
+use redirector_common::routing::{self, effective};
+use redirector_common::rule::{Counter, Verdict};
+
+const ENETUNREACH: u16 = 101;
+
+#[inline(always)]
+pub fn connect(ctx: &SockAddr) -> i32 {
+    match handle(ctx) {
+        Ok(()) => ALLOW,
+        Err(errno) if says_unreachable(ctx, errno) => {
+            ctx.set_addr(&unreachable(ctx));
+            ALLOW
+        }
+        Err(errno) => refuse(errno),
+    }
+}
+
+/// Whether to have the kernel itself say ENETUNREACH, by a destination that is never reachable: without
+/// `bpf_set_retval` a refusal is EPERM, which a program that tries one address after the other may
+/// take for final. Not for UDP, to which a broadcast may be reachable.
+#[inline(always)]
+fn says_unreachable(ctx: &SockAddr, errno: u16) -> bool {
+    !maps::has_set_retval() && errno == ENETUNREACH && ctx.protocol() == IPPROTO_TCP
+}
+
+/// tcp_v4_connect refuses a broadcast route without a packet; tcp_v6_connect looks for multicast before anything else.
+#[inline(always)]
+fn unreachable(ctx: &SockAddr) -> Addr {
+    match ctx.family {
+        Family::V4 => Addr::v4(u32::MAX),
+        Family::V6 => Addr::v6([0xff02_0000_u32.to_be(), 0, 0, 1_u32.to_be()]),
+    }
+}
+
+#[inline(always)]
+fn handle(ctx: &SockAddr) -> Result<(), u16> {
+    let Some(active) = maps::active() else { return Ok(()) };
+    // An MPTCP socket connects through a subflow, which is a TCP socket of its own.
+    let tcp = ctx.protocol() == IPPROTO_TCP;
+    let dns = ctx.protocol() == IPPROTO_UDP && active.has(flag::DNS);
+    if !(tcp || dns) || !netns::is_ours(ctx) {
+        return Ok(());
+    }
+    if dns {
+        return udp_dns::connect(ctx, &active);
+    }
+    let Some(sk) = ctx.sock() else { return Ok(()) };
+
+    let bound = Bound::of(ctx, sk, socket_state::get(sk).as_deref());
+    let (bound, dst) = opaque((bound, effective(ctx.addr(), &bound.addr)));
+    if !dst.is_v4() && !active.has(flag::IPV6) {
+        return Ok(());
+    }
+    let route = &opaque(*active.route(dst));
+    let owner = socket_owner::of(sk, &active);
+    let outgoing = opaque(Outgoing::routed(true, &bound.addr, dst, ctx.port(), route, owner));
+    let decision = opaque(decision::outgoing(active.policy, &active, &outgoing));
+
+    if decision.is_pass() {
+        let kind = passing(&active, &outgoing, &bound);
+        // By its ORIGINAL_DST entry sk_lookup tells it from a connection of the network. Without the entry it would
+        // loop back to the proxy.
+        if kind == SockKind::TRANSPARENT && active.is_full() {
+            count(Counter::RefusedFull);
+            return Err(ENOBUFS);
+        }
+        count(decision.rule);
+        return pass(ctx, sk, &bound, kind, decision.rule);
+    }
+    // netfilter sees a packet only after routing has accepted it, so routing's errors come first.
+    if let Some(errno) = routing::unroutable(&dst, &bound.addr, route, outgoing.lo) {
+        count(Counter::RefusedByRoute);
+        return Err(errno);
+    }
+    if active.is_full() {
+        count(Counter::RefusedFull);
+        return Err(ENOBUFS);
+    }
+    count(decision.rule);
+    redirect(ctx, sk, &Redirect { active, bound, outgoing, decision, source: route.source_for(&dst) })
+}
+
+/// What a socket is whose connection passes: in TPROXY mode the proxy may connect from its client's address.
+#[inline(always)]
+fn passing(active: &ActivePolicy, outgoing: &Outgoing, bound: &Bound) -> SockKind {
+    let transparent = active.has(flag::TPROXY)
+        && outgoing.lo
+        && !bound.addr.is_unspecified()
+        && !bound.addr.is_loopback()
+        && !active.is_local(bound.addr);
+    if transparent { SockKind::TRANSPARENT } else { SockKind::PASSED }
+}
+
+/// The connection goes its own way. What an earlier redirect left on the socket is undone.
+#[inline(always)]
+fn pass(ctx: &SockAddr, sk: Sock, bound: &Bound, kind: SockKind, rule: Counter) -> Result<(), u16> {
+    bound.undo(ctx);
+    // Remembered so that SO_ORIGINAL_DST can tell a client from an accepted socket. Without
+    // memory for it nothing but that answer is lost, except of a transparent one its entry.
+    if let Some(state) = socket_state::get_or_create(sk) {
+        state.kind = kind;
+        state.pending = 1;
+        state.rule = rule as u32;
+        state.verdict = Verdict::Pass as u16;
+        // `bound_by_us` stays: SOCK_BINDADDR_LOCK does too, and with it the kernel keeps the
+        // source address of this connection over a failed connect.
+    } else if kind == SockKind::TRANSPARENT {
+        count(Counter::RefusedUnstored);
+        return Err(ENOBUFS);
+    }
+    Ok(())
+}
+
+struct Redirect {
+    active: ActivePolicy,
+    bound: Bound,
+    outgoing: Outgoing,
+    decision: Decision,
+    /// The source address routing would choose.
+    source: Addr,
+}
+
+#[inline(always)]
+fn redirect(ctx: &SockAddr, sk: Sock, r: &Redirect) -> Result<(), u16> {
+    // Without memory for its state the connection would lose its destination.
+    let Some(state) = socket_state::get_or_create(sk) else {
+        count(Counter::RefusedUnstored);
+        return Err(ENOBUFS);
+    };
+    if r.decision.rule as u32 == Counter::OutTproxyLoopback as u32 {
+        // TPROXY changes no address: sk_lookup gives the connection to the listener.
+        *state = redirected(r, 0, r.outgoing.dst, r.outgoing.dport);
+        r.bound.undo(ctx);
+        return Ok(());
+    }
+    let proxy = opaque(source(ctx, r, state));
+    let policy = r.active.policy;
+    let port = match r.decision.verdict {
+        Verdict::Inbound => policy.inbound_port,
+        Verdict::Dns => policy.dns_port,
+        _ => policy.outbound_port,
+    };
+    *state = redirected(r, state.bound_by_us, proxy, port);
+    ctx.set_name(&proxy, port);
+    Ok(())
+}
+
+#[inline(always)]
+fn redirected(r: &Redirect, bound_by_us: u8, proxy: Addr, proxy_port: u16) -> SockState {
+    SockState {
+        kind: SockKind::REDIRECTED,
+        bound_by_us,
+        pending: 1,
+        verdict: r.decision.verdict as u16,
+        orig: r.outgoing.dst,
+        proxy,
+        orig_port: r.outgoing.dport,
+        proxy_port,
+        rule: r.decision.rule as u32,
+    }
+}
+
+/// Sees to it that the proxy sees the source that routing would choose; returns the address to connect to.
+#[inline(always)]
+fn source(ctx: &SockAddr, r: &Redirect, state: &mut SockState) -> Addr {
+    let proxy = opaque(if r.outgoing.dst.is_v4() { spread(r) } else { Addr::LOOPBACK_V6 });
+    if !r.bound.addr.is_unspecified() || r.source.is_unspecified() {
+        return proxy;
+    }
+    if r.bound.port != 0 {
+        // bpf_bind takes no socket that has a port. To its own address the kernel chooses
+        // the same source as to the original destination; getsockname of the proxy is repaired.
+        return if r.source.is_loopback() { proxy } else { r.source };
+    }
+    if is_worth_binding(&r.source) {
+        state.bound_by_us = 1;
+        if !ctx.bind(&r.source) {
+            count(Counter::SourceNotBound);
+        }
+    } else {
+        r.bound.undo(ctx);
+    }
+    proxy
+}
+
+/// Where in 127.0.0.0/8 to send a connection. With one address for all destinations an app
+/// would have only one connection for each of its ports; under iptables it has one for each
+/// port and destination. sk_lookup brings every address to the proxy's listener, so this
+/// needs a registered one; getsockname shows 127.0.0.1 to the proxy.
+#[inline(always)]
+fn spread(r: &Redirect) -> Addr {
+    if !r.active.has(flag::SPREAD) || !listeners::is_registered(&r.active, r.decision.verdict as u32) {
+        return Addr::LOOPBACK_V4;
+    }
+    let hash = (r.outgoing.dst.v4_be() ^ (r.outgoing.dport as u32).rotate_left(16)).wrapping_mul(0x9e37_79b1);
+    // Octets 1 to 254: never 127.0.0.x, never the broadcast address of lo.
+    let octet = |shift: u32| ((hash >> shift) & 0xff) % 254 + 1;
+    Addr::v4((0x7f00_0000 | octet(8) << 16 | octet(16) << 8 | octet(24)).to_be())
+}

@@ -1,0 +1,51 @@
+//! The source address of a socket: what the application has bound, and what is bound for it, so that the proxy sees the
+//! address that the connection would have come from.
+
+use crate::ctx::{Family, Sock, SockAddr};
+use redirector_common::Addr;
+use redirector_common::abi::SockState;
+
+/// What the application has bound before connect().
+#[derive(Clone, Copy)]
+pub struct Bound {
+    /// Unspecified if it has bound no address.
+    pub addr: Addr,
+    /// 0 if none.
+    pub port: u16,
+    /// An earlier connect() of this socket was redirected, and our bind of its source is still there.
+    pub ours: bool,
+}
+
+impl Bound {
+    #[inline(always)]
+    pub fn of(ctx: &SockAddr, sk: Sock, state: Option<&SockState>) -> Self {
+        let port = sk.local_port();
+        // We bind only addresses: with a port, the address is the application's too.
+        let ours = state.is_some_and(|state| state.bound_by_us != 0) && port == 0;
+        let addr = if ours { Addr::UNSPECIFIED } else { sk.local_of(ctx.family) };
+        Self { addr, port, ours }
+    }
+
+    /// Takes our bind back, if there is one.
+    #[inline(always)]
+    pub fn undo(&self, ctx: &SockAddr) {
+        if self.ours {
+            ctx.bind(&unspecified(ctx));
+        }
+    }
+}
+
+/// A loopback address as source needs no bind: it is what the kernel chooses to the proxy.
+#[inline(always)]
+pub fn is_worth_binding(source: &Addr) -> bool {
+    !source.is_unspecified() && !source.is_loopback()
+}
+
+/// `0.0.0.0` or `::`, as the socket's family has it.
+#[inline(always)]
+pub fn unspecified(ctx: &SockAddr) -> Addr {
+    match ctx.family {
+        Family::V4 => Addr::v4(0),
+        Family::V6 => Addr::UNSPECIFIED,
+    }
+}
