@@ -1,4 +1,4 @@
-//! What long lists of networks cost: attaching them, a connect under them, and memory.
+//! The cost of long lists of networks: attach, connect, memory.
 //!
 //! Pods that differ in nothing but the policy take turns, as in [`rounds`](super::rounds). None of the networks matches
 //! the connection that is measured, but in the list that is to capture it: each decision looks a whole list up.
@@ -13,25 +13,25 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::hooks::{counts, programs};
-use super::machine::Machine;
+use super::machine::MachineInfo;
 use super::pods::MeasuredPod;
-use super::report::{Shown, Table, milliseconds, ratio, thousands, whole};
+use super::report::{Shown, TextTable, milliseconds, ratio, thousands, whole};
 use super::stats::Estimate;
 use super::sys::ProgramStats;
 use super::worker::{Job, Mode};
 use super::{Settings, say, sys};
 use redirector_tests::harness::command::run;
-use redirector_tests::harness::pair::fixture::By;
-use redirector_tests::harness::product::bpffs::{Node, target};
+use redirector_tests::harness::pair::fixture::Redirection;
+use redirector_tests::harness::product::bpffs::{Bpffs, target};
 use redirector_tests::harness::product::exit;
 use redirector_tests::harness::world::{PodOptions, VIP4, World};
 
 /// Networks in a long list.
-const MANY: u32 = 50_000;
+const LONG_LIST: u32 = 50_000;
 /// An odd factor permutes numbers: neighbours in a list are none in the trie.
 const PERMUTE: u32 = 0x9e37_79b1;
 /// How often the hook is looked at.
-const TURNS: u32 = 11;
+const HOOK_SAMPLES: u32 = 11;
 
 /// Name of a policy, and the policy.
 type Named = (&'static str, fn() -> Value);
@@ -40,13 +40,13 @@ type Named = (&'static str, fn() -> Value);
 const POLICIES: [Named; 5] = [
     ("no list", || json!({})),
     ("-x: 1 network", || json!({"outbound_exclude_cidrs": ["10.1.0.0/16"]})),
-    ("-x: 50 000 of IPv4", || json!({"outbound_exclude_cidrs": around(MANY)})),
+    ("-x: 50 000 of IPv4", || json!({"outbound_exclude_cidrs": around(LONG_LIST)})),
     (
         "-x: 25 000 of each family",
-        || json!({"outbound_exclude_cidrs": Value::from([around(MANY / 2), v6(MANY / 2)].concat())}),
+        || json!({"outbound_exclude_cidrs": Value::from([around(LONG_LIST / 2), v6(LONG_LIST / 2)].concat())}),
     ),
     ("-i: 50 000, one of which matches", || {
-        let mut nets = around(MANY - 1);
+        let mut nets = around(LONG_LIST - 1);
         nets.push(format!("{VIP4}/32"));
         json!({"outbound_cidrs": nets})
     }),
@@ -69,16 +69,15 @@ fn v6(count: u32) -> Vec<String> {
     (0..count).map(net).collect()
 }
 
-/// What a policy costs.
+/// The cost of a policy.
 #[derive(Clone, Debug, Serialize)]
 pub struct Cost {
-    /// Its lists.
     pub policy: &'static str,
     /// `redirector attach` to a pod in which nothing runs yet.
     pub attach_ms: Estimate,
     /// `redirector detach`.
     pub detach_ms: Estimate,
-    /// What the kernel accounts for the map of lists and routes.
+    /// Bytes that the kernel accounts for the map of lists and routes.
     pub tables_bytes: u64,
     /// Connections in a second.
     pub connections: Estimate,
@@ -90,17 +89,13 @@ pub struct Cost {
 
 /// Everything that was found.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    machine: Machine,
+pub struct CidrsReport {
+    machine: MachineInfo,
     settings: Shown,
     policies: Vec<Cost>,
 }
 
-/// Measures all policies.
-///
-/// # Errors
-/// When the machine does not let us.
-pub fn measure(machine: Machine, settings: Settings) -> anyhow::Result<Report> {
+pub fn measure(machine: MachineInfo, settings: Settings) -> anyhow::Result<CidrsReport> {
     let directory = tempfile::tempdir()?;
     let mut files = Vec::new();
     for (number, (_, policy)) in POLICIES.iter().enumerate() {
@@ -114,7 +109,7 @@ pub fn measure(machine: Machine, settings: Settings) -> anyhow::Result<Report> {
     let world = World::with(&vec![PodOptions::default(); files.len()])?;
     let mut pods = Vec::new();
     for ((file, (name, _)), pod) in files.iter().zip(POLICIES).zip(&world.pods) {
-        let by = By::RedirectorGiven(vec!["--policy".to_owned(), file.clone()]);
+        let by = Redirection::flags(vec!["--policy".to_owned(), file.clone()]);
         pods.push(MeasuredPod::start(&by, pod, settings.cpu).with_context(|| name.to_owned())?);
     }
     let rates = rounds(&mut pods, settings)?;
@@ -128,12 +123,12 @@ pub fn measure(machine: Machine, settings: Settings) -> anyhow::Result<Report> {
         connect_ns: Estimate::of(hook),
         ..attached
     });
-    Ok(Report { machine, settings: settings.into(), policies: policies.collect() })
+    Ok(CidrsReport { machine, settings: settings.into(), policies: policies.collect() })
 }
 
 /// Attaches each policy in turn, again and again.
 fn attach(files: &[String], settings: Settings) -> anyhow::Result<Vec<Cost>> {
-    let (node, world) = (Node::new()?, World::new()?);
+    let (bpffs, world) = (Bpffs::new()?, World::new()?);
     let pod = world.pod();
     let mut times = vec![(Vec::new(), Vec::new()); files.len()];
     let mut memory = vec![0; files.len()];
@@ -147,14 +142,14 @@ fn attach(files: &[String], settings: Settings) -> anyhow::Result<Vec<Cost>> {
             let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
             words.extend(["--policy", &files[place]]);
             let start = Instant::now();
-            node.run(&words)?.expect(exit::OK)?;
+            bpffs.run(&words)?.expect(exit::OK)?;
             times[place].0.push(start.elapsed().as_secs_f64() * 1e3);
-            let pin = node.instance("pod").join("TABLES").display().to_string();
+            let pin = bpffs.instance("pod").join("TABLES").display().to_string();
             let map = run(Command::new("bpftool").args(["-j", "map", "show", "pinned", &pin]), "")?;
             let map: Value = serde_json::from_str(&map).context("bpftool's answer")?;
             memory[place] = map["bytes_memlock"].as_u64().context("the memory of a map")?;
             let start = Instant::now();
-            node.run(&["detach", "--name", "pod"])?.expect(exit::OK)?;
+            bpffs.run(&["detach", "--name", "pod"])?.expect(exit::OK)?;
             times[place].1.push(start.elapsed().as_secs_f64() * 1e3);
         }
     }
@@ -203,7 +198,7 @@ fn connect4(pods: &mut [MeasuredPod], settings: Settings) -> anyhow::Result<Vec<
     }
     let _on = ProgramStats::on().context("switching on the statistics of eBPF programs")?;
     let mut means = vec![Vec::new(); pods.len()];
-    for turn in 0..TURNS as usize {
+    for turn in 0..HOOK_SAMPLES as usize {
         for place in 0..pods.len() {
             sys::go_on()?;
             let place = (place + turn) % pods.len();
@@ -219,10 +214,10 @@ fn connect4(pods: &mut [MeasuredPod], settings: Settings) -> anyhow::Result<Vec<
     Ok(means)
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for CidrsReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}\n{}\n", self.machine, self.settings)?;
-        let mut table = Table::new(&[
+        let mut table = TextTable::new(&[
             "policy",
             "attach ms",
             "detach ms",

@@ -1,4 +1,4 @@
-//! What was expected before the first measurement, and whether it came true.
+//! The expectations from before the first measurement, and their verdicts.
 
 use std::fmt;
 
@@ -72,11 +72,8 @@ impl fmt::Display for Verdict {
 /// An expectation, with what was found.
 #[derive(Clone, Debug, Serialize)]
 pub struct Expectation {
-    /// What of.
     pub figure: String,
-    /// What was found.
     pub found: Estimate,
-    /// What was expected.
     pub bound: Bound,
     /// Whether it came true.
     pub verdict: Verdict,
@@ -99,8 +96,6 @@ impl Expectation {
     }
 }
 
-/// Compares.
-#[must_use]
 pub fn check(rates: &[Rate], hooks: &[Hook], attach: &Attach) -> Vec<Expectation> {
     let mut all = Vec::new();
     for (name, against, limit) in RATES {

@@ -1,4 +1,4 @@
-//! What each eBPF program costs: mean run time as the kernel counts it.
+//! The cost of each eBPF program: mean run time as the kernel counts it.
 
 use std::process::Command;
 
@@ -14,12 +14,11 @@ use super::{Settings, sys};
 use redirector_tests::harness::command::run;
 
 /// How often each load is put on: a neighbour's burst must not decide.
-const TURNS: u32 = 11;
+const HOOK_SAMPLES: u32 = 11;
 
 /// A program under one kind of load.
 #[derive(Clone, Debug, Serialize)]
 pub struct Hook {
-    /// Which program.
     pub hook: String,
     /// Which connections were made.
     pub load: &'static str,
@@ -29,16 +28,13 @@ pub struct Hook {
     pub mean_ns: Estimate,
 }
 
-/// What the kernel has counted of a program.
+/// The kernel's counts of a program.
 pub(super) struct Count {
     pub runs: u64,
     pub nanoseconds: u64,
 }
 
 /// Makes connections of each kind with the statistics on, and looks at the difference.
-///
-/// # Errors
-/// When a worker or a tool fails.
 pub fn measure(pods: &mut MeasuredPods, settings: Settings) -> anyhow::Result<Vec<Hook>> {
     let (pod, outside, [v4, v6, inbound]) = pods.redirector()?;
     let mut outside = Client::start(&outside, settings.cpu)?;
@@ -52,7 +48,7 @@ pub fn measure(pods: &mut MeasuredPods, settings: Settings) -> anyhow::Result<Ve
         let client = if from_outside { &mut outside } else { &mut pod.client };
         let (mut connections, mut sums) = (0, vec![(0, Vec::new()); ids.len()]);
         let mut before = counts(&ids)?;
-        for _ in 0..TURNS {
+        for _ in 0..HOOK_SAMPLES {
             sys::go_on()?;
             let job = Job { mode: Mode::Names, to, slice: settings.slice };
             connections += client.run(job).with_context(|| load.to_owned())?.amount;

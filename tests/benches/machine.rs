@@ -13,8 +13,7 @@ use redirector_tests::harness::product::binary;
 
 /// The machine, the moment and the product.
 #[derive(Clone, Debug, Serialize)]
-pub struct Machine {
-    /// UTC.
+pub struct MachineInfo {
     pub date: String,
     /// `redirector --version`.
     pub redirector: String,
@@ -30,11 +29,7 @@ pub struct Machine {
     pub load: String,
 }
 
-impl Machine {
-    /// Looks around.
-    ///
-    /// # Errors
-    /// When it is not as a Linux machine should be.
+impl MachineInfo {
     pub fn look() -> anyhow::Result<Self> {
         let cpus = read("/proc/cpuinfo")?;
         let of = |program: &Path, argument: &str| -> anyhow::Result<String> {
@@ -53,7 +48,7 @@ impl Machine {
     }
 }
 
-impl fmt::Display for Machine {
+impl fmt::Display for MachineInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { date, redirector, kernel, cpu, cpus, load, .. } = self;
         write!(f, "{redirector}, {date}\nLinux {kernel}, {cpu}, {cpus} CPUs, load {load}")
@@ -70,9 +65,6 @@ fn cpu_name(cpuinfo: &str) -> &str {
 }
 
 /// The CPU to use: the one that was asked for, else the last one we may use (the first ones tend to get interrupts).
-///
-/// # Errors
-/// When we may not use it.
 pub fn choose_cpu(wanted: Option<usize>) -> anyhow::Result<usize> {
     let ours = sched_getaffinity(None)?;
     let last = (0..CpuSet::MAX_CPU).rev().find(|cpu| ours.is_set(*cpu));

@@ -30,9 +30,9 @@ use anyhow::ensure;
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
 
-use self::machine::Machine;
+use self::machine::MachineInfo;
 use self::pods::MeasuredPods;
-use self::report::Report;
+use self::report::BenchReport;
 use redirector_tests::harness::probe;
 
 const HELP: &str = "\
@@ -50,8 +50,8 @@ The exit code does not depend on the figures: expectations are not a gate.";
 #[command(name = "bench", after_help = HELP)]
 pub struct Cli {
     /// What to measure
-    #[arg(value_enum, default_value_t = Part::Redirection)]
-    part: Part,
+    #[arg(value_enum, default_value_t = Measurement::Redirection)]
+    part: Measurement,
     /// Few repetitions
     #[arg(long)]
     quick: bool,
@@ -65,12 +65,12 @@ pub struct Cli {
     #[arg(long)]
     cpu: Option<usize>,
     /// How to print the results
-    #[arg(long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    #[arg(long, value_enum, default_value_t = Format::TextTable)]
+    output: Format,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Part {
+enum Measurement {
     /// Redirector beside no redirection and beside iptables
     Redirection,
     /// Policies with 50,000 networks beside one without
@@ -78,12 +78,12 @@ enum Part {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Output {
-    Table,
+enum Format {
+    TextTable,
     Json,
 }
 
-/// What was measured how.
+/// The settings of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Rounds.
@@ -97,9 +97,6 @@ pub struct Settings {
 }
 
 /// The program's `main`.
-///
-/// # Errors
-/// When the machine does not let us measure.
 pub fn main() -> anyhow::Result<()> {
     if let Some(role) = worker::asked()? {
         return worker::run(&role);
@@ -119,22 +116,22 @@ pub fn main() -> anyhow::Result<()> {
     };
     // Neighbours on the machine would otherwise widen every interval. Workers and commands inherit it.
     rustix::process::nice(-20)?;
-    let machine = Machine::look()?;
+    let machine = MachineInfo::look()?;
     match cli.part {
-        Part::Redirection => print(cli.output, &measure(machine, settings)?),
-        Part::Cidrs => print(cli.output, &cidrs::measure(machine, settings)?),
+        Measurement::Redirection => print(cli.output, &measure(machine, settings)?),
+        Measurement::Cidrs => print(cli.output, &cidrs::measure(machine, settings)?),
     }
 }
 
-fn print<T: Display + Serialize>(output: Output, report: &T) -> anyhow::Result<()> {
+fn print<T: Display + Serialize>(output: Format, report: &T) -> anyhow::Result<()> {
     match output {
-        Output::Table => print!("{report}"),
-        Output::Json => println!("{}", serde_json::to_string_pretty(report)?),
+        Format::TextTable => print!("{report}"),
+        Format::Json => println!("{}", serde_json::to_string_pretty(report)?),
     }
     Ok(())
 }
 
-fn measure(machine: Machine, settings: Settings) -> anyhow::Result<Report> {
+fn measure(machine: MachineInfo, settings: Settings) -> anyhow::Result<BenchReport> {
     say("setting up three pods");
     let mut pods = MeasuredPods::start(settings.cpu)?;
     let rates = rounds::run(&mut pods, settings)?;
@@ -144,7 +141,7 @@ fn measure(machine: Machine, settings: Settings) -> anyhow::Result<Report> {
     say("attach and detach");
     let attach = attach::measure(settings)?;
     let expectations = expected::check(&rates, &hooks, &attach);
-    Ok(Report { machine, settings: settings.into(), rates, hooks, attach, expectations })
+    Ok(BenchReport { machine, settings: settings.into(), rates, hooks, attach, expectations })
 }
 
 /// Progress goes to stderr: stdout is for the results.

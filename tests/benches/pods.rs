@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::worker::{Done, Job, Listener, READY, Role, WORKER};
-use redirector_tests::harness::pair::fixture::By;
+use super::worker::{ExpectingListener, Job, JobDone, READY, Role, WORKER};
+use redirector_tests::harness::pair::fixture::Redirection;
 use redirector_tests::harness::process::{Daemon, Place};
 use redirector_tests::harness::product::Instance;
 use redirector_tests::harness::server::{INBOUND, OUTBOUND, any4, any6};
@@ -20,25 +20,17 @@ const APP_PORT: u16 = 8080;
 /// port would otherwise come around to its own ghost.
 const PORTS: &[(&str, &str)] = &[("ipv4/ip_local_port_range", "1024 65535")];
 
-/// A client, somewhere.
 pub struct Client {
     daemon: Daemon,
 }
 
 impl Client {
-    /// Starts a client.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn start(place: &Place, cpu: usize) -> anyhow::Result<Self> {
         Ok(Self { daemon: start("client", place, &Role { cpu, listeners: Vec::new() })? })
     }
 
     /// Has it do a job.
-    ///
-    /// # Errors
-    /// When it fails; with what it said.
-    pub fn run(&mut self, job: Job) -> anyhow::Result<Done> {
+    pub fn run(&mut self, job: Job) -> anyhow::Result<JobDone> {
         let skip = self.daemon.line_count();
         self.daemon.tell(&serde_json::to_string(&job)?)?;
         self.daemon.wait_for(skip, |line| serde_json::from_str(line).ok())
@@ -47,7 +39,6 @@ impl Client {
 
 /// One way of getting to the server. The fields are dropped in this order: first who uses the redirection.
 pub struct MeasuredPod {
-    /// The app's stand-in.
     pub client: Client,
     _server: Daemon,
     /// The attached instance, if the product redirects.
@@ -58,18 +49,15 @@ pub struct MeasuredPod {
 
 impl MeasuredPod {
     /// Starts redirecting in a pod, a server there in the proxy's place, and a client.
-    ///
-    /// # Errors
-    /// When the machine does not let us.
-    pub fn start(by: &By, pod: &Pod, cpu: usize) -> anyhow::Result<Self> {
+    pub fn start(by: &Redirection, pod: &Pod, cpu: usize) -> anyhow::Result<Self> {
         pod.netns.sysctl(PORTS)?;
         let instance = by.start(pod)?;
-        let (direct, service) = (matches!(by, By::Nobody), at(VIP4, SERVICE));
+        let (direct, service) = (matches!(by, Redirection::None), at(VIP4, SERVICE));
         let expect = |original| if direct { None } else { Some(original) };
         let listeners = vec![
-            Listener { at: any4(OUTBOUND), original: expect(service) },
-            Listener { at: any6(OUTBOUND), original: expect(at(VIP6, SERVICE)) },
-            Listener { at: any4(INBOUND), original: expect(at(pod.v4(), APP_PORT)) },
+            ExpectingListener { at: any4(OUTBOUND), original: expect(service) },
+            ExpectingListener { at: any6(OUTBOUND), original: expect(at(VIP6, SERVICE)) },
+            ExpectingListener { at: any4(INBOUND), original: expect(at(pod.v4(), APP_PORT)) },
         ];
         let server = start("server", &pod.place(PROXY)?, &Role { cpu, listeners })?;
         server.wait_for(0, |line| (line == READY).then_some(()))?;
@@ -91,12 +79,9 @@ pub const NAMES: [&str; 3] = ["direct", "iptables", "redirector"];
 
 impl MeasuredPods {
     /// Sets up the world and starts everybody.
-    ///
-    /// # Errors
-    /// When the machine does not let us.
     pub fn start(cpu: usize) -> anyhow::Result<Self> {
         let world = World::with(&vec![PodOptions::default(); NAMES.len()])?;
-        let ways = [By::Nobody, By::iptables(), By::Redirector];
+        let ways = [Redirection::None, Redirection::iptables(), Redirection::redirector()];
         let mut all = Vec::new();
         for ((name, by), pod) in NAMES.into_iter().zip(&ways).zip(&world.pods) {
             all.push(MeasuredPod::start(by, pod, cpu).with_context(|| format!("the pod `{name}`"))?);
@@ -105,9 +90,6 @@ impl MeasuredPods {
     }
 
     /// The product's pod, and what the hooks see of the world: a service of each family, and the app from outside.
-    ///
-    /// # Errors
-    /// When there is no such pod.
     pub fn redirector(&mut self) -> anyhow::Result<(&mut MeasuredPod, Place, [SocketAddr; 3])> {
         let place = self.world.outside();
         let (measured, pod) = self.all.last_mut().zip(self.world.pods.last()).context("no pod")?;

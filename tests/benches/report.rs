@@ -8,24 +8,18 @@ use super::Settings;
 use super::attach::Attach;
 use super::expected::Expectation;
 use super::hooks::Hook;
-use super::machine::Machine;
+use super::machine::MachineInfo;
 use super::rounds::Rate;
 use super::stats::Estimate;
 
 /// Everything that was found.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// Where and when.
-    pub machine: Machine,
-    /// How.
+pub struct BenchReport {
+    pub machine: MachineInfo,
     pub settings: Shown,
-    /// Rates.
     pub rates: Vec<Rate>,
-    /// eBPF programs.
     pub hooks: Vec<Hook>,
-    /// The command.
     pub attach: Attach,
-    /// What was expected.
     pub expectations: Vec<Expectation>,
 }
 
@@ -56,11 +50,11 @@ impl fmt::Display for Shown {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for BenchReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}\n{}; {}\n", self.machine, self.machine.iptables, self.settings)?;
 
-        let mut rates = Table::new(&["", "direct", "iptables", "redirector", "of direct", "of iptables"]);
+        let mut rates = TextTable::new(&["", "direct", "iptables", "redirector", "of direct", "of iptables"]);
         for rate in &self.rates {
             rates.row([
                 rate.unit.to_owned(),
@@ -73,7 +67,7 @@ impl fmt::Display for Report {
         }
         writeln!(f, "{rates}")?;
 
-        let mut hooks = Table::new(&["hook", "load", "runs/connection", "mean ns"]);
+        let mut hooks = TextTable::new(&["hook", "load", "runs/connection", "mean ns"]);
         for hook in &self.hooks {
             hooks.row([
                 hook.hook.clone(),
@@ -84,12 +78,12 @@ impl fmt::Display for Report {
         }
         writeln!(f, "{hooks}")?;
 
-        let mut attach = Table::new(&["command", "ms"]);
+        let mut attach = TextTable::new(&["command", "ms"]);
         attach.row(["attach".to_owned(), milliseconds(self.attach.attach_ms)]);
         attach.row(["detach".to_owned(), milliseconds(self.attach.detach_ms)]);
         writeln!(f, "{attach}")?;
 
-        let mut expectations = Table::new(&["expectation", "bound", "found", "verdict"]);
+        let mut expectations = TextTable::new(&["expectation", "bound", "found", "verdict"]);
         for expectation in &self.expectations {
             expectations.row([
                 expectation.figure.clone(),
@@ -131,11 +125,11 @@ pub(super) fn thousands(number: f64) -> String {
 }
 
 /// Columns that line up: the first one to the left, numbers to the right.
-pub(super) struct Table {
+pub(super) struct TextTable {
     rows: Vec<Vec<String>>,
 }
 
-impl Table {
+impl TextTable {
     pub fn new(head: &[&str]) -> Self {
         Self { rows: vec![head.iter().map(|cell| (*cell).to_owned()).collect()] }
     }
@@ -145,7 +139,7 @@ impl Table {
     }
 }
 
-impl fmt::Display for Table {
+impl fmt::Display for TextTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = |column: usize| {
             self.rows
@@ -180,7 +174,7 @@ mod tests {
     #[test]
     fn numbers_are_grouped_and_line_up() {
         assert_eq!([7.0, 999.6, 1_234_567.0].map(thousands), ["7", "1 000", "1 234 567"]);
-        let mut table = Table::new(&["what", "n"]);
+        let mut table = TextTable::new(&["what", "n"]);
         table.row(["a".to_owned(), "1 000".to_owned()]);
         table.row(["long name".to_owned(), "7".to_owned()]);
         assert_eq!(table.to_string(), "what            n\na           1 000\nlong name       7\n");

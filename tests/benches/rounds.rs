@@ -17,15 +17,11 @@ const FIGURES: [(Mode, &str, &str, f64); 3] = [
 /// A rate, each way.
 #[derive(Clone, Debug, Serialize)]
 pub struct Rate {
-    /// What of.
     pub name: &'static str,
-    /// In what.
     pub unit: &'static str,
-    /// Without redirection.
     pub direct: Estimate,
     /// With the rules of istio-init.
     pub iptables: Estimate,
-    /// With the product.
     pub redirector: Estimate,
     /// The product's as a part of the direct one, round by round.
     pub of_direct: Estimate,
@@ -36,9 +32,6 @@ pub struct Rate {
 }
 
 /// Lets the pods take turns.
-///
-/// # Errors
-/// When one of them fails.
 pub fn run(pods: &mut MeasuredPods, settings: Settings) -> anyhow::Result<Vec<Rate>> {
     let mut samples = vec![[const { Vec::new() }; NAMES.len()]; FIGURES.len()];
     // The first round warms caches up and does not count.

@@ -8,17 +8,14 @@ use serde::Serialize;
 /// distribution of the samples, so outliers of a shared machine do no harm.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Estimate {
-    /// The median.
     pub median: f64,
     /// Lower end of the interval.
     pub low: f64,
-    /// Upper end.
     pub high: f64,
 }
 
 impl Estimate {
     /// Of samples in any order; not a number if there is none.
-    #[must_use]
     pub fn of(samples: impl IntoIterator<Item = f64>) -> Self {
         let mut sorted: Vec<f64> = samples.into_iter().collect();
         sorted.sort_by(f64::total_cmp);

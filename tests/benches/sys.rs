@@ -14,9 +14,6 @@ extern "C" fn note(_signal: libc::c_int) {
 
 /// From now on Ctrl-C and SIGTERM are noticed between measurements, so that everything is cleaned up. Programs that are
 /// started have the usual handling.
-///
-/// # Errors
-/// What the kernel says.
 pub fn catch_interrupts() -> io::Result<()> {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
@@ -30,9 +27,6 @@ pub fn catch_interrupts() -> io::Result<()> {
 }
 
 /// Ends what was interrupted.
-///
-/// # Errors
-/// When a signal has come.
 pub fn go_on() -> anyhow::Result<()> {
     ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
     Ok(())
@@ -46,10 +40,6 @@ pub struct ProgramStats {
 }
 
 impl ProgramStats {
-    /// Switches them on.
-    ///
-    /// # Errors
-    /// What the kernel says.
     pub fn on() -> io::Result<Self> {
         const BPF_ENABLE_STATS: libc::c_long = 32;
         /// `struct { __u32 type; } enable_stats`; BPF_STATS_RUN_TIME is 0.

@@ -1,4 +1,4 @@
-//! What runs inside the pods: this program again, as a server in the proxy's place or a client in the app's.
+//! The program inside the pods: this one again, as a server in the proxy's place or as a client in the app's.
 //!
 //! The server attends to one connection at a time, as there is never more than one. The first byte of each is its
 //! [`Mode`]; the answer to it tells the client whether SO_ORIGINAL_DST named the right destination, so that a pod which
@@ -18,12 +18,12 @@ use serde::{Deserialize, Serialize};
 
 /// First argument of a worker; the second one is its [`Role`].
 pub const WORKER: &str = "worker";
-/// What a server says when it listens.
+/// The line by which a server tells that it listens.
 pub const READY: &str = "ready";
 
 /// Size of a small message and of a bulk write.
-const MESSAGE: usize = 64;
-const CHUNK: usize = 64 * 1024;
+const REQUEST_BYTES: usize = 64;
+const BULK_BYTES: usize = 64 * 1024;
 /// Before the clock starts on a connection that lasts: windows have opened then.
 const WARM_UP: Duration = Duration::from_millis(5);
 const RIGHT: u8 = b'+';
@@ -32,33 +32,27 @@ const WRONG: u8 = b'-';
 /// A worker, and where it is to run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Role {
-    /// Its only CPU.
     pub cpu: usize,
     /// Listeners of a server; a client has none and obeys [`Job`]s on stdin.
-    pub listeners: Vec<Listener>,
+    pub listeners: Vec<ExpectingListener>,
 }
 
 /// A listener of a server.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Listener {
-    /// Where.
+pub struct ExpectingListener {
     pub at: SocketAddr,
-    /// What SO_ORIGINAL_DST has to tell of its connections; `None`: nothing.
+    /// The address that SO_ORIGINAL_DST must give for its connections. `None`: an error.
     pub original: Option<SocketAddr>,
 }
 
 /// A measurement for a client.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Job {
-    /// What to do.
     pub mode: Mode,
-    /// With whom.
     pub to: SocketAddr,
-    /// For how long.
     pub slice: Duration,
 }
 
-/// What is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Mode {
@@ -72,9 +66,9 @@ pub enum Mode {
     Bulk = b'b',
 }
 
-/// What came of a [`Job`].
+/// The result of a [`Job`].
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Done {
+pub struct JobDone {
     /// Connections, requests, or bytes.
     pub amount: u64,
     /// The time it took.
@@ -82,9 +76,6 @@ pub struct Done {
 }
 
 /// Whether this process is to be a worker.
-///
-/// # Errors
-/// When the role cannot be understood.
 pub fn asked() -> anyhow::Result<Option<Role>> {
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() != Some(WORKER) {
@@ -95,9 +86,6 @@ pub fn asked() -> anyhow::Result<Option<Role>> {
 }
 
 /// A worker's `main`.
-///
-/// # Errors
-/// When it cannot work.
 pub fn run(role: &Role) -> anyhow::Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(role.cpu);
@@ -105,13 +93,13 @@ pub fn run(role: &Role) -> anyhow::Result<()> {
     if role.listeners.is_empty() { obey() } else { serve(&role.listeners) }
 }
 
-fn serve(listeners: &[Listener]) -> anyhow::Result<()> {
+fn serve(listeners: &[ExpectingListener]) -> anyhow::Result<()> {
     let sockets = listeners.iter().map(|listener| listen(listener.at)).collect::<io::Result<Vec<_>>>()?;
     println!("{READY}");
     std::thread::scope(|scope| {
         for (listener, socket) in listeners.iter().zip(&sockets) {
             scope.spawn(move || {
-                let mut chunk = vec![0; CHUNK];
+                let mut chunk = vec![0; BULK_BYTES];
                 loop {
                     // An error concerns one connection, which its client then misses.
                     if let Ok((stream, _)) = socket.accept() {
@@ -156,7 +144,7 @@ fn attend(mut stream: TcpStream, expected: Option<SocketAddr>, chunk: &mut [u8])
         set_tcp_nodelay(&stream, true)?;
     }
     loop {
-        let message = &mut chunk[..MESSAGE];
+        let message = &mut chunk[..REQUEST_BYTES];
         stream.read_exact(message)?;
         stream.write_all(message)?;
     }
@@ -172,7 +160,7 @@ fn obey() -> anyhow::Result<()> {
 }
 
 impl Job {
-    fn run(&self) -> anyhow::Result<Done> {
+    fn run(&self) -> anyhow::Result<JobDone> {
         match self.mode {
             Mode::Connections | Mode::Names => self.connections(),
             Mode::Requests => self.requests(),
@@ -187,7 +175,7 @@ impl Job {
         Ok(stream)
     }
 
-    fn connections(&self) -> anyhow::Result<Done> {
+    fn connections(&self) -> anyhow::Result<JobDone> {
         let start = Instant::now();
         let mut amount = 0;
         while start.elapsed() < self.slice {
@@ -199,14 +187,14 @@ impl Job {
             drop(stream);
             amount += 1;
         }
-        Ok(Done { amount, time: start.elapsed() })
+        Ok(JobDone { amount, time: start.elapsed() })
     }
 
-    fn requests(&self) -> anyhow::Result<Done> {
+    fn requests(&self) -> anyhow::Result<JobDone> {
         let mut stream = self.open()?;
         set_tcp_nodelay(&stream, true)?;
         check(&mut stream)?;
-        let mut message = [b'x'; MESSAGE];
+        let mut message = [b'x'; REQUEST_BYTES];
         let (mut start, mut amount, mut warm) = (Instant::now(), 0, false);
         loop {
             stream.write_all(&message)?;
@@ -216,18 +204,18 @@ impl Job {
             if !warm && time >= WARM_UP {
                 (start, amount, warm) = (Instant::now(), 0, true);
             } else if warm && time >= self.slice {
-                return Ok(Done { amount, time });
+                return Ok(JobDone { amount, time });
             }
         }
     }
 
-    fn bulk(&self) -> anyhow::Result<Done> {
+    fn bulk(&self) -> anyhow::Result<JobDone> {
         let mut stream = self.open()?;
-        let chunk = vec![b'x'; CHUNK];
+        let chunk = vec![b'x'; BULK_BYTES];
         let (mut start, mut amount, mut warm) = (Instant::now(), 0, false);
         loop {
             stream.write_all(&chunk)?;
-            amount += CHUNK as u64;
+            amount += BULK_BYTES as u64;
             let time = start.elapsed();
             if !warm && time >= WARM_UP {
                 (start, amount, warm) = (Instant::now(), 0, true);
@@ -238,7 +226,7 @@ impl Job {
         // It counts when the other end has read it.
         stream.shutdown(Shutdown::Write)?;
         check(&mut stream)?;
-        Ok(Done { amount, time: start.elapsed() })
+        Ok(JobDone { amount, time: start.elapsed() })
     }
 }
 

@@ -6,4 +6,6 @@
 //! * [`harness`] is what the tests share. The tests are in `tests/`, one file for each subject.
 //! * The rigs that people run are apart: `tools/{demo,node,parity,probe}`, `benches`, `examples/mesh`.
 
+#![expect(missing_docs, reason = "of most items of a harness the name says everything")]
+
 pub mod harness;

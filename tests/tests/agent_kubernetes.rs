@@ -7,42 +7,34 @@ use anyhow::Context;
 
 use redirector_tests::harness::apiserver::ApiServer;
 use redirector_tests::harness::kubelet::{Call, Id, Kubelet, PREVIOUS};
-use redirector_tests::harness::pair::matrix::SERVED;
-use redirector_tests::harness::probe::many::Load;
-use redirector_tests::harness::process::Place;
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::agent::{Agent, Home, until_active};
-use redirector_tests::harness::product::bpffs::Node;
-use redirector_tests::harness::requirements::{find_kubernetes, require_root};
-use redirector_tests::harness::retry;
-use redirector_tests::harness::server::{Server, everywhere, proxy_listeners};
-use redirector_tests::harness::world::{APP, PROXY, World};
+use redirector_tests::harness::requirements::find_kubernetes;
 
 const NODE: &str = "node-1";
 
-struct Setup {
+struct NodeOfApiServer {
     kubelet: Kubelet,
     world: World,
     home: Home,
-    node: Node,
+    bpffs: Bpffs,
     server: ApiServer,
 }
 
-impl Setup {
+impl NodeOfApiServer {
     fn new() -> anyhow::Result<Option<Self>> {
-        if !require_root() {
-            return Ok(None);
-        }
+        require_root!();
         let Some(binaries) = find_kubernetes() else { return Ok(None) };
         let server = ApiServer::start(&binaries)?;
-        let (node, home, world, kubelet) = (Node::new()?, Home::new()?, World::new()?, Kubelet::new()?);
-        Ok(Some(Self { kubelet, world, home, node, server }))
+        let (bpffs, home, world, kubelet) = (Bpffs::new()?, Home::new()?, World::new()?, Kubelet::new()?);
+        Ok(Some(Self { kubelet, world, home, bpffs, server }))
     }
 
     fn agent(&self) -> anyhow::Result<Agent> {
         let config = self.server.kubeconfig("agent").display().to_string();
         let root = self.kubelet.cgroup.directory().display().to_string();
         let arguments = ["--node-name", NODE, "--kubeconfig", &config, "--cgroup-root", &root];
-        Agent::inside(&self.server.netns, &self.node, &self.home, &arguments)
+        Agent::inside(&self.server.netns, &self.bpffs, &self.home, &arguments)
     }
 
     /// A pod that the scheduler has put on this node.
@@ -74,57 +66,57 @@ fn until_reached(place: &Place, agent: &Agent, server: &str) -> anyhow::Result<(
 
 #[test]
 fn pods_of_the_api_server() -> anyhow::Result<()> {
-    let Some(mut setup) = Setup::new()? else { return Ok(()) };
-    let agent = setup.agent()?;
+    let Some(mut node) = NodeOfApiServer::new()? else { return Ok(()) };
+    let agent = node.agent()?;
     agent.wait_for(0, "the API server has told the node's pods")?;
     retry::until("the agent to be ready", || {
         agent.get("/readyz").is_ok_and(|(s, _)| s == 200).then_some(())
     })?;
 
     // The plugin may be quicker than the watch.
-    let id = setup.pod(1)?;
-    assert_eq!(setup.call("ADD", &id).succeed()?, PREVIOUS);
-    until_active(&setup.node, &agent, &id.instance(), true)?;
-    let _outside = setup.world.serve_outside(everywhere(&[SERVED]))?;
+    let id = node.pod(1)?;
+    assert_eq!(node.call("ADD", &id).succeed()?, PREVIOUS);
+    until_active(&node.bpffs, &agent, &id.instance(), true)?;
+    let _outside = node.world.serve_outside(everywhere(&[SERVED]))?;
     let _proxy = {
-        let place = setup.kubelet.place(&id, &setup.world, "proxy", PROXY)?;
+        let place = node.kubelet.place(&id, &node.world, "proxy", PROXY)?;
         Server::start(&place, "proxy", proxy_listeners(1))?
     };
-    let app = setup.kubelet.place(&id, &setup.world, "app", APP)?;
+    let app = node.kubelet.place(&id, &node.world, "app", APP)?;
     until_reached(&app, &agent, "proxy:15001")?;
 
     // Annotations of a running pod are followed by watch; a wrong one changes nothing and is told.
     let key = "traffic.sidecar.istio.io/excludeOutboundPorts";
-    setup.server.annotate(&id.name, key, Some(&SERVED.to_string()))?;
+    node.server.annotate(&id.name, key, Some(&SERVED.to_string()))?;
     until_reached(&app, &agent, &format!("remote:{SERVED}"))?;
-    setup.server.annotate(&id.name, key, Some("http"))?;
+    node.server.annotate(&id.name, key, Some("http"))?;
     retry::until("the event", || {
-        let warnings = setup.server.warnings(&id.name).ok()?;
+        let warnings = node.server.warnings(&id.name).ok()?;
         warnings.iter().any(|text| text.contains(key) && text.contains("http")).then_some(())
     })
     .with_context(|| agent.log())?;
     assert!(reached(&app)?.contains_key(&format!("remote:{SERVED}")));
-    setup.server.annotate(&id.name, key, None)?;
+    node.server.annotate(&id.name, key, None)?;
     until_reached(&app, &agent, "proxy:15001")?;
 
     // The server is away: what is captured stays, a pod that is known starts, one that is not does not.
-    let (known, unknown) = (setup.pod(2)?, Id::new(3));
+    let (known, unknown) = (node.pod(2)?, Id::new(3));
     retry::until("the pod to be known", || {
         agent.metric("redirector_targets{state=\"awaited\"}").is_ok_and(|n| n == 1.0).then_some(())
     })
     .with_context(|| agent.log())?;
-    setup.server.stop();
+    node.server.stop();
     agent.wait_for_event(0, |event| event["reason"] == "api")?;
     assert!(reached(&app)?.contains_key("proxy:15001"));
     let second = World::new()?;
-    let call = Call::new("ADD", &setup.home, &known, second.pod().netns.file());
+    let call = Call::new("ADD", &node.home, &known, second.pod().netns.file());
     assert_eq!(call.succeed()?, PREVIOUS);
-    let (code, why) = setup.call("ADD", &unknown).fail()?;
+    let (code, why) = node.call("ADD", &unknown).fail()?;
     assert!(code == 11 && why.contains("API server"), "{code} {why}");
 
     // It comes back, and so does the agent's view of it.
-    setup.server.resume()?;
-    setup.server.annotate(&id.name, key, Some(&SERVED.to_string()))?;
+    node.server.resume()?;
+    node.server.annotate(&id.name, key, Some(&SERVED.to_string()))?;
     until_reached(&app, &agent, &format!("remote:{SERVED}"))?;
     Ok(())
 }
@@ -132,37 +124,37 @@ fn pods_of_the_api_server() -> anyhow::Result<()> {
 /// Pods that run when the agent comes are captured; those of other nodes and those that are none of the mesh's are not.
 #[test]
 fn an_agent_that_comes_later() -> anyhow::Result<()> {
-    let Some(setup) = Setup::new()? else { return Ok(()) };
-    let id = setup.pod(1)?;
+    let Some(node) = NodeOfApiServer::new()? else { return Ok(()) };
+    let id = node.pod(1)?;
     let mut plain = Id::new(2).object();
     plain["metadata"]["annotations"] = serde_json::json!({});
-    setup.server.create(NODE, &plain)?;
-    setup.server.create("node-2", &Id::new(3).object())?;
+    node.server.create(NODE, &plain)?;
+    node.server.create("node-2", &Id::new(3).object())?;
     let _proxy = {
-        let place = setup.kubelet.place(&id, &setup.world, "proxy", PROXY)?;
+        let place = node.kubelet.place(&id, &node.world, "proxy", PROXY)?;
         Server::start(&place, "proxy", proxy_listeners(1))?
     };
-    let agent = setup.agent()?;
-    until_active(&setup.node, &agent, &id.instance(), true)?;
-    let app = setup.kubelet.place(&id, &setup.world, "app", APP)?;
+    let agent = node.agent()?;
+    until_active(&node.bpffs, &agent, &id.instance(), true)?;
+    let app = node.kubelet.place(&id, &node.world, "app", APP)?;
     until_reached(&app, &agent, "proxy:15001")?;
-    assert_eq!(setup.node.list()?.len(), 1);
+    assert_eq!(node.bpffs.list()?.len(), 1);
     // ADD without a uid asks the server.
     let old = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={}", id.name);
-    assert_eq!(setup.call("ADD", &id).with("CNI_ARGS", Some(&old)).succeed()?, PREVIOUS);
-    assert_eq!(setup.node.list()?.len(), 1);
+    assert_eq!(node.call("ADD", &id).with("CNI_ARGS", Some(&old)).succeed()?, PREVIOUS);
+    assert_eq!(node.bpffs.list()?.len(), 1);
 
     // An attach that fails is told, too: the pod's namespace has another instance.
-    let other = setup.pod(4)?;
+    let other = node.pod(4)?;
     let world = World::new()?;
     let _process = {
-        let place = setup.kubelet.place(&other, &world, "proxy", PROXY)?;
-        setup.node.attach(world.pod(), "by-hand", &[])?.expect(0)?;
+        let place = node.kubelet.place(&other, &world, "proxy", PROXY)?;
+        node.bpffs.attach(world.pod(), "by-hand", &[])?.expect(0)?;
         Server::start(&place, "proxy", proxy_listeners(1))?
     };
     retry::until("the event", || {
         agent.signal(rustix::process::Signal::HUP).ok()?;
-        let warnings = setup.server.warnings(&other.name).ok()?;
+        let warnings = node.server.warnings(&other.name).ok()?;
         warnings.iter().any(|text| text.contains("captured by the instance by-hand")).then_some(())
     })
     .with_context(|| agent.log())

@@ -11,33 +11,22 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use redirector_tests::harness::kubelet::{Call, Id, Kubelet};
-use redirector_tests::harness::pair::fixture::{By, Setup, Side};
-use redirector_tests::harness::pair::matrix::SERVED;
-use redirector_tests::harness::probe::many::Load;
-use redirector_tests::harness::process::{Daemon, Place};
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::agent::{Agent, Home, target, until_active, until_registered};
-use redirector_tests::harness::product::bpffs::Node;
 use redirector_tests::harness::product::objects::{detach_link, set_layout};
-use redirector_tests::harness::product::{Run, exit};
-use redirector_tests::harness::requirements::{require_program, require_root};
-use redirector_tests::harness::retry;
-use redirector_tests::harness::server::everywhere;
-use redirector_tests::harness::world::{APP, PROXY, PodOptions, World, at};
 
 const SHOP: &str = "shop";
-/// What the agent calls it.
+/// The agent's name for it.
 const INSTANCE: &str = "file-shop";
 
-/// What an agent in a container mounts would end with the container: it mounts nothing.
+/// A mount made by an agent in a container would end with the container, so the agent mounts nothing.
 #[test]
 fn the_bpffs_is_the_nodes() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let (node, home) = (Node::without_bpffs()?, Home::new()?);
+    require_root!();
+    let (bpffs, home) = (Bpffs::not_mounted()?, Home::new()?);
     let words = ["is not a bpffs on this node", "mount -t bpf bpf", "sys-fs-bpf.mount"];
-    Run::of(&mut Agent::command(&node, &home, &[], &[]))?.refused(exit::CANNOT, &words)?;
-    node.expect_empty()?;
+    Run::of(&mut Agent::command(&bpffs, &home, &[], &[]))?.refused(exit::CANNOT, &words)?;
+    bpffs.expect_empty()?;
     assert!(!home.run().exists(), "nothing is made before");
     Ok(())
 }
@@ -48,11 +37,9 @@ fn the_bpffs_is_the_nodes() -> anyhow::Result<()> {
 fn probes_are_apart() -> anyhow::Result<()> {
     // More than are served at once.
     const BUSY: usize = 40;
-    if !require_root() {
-        return Ok(());
-    }
-    let (node, home) = (Node::new()?, Home::new()?);
-    let agent = Agent::with(&node, &home, &["--probes", "127.0.0.1:0"])?;
+    require_root!();
+    let (bpffs, home) = (Bpffs::new()?, Home::new()?);
+    let agent = Agent::with(&bpffs, &home, &["--probes", "127.0.0.1:0"])?;
     let serving = agent.wait_for(0, "serving /healthz and /readyz")?;
     let probes: SocketAddr = serving["at"].as_str().context("an address")?.parse()?;
     assert_eq!(agent.get_from(probes, "/healthz")?, (200, "ok\n".to_owned()));
@@ -71,7 +58,7 @@ fn probes_are_apart() -> anyhow::Result<()> {
 
     let (http, probes) = (agent.address().to_string(), probes.to_string());
     let arguments = ["--http", &http, "--probes", &probes];
-    let next = Daemon::start("next", &mut Agent::command(&node, &home, &[], &arguments))?;
+    let next = Daemon::start("next", &mut Agent::command(&bpffs, &home, &[], &arguments))?;
     for option in ["--http", "--probes"] {
         let taken = format!("the address of {option} is in use");
         next.wait_for(0, |line| line.contains(&taken).then_some(()))?;
@@ -86,10 +73,8 @@ fn probes_are_apart() -> anyhow::Result<()> {
 /// Files of a ConfigMap: links through `..data`, which is all that is exchanged.
 #[test]
 fn a_config_map_is_followed() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let (node, home) = (Node::new()?, Home::new()?);
+    require_root!();
+    let (bpffs, home) = (Bpffs::new()?, Home::new()?);
     let world = World::with(&[PodOptions::default()])?;
     let dir = home.config();
     let publish = |version: &str, policy: &str| -> anyhow::Result<()> {
@@ -100,28 +85,26 @@ fn a_config_map_is_followed() -> anyhow::Result<()> {
     };
     publish("..1", "")?;
     symlink("..data/shop.toml", dir.join("shop.toml"))?;
-    // What it does it does because it hears of it.
+    // The agent acts on events here: the next resync is an hour away.
     let config = dir.display().to_string();
-    let agent = Agent::with(&node, &home, &["--config", &config, "--resync", "3600"])?;
-    until_active(&node, &agent, "file-shop", true)?;
+    let agent = Agent::with(&bpffs, &home, &["--config", &config, "--resync", "3600"])?;
+    until_active(&bpffs, &agent, "file-shop", true)?;
     let lines = agent.line_count();
     publish("..2", "outbound_exclude_ports = [80]")?;
     agent.wait_for(lines, "change done")?;
-    assert_eq!(node.show("file-shop")?["record"]["policy"]["outbound_exclude_ports"], json!([80]));
+    assert_eq!(bpffs.show("file-shop")?["record"]["policy"]["outbound_exclude_ports"], json!([80]));
     Ok(())
 }
 
 /// Some editors rename a file away before they write it anew: that takes nothing back.
 #[test]
 fn a_file_that_is_being_saved() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let (node, home) = (Node::new()?, Home::new()?);
+    require_root!();
+    let (bpffs, home) = (Bpffs::new()?, Home::new()?);
     let world = World::with(&[PodOptions::default()])?;
     home.write(SHOP, &target(world.pod(), ""))?;
-    let agent = Agent::start(&node, &home)?;
-    until_active(&node, &agent, INSTANCE, true)?;
+    let agent = Agent::start(&bpffs, &home)?;
+    until_active(&bpffs, &agent, INSTANCE, true)?;
     let file = home.config().join(format!("{SHOP}.toml"));
     let saved = |port: u16| -> anyhow::Result<bool> {
         let (begin, lines) = (Instant::now(), agent.line_count());
@@ -133,7 +116,7 @@ fn a_file_that_is_being_saved() -> anyhow::Result<()> {
         home.write(SHOP, &target(world.pod(), &format!("outbound_exclude_ports = [{port}]")))?;
         let in_time = begin.elapsed() < Duration::from_millis(900);
         retry::until("the next policy", || {
-            let ports = node.show(INSTANCE).ok()?["record"]["policy"]["outbound_exclude_ports"].clone();
+            let ports = bpffs.show(INSTANCE).ok()?["record"]["policy"]["outbound_exclude_ports"].clone();
             (ports == json!([port])).then_some(())
         })
         .with_context(|| agent.log())?;
@@ -147,46 +130,44 @@ fn a_file_that_is_being_saved() -> anyhow::Result<()> {
 
     // Another name is another file, at once and without an error.
     std::fs::rename(&file, file.with_file_name("other.toml"))?;
-    until_active(&node, &agent, "file-other", true)?;
-    assert_eq!(node.list()?.len(), 1);
+    until_active(&bpffs, &agent, "file-other", true)?;
+    assert_eq!(bpffs.list()?.len(), 1);
     let errors = agent.metrics()?.into_keys().find(|name| name.starts_with("redirector_errors"));
     assert_eq!(errors, None, "{}", agent.log());
     // Gone for good it is taken back.
     home.remove("other")?;
-    until_active(&node, &agent, "file-other", false)
+    until_active(&bpffs, &agent, "file-other", false)
 }
 
 /// The innermost cgroup of a process's namespace is another one when a process elsewhere in it ends: no reason to let the
 /// others out for a moment.
 #[test]
 fn a_process_beside_that_of_the_pid_file_ends() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let (node, home) = (Node::new()?, Home::new()?);
-    let side = Side::with(By::Nobody, &Setup { proxy: Vec::new(), ..Setup::default() })?;
-    let mut sleep = side.pod().place(PROXY)?.program("/bin/sleep".as_ref());
+    require_root!();
+    let (bpffs, home) = (Bpffs::new()?, Home::new()?);
+    let fixture = Fixture::with(Redirection::None, &Setup { proxy: Vec::new(), ..Setup::default() })?;
+    let mut sleep = fixture.pod().place(PROXY)?.program("/bin/sleep".as_ref());
     let beside = Daemon::start("sleep", sleep.arg("600"))?;
     let pid_file = home.run().with_extension("pid");
-    std::fs::write(&pid_file, side.app.pid().to_string())?;
+    std::fs::write(&pid_file, fixture.app.pid().to_string())?;
     let write = |policy: &str| {
         home.write(SHOP, &format!("pid_file = \"{}\"\n[policy]\n{policy}\n", pid_file.display()))
     };
     retry::until("the process to be in the proxy's container", || {
-        let procs = side.pod().cgroup.child("proxy").ok()?.join("cgroup.procs");
+        let procs = fixture.pod().cgroup.child("proxy").ok()?.join("cgroup.procs");
         std::fs::read_to_string(procs).is_ok_and(|pids| !pids.is_empty()).then_some(())
     })?;
     write("")?;
-    let agent = Agent::start(&node, &home)?;
-    until_active(&node, &agent, INSTANCE, true)?;
-    let cgroup = node.show(INSTANCE)?["cgroup_id"].clone();
-    assert_eq!(cgroup, std::fs::metadata(side.pod().cgroup.directory())?.ino());
+    let agent = Agent::start(&bpffs, &home)?;
+    until_active(&bpffs, &agent, INSTANCE, true)?;
+    let cgroup = bpffs.show(INSTANCE)?["cgroup_id"].clone();
+    assert_eq!(cgroup, std::fs::metadata(fixture.pod().cgroup.directory())?.ino());
     drop(beside);
     let lines = agent.line_count();
     write("outbound_exclude_ports = [80]")?;
     agent.wait_for(lines, "change done")?;
     assert!(!agent.log().contains("detaching"), "{}", agent.log());
-    assert_eq!(node.show(INSTANCE)?["cgroup_id"], cgroup);
+    assert_eq!(bpffs.show(INSTANCE)?["cgroup_id"], cgroup);
     Ok(())
 }
 
@@ -197,46 +178,44 @@ fn a_listener_from_before_the_repair() -> anyhow::Result<()> {
     if require_program("bpftool").is_none() {
         return Ok(());
     }
-    let (node, home) = (Node::new()?, Home::new()?);
-    let side = Side::with(By::Nobody, &Setup { proxy: Vec::new(), ..Setup::default() })?;
-    home.write(SHOP, &target(side.pod(), ""))?;
-    let agent = Agent::start(&node, &home)?;
-    until_active(&node, &agent, INSTANCE, true)?;
+    let (bpffs, home) = (Bpffs::new()?, Home::new()?);
+    let fixture = Fixture::with(Redirection::None, &Setup { proxy: Vec::new(), ..Setup::default() })?;
+    home.write(SHOP, &target(fixture.pod(), ""))?;
+    let agent = Agent::start(&bpffs, &home)?;
+    until_active(&bpffs, &agent, INSTANCE, true)?;
     agent.kill()?;
-    detach_link(&node.instance(INSTANCE).join("link_sockops"))?;
-    let mut proxy = side.pod().place(PROXY)?.program(&busybox);
+    detach_link(&bpffs.instance(INSTANCE).join("link_sockops"))?;
+    let mut proxy = fixture.pod().place(PROXY)?.program(&busybox);
     let _proxy = Daemon::start("proxy", proxy.args(["httpd", "-f", "-p", "15006", "-h", "/tmp"]))?;
-    side.pod().netns.wait_for_listener(15006)?;
-    let agent = Agent::start(&node, &home)?;
-    until_registered(&node, &agent, INSTANCE)?;
-    assert_eq!(node.show(INSTANCE)?["effective"], true);
+    fixture.pod().netns.wait_for_listener(15006)?;
+    let agent = Agent::start(&bpffs, &home)?;
+    until_registered(&bpffs, &agent, INSTANCE)?;
+    assert_eq!(bpffs.show(INSTANCE)?["effective"], true);
     Ok(())
 }
 
 /// An address that comes after the attach has read the addresses and before anything is captured.
 #[test]
 fn an_address_that_comes_during_the_attach() -> anyhow::Result<()> {
-    if !require_root() || require_program("strace").is_none() {
-        return Ok(());
-    }
-    let (node, home, side) = (Node::new()?, Home::new()?, Side::new(By::Nobody)?);
-    home.write(SHOP, &target(side.pod(), ""))?;
+    require_root!("strace");
+    let (bpffs, home, fixture) = (Bpffs::new()?, Home::new()?, Fixture::new(Redirection::None)?);
+    home.write(SHOP, &target(fixture.pod(), ""))?;
     let config = home.config().display().to_string();
     // -D: the agent is our child, and strace ends with it. Each look of the kernel at a program takes its time.
     let slow =
         ["strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=bpf", "-e", "inject=bpf:delay_enter=40000"];
-    let agent = Agent::by(&slow, &node, &home, &["--config", &config, "--resync", "3600"])?;
-    let instance = node.instance(INSTANCE);
+    let agent = Agent::by(&slow, &bpffs, &home, &["--config", &config, "--resync", "3600"])?;
+    let instance = bpffs.instance(INSTANCE);
     let staged = instance.with_file_name(format!("NEW-{INSTANCE}"));
     retry::until("the attach to be at work", || staged.exists().then_some(()))?;
     let new = Ipv4Addr::new(10, 77, 0, 99);
-    side.pod().netns.ip(&format!("address add {new}/24 dev eth0"))?;
+    fixture.pod().netns.ip(&format!("address add {new}/24 dev eth0"))?;
     assert!(!instance.exists(), "the attach was quicker");
-    until_active(&node, &agent, INSTANCE, true)?;
+    until_active(&bpffs, &agent, INSTANCE, true)?;
     let local = format!("app:{SERVED}");
     retry::until(&format!("a connection to {new} to reach {local}"), || {
         let load = Load::to(vec![at(new, SERVED)]);
-        side.pod().load(APP, &load).is_ok_and(|report| report.reached.contains_key(&local)).then_some(())
+        fixture.pod().load(APP, &load).is_ok_and(|report| report.reached.contains_key(&local)).then_some(())
     })
     .with_context(|| agent.log())
 }
@@ -244,27 +223,23 @@ fn an_address_that_comes_during_the_attach() -> anyhow::Result<()> {
 /// A FIFO among the files is told, and keeps none of the others waiting.
 #[test]
 fn a_fifo_is_no_target() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let (node, home) = (Node::new()?, Home::new()?);
+    require_root!();
+    let (bpffs, home) = (Bpffs::new()?, Home::new()?);
     let world = World::with(&[PodOptions::default()])?;
     mknodat(CWD, home.config().join("fifo.toml"), FileType::Fifo, Mode::RUSR, 0)?;
     home.write("shop", &target(world.pod(), ""))?;
-    let agent = Agent::start(&node, &home)?;
+    let agent = Agent::start(&bpffs, &home)?;
     let error = agent.wait_for_event(0, |event| event["reason"] == "config")?;
     let text = error["message"].as_str().unwrap_or_default();
     assert!(text.contains("fifo.toml: it is no regular file"), "{error:#}");
-    until_active(&node, &agent, "file-shop", true)
+    until_active(&bpffs, &agent, "file-shop", true)
 }
 
 /// CRI-O puts the monitor of a pod's containers, which is in the machine's namespace, into the pod's cgroup.
 #[test]
 fn a_monitor_in_the_pods_cgroup() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let (node, home) = (Node::new()?, Home::new()?);
+    require_root!();
+    let (bpffs, home) = (Bpffs::new()?, Home::new()?);
     let world = World::with(&[PodOptions::default()])?;
     let pod = world.pod();
     let place = Place {
@@ -274,32 +249,30 @@ fn a_monitor_in_the_pods_cgroup() -> anyhow::Result<()> {
     };
     let monitor = Daemon::start("monitor", place.program("/bin/sleep".as_ref()).arg("600"))?;
     home.write("shop", &format!("cgroup = \"{}\"\n", pod.cgroup.directory().display()))?;
-    let agent = Agent::start(&node, &home)?;
+    let agent = Agent::start(&bpffs, &home)?;
     // Alone it is no pod.
     let error = agent.wait_for_event(0, |event| event["reason"] == "target")?;
     let text = error["message"].as_str().unwrap_or_default();
     assert!(text.contains("the machine's own network namespace"), "{error:#}");
     let _app = pod.serve(APP, "app", everywhere(&[SERVED]))?;
-    until_active(&node, &agent, "file-shop", true)?;
-    let show = node.show("file-shop")?;
+    until_active(&bpffs, &agent, "file-shop", true)?;
+    let show = bpffs.show("file-shop")?;
     assert_eq!(show["effective"], true, "{show:#}");
     drop(monitor);
     Ok(())
 }
 
-/// What a version with another map layout has left does not outlive its pod, nor keep the pod from starting again.
+/// An instance with another map layout does not outlive its pod, and does not keep the pod from starting again.
 #[test]
 fn an_instance_of_another_layout() -> anyhow::Result<()> {
-    if !require_root() || require_program("bpftool").is_none() {
-        return Ok(());
-    }
-    let (node, home, kubelet) = (Node::new()?, Home::new()?, Kubelet::new()?);
+    require_root!("bpftool");
+    let (bpffs, home, kubelet) = (Bpffs::new()?, Home::new()?, Kubelet::new()?);
     let [first, second] = [World::new()?, World::new()?];
     let id = Id::new(1);
     kubelet.know(&id, &id.object())?;
     let cgroup = kubelet.make_cgroup(&id)?;
-    let agent = kubelet.agent(&node, &home, &[])?;
-    let instance = node.instance(&id.instance());
+    let agent = kubelet.agent(&bpffs, &home, &[])?;
+    let instance = bpffs.instance(&id.instance());
     let add = |world: &World| Call::new("ADD", &home, &id, world.pod().netns.file());
 
     add(&first).succeed()?;
@@ -307,8 +280,8 @@ fn an_instance_of_another_layout() -> anyhow::Result<()> {
     let (_, why) = add(&first).fail()?;
     assert!(why.contains("map layout 99"), "{why}");
     add(&second).succeed()?;
-    until_active(&node, &agent, &id.instance(), true)?;
-    assert_eq!(node.list()?[0]["netns"], second.pod().netns.file().display().to_string());
+    until_active(&bpffs, &agent, &id.instance(), true)?;
+    assert_eq!(bpffs.list()?[0]["netns"], second.pod().netns.file().display().to_string());
 
     // As long as one of both is there somebody may come back.
     set_layout(&instance, 99)?;

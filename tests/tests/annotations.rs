@@ -5,22 +5,15 @@ use std::net::Ipv4Addr;
 use anyhow::ensure;
 use serde_json::{Value, json};
 
-use redirector_tests::harness::kernel;
-use redirector_tests::harness::oracle::options::{Cidrs, Options, Ports};
-use redirector_tests::harness::pair::Twin;
-use redirector_tests::harness::pair::fixture::{By, Setup};
-use redirector_tests::harness::pair::matrix::{self, Part};
-use redirector_tests::harness::probe::scenario::Owner;
-use redirector_tests::harness::product::bpffs::{Node, has_or_refuses};
-use redirector_tests::harness::product::exit;
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::share;
-use redirector_tests::harness::world::{APP, PROXY, Pod, World};
+use redirector_tests::harness::oracle::options::Cidrs;
+use redirector_tests::harness::oracle::options::Ports;
+use redirector_tests::harness::pair::matrix;
+use redirector_tests::harness::prelude::*;
 
 /// The user of a proxy that has one of its own.
 const OTHER: Owner = Owner { uid: 2000, gid: 3000 };
 
-/// What the plugin does to a pod without annotations, whose first address is of IPv4.
+/// The plugin's options for a pod without annotations, whose first address is of IPv4.
 fn cni() -> Options {
     Options { outbound_ports_exclude: vec![15020], ipv6: false, ..Options::sidecar() }
 }
@@ -60,17 +53,13 @@ fn parts(pod: &Pod) -> Vec<Part> {
     share::parts(parts)
 }
 
-/// Each annotation alone, and what is taken from the container istio-proxy; with the rules that Istio sets for it.
-#[test]
-fn one_by_one() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+/// Annotations, and the options that they mean.
+fn rows() -> Vec<(String, Options)> {
     let none = json!({});
     let line = |key: &str, value: &str| format!("kubernetes.io/config.seen=\"x\\n\"\n{key}=\"{value}\"\n");
     let traffic = |key: &str, value: &str| line(&format!("traffic.sidecar.istio.io/{key}"), value);
     let network = "10.96.0.0/16".to_owned();
-    let mut rows: Vec<(String, Options)> = vec![
+    vec![
         (object(&none, &none), cni()),
         (line("sidecar.istio.io/interceptionMode", "REDIRECT"), cni()),
         (
@@ -123,7 +112,14 @@ fn one_by_one() -> anyhow::Result<()> {
             object(&none, &json!({"env": [{"name": "ISTIO_META_DNS_CAPTURE", "value": "true"}]})),
             Options { redirect_dns: true, capture_all_dns: true, ..cni() },
         ),
-    ];
+    ]
+}
+
+/// Each annotation alone, and what is taken from the container istio-proxy; with the rules that Istio sets for it.
+#[test]
+fn one_by_one() -> anyhow::Result<()> {
+    require_root!();
+    let mut rows = rows();
     let has_interfaces = has_or_refuses(kernel::TELLS_INTERFACES, &["-c", "eth0"])?;
     rows.retain(|(_, options)| has_interfaces || options.exclude_interfaces.is_empty());
     for (text, options) in share::of(rows) {
@@ -132,20 +128,18 @@ fn one_by_one() -> anyhow::Result<()> {
         let file = directory.path().join("annotations");
         std::fs::write(&file, &text)?;
         let given = ["--annotations".to_owned(), file.display().to_string()];
-        let twin = Twin::new(options, By::RedirectorGiven(given.into()), &Setup::default())?;
-        let seen = twin.check(&parts(twin.oracle.pod()))?;
+        let pair = Pair::new(options, Redirection::flags(given.into()), &Setup::default())?;
+        let seen = pair.check(&parts(pair.reference.pod()))?;
         ensure!(seen.len() > share::times(100, 1), "{} connections", seen.len());
     }
     Ok(())
 }
 
-/// What annotations cannot say is refused before anything is touched; flags win over them; `explain` reads them, too.
+/// Wrong annotations are refused before anything is touched. Flags win over annotations. `explain` reads them, too.
 #[test]
 fn files() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let (node, world) = (Node::new()?, World::new()?);
+    require_root!();
+    let (bpffs, world) = (Bpffs::new()?, World::new()?);
     let directory = tempfile::tempdir()?;
     let write = |text: &str| -> anyhow::Result<String> {
         let file = directory.path().join("annotations");
@@ -163,30 +157,30 @@ fn files() -> anyhow::Result<()> {
         ("{\"kind\": \"PodList\", \"items\": []}".to_owned(), ["annotations", "PodList", "kubectl get pod"]),
     ] {
         let file = write(&text)?;
-        node.attach(world.pod(), "pod", &["--annotations", &file])?.refused(exit::USAGE, &words)?;
+        bpffs.attach(world.pod(), "pod", &["--annotations", &file])?.refused(exit::USAGE, &words)?;
         let explain = ["explain", "--to", "10.96.0.10:80", "--annotations", &file];
-        node.run(&explain)?.refused(exit::USAGE, &words)?;
+        bpffs.run(&explain)?.refused(exit::USAGE, &words)?;
     }
     for other in [["--policy", "/nowhere"].as_slice(), &["--istio-defaults"]] {
         let arguments = [&["--annotations", "/nowhere"], other].concat();
-        node.attach(world.pod(), "pod", &arguments)?.refused(exit::USAGE, &["--annotations", other[0]])?;
+        bpffs.attach(world.pod(), "pod", &arguments)?.refused(exit::USAGE, &["--annotations", other[0]])?;
     }
-    node.attach(world.pod(), "pod", &["--annotations", "/nowhere"])?.refused(exit::USAGE, &["/nowhere"])?;
-    node.expect_empty()?;
+    bpffs.attach(world.pod(), "pod", &["--annotations", "/nowhere"])?.refused(exit::USAGE, &["/nowhere"])?;
+    bpffs.expect_empty()?;
 
     let file = write(&format!("{ports}=\"80\"\n"))?;
     let verdict = |more: &[&str]| -> anyhow::Result<Value> {
         let to = format!("{}:80", Ipv4Addr::new(10, 96, 0, 10));
         let arguments = [&["explain", "--to", &to, "--annotations", &file], more].concat();
-        Ok(node.run(&arguments)?.expect(exit::OK)?.json()?["verdict"].clone())
+        Ok(bpffs.run(&arguments)?.expect(exit::OK)?.json()?["verdict"].clone())
     };
     assert_eq!((verdict(&[])?, verdict(&["-o", ""])?), (json!("pass"), json!("outbound")));
 
     // Istio would leave this pod alone, and the user wants it all the same.
     let file = write(&object(&json!({"sidecar.istio.io/inject": "false"}), &json!({})))?;
-    let run = node.attach(world.pod(), "pod", &["--annotations", &file, "-o", "7"])?.expect(exit::OK)?;
+    let run = bpffs.attach(world.pod(), "pod", &["--annotations", &file, "-o", "7"])?.expect(exit::OK)?;
     ensure!(run.stderr.contains("sidecar.istio.io/inject is false"), "{}", run.stderr);
-    assert_eq!(node.show("pod")?["record"]["policy"]["outbound_exclude_ports"], json!([7]));
-    node.run(&["detach", "--name", "pod"])?.expect(exit::OK)?;
-    node.expect_empty()
+    assert_eq!(bpffs.show("pod")?["record"]["policy"]["outbound_exclude_ports"], json!([7]));
+    bpffs.run(&["detach", "--name", "pod"])?.expect(exit::OK)?;
+    bpffs.expect_empty()
 }

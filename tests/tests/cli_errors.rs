@@ -8,24 +8,15 @@ use anyhow::{Context, ensure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
 
-use redirector_tests::harness::command::output;
-use redirector_tests::harness::names;
-use redirector_tests::harness::product::bpffs::{Node, target};
-use redirector_tests::harness::product::objects::{has_lo6, links_of};
-use redirector_tests::harness::product::{Run, binary, exit};
-use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::product::binary;
 use redirector_tests::harness::world::cgroup::mount_point;
-use redirector_tests::harness::world::{Pod, World};
 
 /// No process has a number that high (PID_MAX_LIMIT).
 const NO_PID: &str = "4194305";
 
-fn ready() -> bool {
-    require_root() && require_program("bpftool").is_some()
-}
-
-fn expect_untouched(node: &Node, pod: &Pod) -> anyhow::Result<()> {
-    node.expect_empty()?;
+fn expect_untouched(bpffs: &Bpffs, pod: &Pod) -> anyhow::Result<()> {
+    bpffs.expect_empty()?;
     ensure!(links_of(pod)? == [0, 0], "programs are attached");
     ensure!(!has_lo6(&pod.netns)?, "::6 is on lo");
     Ok(())
@@ -58,21 +49,19 @@ impl Drop for Version1 {
 
 #[test]
 fn targets() -> anyhow::Result<()> {
-    if !ready() {
-        return Ok(());
-    }
-    let (node, world) = (Node::new()?, World::new()?);
+    require_root!("bpftool");
+    let (bpffs, world) = (Bpffs::new()?, World::new()?);
     let pod = world.pod();
     let [_, netns, _, cgroup] = target(pod);
     let refused = |arguments: &[&str], words: &[&str]| -> anyhow::Result<()> {
         let mut all = vec!["attach"];
         all.extend(arguments);
-        node.run(&all)?.refused(exit::USAGE, words).map(drop)
+        bpffs.run(&all)?.refused(exit::USAGE, words).map(drop)
     };
     refused(&["--pid", NO_PID], &[NO_PID, "give the pid as the host sees it"])?;
     refused(&["--pid", &std::process::id().to_string()], &["machine's own", "give the namespace of a pod"])?;
     refused(&["--pid", "1", "--netns", &netns], &["--pid", "--netns"])?;
-    // What is lacking, and both ways to say it.
+    // The error names the missing option and both ways to give a target.
     let ways = "give --pid PID, or --netns FILE and --cgroup DIR";
     refused(&["--netns", &netns], &["--netns takes --cgroup", ways])?;
     refused(&["--cgroup", &cgroup], &["--cgroup takes --netns", ways])?;
@@ -80,7 +69,7 @@ fn targets() -> anyhow::Result<()> {
 
     let fifo = tempfile::tempdir()?;
     let fifo = fifo.path().join("fifo");
-    redirector_tests::harness::command::run(Command::new("mkfifo").arg(&fifo), "")?;
+    run(Command::new("mkfifo").arg(&fifo), "")?;
     let fifo = fifo.display().to_string();
     for (file, words) in [
         ("/nowhere/net", ["/nowhere/net", "does not exist"]),
@@ -107,26 +96,24 @@ fn targets() -> anyhow::Result<()> {
     }
 
     for name in ["", "Pod", "a.b", "a/b", "..", "pod 1", &"x".repeat(64)] {
-        node.attach(pod, name, &[])?.refused(exit::USAGE, &["name", "a-z, 0-9, _ and -"])?;
+        bpffs.attach(pod, name, &[])?.refused(exit::USAGE, &["name", "a-z, 0-9, _ and -"])?;
         for verb in ["show", "refresh", "original-dst"] {
-            node.run(&[verb, name])?.refused(exit::USAGE, &["a-z, 0-9, _ and -"])?;
+            bpffs.run(&[verb, name])?.refused(exit::USAGE, &["a-z, 0-9, _ and -"])?;
         }
-        node.run(&["detach", "--name", name])?.refused(exit::USAGE, &["a-z, 0-9, _ and -"])?;
+        bpffs.run(&["detach", "--name", name])?.refused(exit::USAGE, &["a-z, 0-9, _ and -"])?;
     }
     for verb in ["detach", "verify"] {
-        node.run(&[verb, "--pid", NO_PID])?.refused(exit::USAGE, &["there is no process", NO_PID])?;
+        bpffs.run(&[verb, "--pid", NO_PID])?.refused(exit::USAGE, &["there is no process", NO_PID])?;
     }
-    node.run(&["detach", "--netns", "/etc/passwd"])?.refused(exit::USAGE, &["/etc/passwd"])?;
-    node.run(&["detach"])?.refused(exit::USAGE, &["--name", "--all"])?;
-    expect_untouched(&node, pod)
+    bpffs.run(&["detach", "--netns", "/etc/passwd"])?.refused(exit::USAGE, &["/etc/passwd"])?;
+    bpffs.run(&["detach"])?.refused(exit::USAGE, &["--name", "--all"])?;
+    expect_untouched(&bpffs, pod)
 }
 
 #[test]
 fn policies() -> anyhow::Result<()> {
-    if !ready() {
-        return Ok(());
-    }
-    let (node, world) = (Node::new()?, World::new()?);
+    require_root!("bpftool");
+    let (bpffs, world) = (Bpffs::new()?, World::new()?);
     let pod = world.pod();
     let directory = tempfile::tempdir()?;
     let policy = directory.path().join("policy.toml");
@@ -153,7 +140,7 @@ fn policies() -> anyhow::Result<()> {
         (&["--policy", policy], &[policy, "outbound_port"]),
     ];
     for (flags, words) in cases {
-        let run = node
+        let run = bpffs
             .attach(pod, "pod", flags)?
             .refused(exit::USAGE, words)
             .with_context(|| format!("{flags:?}"))?;
@@ -162,41 +149,40 @@ fn policies() -> anyhow::Result<()> {
         let remedy = text.rsplit("; ").next().unwrap_or_default();
         ensure!(text.matches(remedy).count() == 1, "{flags:?}: said twice: {text}");
     }
-    node.attach(pod, "pod", &["--policy", "/nowhere.toml"])?.refused(exit::USAGE, &["/nowhere.toml"])?;
-    // What has no effect is not an error, and not dropped without a word.
+    bpffs.attach(pod, "pod", &["--policy", "/nowhere.toml"])?.refused(exit::USAGE, &["/nowhere.toml"])?;
+    // A field without effect is accepted with a warning.
     let file = directory.path().join("exclusions.toml");
     let text = "inbound_ports = [80]\ninbound_exclude_ports = [90]\nowner_groups = [1]\nowner_groups_exclude = [2]\n";
     std::fs::write(&file, text)?;
     let file = file.to_str().context("a path")?;
-    let run = node.run(&["explain", "--policy", file, "--to", "10.0.0.1:80"])?.expect(exit::OK)?;
+    let run = bpffs.run(&["explain", "--policy", file, "--to", "10.0.0.1:80"])?.expect(exit::OK)?;
     for field in ["inbound_exclude_ports", "owner_groups_exclude"] {
         ensure!(run.stderr.contains(&format!("{field}: has no effect")), "{run:?}");
     }
-    // What has no end.
+    // Endless files.
     for flag in ["--policy", "--annotations"] {
-        node.attach(pod, "pod", &[flag, "/dev/zero"])?
+        bpffs
+            .attach(pod, "pod", &[flag, "/dev/zero"])?
             .refused(exit::USAGE, &["/dev/zero", "more than 4 MiB"])?;
     }
-    node.run(&["import", "/dev/zero"])?.refused(exit::USAGE, &["/dev/zero", "more than 4 MiB"])?;
-    expect_untouched(&node, pod)
+    bpffs.run(&["import", "/dev/zero"])?.refused(exit::USAGE, &["/dev/zero", "more than 4 MiB"])?;
+    expect_untouched(&bpffs, pod)
 }
 
 /// Errors are JSON for those who ask for JSON, also where the command line was not understood.
 #[test]
 fn formats() -> anyhow::Result<()> {
-    if !ready() {
-        return Ok(());
-    }
-    let node = Node::new()?;
-    let run = node.run(&["attach", "--no-such-flag"])?.refused(exit::USAGE, &["--no-such-flag"])?;
+    require_root!("bpftool");
+    let bpffs = Bpffs::new()?;
+    let run = bpffs.run(&["attach", "--no-such-flag"])?.refused(exit::USAGE, &["--no-such-flag"])?;
     assert_eq!(run.stdout, "");
-    node.run(&["no-such-verb"])?.refused(exit::USAGE, &["no-such-verb"])?;
-    let mistyped = node.run(&["verfy"])?.refused(exit::USAGE, &["'verify'"])?;
+    bpffs.run(&["no-such-verb"])?.refused(exit::USAGE, &["no-such-verb"])?;
+    let mistyped = bpffs.run(&["verfy"])?.refused(exit::USAGE, &["'verify'"])?;
     assert!(!mistyped.stderr.contains("helper"), "{mistyped:?}");
-    node.run(&["show", "nobody"])?.refused(exit::NOTHING, &["nobody"])?;
+    bpffs.run(&["show", "nobody"])?.refused(exit::NOTHING, &["nobody"])?;
 
     let plain = |arguments: &[&str]| -> anyhow::Result<(Option<i32>, String, String)> {
-        let output = output(Command::new(binary()).arg("--bpffs").arg(node.bpffs()).args(arguments), "")?;
+        let output = output(Command::new(binary()).arg("--bpffs").arg(bpffs.path()).args(arguments), "")?;
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
     };
@@ -211,38 +197,36 @@ fn formats() -> anyhow::Result<()> {
         assert_eq!((code, stderr.as_str()), (Some(exit::OK), ""), "{help}");
         assert!(stdout.contains("redirector"), "{stdout}");
     }
-    node.expect_empty()
+    bpffs.expect_empty()
 }
 
 /// `--bpffs` with a directory that is none: nothing is mounted over it, and nothing in it is swept.
 #[test]
 fn a_directory_that_is_no_bpffs() -> anyhow::Result<()> {
-    if !ready() {
-        return Ok(());
-    }
-    let (node, world) = (Node::without_bpffs()?, World::new()?);
-    let precious = node.instance("src");
+    require_root!("bpftool");
+    let (bpffs, world) = (Bpffs::not_mounted()?, World::new()?);
+    let precious = bpffs.instance("src");
     std::fs::create_dir_all(&precious)?;
     std::fs::write(precious.join("main.rs"), "fn main() {}\n")?;
-    let here = node.bpffs().display().to_string();
-    node.attach(world.pod(), "pod", &[])?.refused(exit::USAGE, &[&here, "not a bpffs", "--bpffs"])?;
+    let here = bpffs.path().display().to_string();
+    bpffs.attach(world.pod(), "pod", &[])?.refused(exit::USAGE, &[&here, "not a bpffs", "--bpffs"])?;
     for verb in [["list", ""], ["detach", "--all"], ["detach", "--name=src"], ["refresh", "src"]] {
         let words: Vec<&str> = verb.into_iter().filter(|word| !word.is_empty()).collect();
-        node.run(&words)?.refused(exit::USAGE, &[&here, "is not a bpffs", "--bpffs"])?;
+        bpffs.run(&words)?.refused(exit::USAGE, &[&here, "is not a bpffs", "--bpffs"])?;
     }
-    node.run(&["show", "src"])?.refused(exit::USAGE, &[&here, "is not a bpffs"])?;
-    let bpffs = |node: &Node| -> anyhow::Result<Value> {
-        let check = node.run(&["check"])?.json()?;
+    bpffs.run(&["show", "src"])?.refused(exit::USAGE, &[&here, "is not a bpffs"])?;
+    let finding_of = |bpffs: &Bpffs| -> anyhow::Result<Value> {
+        let check = bpffs.run(&["check"])?.json()?;
         let all = check.as_array().context("an array")?;
         all.iter().find(|one| one["name"] == "bpffs").cloned().context("a bpffs")
     };
-    let finding = bpffs(&node)?;
+    let finding = finding_of(&bpffs)?;
     assert!(finding["remedy"].as_str().is_some_and(|text| text.contains(&here)), "{finding}");
     assert_eq!(std::fs::read_to_string(precious.join("main.rs"))?, "fn main() {}\n");
-    std::fs::remove_dir_all(node.bpffs().join("redirector"))?;
+    std::fs::remove_dir_all(bpffs.path().join("redirector"))?;
     // attach mounts one, others have nothing to look at.
-    assert_eq!(bpffs(&node)?["present"], true);
-    node.run(&["list"])?.refused(exit::USAGE, &[&here, "is not a bpffs"])?;
+    assert_eq!(finding_of(&bpffs)?["present"], true);
+    bpffs.run(&["list"])?.refused(exit::USAGE, &[&here, "is not a bpffs"])?;
     for (place, words) in [("/nowhere", "does not exist"), ("/etc/passwd", "is not a bpffs")] {
         for verb in [&["list"][..], &["show", "pod"], &["explain", "--name=pod", "--to=10.0.0.1:80"]] {
             let mut command = redirector_tests::harness::product::command(&[]);
@@ -259,27 +243,25 @@ fn a_directory_that_is_no_bpffs() -> anyhow::Result<()> {
             ),
     )?;
     run.refused(exit::USAGE, &["/nowhere", "--bpffs"])?;
-    expect_untouched(&node, world.pod())
+    expect_untouched(&bpffs, world.pod())
 }
 
 /// Somebody without privileges: every verb that changes something says what is missing, and `check` does too.
 #[test]
 fn without_privileges() -> anyhow::Result<()> {
-    if !ready() || require_program("setpriv").is_none() {
-        return Ok(());
-    }
-    let (node, world) = (Node::new()?, World::new()?);
+    require_root!("bpftool", "setpriv");
+    let (bpffs, world) = (Bpffs::new()?, World::new()?);
     let pod = world.pod();
     // The build directory may be nobody else's business.
     let public = tempfile::tempdir()?;
     std::fs::set_permissions(public.path(), PermissionsExt::from_mode(0o755))?;
     let copy: PathBuf = public.path().join("redirector");
     // Not by us: a process that another test starts meanwhile would hold it open for writing, and it could not be run.
-    redirector_tests::harness::command::run(Command::new("cp").arg(binary()).arg(&copy), "")?;
+    run(Command::new("cp").arg(binary()).arg(&copy), "")?;
     let run = |arguments: &[&str]| -> anyhow::Result<Run> {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all", "--"]).arg(&copy);
-        Run::of(command.arg("--bpffs").arg(node.bpffs()).args(["--output", "json"]).args(arguments))
+        Run::of(command.arg("--bpffs").arg(bpffs.path()).args(["--output", "json"]).args(arguments))
     };
     let [_, netns, _, cgroup] = target(pod);
     let refused = |arguments: &[&str], words: &[&str]| run(arguments)?.refused(exit::CANNOT, words).map(drop);
@@ -292,7 +274,7 @@ fn without_privileges() -> anyhow::Result<()> {
     let privileges = privileges.context("`check` looks at privileges")?;
     assert_eq!(privileges["present"], false);
     assert!(privileges["remedy"].as_str().is_some_and(|text| text.contains("CAP_BPF")), "{privileges}");
-    // What cannot be looked at is not called missing.
+    // check does not call missing what it may not probe.
     for name in ["sk_lookup programs", "sockmaps", "our programs load"] {
         let finding =
             check.as_array().and_then(|all| all.iter().find(|one| one["name"] == name)).context(name)?;
@@ -308,32 +290,40 @@ fn without_privileges() -> anyhow::Result<()> {
     for verb in
         [&["verify", "pod"][..], &["attach", "--netns", &netns, "--cgroup", &cgroup, "--run-validation"]]
     {
-        Run::of(&mut node.command(&bounded, verb))?
+        Run::of(&mut bpffs.command(&bounded, verb))?
             .refused(exit::CANNOT, &["CAP_SETGID, CAP_SETUID missing"])?;
     }
-    expect_untouched(&node, pod)?;
+    expect_untouched(&bpffs, pod)?;
 
-    // What is there is not for everybody's eyes, and nobody else can keep the lock.
-    node.attach(pod, "pod", &[])?.expect(exit::OK)?;
+    // Another user can neither read the instances nor hold the lock.
+    bpffs.attach(pod, "pod", &[])?.expect(exit::OK)?;
     for arguments in [["list", ""], ["show", "pod"], ["original-dst", "pod"]] {
         let words: Vec<&str> = arguments.into_iter().filter(|word| !word.is_empty()).collect();
         refused(&words, &["redirector", "denied"])?;
     }
     let lock = Command::new("setpriv")
         .args(["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all", "--", "flock", "-n"])
-        .arg(node.bpffs().join("redirector"))
+        .arg(bpffs.path().join("redirector"))
         .arg("true")
         .output()?;
     assert!(!lock.status.success(), "anybody can lock the instances");
-    assert_eq!(node.show("pod")?["effective"], Value::Bool(true));
+    assert_eq!(bpffs.show("pod")?["effective"], Value::Bool(true));
 
-    // A directory of somebody else's is not trusted.
-    node.run(&["detach", "--all"])?.expect(exit::OK)?;
-    let planted = node.bpffs().join("redirector");
+    Ok(())
+}
+
+#[test]
+fn a_directory_of_somebody_elses_is_not_trusted() -> anyhow::Result<()> {
+    require_root!("bpftool");
+    let (bpffs, world) = (Bpffs::new()?, World::new()?);
+    let pod = world.pod();
+    bpffs.attach(pod, "pod", &[])?.expect(exit::OK)?;
+    bpffs.run(&["detach", "--all"])?.expect(exit::OK)?;
+    let planted = bpffs.path().join("redirector");
     plant(&planted)?;
-    node.attach(pod, "pod", &[])?.refused(exit::FAILED, &["user 1000", "not trusted", "remove it"])?;
+    bpffs.attach(pod, "pod", &[])?.refused(exit::FAILED, &["user 1000", "not trusted", "remove it"])?;
     std::fs::remove_dir(&planted)?;
-    expect_untouched(&node, pod)
+    expect_untouched(&bpffs, pod)
 }
 
 fn plant(directory: &Path) -> anyhow::Result<()> {

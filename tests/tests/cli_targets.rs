@@ -5,33 +5,18 @@ use std::process::Command;
 use anyhow::Context;
 use serde_json::Value;
 
-use redirector_tests::harness::command::output;
-use redirector_tests::harness::oracle;
-use redirector_tests::harness::oracle::options::Options;
-use redirector_tests::harness::pair::matrix::SERVED;
-use redirector_tests::harness::probe::observation::Observation;
-use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::serve::Listen;
-use redirector_tests::harness::process::Place;
-use redirector_tests::harness::product::bpffs::{Node, target};
-use redirector_tests::harness::product::objects::links_of;
-use redirector_tests::harness::product::{Run, exit};
-use redirector_tests::harness::requirements::{require_program, require_root};
-use redirector_tests::harness::server::{Server, any4, proxy_listeners};
+use redirector_tests::harness::server::any4;
 use redirector_tests::harness::world::netns::Netns;
-use redirector_tests::harness::world::{APP, PROXY, Pod, PodOptions, VIP4, World, at, observe};
 
-const NAME: &str = "pod";
-
-fn world() -> anyhow::Result<Option<(Node, World)>> {
-    if !require_root() || require_program("bpftool").is_none() {
-        return Ok(None);
-    }
-    Ok(Some((Node::new()?, World::new()?)))
+fn world() -> anyhow::Result<Option<(Bpffs, World)>> {
+    require_root!("bpftool");
+    Ok(Some((Bpffs::new()?, World::new()?)))
 }
 
-fn expect_untouched(node: &Node, pod: &Pod) -> anyhow::Result<()> {
-    node.expect_empty()?;
+fn expect_untouched(bpffs: &Bpffs, pod: &Pod) -> anyhow::Result<()> {
+    bpffs.expect_empty()?;
     assert_eq!(links_of(pod)?, [0, 0]);
     Ok(())
 }
@@ -43,14 +28,14 @@ fn summary(seen: &[Observation]) -> String {
 /// `--pid` takes the innermost cgroup that holds every process of the pod, and says which.
 #[test]
 fn the_cgroup_of_a_process() -> anyhow::Result<()> {
-    let Some((node, world)) = world()? else { return Ok(()) };
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let attach = |server: &Server| -> anyhow::Result<Value> {
-        let run = node
+        let run = bpffs
             .run(&["attach", "--pid", &server.pid().to_string(), "--name", NAME])?
             .expect(exit::OK)?
             .json()?;
-        node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+        bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
         Ok(run)
     };
     let directory = pod.cgroup.directory().display().to_string();
@@ -65,23 +50,23 @@ fn the_cgroup_of_a_process() -> anyhow::Result<()> {
     drop(proxy);
 
     // The default name is the same for all ways to say which pod.
-    let named = node.run(&["attach", "--pid", &app.pid().to_string()])?.expect(exit::OK)?.json()?;
+    let named = bpffs.run(&["attach", "--pid", &app.pid().to_string()])?.expect(exit::OK)?.json()?;
     let name = named["name"].as_str().context("a name")?.to_owned();
     let mut arguments = vec!["attach".to_owned()];
     arguments.extend(target(pod));
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     // The pod's cgroup is another one than the container's.
-    node.run(&words)?.refused(exit::USAGE, &[&name, "another cgroup", &directory, "detach it first"])?;
-    node.run(&["detach", "--name", &name])?.expect(exit::OK)?;
-    assert_eq!(node.run(&words)?.expect(exit::OK)?.json()?["name"], name);
-    node.run(&["detach", "--name", &name])?.expect(exit::OK)?;
-    expect_untouched(&node, pod)
+    bpffs.run(&words)?.refused(exit::USAGE, &[&name, "another cgroup", &directory, "detach it first"])?;
+    bpffs.run(&["detach", "--name", &name])?.expect(exit::OK)?;
+    assert_eq!(bpffs.run(&words)?.expect(exit::OK)?.json()?["name"], name);
+    bpffs.run(&["detach", "--name", &name])?.expect(exit::OK)?;
+    expect_untouched(&bpffs, pod)
 }
 
 /// Processes of the pod that are outside the cgroup would go around the proxy.
 #[test]
 fn strays() -> anyhow::Result<()> {
-    let Some((node, world)) = world()? else { return Ok(()) };
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let _proxy = pod.serve(PROXY, "proxy", proxy_listeners(1))?;
     let _remote = world.serve_outside(redirector_tests::harness::server::everywhere(&[SERVED]))?;
@@ -90,35 +75,36 @@ fn strays() -> anyhow::Result<()> {
     let pid = stray.pid().to_string();
     let cgroup = pod.cgroup.directory().display().to_string();
 
-    node.attach(pod, NAME, &[])?.refused(exit::USAGE, &[&pid, "(probe)", &cgroup, "--allow-partial"])?;
-    node.attach(pod, NAME, &["--dry-run"])?.refused(exit::USAGE, &[&pid, "--allow-partial"])?;
+    bpffs.attach(pod, NAME, &[])?.refused(exit::USAGE, &[&pid, "(probe)", &cgroup, "--allow-partial"])?;
+    bpffs.attach(pod, NAME, &["--dry-run"])?.refused(exit::USAGE, &[&pid, "--allow-partial"])?;
     // No cgroup but the root holds both.
-    node.run(&["attach", "--pid", &pid])?
+    bpffs
+        .run(&["attach", "--pid", &pid])?
         .refused(exit::USAGE, &["root cgroup", &pid, "--netns and --cgroup"])?;
-    expect_untouched(&node, pod)?;
+    expect_untouched(&bpffs, pod)?;
 
-    let run = node.attach(pod, NAME, &["--allow-partial"])?.expect(exit::OK)?;
+    let run = bpffs.attach(pod, NAME, &["--allow-partial"])?.expect(exit::OK)?;
     assert!(run.stderr.contains(&pid) && run.error()?["note"].is_string(), "{run:?}");
-    let to = [Scenario::to(at(VIP4, SERVED))];
+    let to = [Scenario::to(SERVICE)];
     assert!(summary(&pod.observe(APP, &to)?).starts_with("proxy:15001"));
     assert_eq!(summary(&observe(&elsewhere, &to)?), "remote:8080");
     drop(stray);
     // It has gone, and the same again needs no consent.
-    assert_eq!(node.attach(pod, NAME, &[])?.expect(exit::OK)?.json()?["outcome"], "unchanged");
+    assert_eq!(bpffs.attach(pod, NAME, &[])?.expect(exit::OK)?.json()?["outcome"], "unchanged");
     Ok(())
 }
 
 /// A proxy outside the cgroup gets nothing from the network, and that is said, also by a later refresh.
 #[test]
 fn a_listener_of_a_stray() -> anyhow::Result<()> {
-    let Some((node, world)) = world()? else { return Ok(()) };
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let elsewhere = Place { netns: pod.netns.file().to_owned(), cgroup: None, owner: PROXY };
     let _stray = Server::start(&elsewhere, "stray", vec![Listen::on(any4(15006))])?;
     let told = "port 15006 has a listener that is of no process in the cgroup";
-    let run = node.attach(pod, NAME, &["--allow-partial"])?.expect(exit::OK)?;
+    let run = bpffs.attach(pod, NAME, &["--allow-partial"])?.expect(exit::OK)?;
     assert!(run.stderr.contains(told), "{run:?}");
-    let run = node.run(&["refresh", NAME])?.expect(exit::OK)?;
+    let run = bpffs.run(&["refresh", NAME])?.expect(exit::OK)?;
     assert!(run.stderr.contains(told) && run.stderr.contains("(probe)"), "{run:?}");
     Ok(())
 }
@@ -126,7 +112,7 @@ fn a_listener_of_a_stray() -> anyhow::Result<()> {
 /// Processes that come and go while `attach` looks are no strays.
 #[test]
 fn busy_pods_have_no_strays() -> anyhow::Result<()> {
-    let Some((node, world)) = world()? else { return Ok(()) };
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let place = pod.place(APP)?;
     let done = std::sync::atomic::AtomicBool::new(false);
@@ -136,13 +122,13 @@ fn busy_pods_have_no_strays() -> anyhow::Result<()> {
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
                 let mut command = place.program(&shell);
                 command.args(["-c", "for i in 1 2 3 4 5 6 7 8 9 10; do /bin/true & done; wait"]);
-                redirector_tests::harness::command::run(&mut command, "")?;
+                run(&mut command, "")?;
             }
             Ok(())
         });
         let attached = (0..20).try_for_each(|number| {
             let flags: &[&str] = if number % 2 == 0 { &[] } else { &["-o", "81"] };
-            node.attach(pod, NAME, flags)?.expect(exit::OK).map(drop)
+            bpffs.attach(pod, NAME, flags)?.expect(exit::OK).map(drop)
         });
         done.store(true, std::sync::atomic::Ordering::Relaxed);
         busy.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
@@ -153,7 +139,7 @@ fn busy_pods_have_no_strays() -> anyhow::Result<()> {
 /// Live chains of istio-init, of both flavours and families; others are nobody's business.
 #[test]
 fn iptables_chains() -> anyhow::Result<()> {
-    let Some((node, world)) = world()? else { return Ok(()) };
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let remedy = ["would be redirected twice", "--cleanup-only"];
     let mut flavours = Vec::new();
@@ -163,12 +149,12 @@ fn iptables_chains() -> anyhow::Result<()> {
         }
         let Some(chains) = Chains::new(&pod.netns, program)? else { continue };
         let words = ["ISTIO_OUTPUT", remedy[0], remedy[1]];
-        node.attach(pod, NAME, &[])?.refused(exit::USAGE, &words).with_context(|| program.to_owned())?;
-        node.attach(pod, NAME, &["--dry-run"])?.refused(exit::USAGE, &words)?;
-        expect_untouched(&node, pod)?;
+        bpffs.attach(pod, NAME, &[])?.refused(exit::USAGE, &words).with_context(|| program.to_owned())?;
+        bpffs.attach(pod, NAME, &["--dry-run"])?.refused(exit::USAGE, &words)?;
+        expect_untouched(&bpffs, pod)?;
         chains.remove()?;
-        node.attach(pod, NAME, &[])?.expect(exit::OK).with_context(|| program.to_owned())?;
-        node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+        bpffs.attach(pod, NAME, &[])?.expect(exit::OK).with_context(|| program.to_owned())?;
+        bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
         flavours.push(program);
     }
     println!("seen: {flavours:?}");
@@ -178,40 +164,38 @@ fn iptables_chains() -> anyhow::Result<()> {
     oracle::install(&pod.netns, &Options::sidecar())?;
     let words =
         ["ISTIO_INBOUND", "ISTIO_IN_REDIRECT", "ISTIO_OUTPUT", "ISTIO_REDIRECT", remedy[0], remedy[1]];
-    node.attach(pod, NAME, &[])?.refused(exit::USAGE, &words)?;
-    expect_untouched(&node, pod)
+    bpffs.attach(pod, NAME, &[])?.refused(exit::USAGE, &words)?;
+    expect_untouched(&bpffs, pod)
 }
 
 /// Tables of newer Istio, which makes them by nft: in sidecar and ambient mode. Others, and what is left of them without
 /// chains of their own, are nobody's business.
 #[test]
 fn native_nftables() -> anyhow::Result<()> {
-    let Some((node, world)) = world()? else { return Ok(()) };
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
     if require_program("nft").is_none() {
         return Ok(());
     }
     let pod = world.pod();
-    let nft = |text: &str| {
-        redirector_tests::harness::command::run(pod.netns.command("nft").args(["-f", "-"]), text)
-    };
+    let nft = |text: &str| run(pod.netns.command("nft").args(["-f", "-"]), text);
     let base = |table: &str| {
         let hook = "{ type nat hook output priority -100; }";
         format!("add table inet {table}\nadd chain inet {table} output {hook}\n")
     };
     nft(&format!("{}add chain inet mine istio-output\n{}", base("mine"), base("istio-proxy-nat")))?;
-    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
-    node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    bpffs.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
     for table in ["istio-proxy-nat", "istio-proxy-mangle", "istio-proxy-raw", "istio-ambient-nat"] {
         let jump = format!("add rule inet {table} output counter jump istio-output\n");
         nft(&format!("{}add chain inet {table} istio-output\n{jump}", base(table)))?;
         let words = [format!("nftables table {table}"), "--native-nftables".to_owned()];
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        node.attach(pod, NAME, &[])?.refused(exit::USAGE, &words)?;
-        node.attach(pod, NAME, &["--dry-run"])?.refused(exit::USAGE, &words)?;
-        expect_untouched(&node, pod)?;
+        bpffs.attach(pod, NAME, &[])?.refused(exit::USAGE, &words)?;
+        bpffs.attach(pod, NAME, &["--dry-run"])?.refused(exit::USAGE, &words)?;
+        expect_untouched(&bpffs, pod)?;
         nft(&format!("delete table inet {table}"))?;
     }
-    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    bpffs.attach(pod, NAME, &[])?.expect(exit::OK)?;
     Ok(())
 }
 
@@ -230,7 +214,7 @@ impl<'a> Chains<'a> {
             println!("{program} does not work here: {}", String::from_utf8_lossy(&made.stderr).trim());
             return Ok(None);
         }
-        redirector_tests::harness::command::run(chains.command().args(["-N", "KUBE-ISTIO_X"]), "")?;
+        run(chains.command().args(["-N", "KUBE-ISTIO_X"]), "")?;
         Ok(Some(chains))
     }
 
@@ -241,35 +225,34 @@ impl<'a> Chains<'a> {
     }
 
     fn remove(self) -> anyhow::Result<()> {
-        redirector_tests::harness::command::run(self.command().args(["-X", "ISTIO_OUTPUT"]), "").map(drop)
+        run(self.command().args(["-X", "ISTIO_OUTPUT"]), "").map(drop)
     }
 }
 
 /// A namespace has one instance, and a name one namespace.
 #[test]
 fn names_that_are_taken() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let (node, world) = (Node::new()?, World::with(&vec![PodOptions::default(); 2])?);
+    require_root!();
+    let (bpffs, world) = (Bpffs::new()?, World::with(&vec![PodOptions::default(); 2])?);
     let [first, second] = [&world.pods[0], &world.pods[1]];
-    node.attach(first, "first", &[])?.expect(exit::OK)?;
-    let before = (node.pins()?, node.show("first")?);
-    node.attach(first, "other", &[])?.refused(exit::USAGE, &["instance first", "--name first", "detach"])?;
-    node.attach(first, "other", &["-o", "81"])?.refused(exit::USAGE, &["instance first"])?;
-    node.attach(second, "first", &[])?
+    bpffs.attach(first, "first", &[])?.expect(exit::OK)?;
+    let before = (bpffs.pins()?, bpffs.show("first")?);
+    bpffs.attach(first, "other", &[])?.refused(exit::USAGE, &["instance first", "--name first", "detach"])?;
+    bpffs.attach(first, "other", &["-o", "81"])?.refused(exit::USAGE, &["instance first"])?;
+    bpffs
+        .attach(second, "first", &[])?
         .refused(exit::USAGE, &["first", "another network namespace", "--name"])?;
-    let other: Run = node.attach(second, "first", &["--dry-run"])?;
+    let other: Run = bpffs.attach(second, "first", &["--dry-run"])?;
     assert_eq!(other.code, Some(exit::OK), "a dry run looks at no instance: {other:?}");
-    assert_eq!((node.pins()?, node.show("first")?), before);
+    assert_eq!((bpffs.pins()?, bpffs.show("first")?), before);
     assert_eq!(links_of(second)?, [0, 0]);
 
     // One that is damaged does not keep the others from theirs.
-    std::fs::remove_file(node.instance("first").join("META"))?;
-    node.attach(second, "second", &[])?.expect(exit::OK)?;
-    node.attach(first, "first", &[])?.refused(exit::FAILED, &["first", "damaged", "detach --name first"])?;
-    node.attach(first, "other", &[])?.refused(exit::FAILED, &["first", "damaged", "detach --name first"])?;
-    node.run(&["detach", "--name", "first"])?.expect(exit::OK)?;
-    node.attach(first, "other", &[])?.expect(exit::OK)?;
+    std::fs::remove_file(bpffs.instance("first").join("META"))?;
+    bpffs.attach(second, "second", &[])?.expect(exit::OK)?;
+    bpffs.attach(first, "first", &[])?.refused(exit::FAILED, &["first", "damaged", "detach --name first"])?;
+    bpffs.attach(first, "other", &[])?.refused(exit::FAILED, &["first", "damaged", "detach --name first"])?;
+    bpffs.run(&["detach", "--name", "first"])?.expect(exit::OK)?;
+    bpffs.attach(first, "other", &[])?.expect(exit::OK)?;
     Ok(())
 }

@@ -8,95 +8,45 @@ use anyhow::Context;
 use rustix::process::Signal;
 use serde_json::json;
 
-use redirector_tests::harness::kubelet::{Call, Id, Kubelet, PREVIOUS};
-use redirector_tests::harness::pair::matrix::SERVED;
-use redirector_tests::harness::probe::many::{Load, Report};
-use redirector_tests::harness::process::{Daemon, Place};
-use redirector_tests::harness::product::agent::{Agent, Home, until_active};
-use redirector_tests::harness::product::bpffs::Node;
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::retry;
-use redirector_tests::harness::server::{Server, everywhere, proxy_listeners};
-use redirector_tests::harness::world::{APP, PROXY, World};
+use redirector_tests::harness::kubelet::{Call, Id, NodeWithPod, PREVIOUS};
+use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::probe::many::LoadReport;
+use redirector_tests::harness::product::agent::until_active;
 
-/// Everything of a node with one pod that has a namespace and a cgroup, and no process yet.
-struct Setup {
-    agent: Agent,
-    kubelet: Kubelet,
-    world: World,
-    home: Home,
-    node: Node,
-    id: Id,
-}
-
-impl Setup {
-    fn new(arguments: &[&str]) -> anyhow::Result<Option<Self>> {
-        if !require_root() {
-            return Ok(None);
-        }
-        let (node, home, world, kubelet) = (Node::new()?, Home::new()?, World::new()?, Kubelet::new()?);
-        let id = Id::new(1);
-        kubelet.know(&id, &id.object())?;
-        kubelet.make_cgroup(&id)?;
-        let agent = kubelet.agent(&node, &home, arguments)?;
-        Ok(Some(Self { agent, kubelet, world, home, node, id }))
-    }
-
-    fn call(&self, command: &str) -> Call {
-        Call::new(command, &self.home, &self.id, self.world.pod().netns.file())
-    }
-
-    fn app(&self) -> anyhow::Result<Place> {
-        self.kubelet.place(&self.id, &self.world, "app", APP)
-    }
-
-    fn proxy(&self) -> anyhow::Result<Server> {
-        Server::start(
-            &self.kubelet.place(&self.id, &self.world, "proxy", PROXY)?,
-            "proxy",
-            proxy_listeners(1),
-        )
-    }
-
-    fn is_captured(&self) -> anyhow::Result<bool> {
-        Ok(self.node.list()?.iter().any(|i| i["name"] == self.id.instance() && i["state"] == "active"))
-    }
-}
-
-fn load(place: &Place, count: u16) -> anyhow::Result<Report> {
+fn load(place: &Place, count: u16) -> anyhow::Result<LoadReport> {
     place.load(&Load::services(count))
 }
 
 #[test]
 fn the_life_of_a_pod() -> anyhow::Result<()> {
-    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
+    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
     // Nobody runs in the pod, and the first one who does is captured.
-    assert_eq!(setup.call("ADD").succeed()?, PREVIOUS);
-    assert!(setup.is_captured()?);
-    let outside = setup.world.serve_outside(everywhere(&[SERVED]))?;
-    let first = load(&setup.app()?, 1)?;
+    assert_eq!(node.call("ADD").succeed()?, PREVIOUS);
+    assert!(node.is_captured()?);
+    let outside = node.world.serve_outside(everywhere(&[SERVED]))?;
+    let first = load(&node.app()?, 1)?;
     assert_eq!(first.failed, [("ECONNREFUSED".to_owned(), 1)].into(), "no proxy yet: {first:#?}");
     assert!(outside.accepted().is_empty());
-    let _proxy = setup.proxy()?;
-    assert_eq!(load(&setup.app()?, 50)?.reached, HashMap::from([("proxy:15001".to_owned(), 50)]));
-    assert_eq!(setup.call("CHECK").succeed()?, "");
+    let _proxy = node.proxy()?;
+    assert_eq!(load(&node.app()?, 50)?.reached, HashMap::from([("proxy:15001".to_owned(), 50)]));
+    assert_eq!(node.call("CHECK").succeed()?, "");
     // As a runtime does that has lost the answer.
-    assert_eq!(setup.call("ADD").succeed()?, PREVIOUS);
-    assert_eq!(setup.call("STATUS").succeed()?, "");
-    assert_eq!(setup.call("GC").succeed()?, "");
+    assert_eq!(node.call("ADD").succeed()?, PREVIOUS);
+    assert_eq!(node.call("STATUS").succeed()?, "");
+    assert_eq!(node.call("GC").succeed()?, "");
 
     // DEL of a sandbox that is none of the pod's present one leaves it alone.
     let other = World::new()?;
-    Call::new("DEL", &setup.home, &setup.id, other.pod().netns.file()).succeed()?;
-    setup.call("DEL").with("CNI_NETNS", None).succeed()?;
-    setup.call("DEL").with("CNI_NETNS", Some("/run/netns/gone")).succeed()?;
-    assert!(setup.is_captured()?);
-    assert_eq!(setup.call("DEL").succeed()?, "");
-    assert!(!setup.is_captured()?);
-    setup.call("DEL").succeed()?;
-    let (code, why) = setup.call("CHECK").fail()?;
+    Call::new("DEL", &node.home, &node.id, other.pod().netns.file()).succeed()?;
+    node.call("DEL").with("CNI_NETNS", None).succeed()?;
+    node.call("DEL").with("CNI_NETNS", Some("/run/netns/gone")).succeed()?;
+    assert!(node.is_captured()?);
+    assert_eq!(node.call("DEL").succeed()?, "");
+    assert!(!node.is_captured()?);
+    node.call("DEL").succeed()?;
+    let (code, why) = node.call("CHECK").fail()?;
     assert_eq!(code, 101, "{why}");
-    let metrics = setup.agent.metrics()?;
+    let metrics = node.agent.metrics()?;
     for (name, value) in [
         ("redirector_cni_requests_total{operation=\"add\",outcome=\"done\"}", 2.0),
         ("redirector_cni_requests_total{operation=\"del\",outcome=\"done\"}", 5.0),
@@ -111,30 +61,30 @@ fn the_life_of_a_pod() -> anyhow::Result<()> {
 /// The pod's sandbox ends without a DEL, and the pod gets another.
 #[test]
 fn a_new_sandbox() -> anyhow::Result<()> {
-    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
-    setup.call("ADD").succeed()?;
+    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
+    node.call("ADD").succeed()?;
     let second = World::new()?;
     let netns = second.pod().netns.file();
-    Call::new("ADD", &setup.home, &setup.id, netns).succeed()?;
-    let list = setup.node.list()?;
+    Call::new("ADD", &node.home, &node.id, netns).succeed()?;
+    let list = node.bpffs.list()?;
     assert_eq!(list.len(), 1, "{list:#?}");
     assert_eq!(list[0]["netns"], netns.display().to_string());
-    Call::new("CHECK", &setup.home, &setup.id, netns).succeed()?;
-    let (code, why) = setup.call("CHECK").fail()?;
+    Call::new("CHECK", &node.home, &node.id, netns).succeed()?;
+    let (code, why) = node.call("CHECK").fail()?;
     assert_eq!(code, 101, "the sandbox before: {why}");
     // The namespace ends, nobody says DEL: gone all the same.
     drop(second);
-    until_active(&setup.node, &setup.agent, &setup.id.instance(), false)?;
+    until_active(&node.bpffs, &node.agent, &node.id.instance(), false)?;
     Ok(())
 }
 
 #[test]
 fn who_is_captured() -> anyhow::Result<()> {
-    let Some(setup) = Setup::new(&["--exclude-namespaces", "kube-system"])? else { return Ok(()) };
+    let Some(node) = NodeWithPod::new(&["--exclude-namespaces", "kube-system"])? else { return Ok(()) };
     let plain = |change: fn(&mut serde_json::Value)| {
-        let mut object = setup.id.object();
+        let mut object = node.id.object();
         change(&mut object);
-        setup.kubelet.know(&setup.id, &object)
+        node.kubelet.know(&node.id, &object)
     };
     for change in [
         (|o: &mut serde_json::Value| o["metadata"]["annotations"] = json!({})) as fn(&mut serde_json::Value),
@@ -144,13 +94,13 @@ fn who_is_captured() -> anyhow::Result<()> {
         |o| o["spec"]["containers"][1]["args"] = json!(["proxy", "router"]),
     ] {
         plain(change)?;
-        assert_eq!(setup.call("ADD").succeed()?, PREVIOUS);
-        setup.call("CHECK").succeed()?;
-        assert!(!setup.is_captured()?);
+        assert_eq!(node.call("ADD").succeed()?, PREVIOUS);
+        node.call("CHECK").succeed()?;
+        assert!(!node.is_captured()?);
     }
     let elsewhere = "K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=dns;K8S_POD_UID=1-2";
-    setup.call("ADD").with("CNI_ARGS", Some(elsewhere)).succeed()?;
-    setup.call("ADD").with("CNI_ARGS", None).succeed()?;
+    node.call("ADD").with("CNI_ARGS", Some(elsewhere)).succeed()?;
+    node.call("ADD").with("CNI_ARGS", None).succeed()?;
 
     // A native sidecar (Kubernetes 1.29) is among the init containers; a runtime of before 2021 tells no uid.
     plain(|o| {
@@ -158,43 +108,43 @@ fn who_is_captured() -> anyhow::Result<()> {
         o["spec"]["initContainers"] = json!([proxy]);
         o["metadata"]["annotations"]["traffic.sidecar.istio.io/excludeOutboundPorts"] = "8080".into();
     })?;
-    let old = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={}", setup.id.name);
-    setup.call("ADD").with("CNI_ARGS", Some(&old)).succeed()?;
-    assert!(setup.is_captured()?);
-    let show = setup.node.show(&setup.id.instance())?;
+    let old = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={}", node.id.name);
+    node.call("ADD").with("CNI_ARGS", Some(&old)).succeed()?;
+    assert!(node.is_captured()?);
+    let show = node.bpffs.show(&node.id.instance())?;
     assert_eq!(show["record"]["policy"]["outbound_exclude_ports"], json!([8080]), "{show:#}");
     Ok(())
 }
 
-/// What cannot be captured does not start, and leaves nothing behind.
+/// A pod that cannot be captured does not start, and leaves nothing behind.
 #[test]
 fn failures() -> anyhow::Result<()> {
-    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
-    let mut object = setup.id.object();
+    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
+    let mut object = node.id.object();
     let key = "traffic.sidecar.istio.io/excludeOutboundPorts";
     object["metadata"]["annotations"][key] = "80,http".into();
-    setup.kubelet.know(&setup.id, &object)?;
-    let (code, why) = setup.call("ADD").fail()?;
+    node.kubelet.know(&node.id, &object)?;
+    let (code, why) = node.call("ADD").fail()?;
     assert!(code == 100 && why.contains(key), "{code} {why}");
 
     let unknown = Id::new(2);
-    let (code, why) = Call::new("ADD", &setup.home, &unknown, setup.world.pod().netns.file()).fail()?;
+    let (code, why) = Call::new("ADD", &node.home, &unknown, node.world.pod().netns.file()).fail()?;
     assert!(code == 11 && why.contains(&unknown.name), "{code} {why}");
-    setup.kubelet.know(&unknown, &unknown.object())?;
-    let (code, why) = Call::new("ADD", &setup.home, &unknown, setup.world.pod().netns.file()).fail()?;
+    node.kubelet.know(&unknown, &unknown.object())?;
+    let (code, why) = Call::new("ADD", &node.home, &unknown, node.world.pod().netns.file()).fail()?;
     assert!(code == 100 && why.contains("cgroup"), "{code} {why}");
 
-    setup.kubelet.know(&setup.id, &setup.id.object())?;
-    let (code, why) = setup.call("ADD").with("CNI_NETNS", Some("/proc/self/ns/net")).fail()?;
+    node.kubelet.know(&node.id, &node.id.object())?;
+    let (code, why) = node.call("ADD").with("CNI_NETNS", Some("/proc/self/ns/net")).fail()?;
     assert!(code == 100 && why.contains("machine's own"), "{code} {why}");
-    let (code, why) = setup.call("ADD").with("CNI_NETNS", Some("/proc/self/ns/uts")).fail()?;
+    let (code, why) = node.call("ADD").with("CNI_NETNS", Some("/proc/self/ns/uts")).fail()?;
     assert!(code == 100 && why.contains("not a network namespace"), "{code} {why}");
-    let (code, why) = setup.call("ADD").with("CNI_NETNS", Some("/run/netns/none")).fail()?;
+    let (code, why) = node.call("ADD").with("CNI_NETNS", Some("/run/netns/none")).fail()?;
     assert!(code == 4 && why.contains("/run/netns/none"), "{code} {why}");
-    setup.node.expect_empty()?;
+    node.bpffs.expect_empty()?;
 
     // Nobody to ask.
-    let Setup { agent, ref world, ref home, ref id, .. } = setup;
+    let NodeWithPod { agent, ref world, ref home, ref id, .. } = node;
     agent.kill()?;
     let call = |command| Call::new(command, home, id, world.pod().netns.file());
     let (code, why) = call("ADD").fail()?;
@@ -209,19 +159,19 @@ fn failures() -> anyhow::Result<()> {
 
 #[test]
 fn what_nobody_knows_may_be_let_through() -> anyhow::Result<()> {
-    let Some(setup) = Setup::new(&["--unknown-pods", "pass"])? else { return Ok(()) };
+    let Some(node) = NodeWithPod::new(&["--unknown-pods", "pass"])? else { return Ok(()) };
     let unknown = Id::new(2);
-    let call = Call::new("ADD", &setup.home, &unknown, setup.world.pod().netns.file());
+    let call = Call::new("ADD", &node.home, &unknown, node.world.pod().netns.file());
     assert_eq!(call.succeed()?, PREVIOUS);
-    setup.node.expect_empty()
+    node.bpffs.expect_empty()
 }
 
 #[test]
 fn malformed_calls() -> anyhow::Result<()> {
-    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
-    let good = setup.call("ADD");
+    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
+    let good = node.call("ADD");
     let config = good.config.clone();
-    let version = setup.call("VERSION").configured("").succeed()?;
+    let version = node.call("VERSION").configured("").succeed()?;
     let version: serde_json::Value = serde_json::from_str(&version)?;
     assert_eq!(version["supportedVersions"], json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
     for (call, code) in [
@@ -239,32 +189,32 @@ fn malformed_calls() -> anyhow::Result<()> {
         (good.clone().configured(config.replace("1.0.0", "9.9.9")), 1),
         (good.clone().configured(config.replace("shop-net", "")), 7),
         (good.clone().configured(config.replace("prevResult", "previous")), 7),
-        (setup.call("STATUS").configured(config.as_str()), 1),
+        (node.call("STATUS").configured(config.as_str()), 1),
     ] {
         let (got, why) = call.fail()?;
         assert_eq!(got, code, "{why}\n{call:?}");
     }
-    setup.node.expect_empty()
+    node.bpffs.expect_empty()
 }
 
 /// The socket's mode keeps others out; where somebody has changed it, their credentials do.
 #[test]
 fn only_root_may_ask() -> anyhow::Result<()> {
-    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
-    let socket = setup.home.run().join("agent.sock");
+    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
+    let socket = node.home.run().join("agent.sock");
     assert_eq!(std::fs::metadata(&socket)?.permissions().mode() & 0o777, 0o600);
-    assert_eq!(std::fs::metadata(setup.home.run())?.permissions().mode() & 0o777, 0o700);
+    assert_eq!(std::fs::metadata(node.home.run())?.permissions().mode() & 0o777, 0o700);
     let user = ["setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups"];
-    let ask = || setup.call("STATUS").by(&user).fail();
+    let ask = || node.call("STATUS").by(&user).fail();
     let (code, why) = ask()?;
     assert!(code == 50 && why.contains("Permission denied"), "{code} {why}");
-    for path in [socket.as_path(), &setup.home.run(), setup.home.run().parent().context("a parent")?] {
+    for path in [socket.as_path(), &node.home.run(), node.home.run().parent().context("a parent")?] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777))?;
     }
     let (code, why) = ask()?;
     assert!(code == 100 && why.contains("only root may ask, not user 1000"), "{code} {why}");
-    assert_eq!(setup.agent.metric("redirector_errors_total{reason=\"peer\"}")?, 1.0);
-    setup.call("STATUS").succeed()?;
+    assert_eq!(node.agent.metric("redirector_errors_total{reason=\"peer\"}")?, 1.0);
+    node.call("STATUS").succeed()?;
     Ok(())
 }
 
@@ -272,16 +222,16 @@ fn only_root_may_ask() -> anyhow::Result<()> {
 /// change are followed.
 #[test]
 fn pods_that_the_plugin_missed() -> anyhow::Result<()> {
-    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
-    let _proxy = setup.proxy()?;
-    let name = setup.id.instance();
-    let Setup { agent, ref kubelet, ref world, ref home, ref node, ref id } = setup;
+    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
+    let _proxy = node.proxy()?;
+    let name = node.id.instance();
+    let NodeWithPod { agent, ref kubelet, ref world, ref home, ref bpffs, ref id } = node;
     agent.kill()?;
     let app = kubelet.place(id, world, "app", APP)?;
     let _outside = world.serve_outside(everywhere(&[SERVED]))?;
     assert_eq!(load(&app, 1)?.reached, HashMap::from([(format!("remote:{SERVED}"), 1)]));
-    let agent = kubelet.agent(node, home, &["--resync", "1"])?;
-    until_active(node, &agent, &name, true)?;
+    let agent = kubelet.agent(bpffs, home, &["--resync", "1"])?;
+    until_active(bpffs, &agent, &name, true)?;
     assert_eq!(load(&app, 20)?.reached, HashMap::from([("proxy:15001".to_owned(), 20)]));
 
     let mut object = id.object();
@@ -301,10 +251,10 @@ fn pods_that_the_plugin_missed() -> anyhow::Result<()> {
     std::fs::remove_file(kubelet.objects().join(format!("{}.json", id.name)))?;
     let lines = agent.line_count();
     drop(agent);
-    let agent = kubelet.agent(node, home, &[])?;
+    let agent = kubelet.agent(bpffs, home, &[])?;
     agent.wait_for(0, "adopted")?;
     assert!(
-        setup.world.pods.len() == 1 && node.list()?.iter().any(|i| i["name"] == name.as_str()),
+        node.world.pods.len() == 1 && bpffs.list()?.iter().any(|i| i["name"] == name.as_str()),
         "{lines}"
     );
     Ok(())
@@ -313,24 +263,24 @@ fn pods_that_the_plugin_missed() -> anyhow::Result<()> {
 /// In a hybrid layout the kubelet makes the pod's cgroup in the v1 trees only.
 #[test]
 fn a_cgroup_of_v1_only() -> anyhow::Result<()> {
-    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
+    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
     let v1 = Path::new("/sys/fs/cgroup/pids");
     if !v1.join("tasks").exists() {
         println!("no cgroup v1 here");
         return Ok(());
     }
     let id = Id::new(3);
-    setup.kubelet.know(&id, &id.object())?;
-    let root = v1.join(setup.kubelet.cgroup.directory().file_name().context("a name")?);
+    node.kubelet.know(&id, &id.object())?;
+    let root = v1.join(node.kubelet.cgroup.directory().file_name().context("a name")?);
     let pod = root.join("burstable").join(format!("pod{}", id.uid));
     std::fs::create_dir_all(&pod)?;
-    let result = Call::new("ADD", &setup.home, &id, setup.world.pod().netns.file()).succeed();
+    let result = Call::new("ADD", &node.home, &id, node.world.pod().netns.file()).succeed();
     for directory in [&pod, &root.join("burstable"), &root] {
         std::fs::remove_dir(directory)?;
     }
     assert_eq!(result?, PREVIOUS);
-    let cgroup = setup.kubelet.cgroup.directory().join("burstable").join(format!("pod{}", id.uid));
-    assert_eq!(setup.node.list()?[0]["cgroup"], cgroup.display().to_string());
+    let cgroup = node.kubelet.cgroup.directory().join("burstable").join(format!("pod{}", id.uid));
+    assert_eq!(node.bpffs.list()?[0]["cgroup"], cgroup.display().to_string());
     Ok(())
 }
 
@@ -338,8 +288,8 @@ fn a_cgroup_of_v1_only() -> anyhow::Result<()> {
 #[test]
 fn killed_while_pods_start() -> anyhow::Result<()> {
     const PODS: u32 = 12;
-    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
-    let Setup { agent, ref kubelet, ref home, ref node, .. } = setup;
+    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
+    let NodeWithPod { agent, ref kubelet, ref home, ref bpffs, .. } = node;
     let done = std::sync::atomic::AtomicBool::new(false);
     let agents = std::thread::scope(|scope| {
         let killing = scope.spawn(|| {
@@ -355,7 +305,7 @@ fn killed_while_pods_start() -> anyhow::Result<()> {
                     return anyhow::Ok(count);
                 }
                 agent.kill()?;
-                agent = kubelet.agent(node, home, &[])?;
+                agent = kubelet.agent(bpffs, home, &[])?;
                 count += 1;
             }
         });
@@ -383,25 +333,25 @@ fn killed_while_pods_start() -> anyhow::Result<()> {
     println!("{agents} agents were killed while {PODS} pods started");
     assert!(agents > PODS / 2);
     // Their namespaces are gone, and a last agent leaves nothing of them.
-    let agent = kubelet.agent(node, home, &[])?;
-    retry::until("the bpffs to be empty", || node.expect_empty().ok()).with_context(|| agent.log())
+    let agent = kubelet.agent(bpffs, home, &[])?;
+    retry::until("the bpffs to be empty", || bpffs.expect_empty().ok()).with_context(|| agent.log())
 }
 
-/// Whoever has asked and given up is not served any more: the runtime throws his sandbox away, and makes another.
+/// A plugin that has given up is not served any more: the runtime throws the sandbox away and makes another.
 #[test]
 fn who_has_given_up() -> anyhow::Result<()> {
-    let Some(setup) = Setup::new(&[])? else { return Ok(()) };
-    setup.agent.signal(Signal::STOP)?;
-    let call = setup.call("ADD");
+    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
+    node.agent.signal(Signal::STOP)?;
+    let call = node.call("ADD");
     let mut plugin = Daemon::start("plugin", &mut call.command())?;
     plugin.tell(&call.config)?;
     plugin.close();
     retry::until("the plugin to wait for its answer", || waits_for_an_answer(plugin.pid()).then_some(()))?;
     drop(plugin);
-    setup.agent.signal(Signal::CONT)?;
-    setup.agent.wait_for(0, "failed: the plugin has not waited")?;
-    setup.node.expect_empty()?;
-    assert_eq!(setup.call("ADD").succeed()?, PREVIOUS);
+    node.agent.signal(Signal::CONT)?;
+    node.agent.wait_for(0, "failed: the plugin has not waited")?;
+    node.bpffs.expect_empty()?;
+    assert_eq!(node.call("ADD").succeed()?, PREVIOUS);
     Ok(())
 }
 

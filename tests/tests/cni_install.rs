@@ -5,10 +5,8 @@ use serde_json::json;
 
 use redirector_tests::harness::command;
 use redirector_tests::harness::kubelet::Kubelet;
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::agent::Home;
-use redirector_tests::harness::product::bpffs::Node;
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::retry;
 
 /// The agent chains the plugin, again whenever another tool has written the list anew; `uninstall` leaves the node as
 /// it was.
@@ -16,10 +14,8 @@ use redirector_tests::harness::retry;
 fn installed_and_uninstalled() -> anyhow::Result<()> {
     const LIST: &str =
         r#"{"cniVersion":"1.0.0", "name":"n","plugins":[{"type":"bridge"}, {"type":"portmap"}]}"#;
-    if !require_root() {
-        return Ok(());
-    }
-    let (node, home, kubelet) = (Node::new()?, Home::new()?, Kubelet::new()?);
+    require_root!();
+    let (bpffs, home, kubelet) = (Bpffs::new()?, Home::new()?, Kubelet::new()?);
     let directory = tempfile::Builder::new().prefix("redirtest-cni").tempdir()?;
     let [bin, conf] = ["bin", "net.d"].map(|name| directory.path().join(name));
     std::fs::create_dir(&bin)?;
@@ -41,7 +37,7 @@ fn installed_and_uninstalled() -> anyhow::Result<()> {
         "--exclude-namespaces",
         "a,b",
     ];
-    let agent = kubelet.agent(&node, &home, &arguments)?;
+    let agent = kubelet.agent(&bpffs, &home, &arguments)?;
     let until_chained = |others: &[&str]| {
         let expected: Vec<String> = others.iter().chain(&["redirector"]).map(|t| (*t).to_owned()).collect();
         retry::until("the plugin to be chained", || (types()? == expected).then_some(()))
@@ -51,7 +47,7 @@ fn installed_and_uninstalled() -> anyhow::Result<()> {
     assert_eq!(entry["plugins"][2]["excludeNamespaces"], json!(["a", "b"]), "{entry:#}");
     assert_eq!(entry["plugins"][2]["socket"], home.run().join("agent.sock").display().to_string());
 
-    // What is installed works: called at its place, by its entry.
+    // The installed plugin works: called at its place, by its entry.
     let mut installed = std::process::Command::new(bin.join("redirector"));
     let version = command::run(installed.env_clear().env("CNI_COMMAND", "VERSION"), "")?;
     assert!(version.contains("1.1.0"), "{version}");
@@ -62,15 +58,15 @@ fn installed_and_uninstalled() -> anyhow::Result<()> {
     retry::until("the binary to be back", || bin.join("redirector").exists().then_some(()))?;
     agent.kill()?;
     let arguments = ["cni", "uninstall", "--bin-dir", &bin_text, "--conf-dir", &conf_text];
-    node.run(&arguments)?.expect(0)?;
+    bpffs.run(&arguments)?.expect(0)?;
     assert_eq!(std::fs::read_to_string(&list)?, LIST.replace("portmap", "bandwidth"));
     assert_eq!(std::fs::read_dir(&conf)?.count(), 1);
     assert_eq!(std::fs::read_dir(&bin)?.count(), 0);
     // Where nothing is installed, the directories are wrong, or it is said to be as wanted.
-    assert!(node.run(&arguments)?.expect(3)?.stderr.contains("--conf-dir"));
+    assert!(bpffs.run(&arguments)?.expect(3)?.stderr.contains("--conf-dir"));
     let arguments = [&arguments[..], &["--ignore-missing"]].concat();
-    assert_eq!(node.run(&arguments)?.expect(0)?.json()?, json!({ "done": [] }));
+    assert_eq!(bpffs.run(&arguments)?.expect(0)?.json()?, json!({ "done": [] }));
     // Without a runtime it says what it is for.
-    node.run(&["cni"])?.expect(2)?;
+    bpffs.run(&["cni"])?.expect(2)?;
     Ok(())
 }

@@ -2,11 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use redirector_tests::harness::pair::fixture::{By, Side};
-use redirector_tests::harness::probe::many::{Load, Report};
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::share;
-use redirector_tests::harness::world::{APP, at};
+use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::probe::many::LoadReport;
 
 /// This many different services exist outside; all lead to different original destinations.
 fn services4(count: u16) -> impl Iterator<Item = SocketAddr> {
@@ -20,34 +17,42 @@ fn services6(count: u16) -> impl Iterator<Item = SocketAddr> {
     (0..count).map(|number| at(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 1, number), 1000 + number))
 }
 
+/// So many of each family.
+fn services(count: u16) -> Vec<SocketAddr> {
+    services4(count).zip(services6(count)).flat_map(|(v4, v6)| [v4, v6]).collect()
+}
+
 fn share(count: u16) -> u16 {
     u16::try_from(share::times(count.into(), 200)).unwrap_or(count)
 }
 
-fn run(by: By, destinations: Vec<SocketAddr>, hold: bool, ports: Option<&str>) -> anyhow::Result<Report> {
-    let same_port = !matches!(by, By::Iptables(_));
-    let side = Side::new(by)?;
+fn run(
+    by: Redirection,
+    destinations: Vec<SocketAddr>,
+    hold: bool,
+    ports: Option<&str>,
+) -> anyhow::Result<LoadReport> {
+    let same_port = !matches!(by, Redirection::Iptables(_));
+    let fixture = Fixture::new(by)?;
     if let Some(range) = ports {
-        side.pod().netns.sysctl(&[("ipv4/ip_local_port_range", range)])?;
+        fixture.pod().netns.sysctl(&[("ipv4/ip_local_port_range", range)])?;
     }
-    let report = side.pod().load(APP, &Load { destinations, threads: 16, hold, same_port })?;
-    if let Some(proxy) = &side.proxy {
+    let report = fixture.pod().load(APP, &Load { destinations, threads: 16, hold, same_port })?;
+    if let Some(proxy) = &fixture.proxy {
         assert_eq!(proxy.accepted().len(), report.right + report.wrong, "{report:#?}");
     }
     Ok(report)
 }
 
-fn assert_all_right(by: &By, report: &Report, expected: usize) {
+fn assert_all_right(by: &Redirection, report: &LoadReport, expected: usize) {
     assert!(report.wrong == 0 && report.failed.is_empty(), "{}: {report:#?}", by.label());
     assert_eq!(report.right, expected, "{}", by.label());
     assert_eq!(report.reached.get("proxy:15001"), Some(&expected), "{}: {report:#?}", by.label());
 }
 
 fn both(destinations: &[SocketAddr], hold: bool, ports: Option<&str>) -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    for by in [By::iptables(), By::Redirector] {
+    require_root!();
+    for by in [Redirection::iptables(), Redirection::redirector()] {
         let report = run(by.clone(), destinations.to_vec(), hold, ports)?;
         assert_all_right(&by, &report, destinations.len());
     }
@@ -57,17 +62,13 @@ fn both(destinations: &[SocketAddr], hold: bool, ports: Option<&str>) -> anyhow:
 /// Ten thousand connections of both families from many threads.
 #[test]
 fn ten_thousand_connections() -> anyhow::Result<()> {
-    let destinations: Vec<SocketAddr> =
-        services4(share(5000)).zip(services6(share(5000))).flat_map(|(v4, v6)| [v4, v6]).collect();
-    both(&destinations, false, None)
+    both(&services(share(5000)), false, None)
 }
 
 /// Two thousand at the same time.
 #[test]
 fn two_thousand_open_connections() -> anyhow::Result<()> {
-    let destinations: Vec<SocketAddr> =
-        services4(share(1000)).zip(services6(share(1000))).flat_map(|(v4, v6)| [v4, v6]).collect();
-    both(&destinations, true, None)
+    both(&services(share(1000)), true, None)
 }
 
 /// Ports are a client's per destination: with ten of them thirty services can be connected to at the same time, though

@@ -7,21 +7,14 @@ use std::process::Command;
 
 use anyhow::Context;
 
-use redirector_tests::harness::command::{output, run};
-use redirector_tests::harness::oracle;
-use redirector_tests::harness::oracle::options::Options;
-use redirector_tests::harness::probe::scenario::Owner;
-use redirector_tests::harness::process::{Daemon, Place};
-use redirector_tests::harness::product::bpffs::Node;
-use redirector_tests::harness::product::exit;
-use redirector_tests::harness::requirements::{repository, require_program, require_root};
-use redirector_tests::harness::world::{APP, PROXY, Pod, ROOT, VIP4, VIP6, World};
+use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::requirements::repository;
 
 /// A name that the proxy's DNS server and the one outside answer differently.
 const NAME: &str = "service.test";
-/// What the proxy's server answers.
+/// The answer of the proxy's server.
 const PROXYS: [&str; 2] = ["10.1.1.1", "fd00:1::1"];
-/// What the server outside answers.
+/// The answer of the server outside.
 const OUTSIDES: [&str; 2] = ["10.2.2.2", "fd00:2::2"];
 /// A server that is not in resolv.conf.
 const STRANGER: &str = "10.96.0.77";
@@ -197,9 +190,7 @@ fn lines(addresses: &[&str]) -> Vec<String> {
 
 /// Runs the comparison under one kind of capture.
 fn compare(all: bool) -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let Some(programs) = Programs::find()? else { return Ok(()) };
     let options = Options {
         redirect_dns: true,
@@ -211,12 +202,12 @@ fn compare(all: bool) -> anyhow::Result<()> {
     oracle::install(&oracle.pod().netns, &options)?;
     let expected = oracle.ask_everything(&programs)?;
 
-    let (node, subject) = (Node::new()?, Scene::new(&programs)?);
+    let (bpffs, subject) = (Bpffs::new()?, Scene::new(&programs)?);
     let pid = subject.container.pid().to_string();
     let flags = options.flags();
     let mut arguments = vec!["attach", "--pid", &pid, "--name", "dns"];
     arguments.extend(flags.iter().map(String::as_str));
-    node.run(&arguments)?.expect(exit::OK)?;
+    bpffs.run(&arguments)?.expect(exit::OK)?;
     let seen = subject.ask_everything(&programs)?;
     for (seen, expected) in seen.iter().zip(&expected) {
         assert_eq!(seen, expected, "redirector, then iptables");

@@ -8,21 +8,14 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use redirector_tests::harness::oracle::options::{Options, Tproxy};
-use redirector_tests::harness::pair::Twin;
-use redirector_tests::harness::pair::fixture::{By, Setup, Side};
-use redirector_tests::harness::pair::matrix::{Caller, Part, SERVED, SIDECAR_PORTS};
-use redirector_tests::harness::probe::observation::Observation;
-use redirector_tests::harness::probe::scenario::{Family, Scenario};
-use redirector_tests::harness::process::{Daemon, Place};
-use redirector_tests::harness::product::{exit, redirector};
-use redirector_tests::harness::requirements::{require_envoy, require_program, require_root};
-use redirector_tests::harness::retry;
-use redirector_tests::harness::world::{APP, PROXY, SECOND4, TRANSPARENT_PROXY, VIP4, VIP6, at};
+use redirector_tests::harness::oracle::options::Tproxy;
+use redirector_tests::harness::pair::matrix::SIDECAR_PORTS;
+use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::world::TRANSPARENT_PROXY;
 
 /// How Envoy listens.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum Listening {
     /// On 0.0.0.0.
     V4,
     /// On [::], for IPv4, too.
@@ -38,21 +31,21 @@ struct Envoy {
 }
 
 impl Envoy {
-    fn start(envoy: &Path, side: &Side, kind: Kind) -> anyhow::Result<Self> {
+    fn start(envoy: &Path, fixture: &Fixture, kind: Listening) -> anyhow::Result<Self> {
         let mut config = tempfile::Builder::new().prefix("redirtest-envoy").suffix(".yaml").tempfile()?;
         config.write_all(configuration(kind).as_bytes())?;
         // Envoy runs as another user.
         let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
         std::fs::set_permissions(config.path(), readable)?;
-        let owner = if kind == Kind::Tproxy { TRANSPARENT_PROXY } else { PROXY };
-        let mut command = side.pod().place(owner)?.program(envoy);
+        let owner = if kind == Listening::Tproxy { TRANSPARENT_PROXY } else { PROXY };
+        let mut command = fixture.pod().place(owner)?.program(envoy);
         command.arg("-c").arg(config.path());
         // Hot restart would share memory with every other Envoy on the machine.
         command.args(["--concurrency", "2", "--disable-hot-restart", "--file-flush-interval-msec", "50"]);
         command.args(["--log-level", "warning"]);
         let daemon = Daemon::start("envoy", &mut command)?;
         for port in [15001, 15006] {
-            if let Err(error) = side.pod().netns.wait_for_listener(port) {
+            if let Err(error) = fixture.pod().netns.wait_for_listener(port) {
                 return Err(error.context(daemon.lines().join("\n")));
             }
         }
@@ -84,8 +77,8 @@ fn without_picked_port(word: &str) -> String {
     }
 }
 
-fn configuration(kind: Kind) -> String {
-    let address = if kind != Kind::V4 { "\"::\", ipv4_compat: true" } else { "0.0.0.0" };
+fn configuration(kind: Listening) -> String {
+    let address = if kind != Listening::V4 { "\"::\", ipv4_compat: true" } else { "0.0.0.0" };
     let listener = |name: &str, port: u16, how: &str, cluster: &str, word: &str| {
         format!(
             r#"
@@ -119,12 +112,12 @@ fn configuration(kind: Kind) -> String {
       typed_config:
         "@type": type.googleapis.com/envoy.extensions.filters.listener.original_src.v3.OriginalSrc
         mark: 1337"#;
-    let original_dst = if kind == Kind::Tproxy { tproxy } else { original_dst };
+    let original_dst = if kind == Listening::Tproxy { tproxy } else { original_dst };
     let passthrough = "upstream_bind_config:
       source_address: { address: 127.0.0.6, port_value: 0 }
       extra_source_addresses:
       - address: { address: \"::6\", port_value: 0 }";
-    let passthrough = if kind == Kind::Tproxy { "" } else { passthrough };
+    let passthrough = if kind == Listening::Tproxy { "" } else { passthrough };
     let outbound = listener("virtualOutbound", 15001, "use_original_dst: true", "passthrough", "OUT");
     let inbound = listener("virtualInbound", 15006, original_dst, "inbound_passthrough", "IN");
     format!(
@@ -146,15 +139,15 @@ static_resources:
 }
 
 /// Connections by both families, or by IPv4 only, out of the pod, within it, and into it.
-fn parts(side: &Side, dual_stack: bool) -> Vec<Part> {
-    let pod = side.pod();
+fn parts(fixture: &Fixture, dual_stack: bool) -> Vec<Part> {
+    let pod = fixture.pod();
     let mut out = vec![
-        Scenario::to(at(VIP4, SERVED)),
+        Scenario::to(SERVICE),
         Scenario::to(at(VIP4, 15020)),
         Scenario::to(at(SECOND4, SERVED)),
-        Scenario::to(at(VIP4, SERVED)).bound(at(pod.v4(), 0)).named("from the pod's address"),
-        Scenario::to(at(VIP4, SERVED)).bound(at(Ipv4Addr::UNSPECIFIED, 20000)).named("from a port"),
-        Scenario::new("mapped", Family::Mapped, at(VIP4, SERVED)),
+        Scenario::to(SERVICE).bound(at(pod.v4(), 0)).named("from the pod's address"),
+        Scenario::to(SERVICE).bound(at(Ipv4Addr::UNSPECIFIED, 20000)).named("from a port"),
+        Scenario::new("mapped", Family::Mapped, SERVICE),
         Scenario::to(at(pod.v4(), SERVED)),
         Scenario::to(at(Ipv4Addr::LOCALHOST, SERVED)),
     ];
@@ -164,30 +157,30 @@ fn parts(side: &Side, dual_stack: bool) -> Vec<Part> {
         out.extend([Scenario::to(at(VIP6, SERVED)), Scenario::to(at(pod.v6(), SERVED))]);
         into.extend([Scenario::to(at(pod.v6(), SERVED)), Scenario::to(at(pod.v6(), 15021))]);
     }
-    let as_proxy = vec![Scenario::to(at(VIP4, SERVED)).named("proxy's own")];
+    let as_proxy = vec![Scenario::to(SERVICE).named("proxy's own")];
     vec![Part::of(APP, out), Part::of(PROXY, as_proxy), Part { caller: Caller::Outside, scenarios: into }]
 }
 
-fn check(kind: Kind) -> anyhow::Result<()> {
-    let dual_stack = kind != Kind::V4;
+fn check(kind: Listening) -> anyhow::Result<()> {
+    let dual_stack = kind != Listening::V4;
     let (true, Some(envoy)) = (require_root(), require_envoy()) else { return Ok(()) };
     let setup = Setup { proxy: Vec::new(), ..Setup::default() };
-    let twin = if kind == Kind::Tproxy {
+    let pair = if kind == Listening::Tproxy {
         let options = Options { tproxy: Some(Tproxy::default()), ..Options::sidecar() };
-        Twin::new(options.clone(), By::RedirectorWith(options), &setup)?
+        Pair::with(options, &setup)?
     } else {
-        Twin::of_redirector(&setup)?
+        Pair::of_sidecars(&setup)?
     };
-    let oracles = Envoy::start(&envoy, &twin.oracle, kind)?;
-    let subjects = Envoy::start(&envoy, &twin.subject, kind)?;
-    let seen = twin.check_through_proxy(&parts(&twin.oracle, dual_stack))?;
+    let oracles = Envoy::start(&envoy, &pair.reference, kind)?;
+    let subjects = Envoy::start(&envoy, &pair.subject, kind)?;
+    let seen = pair.check_through_proxy(&parts(&pair.reference, dual_stack))?;
     let find = |name: &str| seen.iter().find(|seen| seen.scenario == name).map(Observation::summary);
     assert_eq!(find("to 10.96.0.10:8080").as_deref(), Some("remote:8080"));
     // TPROXY mode captures 15008 from the network, too.
     let expected = match kind {
-        Kind::V4 => 7,
-        Kind::DualStack => 9,
-        Kind::Tproxy => 10,
+        Listening::V4 => 7,
+        Listening::DualStack => 9,
+        Listening::Tproxy => 10,
     };
     let (left, right) = (oracles.log(expected)?, subjects.log(expected)?);
     assert_eq!(left, right, "the access logs differ");
@@ -196,46 +189,45 @@ fn check(kind: Kind) -> anyhow::Result<()> {
             && reached.local.to_string() == "10.77.0.2:8080"
             && reached.accept_peer.to_string().starts_with("10.77.0.1:")
     });
-    assert_eq!(client, kind == Kind::Tproxy, "whether the application sees the client");
+    assert_eq!(client, kind == Listening::Tproxy, "whether the application sees the client");
     for line in [
         "OUT from 10.77.0.2:* to 10.96.0.10:8080 upstream 10.96.0.10:8080",
         "IN from 10.77.0.1:* to 10.77.0.2:8080 upstream 10.77.0.2:8080",
     ] {
         assert!(left.iter().any(|logged| logged == line), "{line} is not in {left:#?}");
     }
-    verified(&twin.subject, dual_stack)
+    verified(&pair.subject, dual_stack)
 }
 
 /// `redirector verify` tries an Envoy at work, and leaves it so.
-fn verified(side: &Side, dual_stack: bool) -> anyhow::Result<()> {
-    let instance = side.instance.as_ref().context("an instance")?;
+fn verified(fixture: &Fixture, dual_stack: bool) -> anyhow::Result<()> {
+    let instance = fixture.instance.as_ref().context("an instance")?;
     let report = redirector(&["verify", instance.name()], &[])?.expect(exit::OK)?.json()?;
     for probe in report["probes"].as_array().context("probes")? {
         let tried = dual_stack || probe["family"] == "ipv4";
         assert_eq!(probe["status"], if tried { "ok" } else { "skipped" }, "{probe:#}");
         assert!(!tried || probe["listener"] == "proxy", "{probe:#}");
     }
-    let seen = side.pod().observe(APP, &[Scenario::to(at(VIP4, SERVED))])?;
-    assert_eq!(seen[0].summary(), "remote:8080");
+    assert_eq!(fixture.pod().connect(SERVICE)?, "remote:8080");
     Ok(())
 }
 
 /// Listeners on 0.0.0.0.
 #[test]
 fn ipv4() -> anyhow::Result<()> {
-    check(Kind::V4)
+    check(Listening::V4)
 }
 
 /// Listeners on [::] that accept IPv4, too.
 #[test]
 fn dual_stack() -> anyhow::Result<()> {
-    check(Kind::DualStack)
+    check(Listening::DualStack)
 }
 
 /// TPROXY mode: Envoy connects to the application from the client's address (its filter `original_src`).
 #[test]
 fn tproxy() -> anyhow::Result<()> {
-    check(Kind::Tproxy)
+    check(Listening::Tproxy)
 }
 
 /// What a user does first: curl out of the pod and curl into it, with web servers at both ends and no netfilter rule
@@ -244,8 +236,8 @@ fn tproxy() -> anyhow::Result<()> {
 fn curl() -> anyhow::Result<()> {
     let all = (require_root(), require_envoy(), require_program("busybox"));
     let (true, Some(envoy), Some(busybox)) = all else { return Ok(()) };
-    let side = Side::with(By::Redirector, &Setup { proxy: Vec::new(), ..Setup::default() })?;
-    let envoy = Envoy::start(&envoy, &side, Kind::V4)?;
+    let fixture = Fixture::with(Redirection::redirector(), &Setup { proxy: Vec::new(), ..Setup::default() })?;
+    let envoy = Envoy::start(&envoy, &fixture, Listening::V4)?;
     let pages = tempfile::Builder::new().prefix("redirtest-web").tempdir()?;
     std::fs::set_permissions(pages.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     std::fs::write(pages.path().join("index.html"), "hello\n")?;
@@ -254,17 +246,17 @@ fn curl() -> anyhow::Result<()> {
         command.args(["httpd", "-f", "-p", "9090", "-h"]).arg(pages.path());
         Daemon::start(name, &mut command)
     };
-    let (app, outside) = (side.pod().place(APP)?, side.world.outside());
+    let (app, outside) = (fixture.pod().place(APP)?, fixture.world.outside());
     let _servers = [web("web", &outside)?, web("app", &app)?];
-    side.world.client.wait_for_listener(9090)?;
-    side.pod().netns.wait_for_listener(9090)?;
+    fixture.world.client.wait_for_listener(9090)?;
+    fixture.pod().netns.wait_for_listener(9090)?;
 
-    for (from, to) in [(&app, VIP4), (&outside, side.pod().v4())] {
+    for (from, to) in [(&app, VIP4), (&outside, fixture.pod().v4())] {
         let mut command = from.program(Path::new("/usr/bin/curl"));
         command
             .args(["--silent", "--show-error", "--fail", "--max-time", "10"])
             .arg(format!("http://{to}:9090/"));
-        assert_eq!(redirector_tests::harness::command::run(&mut command, "")?, "hello\n", "from {to}");
+        assert_eq!(run(&mut command, "")?, "hello\n", "from {to}");
     }
     let log = envoy.log(2)?;
     assert_eq!(
@@ -274,7 +266,7 @@ fn curl() -> anyhow::Result<()> {
             "OUT from 10.77.0.2:* to 10.96.0.10:9090 upstream 10.96.0.10:9090",
         ]
     );
-    let rules = redirector_tests::harness::command::run(&mut side.pod().netns.command("iptables-save"), "")?;
+    let rules = run(&mut fixture.pod().netns.command("iptables-save"), "")?;
     assert!(!rules.contains("-A "), "{rules}");
     Ok(())
 }

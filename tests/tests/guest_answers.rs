@@ -2,26 +2,12 @@
 
 use anyhow::{Context, ensure};
 
-use redirector_tests::harness::command::run;
-use redirector_tests::harness::kernel;
-use redirector_tests::harness::oracle::options::{Cidrs, Options};
-use redirector_tests::harness::pair::Twin;
-use redirector_tests::harness::pair::fixture::{By, Setup};
-use redirector_tests::harness::pair::matrix::{Caller, Part, SERVED};
-use redirector_tests::harness::probe::hold::Held;
-use redirector_tests::harness::probe::observation::Observation;
-use redirector_tests::harness::probe::scenario::Scenario;
-use redirector_tests::harness::product::bpffs::{Node, has_or_refuses};
-use redirector_tests::harness::product::{Run, exit};
-use redirector_tests::harness::requirements::{require_program, require_root};
-use redirector_tests::harness::server::{Server, everywhere};
+use redirector_tests::harness::oracle::options::Cidrs;
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::strace::{Fault, chosen, steps, with};
+use redirector_tests::harness::world::GUEST_INTERFACE;
 use redirector_tests::harness::world::netns::Netns;
-use redirector_tests::harness::world::{
-    GUEST_INTERFACE, PROXY, Pod, PodOptions, VIP4, VIP6, World, at, observe,
-};
 
-const NAME: &str = "pod";
 /// A port of the pod that is the guest's.
 const TRANSLATED: u16 = 2222;
 const GUEST: [std::net::IpAddr; 2] = [
@@ -77,14 +63,14 @@ fn connections_to_a_guest() -> anyhow::Result<()> {
         };
         options.inbound_ports_exclude.extend([TRANSLATED, SERVED]);
         let setup = Setup { pod: pod(), proxy_first: true, ..Setup::default() };
-        let twin = Twin::new(options.clone(), By::RedirectorWith(options), &setup)?;
-        let servers = [&twin.oracle, &twin.subject].map(|side| translate(side.pod()));
-        let from_guest = [at(VIP4, SERVED), at(VIP6, SERVED)].map(Scenario::to).to_vec();
+        let pair = Pair::with(options, &setup)?;
+        let servers = [&pair.reference, &pair.subject].map(|fixture| translate(fixture.pod()));
+        let from_guest = [SERVICE, at(VIP6, SERVED)].map(Scenario::to).to_vec();
         let parts = [
-            Part { caller: Caller::Outside, scenarios: to_guest(twin.oracle.pod()) },
+            Part { caller: Caller::Outside, scenarios: to_guest(pair.reference.pod()) },
             Part { caller: Caller::Guest, scenarios: from_guest },
         ];
-        let seen = roles(&twin.check(&parts)?);
+        let seen = roles(&pair.check(&parts)?);
         assert_eq!(seen, ["guest", "guest", "guest", "guest", "proxy", "proxy"]);
         for server in servers {
             drop(server?);
@@ -106,13 +92,13 @@ fn ingress(netns: &Netns, device: &str) -> anyhow::Result<String> {
     tc(netns, &format!("filter show dev {device} ingress"))
 }
 
-struct Bench {
-    node: Node,
+struct GuestPod {
+    bpffs: Bpffs,
     world: World,
     _servers: [Server; 3],
 }
 
-impl Bench {
+impl GuestPod {
     fn new() -> anyhow::Result<Option<Self>> {
         if !require_root() || !has_guests()? {
             return Ok(None);
@@ -125,7 +111,7 @@ impl Bench {
             world.pod().serve(PROXY, "proxy", everywhere(&[15001, 15006]))?,
             translate(world.pod())?,
         ];
-        Ok(Some(Self { node: Node::new()?, world, _servers: servers }))
+        Ok(Some(Self { bpffs: Bpffs::new()?, world, _servers: servers }))
     }
 
     fn netns(&self) -> &Netns {
@@ -135,17 +121,17 @@ impl Bench {
     fn attach(&self, interface: &str) -> anyhow::Result<()> {
         let flags = ["-k", interface, "-d", "2222,80,15008"];
         let flags = if interface.is_empty() { &flags[2..] } else { &flags[..] };
-        self.node.attach(self.world.pod(), NAME, flags)?.expect(exit::OK).map(drop)
+        self.bpffs.attach(self.world.pod(), NAME, flags)?.expect(exit::OK).map(drop)
     }
 
     fn run(&self, arguments: &[&str]) -> anyhow::Result<()> {
-        self.node.run(arguments)?.expect(exit::OK).map(drop)
+        self.bpffs.run(arguments)?.expect(exit::OK).map(drop)
     }
 
-    /// Who answers the outside, and who the guest.
+    /// The roles that answer the outside and the guest.
     fn answers(&self) -> anyhow::Result<Vec<String>> {
         let mut seen = self.world.observe_from_outside(&to_guest(self.world.pod()))?;
-        let services = [at(VIP4, SERVED), at(VIP6, SERVED)].map(Scenario::to);
+        let services = [SERVICE, at(VIP6, SERVED)].map(Scenario::to);
         seen.extend(observe(&self.world.pod().in_guest()?, &services)?);
         Ok(roles(&seen))
     }
@@ -172,59 +158,59 @@ impl Bench {
 /// With the policy and with the interfaces; nothing is left behind.
 #[test]
 fn the_classifier_comes_and_goes() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
-    let untouched = traffic_control(bench.netns(), GUEST_INTERFACE)?;
+    let Some(tested) = GuestPod::new()? else { return Ok(()) };
+    let untouched = traffic_control(tested.netns(), GUEST_INTERFACE)?;
     ensure!(!untouched.contains("clsact"), "{untouched}");
-    bench.expect(false)?;
-    bench.attach("")?;
-    bench.attach(GUEST_INTERFACE)?;
-    bench.expect(true)?;
+    tested.expect(false)?;
+    tested.attach("")?;
+    tested.attach(GUEST_INTERFACE)?;
+    tested.expect(true)?;
     // The classifier's own lookups do not count.
-    let show = bench.node.show(NAME)?;
+    let show = tested.bpffs.show(NAME)?;
     let counters = show["counters"].as_array().context("counters")?;
     let captured = counters.iter().find(|it| it["rule"] == "in_virtual_captured").context("the rule")?;
     ensure!(captured["connections"] == 2, "{captured}");
     for command in [&["refresh", NAME][..], &["upgrade", NAME]] {
-        bench.run(command)?;
-        let filters = ingress(bench.netns(), GUEST_INTERFACE)?;
+        tested.run(command)?;
+        let filters = ingress(tested.netns(), GUEST_INTERFACE)?;
         ensure!(filters.matches("redirector").count() == 1, "{filters}");
-        bench.expect(true)?;
+        tested.expect(true)?;
     }
     for other in ["", "vnet7"] {
-        bench.attach(other)?;
-        assert_eq!(traffic_control(bench.netns(), GUEST_INTERFACE)?, untouched);
-        bench.expect(false)?;
-        bench.attach(GUEST_INTERFACE)?;
-        bench.expect(true)?;
+        tested.attach(other)?;
+        assert_eq!(traffic_control(tested.netns(), GUEST_INTERFACE)?, untouched);
+        tested.expect(false)?;
+        tested.attach(GUEST_INTERFACE)?;
+        tested.expect(true)?;
     }
-    bench.run(&["detach", "--name", NAME])?;
-    assert_eq!(traffic_control(bench.netns(), GUEST_INTERFACE)?, untouched);
-    bench.expect(false)
+    tested.run(&["detach", "--name", NAME])?;
+    assert_eq!(traffic_control(tested.netns(), GUEST_INTERFACE)?, untouched);
+    tested.expect(false)
 }
 
 /// An interface that the policy names, but that was not there: all is taken until the next refresh. One that is called
 /// otherwise now is none of ours.
 #[test]
 fn an_interface_of_another_name() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
-    bench.attach("guest0")?;
-    bench.rename(GUEST_INTERFACE, "guest0")?;
-    let answers = bench.answers()?;
+    let Some(tested) = GuestPod::new()? else { return Ok(()) };
+    tested.attach("guest0")?;
+    tested.rename(GUEST_INTERFACE, "guest0")?;
+    let answers = tested.answers()?;
     ensure!(
         !answers.contains(&"guest".to_owned()) && answers.ends_with(&["proxy".into(), "proxy".into()]),
         "{answers:?}"
     );
-    bench.run(&["refresh", NAME])?;
-    bench.expect(true)?;
-    bench.rename("guest0", "guest1")?;
-    bench.run(&["refresh", NAME])?;
-    assert_eq!(ingress(bench.netns(), "guest1")?, "");
-    bench.expect(false)?;
-    // What had a classifier and has none leaves the pod only by the proxy, or not at all.
-    bench.rename("guest1", "guest0")?;
-    bench.run(&["refresh", NAME])?;
-    tc(bench.netns(), "filter del dev guest0 ingress")?;
-    let answers = bench.answers()?;
+    tested.run(&["refresh", NAME])?;
+    tested.expect(true)?;
+    tested.rename("guest0", "guest1")?;
+    tested.run(&["refresh", NAME])?;
+    assert_eq!(ingress(tested.netns(), "guest1")?, "");
+    tested.expect(false)?;
+    // Traffic of an interface that has lost its classifier leaves the pod by the proxy, or not at all.
+    tested.rename("guest1", "guest0")?;
+    tested.run(&["refresh", NAME])?;
+    tc(tested.netns(), "filter del dev guest0 ingress")?;
+    let answers = tested.answers()?;
     ensure!(!answers.contains(&"remote".to_owned()), "{answers:?}");
     Ok(())
 }
@@ -232,24 +218,24 @@ fn an_interface_of_another_name() -> anyhow::Result<()> {
 /// A qdisc and filters of others stay.
 #[test]
 fn filters_of_others_stay() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
-    let tc = |words: &str| tc(bench.netns(), words);
-    let program = bench.node.instance(NAME).join("prog_guest").display().to_string();
+    let Some(tested) = GuestPod::new()? else { return Ok(()) };
+    let tc = |words: &str| tc(tested.netns(), words);
+    let program = tested.bpffs.instance(NAME).join("prog_guest").display().to_string();
     for before in [true, false] {
         if before {
             tc("qdisc add dev vnet0 clsact")?;
         }
-        bench.attach(GUEST_INTERFACE)?;
+        tested.attach(GUEST_INTERFACE)?;
         tc(&format!("filter add dev vnet0 egress pref 9 bpf direct-action object-pinned {program}"))?;
-        bench.expect(true)?;
-        bench.run(&["detach", "--name", NAME])?;
+        tested.expect(true)?;
+        tested.run(&["detach", "--name", NAME])?;
         ensure!(tc("filter show dev vnet0 egress")?.contains("prog_guest"));
         assert_eq!(tc("filter show dev vnet0 ingress")?, "");
         tc("filter del dev vnet0 egress")?;
         if before {
             // Theirs stays, also when it is empty.
-            bench.attach(GUEST_INTERFACE)?;
-            bench.run(&["detach", "--name", NAME])?;
+            tested.attach(GUEST_INTERFACE)?;
+            tested.run(&["detach", "--name", NAME])?;
         }
         tc("qdisc del dev vnet0 clsact")?;
     }
@@ -259,14 +245,14 @@ fn filters_of_others_stay() -> anyhow::Result<()> {
 /// Connections that are there are neither captured nor cut when the policy comes and goes.
 #[test]
 fn connections_stay() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
-    let outside = bench.world.outside();
-    let mut held: Vec<Held> = to_guest(bench.world.pod())
+    let Some(tested) = GuestPod::new()? else { return Ok(()) };
+    let outside = tested.world.outside();
+    let mut held: Vec<Held> = to_guest(tested.world.pod())
         .into_iter()
         .map(|scenario| Held::start(&outside, scenario.to))
         .collect::<anyhow::Result<_>>()?;
-    let guest = bench.world.pod().in_guest()?;
-    for to in [at(VIP4, SERVED), at(VIP6, SERVED)] {
+    let guest = tested.world.pod().in_guest()?;
+    for to in [SERVICE, at(VIP6, SERVED)] {
         held.push(Held::start(&guest, to)?);
     }
     let mut stay = || -> anyhow::Result<()> {
@@ -275,30 +261,29 @@ fn connections_stay() -> anyhow::Result<()> {
         }
         Ok(())
     };
-    bench.attach("")?;
+    tested.attach("")?;
     stay()?;
-    bench.attach(GUEST_INTERFACE)?;
+    tested.attach(GUEST_INTERFACE)?;
     stay()?;
-    bench.run(&["refresh", NAME])?;
+    tested.run(&["refresh", NAME])?;
     stay()?;
-    bench.run(&["detach", "--name", NAME])?;
+    tested.run(&["detach", "--name", NAME])?;
     stay()
 }
 
-/// What a guest still sends when the proxy's socket is gone does not go to where it wanted to.
+/// Packets of a guest whose socket at the proxy is gone do not leave the pod.
 #[test]
 fn nothing_follows_a_socket_that_is_gone() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
-    bench.attach(GUEST_INTERFACE)?;
-    let pod = bench.world.pod();
+    let Some(tested) = GuestPod::new()? else { return Ok(()) };
+    tested.attach(GUEST_INTERFACE)?;
+    let pod = tested.world.pod();
     let guest = pod.guest.as_ref().context("guest")?;
-    let cases =
-        [("iptables", at(VIP4, SERVED), "10.79.0.1"), ("ip6tables", at(VIP6, SERVED), "[fd00:79::1]")];
+    let cases = [("iptables", SERVICE, "10.79.0.1"), ("ip6tables", at(VIP6, SERVED), "[fd00:79::1]")];
     for (program, to, from) in cases {
         let rule = |netns: &Netns, words: &str| run(netns.command(program).args(words.split(' ')), "");
-        rule(&bench.world.client, &format!("-w -t raw -A PREROUTING -p tcp -d {}", to.ip()))?;
+        rule(&tested.world.client, &format!("-w -t raw -A PREROUTING -p tcp -d {}", to.ip()))?;
         let arrived = || -> anyhow::Result<bool> {
-            let list = rule(&bench.world.client, "-w -t raw -nvxL PREROUTING")?;
+            let list = rule(&tested.world.client, "-w -t raw -nvxL PREROUTING")?;
             let line = list.lines().find(|line| line.contains(&to.ip().to_string())).context("the rule")?;
             Ok(line.split_whitespace().next() != Some("0"))
         };
@@ -318,15 +303,15 @@ fn nothing_follows_a_socket_that_is_gone() -> anyhow::Result<()> {
 /// A command that was killed leaves nothing that the next one does not take away.
 #[test]
 fn a_killed_attach_or_detach() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
+    let Some(tested) = GuestPod::new()? else { return Ok(()) };
     if require_program("strace").is_none() {
         return Ok(());
     }
-    let pod = bench.world.pod();
-    let untouched = traffic_control(bench.netns(), GUEST_INTERFACE)?;
+    let pod = tested.world.pod();
+    let untouched = traffic_control(tested.netns(), GUEST_INTERFACE)?;
     let attach =
-        |by: &[&str]| bench.node.attach_by(by, pod, NAME, &["-k", GUEST_INTERFACE, "-d", "2222,8080"]);
-    let detach = |by: &[&str]| Run::of(&mut bench.node.command(by, &["detach", "--name", NAME]));
+        |by: &[&str]| tested.bpffs.attach_by(by, pod, NAME, &["-k", GUEST_INTERFACE, "-d", "2222,8080"]);
+    let detach = |by: &[&str]| Run::of(&mut tested.bpffs.command(by, &["detach", "--name", NAME]));
     let (run, attaching) = steps("bpf", attach)?;
     run.expect(exit::OK)?;
     let (run, detaching) = steps("bpf", detach)?;
@@ -334,19 +319,19 @@ fn a_killed_attach_or_detach() -> anyhow::Result<()> {
     let mut half_made = 0;
     for at in chosen(&attaching, 12) {
         with(Fault::Kill, at, attach)?;
-        half_made += usize::from(traffic_control(bench.netns(), GUEST_INTERFACE)? != untouched);
-        ensure!(bench.node.list()?.is_empty(), "{at:?}");
-        assert_eq!(traffic_control(bench.netns(), GUEST_INTERFACE)?, untouched, "{at:?}");
+        half_made += usize::from(traffic_control(tested.netns(), GUEST_INTERFACE)? != untouched);
+        ensure!(tested.bpffs.list()?.is_empty(), "{at:?}");
+        assert_eq!(traffic_control(tested.netns(), GUEST_INTERFACE)?, untouched, "{at:?}");
     }
     for at in chosen(&detaching, 6) {
         attach(&[])?.expect(exit::OK)?;
         with(Fault::Kill, at, detach)?;
-        if !bench.node.list()?.is_empty() {
+        if !tested.bpffs.list()?.is_empty() {
             // It had not begun.
             detach(&[])?.expect(exit::OK)?;
         }
-        assert_eq!(traffic_control(bench.netns(), GUEST_INTERFACE)?, untouched, "{at:?}");
+        assert_eq!(traffic_control(tested.netns(), GUEST_INTERFACE)?, untouched, "{at:?}");
     }
     ensure!(half_made > 0, "no kill was between the classifier and the end");
-    bench.expect(false)
+    tested.expect(false)
 }

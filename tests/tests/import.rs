@@ -4,12 +4,10 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use redirector_tests::harness::command::{output, run};
-use redirector_tests::harness::oracle::options::{Cidrs, Options, Ports};
-use redirector_tests::harness::product::{exit, redirector};
-use redirector_tests::harness::requirements::require_root;
+use redirector_tests::harness::oracle::options::Cidrs;
+use redirector_tests::harness::oracle::options::Ports;
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::world::netns::Netns;
-use redirector_tests::harness::{names, oracle};
 use serde_json::Value;
 
 fn list(items: &[&str]) -> Vec<String> {
@@ -18,75 +16,60 @@ fn list(items: &[&str]) -> Vec<String> {
 
 /// Each option alone and some of them together.
 fn variants() -> Vec<(&'static str, Options)> {
-    let with = |change: &dyn Fn(&mut Options)| {
+    let variants: [(_, fn(&mut Options)); 23] = [
+        ("the sidecar default", |_| {}),
+        ("ports of the proxy", |o| (o.envoy_port, o.inbound_capture_port, o.inbound_tunnel_port) = (1, 2, 3)),
+        ("users and groups", |o| (o.proxy_uids, o.proxy_gids) = (vec![1337, 7], vec![8, 1337])),
+        ("no IPv6", |o| o.ipv6 = false),
+        ("inbound list", |o| o.inbound_ports = Ports::List(vec![443, 80, 15008])),
+        ("inbound nothing", |o| o.inbound_ports = Ports::List(Vec::new())),
+        ("inbound without exclusions", |o| o.inbound_ports_exclude.clear()),
+        ("outbound list", |o| {
+            o.outbound_cidrs = Cidrs::List(list(&["10.0.0.0/8", "fd00::/16", "10.1.2.3/32"]))
+        }),
+        ("outbound of one family", |o| o.outbound_cidrs = Cidrs::List(list(&["0.0.0.0/0"]))),
+        ("outbound nothing", |o| o.outbound_cidrs = Cidrs::List(Vec::new())),
+        ("outbound loopback", |o| o.outbound_cidrs = Cidrs::List(list(&["127.0.0.0/8", "10.0.0.0/8"]))),
+        ("outbound exclusions", |o| {
+            o.outbound_cidrs_exclude = list(&["10.0.0.0/8", "fd00:1::/32", "127.0.0.1/32"])
+        }),
+        ("outbound ports", |o| (o.outbound_ports, o.outbound_ports_exclude) = (vec![5432, 53], vec![22, 53])),
+        ("excluded interfaces", |o| o.exclude_interfaces = list(&["eth1", "net0"])),
+        ("virtual interfaces", |o| o.virtual_interfaces = list(&["vnet0", "vnet1"])),
+        ("virtual interfaces and a list", |o| {
+            o.virtual_interfaces = list(&["vnet0", "eth1"]);
+            o.exclude_interfaces = list(&["eth1"]);
+            o.outbound_cidrs = Cidrs::List(list(&["10.0.0.0/8", "fd00::/16"]));
+        }),
+        ("included groups", |o| o.owner_groups = Some(vec![202, 101])),
+        ("no groups", |o| o.owner_groups = Some(Vec::new())),
+        ("excluded groups", |o| o.owner_groups_exclude = vec![888, 999, 1337]),
+        ("a loopback range", |o| o.loopback_cidr = "127.0.0.0/8".into()),
+        ("all DNS", |o| (o.redirect_dns, o.capture_all_dns) = (true, true)),
+        ("DNS servers", servers),
+        ("many together", |o| {
+            servers(o);
+            o.proxy_uids = vec![7, 1337];
+            o.inbound_tunnel_port = 53;
+            o.inbound_ports_exclude = vec![53, 15020];
+            o.outbound_cidrs = Cidrs::List(list(&["::1/128", "192.168.0.0/16"]));
+            o.outbound_cidrs_exclude = list(&["192.168.1.0/24"]);
+            o.outbound_ports = vec![53];
+            o.owner_groups_exclude = vec![5];
+            o.exclude_interfaces = list(&["eth1"]);
+        }),
+    ];
+    let options = |(name, change): (_, fn(&mut Options))| {
         let mut options = Options::sidecar();
         change(&mut options);
-        options
+        (name, options)
     };
-    let servers = |o: &mut Options| {
-        o.redirect_dns = true;
-        o.dns_servers = list(&["10.96.0.10", "127.0.0.53", "fd00::a"]);
-    };
-    vec![
-        ("the sidecar default", with(&|_| {})),
-        (
-            "ports of the proxy",
-            with(&|o| (o.envoy_port, o.inbound_capture_port, o.inbound_tunnel_port) = (1, 2, 3)),
-        ),
-        ("users and groups", with(&|o| (o.proxy_uids, o.proxy_gids) = (vec![1337, 7], vec![8, 1337]))),
-        ("no IPv6", with(&|o| o.ipv6 = false)),
-        ("inbound list", with(&|o| o.inbound_ports = Ports::List(vec![443, 80, 15008]))),
-        ("inbound nothing", with(&|o| o.inbound_ports = Ports::List(Vec::new()))),
-        ("inbound without exclusions", with(&|o| o.inbound_ports_exclude.clear())),
-        (
-            "outbound list",
-            with(&|o| o.outbound_cidrs = Cidrs::List(list(&["10.0.0.0/8", "fd00::/16", "10.1.2.3/32"]))),
-        ),
-        ("outbound of one family", with(&|o| o.outbound_cidrs = Cidrs::List(list(&["0.0.0.0/0"])))),
-        ("outbound nothing", with(&|o| o.outbound_cidrs = Cidrs::List(Vec::new()))),
-        (
-            "outbound loopback",
-            with(&|o| o.outbound_cidrs = Cidrs::List(list(&["127.0.0.0/8", "10.0.0.0/8"]))),
-        ),
-        (
-            "outbound exclusions",
-            with(&|o| o.outbound_cidrs_exclude = list(&["10.0.0.0/8", "fd00:1::/32", "127.0.0.1/32"])),
-        ),
-        (
-            "outbound ports",
-            with(&|o| (o.outbound_ports, o.outbound_ports_exclude) = (vec![5432, 53], vec![22, 53])),
-        ),
-        ("excluded interfaces", with(&|o| o.exclude_interfaces = list(&["eth1", "net0"]))),
-        ("virtual interfaces", with(&|o| o.virtual_interfaces = list(&["vnet0", "vnet1"]))),
-        (
-            "virtual interfaces and a list",
-            with(&|o| {
-                o.virtual_interfaces = list(&["vnet0", "eth1"]);
-                o.exclude_interfaces = list(&["eth1"]);
-                o.outbound_cidrs = Cidrs::List(list(&["10.0.0.0/8", "fd00::/16"]));
-            }),
-        ),
-        ("included groups", with(&|o| o.owner_groups = Some(vec![202, 101]))),
-        ("no groups", with(&|o| o.owner_groups = Some(Vec::new()))),
-        ("excluded groups", with(&|o| o.owner_groups_exclude = vec![888, 999, 1337])),
-        ("a loopback range", with(&|o| o.loopback_cidr = "127.0.0.0/8".into())),
-        ("all DNS", with(&|o| (o.redirect_dns, o.capture_all_dns) = (true, true))),
-        ("DNS servers", with(&servers)),
-        (
-            "many together",
-            with(&|o| {
-                servers(o);
-                o.proxy_uids = vec![7, 1337];
-                o.inbound_tunnel_port = 53;
-                o.inbound_ports_exclude = vec![53, 15020];
-                o.outbound_cidrs = Cidrs::List(list(&["::1/128", "192.168.0.0/16"]));
-                o.outbound_cidrs_exclude = list(&["192.168.1.0/24"]);
-                o.outbound_ports = vec![53];
-                o.owner_groups_exclude = vec![5];
-                o.exclude_interfaces = list(&["eth1"]);
-            }),
-        ),
-    ]
+    variants.map(options).into()
+}
+
+fn servers(options: &mut Options) {
+    options.redirect_dns = true;
+    options.dns_servers = list(&["10.96.0.10", "127.0.0.53", "fd00::a"]);
 }
 
 /// The policy that flags mean.
@@ -101,7 +84,7 @@ fn meant(options: &Options) -> anyhow::Result<Value> {
     Ok(run.json()?["policy"].clone())
 }
 
-/// What netfilter has.
+/// The rules in netfilter.
 fn saved(netns: &Netns) -> anyhow::Result<String> {
     let mut text = String::new();
     for program in ["iptables-save", "ip6tables-save"] {
@@ -129,9 +112,7 @@ fn imported(text: &str) -> anyhow::Result<Value> {
 
 #[test]
 fn rules_in_netfilter_give_the_policy_they_were_made_of() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     for (name, options) in variants() {
         let netns = Netns::new(&names::unique())?;
         oracle::install(&netns, &options)?;
@@ -149,12 +130,10 @@ fn rules_in_netfilter_give_the_policy_they_were_made_of() -> anyhow::Result<()> 
     Ok(())
 }
 
-/// What the flags mean is what the import says they mean.
+/// Flags and import mean the same policy.
 #[test]
 fn the_flags_give_the_policy() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     for (name, options) in variants() {
         let netns = Netns::new(&names::unique())?;
         oracle::install(&netns, &options)?;
@@ -182,9 +161,7 @@ fn the_flags_give_the_policy() -> anyhow::Result<()> {
 /// Exit codes, and that a rule which says something else is named.
 #[test]
 fn what_cannot_be_expressed_is_named() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let netns = Netns::new(&names::unique())?;
     oracle::install(&netns, &Options::sidecar())?;
     oracle::insert(&netns, "ISTIO_OUTPUT -p tcp --dport 9999 -s 10.0.0.1 -j RETURN")?;

@@ -1,29 +1,19 @@
 //! Inbound capture while the proxy's listeners come and go. Each property is shown to hold with real iptables, too.
 
-use redirector_tests::harness::command::run;
-use redirector_tests::harness::oracle::options::Options;
-use redirector_tests::harness::pair::Twin;
-use redirector_tests::harness::pair::fixture::{By, Setup, Side};
-use redirector_tests::harness::pair::matrix::{Caller, Part, SERVED};
-use redirector_tests::harness::probe::hold::Held;
-use redirector_tests::harness::probe::observation::Observation;
-use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::serve::Listen;
-use redirector_tests::harness::process::{Daemon, Place};
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::retry;
-use redirector_tests::harness::server::{INBOUND, OUTBOUND, any4, any6, everywhere, proxy_listeners};
-use redirector_tests::harness::world::{APP, PROXY, VIP4, VIP6, at};
+use redirector_tests::harness::server::any4;
+use redirector_tests::harness::server::any6;
 
 /// Connections made to see where inbound connections go: enough to meet every socket of a small group.
 const TRIES: usize = 32;
 
 /// Connects from outside to the application's port by both families; gives what became of it.
-fn knock(side: &Side) -> anyhow::Result<Vec<String>> {
-    let pod = side.pod();
+fn knock(fixture: &Fixture) -> anyhow::Result<Vec<String>> {
+    let pod = fixture.pod();
     let scenarios = [Scenario::to(at(pod.v4(), SERVED)), Scenario::to(at(pod.v6(), SERVED))];
     let tries: Vec<Scenario> = (0..TRIES).flat_map(|_| scenarios.clone()).collect();
-    let seen = side.world.observe_from_outside(&tries)?;
+    let seen = fixture.world.observe_from_outside(&tries)?;
     let mut outcomes: Vec<String> = seen.iter().map(Observation::summary).collect();
     outcomes.sort();
     outcomes.dedup();
@@ -33,13 +23,11 @@ fn knock(side: &Side) -> anyhow::Result<Vec<String>> {
 const CAPTURED: [&str; 2] = ["proxy:15006 original 10.77.0.2:8080", "proxy:15006 original [fd00:77::2]:8080"];
 
 /// Runs the property with each way of redirecting. The oracle first: it must not be the property that is wrong.
-fn each(setup: &Setup, property: impl Fn(&mut Side) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    for by in [By::iptables(), By::Redirector] {
+fn each(setup: &Setup, property: impl Fn(&mut Fixture) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    require_root!();
+    for by in [Redirection::iptables(), Redirection::redirector()] {
         let label = by.label();
-        property(&mut Side::with(by, setup)?)
+        property(&mut Fixture::with(by, setup)?)
             .map_err(|error| error.context(format!("redirected by {label}")))?;
     }
     Ok(())
@@ -53,13 +41,13 @@ fn any_member_of_a_group_may_close() -> anyhow::Result<()> {
     let (first_v4, first_v6) = (2 * MEMBERS, 3 * MEMBERS);
     for order in [[0, 1, 2], [3, 2, 1], [1, 3, 0], [2, 0, 3]] {
         let setup = Setup { proxy: proxy_listeners(MEMBERS), ..Setup::default() };
-        each(&setup, |side| {
-            assert_eq!(knock(side)?, CAPTURED);
+        each(&setup, |fixture| {
+            assert_eq!(knock(fixture)?, CAPTURED);
             for member in order {
-                let Some(proxy) = &mut side.proxy else { unreachable!("the setup has a proxy") };
+                let Some(proxy) = &mut fixture.proxy else { unreachable!("the setup has a proxy") };
                 proxy.close(first_v4 + member)?;
                 proxy.close(first_v6 + member)?;
-                assert_eq!(knock(side)?, CAPTURED, "after closing {member} in the order {order:?}");
+                assert_eq!(knock(fixture)?, CAPTURED, "after closing {member} in the order {order:?}");
             }
             Ok(())
         })?;
@@ -72,15 +60,15 @@ fn any_member_of_a_group_may_close() -> anyhow::Result<()> {
 fn a_group_may_be_replaced() -> anyhow::Result<()> {
     let group = |address, sockets| Listen { sockets, ..Listen::on(address) };
     let setup = Setup { proxy: vec![group(any4(INBOUND), 2), group(any6(INBOUND), 2)], ..Setup::default() };
-    each(&setup, |side| {
+    each(&setup, |fixture| {
         for round in 0..20 {
-            let Some(proxy) = &mut side.proxy else { unreachable!("the setup has a proxy") };
+            let Some(proxy) = &mut fixture.proxy else { unreachable!("the setup has a proxy") };
             proxy.open(group(any4(INBOUND), 2))?;
             proxy.open(group(any6(INBOUND), 2))?;
             for index in 4 * round..4 * round + 4 {
                 proxy.close(index)?;
             }
-            assert_eq!(knock(side)?, CAPTURED, "in round {round}");
+            assert_eq!(knock(fixture)?, CAPTURED, "in round {round}");
         }
         Ok(())
     })
@@ -89,8 +77,8 @@ fn a_group_may_be_replaced() -> anyhow::Result<()> {
 /// A proxy that listened before redirection began is used.
 #[test]
 fn listeners_older_than_the_redirection() -> anyhow::Result<()> {
-    each(&Setup { proxy_first: true, ..Setup::default() }, |side| {
-        assert_eq!(knock(side)?, CAPTURED);
+    each(&Setup { proxy_first: true, ..Setup::default() }, |fixture| {
+        assert_eq!(knock(fixture)?, CAPTURED);
         Ok(())
     })
 }
@@ -99,12 +87,12 @@ fn listeners_older_than_the_redirection() -> anyhow::Result<()> {
 #[test]
 fn a_group_older_than_the_redirection() -> anyhow::Result<()> {
     let setup = Setup { proxy_first: true, proxy: proxy_listeners(3), ..Setup::default() };
-    each(&setup, |side| {
-        assert_eq!(knock(side)?, CAPTURED);
+    each(&setup, |fixture| {
+        assert_eq!(knock(fixture)?, CAPTURED);
         for index in [6, 7, 9, 10] {
-            let Some(proxy) = &mut side.proxy else { unreachable!("the setup has a proxy") };
+            let Some(proxy) = &mut fixture.proxy else { unreachable!("the setup has a proxy") };
             proxy.close(index)?;
-            assert_eq!(knock(side)?, CAPTURED, "after closing {index}");
+            assert_eq!(knock(fixture)?, CAPTURED, "after closing {index}");
         }
         Ok(())
     })
@@ -113,25 +101,28 @@ fn a_group_older_than_the_redirection() -> anyhow::Result<()> {
 /// Without a listener connections are refused and never reach the application, which is the whole point of a mesh.
 #[test]
 fn refused_while_the_proxy_does_not_listen() -> anyhow::Result<()> {
-    each(&Setup { proxy: Vec::new(), ..Setup::default() }, |side| {
-        assert_eq!(knock(side)?, ["ECONNREFUSED"]);
-        assert_eq!(side.app.accepted().len(), 0);
+    each(&Setup { proxy: Vec::new(), ..Setup::default() }, |fixture| {
+        assert_eq!(knock(fixture)?, ["ECONNREFUSED"]);
+        assert_eq!(fixture.app.accepted().len(), 0);
         Ok(())
     })?;
-    each(&Setup::default(), |side| {
-        assert_eq!(knock(side)?, CAPTURED);
+    each(&Setup::default(), |fixture| {
+        assert_eq!(knock(fixture)?, CAPTURED);
         // The proxy is killed, not asked.
-        side.proxy = None;
+        fixture.proxy = None;
         // The kernel closes the sockets of a process that is gone in its own time.
-        retry::until("connections refused", || match knock(side) {
+        retry::until("connections refused", || match knock(fixture) {
             Ok(outcomes) if outcomes == ["ECONNREFUSED"] => Some(Ok(())),
             Ok(_) => None,
             Err(error) => Some(Err(error)),
         })??;
-        assert_eq!(side.app.accepted().len(), 0, "the application was reached");
-        side.proxy =
-            Some(side.pod().serve(redirector_tests::harness::world::PROXY, "proxy", proxy_listeners(1))?);
-        assert_eq!(knock(side)?, CAPTURED);
+        assert_eq!(fixture.app.accepted().len(), 0, "the application was reached");
+        fixture.proxy = Some(fixture.pod().serve(
+            redirector_tests::harness::world::PROXY,
+            "proxy",
+            proxy_listeners(1),
+        )?);
+        assert_eq!(knock(fixture)?, CAPTURED);
         Ok(())
     })
 }
@@ -139,12 +130,12 @@ fn refused_while_the_proxy_does_not_listen() -> anyhow::Result<()> {
 /// Each family has its own listener: one without is refused, whatever the other does.
 #[test]
 fn a_family_without_a_listener_is_refused() -> anyhow::Result<()> {
-    each(&Setup { proxy: vec![Listen::on(any4(INBOUND))], ..Setup::default() }, |side| {
-        assert_eq!(knock(side)?, ["ECONNREFUSED", CAPTURED[0]]);
+    each(&Setup { proxy: vec![Listen::on(any4(INBOUND))], ..Setup::default() }, |fixture| {
+        assert_eq!(knock(fixture)?, ["ECONNREFUSED", CAPTURED[0]]);
         Ok(())
     })?;
-    each(&Setup { proxy: vec![Listen::on(any6(INBOUND))], ..Setup::default() }, |side| {
-        assert_eq!(knock(side)?, ["ECONNREFUSED", CAPTURED[1]]);
+    each(&Setup { proxy: vec![Listen::on(any6(INBOUND))], ..Setup::default() }, |fixture| {
+        assert_eq!(knock(fixture)?, ["ECONNREFUSED", CAPTURED[1]]);
         Ok(())
     })
 }
@@ -153,8 +144,8 @@ fn a_family_without_a_listener_is_refused() -> anyhow::Result<()> {
 #[test]
 fn a_dual_stack_listener_serves_both_families() -> anyhow::Result<()> {
     let listener = Listen { dual_stack: true, ..Listen::on(any6(INBOUND)) };
-    each(&Setup { proxy: vec![listener], ..Setup::default() }, |side| {
-        assert_eq!(knock(side)?, CAPTURED);
+    each(&Setup { proxy: vec![listener], ..Setup::default() }, |fixture| {
+        assert_eq!(knock(fixture)?, CAPTURED);
         Ok(())
     })
 }
@@ -164,8 +155,8 @@ fn a_dual_stack_listener_serves_both_families() -> anyhow::Result<()> {
 fn a_listener_on_the_pods_address() -> anyhow::Result<()> {
     let v4 = at(std::net::Ipv4Addr::new(10, 77, 0, 2), INBOUND);
     let v6 = at(std::net::Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 2), INBOUND);
-    each(&Setup { proxy: vec![Listen::on(v4), Listen::on(v6)], ..Setup::default() }, |side| {
-        assert_eq!(knock(side)?, CAPTURED);
+    each(&Setup { proxy: vec![Listen::on(v4), Listen::on(v6)], ..Setup::default() }, |fixture| {
+        assert_eq!(knock(fixture)?, CAPTURED);
         Ok(())
     })
 }
@@ -174,12 +165,12 @@ fn a_listener_on_the_pods_address() -> anyhow::Result<()> {
 #[test]
 fn a_neighbour_on_another_address() -> anyhow::Result<()> {
     let [v4, other] = [2, 3].map(|last| std::net::Ipv4Addr::new(10, 77, 0, last));
-    each(&Setup { proxy: Vec::new(), ..Setup::default() }, |side| {
-        let pod = side.pod();
+    each(&Setup { proxy: Vec::new(), ..Setup::default() }, |fixture| {
+        let pod = fixture.pod();
         pod.netns.ip(&format!("address add {other}/24 dev eth0"))?;
         let neighbour = pod.serve(APP, "neighbour", vec![Listen::on(at(other, INBOUND))])?;
         let _proxy = pod.serve(PROXY, "proxy", vec![Listen::on(at(v4, INBOUND))])?;
-        let seen = side.world.observe_from_outside(&[Scenario::to(at(v4, SERVED))])?;
+        let seen = fixture.world.observe_from_outside(&[Scenario::to(at(v4, SERVED))])?;
         assert_eq!(seen[0].summary(), CAPTURED[0]);
         assert!(neighbour.accepted().is_empty());
         Ok(())
@@ -191,12 +182,12 @@ fn a_neighbour_on_another_address() -> anyhow::Result<()> {
 #[test]
 fn the_port_of_a_captured_connection() -> anyhow::Result<()> {
     const PORT: u16 = 9000;
-    each(&Setup::default(), |side| {
-        let pod = side.pod();
-        let _held = Held::start(&side.world.outside(), at(pod.v4(), PORT))?;
+    each(&Setup::default(), |fixture| {
+        let pod = fixture.pod();
+        let _held = Held::start(&fixture.world.outside(), at(pod.v4(), PORT))?;
         let to = at(pod.v4(), PORT).to_string();
         let bound = run(&mut pod.place(APP)?.probe(&["sequence", "bind", &to]), "")?;
-        assert_eq!(bound, if matches!(side.by, By::Redirector) { "EADDRINUSE\n" } else { "ok\n" });
+        assert_eq!(bound, if fixture.instance.is_some() { "EADDRINUSE\n" } else { "ok\n" });
         let _app = pod.serve(APP, "app", vec![Listen::on(at(pod.v4(), PORT))])?;
         Ok(())
     })
@@ -205,13 +196,13 @@ fn the_port_of_a_captured_connection() -> anyhow::Result<()> {
 /// The client resets the connection before the proxy has asked where it was going.
 #[test]
 fn reset_before_the_proxy_asks() -> anyhow::Result<()> {
-    each(&Setup { proxy: Vec::new(), ..Setup::default() }, |side| {
-        let pod = side.pod();
+    each(&Setup { proxy: Vec::new(), ..Setup::default() }, |fixture| {
+        let pod = fixture.pod();
         for to in [at(pod.v4(), SERVED), at(pod.v6(), SERVED)] {
             let sequence = |place: &Place, what| place.probe(&["sequence", what, &to.to_string()]);
             let proxy = Daemon::start("proxy", &mut sequence(&pod.place(PROXY)?, "accept-reset"))?;
             proxy.wait_for(0, |line| (line == "ready").then_some(()))?;
-            run(&mut sequence(&side.world.outside(), "reset-at-once"), "")?;
+            run(&mut sequence(&fixture.world.outside(), "reset-at-once"), "")?;
             let told = proxy.wait_for(1, |line| Some(line.to_owned()))?;
             assert!(told.contains(&to.to_string()), "{told}");
         }
@@ -224,8 +215,8 @@ fn reset_before_the_proxy_asks() -> anyhow::Result<()> {
 fn a_listener_on_loopback_is_out_of_reach() -> anyhow::Result<()> {
     let v4 = at(std::net::Ipv4Addr::LOCALHOST, INBOUND);
     let v6 = at(std::net::Ipv6Addr::LOCALHOST, INBOUND);
-    each(&Setup { proxy: vec![Listen::on(v4), Listen::on(v6)], ..Setup::default() }, |side| {
-        assert_eq!(knock(side)?, ["ECONNREFUSED"]);
+    each(&Setup { proxy: vec![Listen::on(v4), Listen::on(v6)], ..Setup::default() }, |fixture| {
+        assert_eq!(knock(fixture)?, ["ECONNREFUSED"]);
         Ok(())
     })
 }
@@ -234,19 +225,17 @@ fn a_listener_on_loopback_is_out_of_reach() -> anyhow::Result<()> {
 /// and the inbound one, whether it or the redirection is older.
 #[test]
 fn one_port_for_both_directions() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let options = Options { inbound_capture_port: OUTBOUND, ..Options::sidecar() };
     for proxy_first in [false, true] {
         let setup = Setup { proxy: everywhere(&[OUTBOUND]), proxy_first, ..Setup::default() };
-        let twin = Twin::new(options.clone(), By::RedirectorWith(options.clone()), &setup)?;
-        let pod = twin.oracle.pod();
+        let pair = Pair::with(options.clone(), &setup)?;
+        let pod = pair.reference.pod();
         let own = [at(pod.v4(), SERVED), at(pod.v6(), SERVED)];
         let out: Vec<Scenario> =
-            own.into_iter().chain([at(VIP4, SERVED), at(VIP6, SERVED)]).map(Scenario::to).collect();
+            own.into_iter().chain([SERVICE, at(VIP6, SERVED)]).map(Scenario::to).collect();
         let into = Part { caller: Caller::Outside, scenarios: own.map(Scenario::to).to_vec() };
-        let seen = twin.check(&[Part::of(APP, out.clone()), Part::of(PROXY, out), into])?;
+        let seen = pair.check(&[Part::of(APP, out.clone()), Part::of(PROXY, out), into])?;
         let captured = seen.iter().filter(|it| it.summary().starts_with("proxy:15001")).count();
         assert_eq!(captured, 6, "{seen:#?}");
     }

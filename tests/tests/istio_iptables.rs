@@ -4,17 +4,10 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 
-use redirector_tests::harness::command::run;
-use redirector_tests::harness::pair::fixture::{By, Side};
-use redirector_tests::harness::pair::matrix::SERVED;
-use redirector_tests::harness::probe::observation::Observation;
-use redirector_tests::harness::probe::scenario::{Owner, Scenario};
-use redirector_tests::harness::product::objects::{has_lo6, links_of};
-use redirector_tests::harness::product::{Run, binary, exit, redirector};
-use redirector_tests::harness::requirements::{require_program, require_root};
-use redirector_tests::harness::world::{APP, PROXY, Pod, ROOT, VIP4, at};
+use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::product::binary;
 
-/// What Istio's injector gives.
+/// The arguments of Istio's injector.
 const SIDECAR: [&str; 17] = [
     "-p",
     "15001",
@@ -39,12 +32,12 @@ const VALIDATE: [&str; 2] = ["--run-validation", "--skip-rule-apply"];
 const NOT_CONTENT: i32 = 126;
 
 /// A pod, and the binary under the other name. Whatever is attached is cleaned up.
-struct Bench {
-    side: Side,
+struct PodOfIstio {
+    fixture: Fixture,
     directory: tempfile::TempDir,
 }
 
-impl Bench {
+impl PodOfIstio {
     fn new() -> anyhow::Result<Option<Self>> {
         if !require_root() || require_program("bpftool").is_none() {
             return Ok(None);
@@ -55,11 +48,11 @@ impl Bench {
         // meanwhile would hold it open for writing, and it could not be run.
         run(Command::new("cp").arg(binary()).arg(directory.path().join("redirector")), "")?;
         symlink("redirector", directory.path().join("istio-iptables"))?;
-        Ok(Some(Self { side: Side::new(By::Nobody)?, directory }))
+        Ok(Some(Self { fixture: Fixture::new(Redirection::None)?, directory }))
     }
 
     fn pod(&self) -> &Pod {
-        self.side.pod()
+        self.fixture.pod()
     }
 
     fn program(&self) -> PathBuf {
@@ -73,8 +66,7 @@ impl Bench {
     }
 
     fn connect(&self) -> anyhow::Result<String> {
-        let seen = self.pod().observe(APP, &[Scenario::to(at(VIP4, SERVED))])?;
-        Ok(seen.first().map(Observation::summary).unwrap_or_default())
+        self.pod().connect(SERVICE)
     }
 
     fn expect_nothing(&self) -> anyhow::Result<()> {
@@ -85,7 +77,7 @@ impl Bench {
     }
 }
 
-impl Drop for Bench {
+impl Drop for PodOfIstio {
     fn drop(&mut self) {
         let netns = self.pod().netns.file().display().to_string();
         let _ = redirector(&["detach", "--netns", &netns, "--ignore-missing"], &[]);
@@ -95,21 +87,21 @@ impl Drop for Bench {
 /// As the containers istio-init and istio-validation of a pod call it, one after the other.
 #[test]
 fn as_istios_containers_call_it() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
+    let Some(tested) = PodOfIstio::new()? else { return Ok(()) };
     // Nothing is captured without flags: the original's defaults.
-    let run = bench.run(ROOT, &[])?.expect(exit::OK)?;
-    assert!(run.stdout.contains(&bench.pod().cgroup.directory().display().to_string()), "{run:?}");
-    assert_eq!(bench.connect()?, "remote:8080");
+    let run = tested.run(ROOT, &[])?.expect(exit::OK)?;
+    assert!(run.stdout.contains(&tested.pod().cgroup.directory().display().to_string()), "{run:?}");
+    assert_eq!(tested.connect()?, "remote:8080");
 
-    let run = bench.run(ROOT, &[&SIDECAR[..], &["--run-validation"]].concat())?.expect(exit::OK)?;
+    let run = tested.run(ROOT, &[&SIDECAR[..], &["--run-validation"]].concat())?.expect(exit::OK)?;
     assert!(run.stdout.contains("does what its policy says") && run.stdout.contains("changed n"), "{run:?}");
     assert!(run.stderr.contains("--log_output_level"), "{run:?}");
-    assert_eq!(bench.connect()?, "proxy:15001 original 10.96.0.10:8080");
+    assert_eq!(tested.connect()?, "proxy:15001 original 10.96.0.10:8080");
 
-    bench.run(ROOT, &["--cleanup-only"])?.expect(exit::OK)?;
-    bench.expect_nothing()?;
+    tested.run(ROOT, &["--cleanup-only"])?.expect(exit::OK)?;
+    tested.expect_nothing()?;
     // As in the original that is no error.
-    let run = bench.run(ROOT, &["--cleanup-only"])?.expect(exit::OK)?;
+    let run = tested.run(ROOT, &["--cleanup-only"])?.expect(exit::OK)?;
     assert!(run.stderr.contains("no instance is attached"), "{run:?}");
     Ok(())
 }
@@ -117,10 +109,10 @@ fn as_istios_containers_call_it() -> anyhow::Result<()> {
 /// The namespace says enough: who cleans up may be outside the pod's cgroup, so that no cgroup holds all its processes.
 #[test]
 fn cleanup_needs_no_cgroup() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
-    bench.run(ROOT, &SIDECAR)?.expect(exit::OK)?;
+    let Some(tested) = PodOfIstio::new()? else { return Ok(()) };
+    tested.run(ROOT, &SIDECAR)?.expect(exit::OK)?;
     let from_outside = |arguments: &[&str]| {
-        let mut command = bench.pod().netns.command(bench.program());
+        let mut command = tested.pod().netns.command(tested.program());
         Run::of(command.env_clear().args(arguments))
     };
     from_outside(&["-n"])?.expect(exit::USAGE)?;
@@ -128,53 +120,53 @@ fn cleanup_needs_no_cgroup() -> anyhow::Result<()> {
     assert!(run.stderr.contains("would detach"), "{run:?}");
     let run = from_outside(&["--cleanup-only"])?.expect(exit::OK)?;
     assert!(run.stdout.contains("detached"), "{run:?}");
-    bench.expect_nothing()
+    tested.expect_nothing()
 }
 
 /// Without privileges, as the proxy's user, before the proxy.
 #[test]
 fn validation_alone() -> anyhow::Result<()> {
-    let Some(mut bench) = Bench::new()? else { return Ok(()) };
-    bench.side.proxy = None;
+    let Some(mut tested) = PodOfIstio::new()? else { return Ok(()) };
+    tested.fixture.proxy = None;
     // The pause container of a pod: without it the cgroup of the one container would be all there is.
-    let _pause = bench.pod().serve(PROXY, "pause", Vec::new())?;
+    let _pause = tested.pod().serve(PROXY, "pause", Vec::new())?;
     // IPv6 is on by the first address of the pod, or by any.
     for (more, families) in [(None, vec!["127.0.0.6"]), (Some("--dual-stack"), vec!["127.0.0.6", "::6"])] {
         let flags: Vec<&str> = SIDECAR.into_iter().chain(more).collect();
-        bench.run(ROOT, &flags)?.expect(exit::OK)?;
+        tested.run(ROOT, &flags)?.expect(exit::OK)?;
         for _ in 0..2 {
-            let run = bench.run(PROXY, &[&flags[..], &VALIDATE].concat())?.expect(exit::OK)?;
+            let run = tested.run(PROXY, &[&flags[..], &VALIDATE].concat())?.expect(exit::OK)?;
             let passed = |to: &&str| run.stderr.contains(&format!("connection to {to} is redirected"));
             let tried: Vec<&str> = ["127.0.0.6", "::6"].into_iter().filter(passed).collect();
             assert_eq!(tried, families, "{run:?}");
         }
     }
-    bench.run(ROOT, &["--cleanup-only"])?.expect(exit::OK)?;
-    bench.expect_nothing()?;
+    tested.run(ROOT, &["--cleanup-only"])?.expect(exit::OK)?;
+    tested.expect_nothing()?;
     let patience = ["--probe-timeout", "500ms", "--iptables-probe-port", "7777"];
-    let run = bench.run(PROXY, &[&VALIDATE[..], &patience].concat())?.expect(NOT_CONTENT)?;
+    let run = tested.run(PROXY, &[&VALIDATE[..], &patience].concat())?.expect(NOT_CONTENT)?;
     assert!(run.stderr.contains("127.0.0.6:7777") && run.stderr.contains("timed out"), "{run:?}");
     Ok(())
 }
 
 #[test]
 fn what_it_refuses() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
+    let Some(tested) = PodOfIstio::new()? else { return Ok(()) };
     for flag in [["--ipv6", "off"], ["--no-such", "flag"], ["attach", "-n"]] {
-        bench.run(ROOT, &flag)?.expect(exit::USAGE)?;
+        tested.run(ROOT, &flag)?.expect(exit::USAGE)?;
     }
     // Without the privileges of istio-init.
-    bench.run(APP, &SIDECAR)?.expect(exit::CANNOT)?;
-    bench.expect_nothing()?;
+    tested.run(APP, &SIDECAR)?.expect(exit::CANNOT)?;
+    tested.expect_nothing()?;
 
     // The machine's own namespace, and another one from there.
-    let mut command = Command::new(bench.program());
+    let mut command = Command::new(tested.program());
     let run = Run::of(command.env_clear().arg("-n"))?.expect(exit::USAGE)?;
     assert!(run.stderr.contains("the machine's own network namespace"), "{run:?}");
-    let netns = bench.pod().netns.file().display().to_string();
-    let mut command = Command::new(bench.program());
+    let netns = tested.pod().netns.file().display().to_string();
+    let mut command = Command::new(tested.program());
     let run = Run::of(command.env_clear().args(["-n", "--network-namespace", &netns]))?.expect(exit::OK)?;
     assert!(!run.stderr.contains("--netns"), "a flag this name does not have: {run:?}");
-    assert!(run.stdout.contains(&bench.pod().cgroup.directory().display().to_string()), "{run:?}");
-    bench.expect_nothing()
+    assert!(run.stdout.contains(&tested.pod().cgroup.directory().display().to_string()), "{run:?}");
+    tested.expect_nothing()
 }

@@ -1,12 +1,7 @@
 //! Istio's own check of a pod, the `istio-validation` init container, passes where redirector is attached.
 
-use redirector_tests::harness::command::output;
-use redirector_tests::harness::kernel;
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::validate::{FAILED, Validation};
-use redirector_tests::harness::product::Instance;
-use redirector_tests::harness::product::objects::has_lo6;
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::world::{PROXY, Pod, World};
 
 /// Runs the validator in the pod as the proxy's user; its exit code, and the listener that was content.
 fn validate(pod: &Pod, validation: Validation) -> anyhow::Result<(Option<i32>, String)> {
@@ -19,12 +14,10 @@ fn validate(pod: &Pod, validation: Validation) -> anyhow::Result<(Option<i32>, S
 /// The validator's listeners appear after the attach, and go; several times, by both families, with and without MPTCP.
 #[test]
 fn passes_attached_and_fails_detached() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let world = World::new()?;
     let pod = world.pod();
-    let instance = Instance::attach_default(pod)?;
+    let instance = Instance::attach(pod, &[], &[])?;
     assert!(has_lo6(&pod.netns)?);
     for round in 0..3 {
         for (v6, mptcp) in [(false, false), (true, false), (false, true), (true, true)] {

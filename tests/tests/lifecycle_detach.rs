@@ -5,38 +5,18 @@ use std::path::Path;
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use redirector_tests::harness::pair::fixture::{By, Side};
-use redirector_tests::harness::pair::matrix::SERVED;
-use redirector_tests::harness::probe::observation::Observation;
-use redirector_tests::harness::probe::scenario::Scenario;
-use redirector_tests::harness::product::bpffs::Node;
-use redirector_tests::harness::product::exit;
-use redirector_tests::harness::product::objects::{Objects, has_lo6, links_of};
-use redirector_tests::harness::requirements::{require_program, require_root};
-use redirector_tests::harness::retry;
-use redirector_tests::harness::world::{APP, Pod, PodOptions, VIP4, World, at};
+use redirector_tests::harness::prelude::*;
 
-const NAME: &str = "pod";
-
-fn ready() -> bool {
-    require_root() && require_program("bpftool").is_some()
+fn attach(bpffs: &Bpffs, pod: &Pod, name: &str) -> anyhow::Result<Objects> {
+    bpffs.attach(pod, name, &[])?.expect(exit::OK)?;
+    Objects::of(&bpffs.show(name)?)
 }
 
-fn connect(pod: &Pod) -> anyhow::Result<String> {
-    let seen = pod.observe(APP, &[Scenario::to(at(VIP4, SERVED))])?;
-    seen.first().map(Observation::summary).context("an observation")
-}
-
-fn attach(node: &Node, pod: &Pod, name: &str) -> anyhow::Result<Objects> {
-    node.attach(pod, name, &[])?.expect(exit::OK)?;
-    Objects::of(&node.show(name)?)
-}
-
-/// What `detach` says it has detached.
-fn detach(node: &Node, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
+/// The instances that `detach` has detached.
+fn detach(bpffs: &Bpffs, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
     let mut all = vec!["detach"];
     all.extend(arguments);
-    let run = node.run(&all)?.expect(exit::OK)?.json()?;
+    let run = bpffs.run(&all)?.expect(exit::OK)?.json()?;
     run["detached"].as_array().cloned().context("a list")
 }
 
@@ -47,66 +27,60 @@ fn names(detached: &[Value]) -> Vec<&str> {
 /// By name, by process, by namespace; each takes away everything.
 #[test]
 fn by_whatever_names_it() -> anyhow::Result<()> {
-    if !ready() {
-        return Ok(());
-    }
-    let (node, side) = (Node::new()?, Side::new(By::Nobody)?);
-    let pod = side.pod();
-    let (pid, netns) = (side.app.pid().to_string(), pod.netns.file().display().to_string());
+    require_root!("bpftool");
+    let tested = TestPod::new()?;
+    let pod = tested.pod();
+    let (pid, netns) = (tested.fixture.app.pid().to_string(), pod.netns.file().display().to_string());
     for by in [["--name", NAME], ["--pid", &pid], ["--netns", &netns]] {
-        let objects = attach(&node, pod, NAME)?;
-        assert!(connect(pod)?.starts_with("proxy:15001"));
+        let objects = attach(&tested.bpffs, pod, NAME)?;
+        assert!(pod.connect(SERVICE)?.starts_with("proxy:15001"));
         assert!(has_lo6(&pod.netns)?);
-        let detached = detach(&node, &by)?;
+        let detached = detach(&tested.bpffs, &by)?;
         assert_eq!(names(&detached), [NAME], "{by:?}");
         assert_eq!(detached[0]["alive"], 0);
-        node.expect_empty()?;
+        tested.bpffs.expect_empty()?;
         assert_eq!(links_of(pod)?, [0, 0], "{by:?}");
         objects.expect_gone()?;
         assert!(!has_lo6(&pod.netns)?);
-        assert_eq!(connect(pod)?, "remote:8080");
+        assert_eq!(pod.connect(SERVICE)?, "remote:8080");
 
         let mut again = vec!["detach"];
         again.extend(by);
-        node.run(&again)?.refused(exit::NOTHING, &[])?;
+        tested.bpffs.run(&again)?.refused(exit::NOTHING, &[])?;
         again.push("--ignore-missing");
-        assert_eq!(node.run(&again)?.expect(exit::OK)?.json()?["detached"], json!([]));
-        node.expect_empty()?;
+        assert_eq!(tested.bpffs.run(&again)?.expect(exit::OK)?.json()?["detached"], json!([]));
+        tested.bpffs.expect_empty()?;
     }
     Ok(())
 }
 
 #[test]
 fn all_of_a_node() -> anyhow::Result<()> {
-    if !ready() {
-        return Ok(());
-    }
-    let (node, world) = (Node::new()?, World::with(&vec![PodOptions::default(); 3])?);
-    node.run(&["detach", "--all"])?.refused(exit::NOTHING, &[])?;
-    assert_eq!(detach(&node, &["--all", "--ignore-missing"])?, Vec::<Value>::new());
+    require_root!("bpftool");
+    let (bpffs, world) = (Bpffs::new()?, World::with(&vec![PodOptions::default(); 3])?);
+    bpffs.run(&["detach", "--all"])?.refused(exit::NOTHING, &[])?;
+    assert_eq!(detach(&bpffs, &["--all", "--ignore-missing"])?, Vec::<Value>::new());
     let mut objects = Vec::new();
     for (number, pod) in world.pods.iter().enumerate() {
-        objects.push(attach(&node, pod, &format!("pod{number}"))?);
+        objects.push(attach(&bpffs, pod, &format!("pod{number}"))?);
     }
     // One that is damaged is no reason to leave the others.
-    std::fs::remove_file(node.instance("pod1").join("META"))?;
-    let mut detached = detach(&node, &["--all"])?;
+    std::fs::remove_file(bpffs.instance("pod1").join("META"))?;
+    let mut detached = detach(&bpffs, &["--all"])?;
     detached.sort_by_key(|one| one["name"].to_string());
     assert_eq!(names(&detached), ["pod0", "pod1", "pod2"]);
-    node.expect_empty()?;
+    bpffs.expect_empty()?;
     objects.iter().try_for_each(Objects::expect_gone)
 }
 
 /// The pod may be gone in any order; what was given to `attach` still names it.
 #[test]
 fn after_the_pod_has_gone() -> anyhow::Result<()> {
-    if !ready() {
-        return Ok(());
-    }
-    let node = Node::new()?;
+    require_root!("bpftool");
+    let bpffs = Bpffs::new()?;
     let attached = || -> anyhow::Result<(World, Objects, String)> {
         let world = World::new()?;
-        let objects = attach(&node, world.pod(), NAME)?;
+        let objects = attach(&bpffs, world.pod(), NAME)?;
         let netns = world.pod().netns.file().display().to_string();
         Ok((world, objects, netns))
     };
@@ -116,7 +90,7 @@ fn after_the_pod_has_gone() -> anyhow::Result<()> {
     let Pod { netns: namespace, cgroup, .. } = world.pods.remove(0);
     let path = cgroup.directory().to_owned();
     drop(cgroup);
-    let show = node.show(NAME)?;
+    let show = bpffs.show(NAME)?;
     assert_eq!(show["effective"], false, "{show:#}");
     // Also when there is another one of the same path.
     for make in [false, true] {
@@ -126,29 +100,29 @@ fn after_the_pod_has_gone() -> anyhow::Result<()> {
         // The kernel detaches the links a moment later.
         let says =
             |line: &Value| line["problem"].as_str().is_some_and(|text| text.contains("its cgroup is gone"));
-        retry::until("the list to tell", || says(node.list().ok()?.first()?).then_some(()))?;
-        let show = node.show(NAME)?;
+        retry::until("the list to tell", || says(bpffs.list().ok()?.first()?).then_some(()))?;
+        let show = bpffs.show(NAME)?;
         assert!(says(&show), "{show:#}");
     }
     std::fs::remove_dir(&path)?;
-    assert_eq!(names(&detach(&node, &["--netns", &netns])?), [NAME]);
+    assert_eq!(names(&detach(&bpffs, &["--netns", &netns])?), [NAME]);
     assert!(!has_lo6(&namespace)?);
     objects.expect_gone()?;
-    node.expect_empty()?;
+    bpffs.expect_empty()?;
     drop((namespace, world));
 
     // Both; by name, and by the file that is gone.
     for by in ["--name", "--netns"] {
         let (world, objects, netns) = attached()?;
         drop(world);
-        let list = node.list()?;
+        let list = bpffs.list()?;
         assert!(list[0]["problem"].as_str().is_some_and(|text| text.contains("gone")), "{list:#?}");
-        assert_eq!(node.show(NAME)?["effective"], false);
-        assert_eq!(names(&detach(&node, &[by, if by == "--name" { NAME } else { &netns }])?), [NAME]);
+        assert_eq!(bpffs.show(NAME)?["effective"], false);
+        assert_eq!(names(&detach(&bpffs, &[by, if by == "--name" { NAME } else { &netns }])?), [NAME]);
         objects.expect_gone()?;
-        node.expect_empty()?;
-        node.run(&["detach", "--netns", &netns])?.refused(exit::USAGE, &[&netns])?;
-        node.run(&["detach", "--netns", &netns, "--ignore-missing"])?.expect(exit::OK)?;
+        bpffs.expect_empty()?;
+        bpffs.run(&["detach", "--netns", &netns])?.refused(exit::USAGE, &[&netns])?;
+        bpffs.run(&["detach", "--netns", &netns, "--ignore-missing"])?.expect(exit::OK)?;
     }
 
     // A new pod may have the name of one that is gone.
@@ -156,19 +130,17 @@ fn after_the_pod_has_gone() -> anyhow::Result<()> {
     drop(world);
     let (world, _, _) = attached()?;
     objects.expect_gone()?;
-    assert_eq!(names(&detach(&node, &["--name", NAME])?), [NAME]);
+    assert_eq!(names(&detach(&bpffs, &["--name", NAME])?), [NAME]);
     drop(world);
-    node.expect_empty()
+    bpffs.expect_empty()
 }
 
 /// A pin, or several, that somebody has removed.
 #[test]
 fn damaged() -> anyhow::Result<()> {
-    if !ready() {
-        return Ok(());
-    }
-    let (node, side) = (Node::new()?, Side::new(By::Nobody)?);
-    let (pod, pid) = (side.pod(), side.app.pid().to_string());
+    require_root!("bpftool");
+    let tested = TestPod::new()?;
+    let (pod, pid) = (tested.pod(), tested.fixture.app.pid().to_string());
     let netns = pod.netns.file().display().to_string();
     let cases: [&[&str]; 8] = [
         &["META"],
@@ -181,10 +153,10 @@ fn damaged() -> anyhow::Result<()> {
         &["META", "RECORD_1"],
     ];
     for (turn, pins) in cases.iter().enumerate() {
-        let objects = attach(&node, pod, NAME)?;
-        remove(&node.instance(NAME), pins)?;
+        let objects = attach(&tested.bpffs, pod, NAME)?;
+        remove(&tested.bpffs.instance(NAME), pins)?;
         // Nobody but `detach` takes away what may be capturing.
-        let list = node.list()?;
+        let list = tested.bpffs.list()?;
         assert_eq!(list.len(), 1, "{pins:?}: {list:#?}");
         assert_eq!(
             list[0]["state"] == "damaged",
@@ -195,15 +167,15 @@ fn damaged() -> anyhow::Result<()> {
             1 => ["--netns", &netns],
             _ => ["--name", NAME],
         };
-        assert_eq!(names(&detach(&node, &by)?), [NAME], "{pins:?} {by:?}");
-        node.expect_empty()?;
+        assert_eq!(names(&detach(&tested.bpffs, &by)?), [NAME], "{pins:?} {by:?}");
+        tested.bpffs.expect_empty()?;
         // `detach` detaches what it finds; a link that has lost its pin is freed in the background.
         if pins.iter().any(|pin| pin.starts_with("link_")) {
             objects.expect_gone()?;
         }
         assert_eq!(links_of(pod)?, [0, 0], "{pins:?}");
         objects.expect_gone()?;
-        assert_eq!(connect(pod)?, "remote:8080");
+        assert_eq!(pod.connect(SERVICE)?, "remote:8080");
         if pins.contains(&"META") {
             // Nobody knows any more who has added it; `detach` has said so.
             pod.netns.ip("address delete ::6/128 dev lo\n")?;
@@ -215,29 +187,24 @@ fn damaged() -> anyhow::Result<()> {
 /// Files of somebody else in the directory of the instances do not matter.
 #[test]
 fn strangers_in_the_directory() -> anyhow::Result<()> {
-    if !ready() {
-        return Ok(());
-    }
-    let (node, world) = (Node::new()?, World::new()?);
-    let objects = attach(&node, world.pod(), NAME)?;
-    let pins = node.bpffs().join("redirector");
+    require_root!("bpftool");
+    let (bpffs, world) = (Bpffs::new()?, World::new()?);
+    let objects = attach(&bpffs, world.pod(), NAME)?;
+    let pins = bpffs.path().join("redirector");
     std::fs::create_dir(pins.join("NOT-OURS"))?;
-    std::fs::create_dir(node.instance(NAME).join("below"))?;
-    let meta = node.instance(NAME).join("META");
+    std::fs::create_dir(bpffs.instance(NAME).join("below"))?;
+    let meta = bpffs.instance(NAME).join("META");
     let meta = meta.to_str().context("a path")?;
     let pinned = pins.join("file");
-    redirector_tests::harness::command::run(
-        std::process::Command::new("bpftool").args(["map", "pin", "pinned", meta]).arg(&pinned),
-        "",
-    )?;
-    assert_eq!(node.list()?.len(), 1);
-    node.attach(world.pod(), NAME, &["-o", "81"])?.expect(exit::OK)?;
-    assert_eq!(names(&detach(&node, &["--all"])?), [NAME]);
+    run(std::process::Command::new("bpftool").args(["map", "pin", "pinned", meta]).arg(&pinned), "")?;
+    assert_eq!(bpffs.list()?.len(), 1);
+    bpffs.attach(world.pod(), NAME, &["-o", "81"])?.expect(exit::OK)?;
+    assert_eq!(names(&detach(&bpffs, &["--all"])?), [NAME]);
     std::fs::remove_file(pinned)?;
     std::fs::remove_dir(pins.join("NOT-OURS"))?;
     objects.expect_gone()?;
-    node.run(&["list"])?.expect(exit::OK)?;
-    node.expect_empty()
+    bpffs.run(&["list"])?.expect(exit::OK)?;
+    bpffs.expect_empty()
 }
 
 fn remove(instance: &Path, pins: &[&str]) -> anyhow::Result<()> {

@@ -6,51 +6,32 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use redirector_tests::harness::pair::fixture::{By, Side};
-use redirector_tests::harness::pair::matrix::SERVED;
-use redirector_tests::harness::probe::hold::{Held, Names};
-use redirector_tests::harness::probe::observation::Observation;
-use redirector_tests::harness::probe::scenario::Scenario;
-use redirector_tests::harness::product::bpffs::Node;
-use redirector_tests::harness::product::objects::{Objects, links_of};
-use redirector_tests::harness::product::{Run, exit};
-use redirector_tests::harness::requirements::{require_program, require_root};
+use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::probe::hold::Names;
 use redirector_tests::harness::retry::{self, long_enough};
-use redirector_tests::harness::world::{APP, VIP4, at};
 
-const NAME: &str = "pod";
-
-struct Bench {
-    node: Node,
-    side: Side,
+/// An attached pod, and the kernel's objects of its instance.
+struct Attached {
+    tested: TestPod,
     objects: Objects,
 }
 
 /// A pod that is attached, with a connection that is alive.
-fn bench() -> anyhow::Result<Option<(Bench, Held)>> {
-    if !require_root() || require_program("bpftool").is_none() {
-        return Ok(None);
-    }
-    let (node, side) = (Node::new()?, Side::new(By::Nobody)?);
-    node.attach(side.pod(), NAME, &[])?.expect(exit::OK)?;
-    let objects = Objects::of(&node.show(NAME)?)?;
-    let held = Held::start(&side.pod().place(APP)?, at(VIP4, SERVED))?;
-    let bench = Bench { node, side, objects };
-    assert_eq!(bench.node.show(NAME)?["connections"], 1);
-    Ok(Some((bench, held)))
+fn attached() -> anyhow::Result<Option<(Attached, Held)>> {
+    require_root!("bpftool");
+    let tested = TestPod::attached(&[])?;
+    let objects = Objects::of(&tested.show()?)?;
+    let held = Held::start(&tested.pod().place(APP)?, SERVICE)?;
+    assert_eq!(tested.show()?["connections"], 1);
+    Ok(Some((Attached { tested, objects }, held)))
 }
 
-impl Bench {
-    fn connect(&self) -> anyhow::Result<String> {
-        let seen = self.side.pod().observe(APP, &[Scenario::to(at(VIP4, SERVED))])?;
-        seen.first().map(Observation::summary).context("an observation")
-    }
-
+impl Attached {
     /// Starts a detach that waits.
     fn draining(&self, arguments: &[&str]) -> anyhow::Result<Draining> {
         let mut all = vec!["detach", "--name", NAME];
         all.extend(arguments);
-        let mut command = self.node.command(&[], &all);
+        let mut command = self.tested.bpffs.command(&[], &all);
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let draining = Draining(Some(child));
         retry::until("the drain to begin", || {
@@ -60,15 +41,14 @@ impl Bench {
     }
 
     fn state(&self) -> anyhow::Result<Option<String>> {
-        let list = self.node.list()?;
+        let list = self.tested.bpffs.list()?;
         Ok(list.first().and_then(|line| line["state"].as_str()).map(str::to_owned))
     }
 
     fn expect_gone(&self) -> anyhow::Result<()> {
-        self.node.expect_empty()?;
-        ensure!(links_of(self.side.pod())? == [0, 0]);
+        self.tested.expect_nothing()?;
         self.objects.expect_gone()?;
-        ensure!(self.connect()? == "remote:8080");
+        ensure!(self.tested.connect()? == "remote:8080");
         Ok(())
     }
 }
@@ -105,7 +85,7 @@ impl Drop for Draining {
     }
 }
 
-fn captured(held: &mut Held) -> anyhow::Result<SocketAddr> {
+fn peer(held: &mut Held) -> anyhow::Result<SocketAddr> {
     let Names { peer, .. } = held.names()?;
     peer.address().context("a peer")
 }
@@ -116,48 +96,48 @@ fn alive(run: Run) -> anyhow::Result<Value> {
 
 #[test]
 fn a_drain_keeps_names_until_connections_end() -> anyhow::Result<()> {
-    let Some((bench, mut held)) = bench()? else { return Ok(()) };
+    let Some((attached, mut held)) = attached()? else { return Ok(()) };
     let before = held.names()?;
-    assert_eq!(before.peer.address(), Some(at(VIP4, SERVED)));
-    let mut draining = bench.draining(&["--drain=600"])?;
+    assert_eq!(before.peer.address(), Some(SERVICE));
+    let mut draining = attached.draining(&["--drain=600"])?;
 
-    assert_eq!(bench.connect()?, "remote:8080", "a new connection is captured");
+    assert_eq!(attached.tested.connect()?, "remote:8080", "a new connection is captured");
     assert_eq!(held.names()?, before);
     assert!(held.echo()?, "the connection is cut");
     // Nothing new under this name, or for this pod, until it has ended.
-    let again = bench.node.attach(bench.side.pod(), NAME, &[])?;
+    let again = attached.tested.attach_by(&[], &[])?;
     again.refused(exit::FAILED, &["draining", "redirector detach --name pod"])?;
-    bench.node.attach(bench.side.pod(), "other", &[])?.refused(exit::USAGE, &[NAME])?;
+    attached.tested.bpffs.attach(attached.tested.pod(), "other", &[])?.refused(exit::USAGE, &[NAME])?;
     assert!(!draining.has_ended()?);
-    assert_eq!(bench.node.show(NAME)?["connections"], 1);
+    assert_eq!(attached.tested.show()?["connections"], 1);
 
     drop(held);
     let run = draining.end()?;
     assert_eq!(alive(run)?, 0);
-    bench.expect_gone()
+    attached.expect_gone()
 }
 
 #[test]
 fn a_drain_ends_in_time() -> anyhow::Result<()> {
-    let Some((bench, mut held)) = bench()? else { return Ok(()) };
-    let draining = bench.draining(&["--drain", "1"])?;
+    let Some((attached, mut held)) = attached()? else { return Ok(()) };
+    let draining = attached.draining(&["--drain", "1"])?;
     assert_eq!(alive(draining.end()?)?, 1);
-    assert_ne!(captured(&mut held)?, at(VIP4, SERVED));
+    assert_ne!(peer(&mut held)?, SERVICE);
     assert!(held.echo()?, "the connection is cut");
-    bench.expect_gone()
+    attached.expect_gone()
 }
 
-/// Whoever says it without waiting is obeyed, and the one who waits takes it for what it is.
+/// A detach without a drain ends a drain, and the draining command accepts this.
 #[test]
 fn a_drain_is_cut_short() -> anyhow::Result<()> {
-    let Some((bench, mut held)) = bench()? else { return Ok(()) };
-    let draining = bench.draining(&["--drain=600"])?;
-    assert_eq!(alive(bench.node.run(&["detach", "--name", NAME])?)?, 1);
-    bench.node.attach(bench.side.pod(), NAME, &[])?.expect(exit::OK)?;
+    let Some((attached, mut held)) = attached()? else { return Ok(()) };
+    let draining = attached.draining(&["--drain=600"])?;
+    assert_eq!(alive(attached.tested.bpffs.run(&["detach", "--name", NAME])?)?, 1);
+    attached.tested.attach_by(&[], &[])?.expect(exit::OK)?;
     let run = draining.end()?.expect(exit::OK)?;
     assert!(run.stderr.contains("another command"), "{run:?}");
-    assert_eq!(bench.state()?.as_deref(), Some("active"), "the drain has removed the new instance");
-    assert!(bench.connect()?.starts_with("proxy:15001"));
+    assert_eq!(attached.state()?.as_deref(), Some("active"), "the drain has removed the new instance");
+    assert!(attached.tested.connect()?.starts_with("proxy:15001"));
     assert!(held.echo()?);
     Ok(())
 }
@@ -165,32 +145,33 @@ fn a_drain_is_cut_short() -> anyhow::Result<()> {
 /// A drain whose command was killed ends when its time is over, with the next command.
 #[test]
 fn a_drain_is_killed() -> anyhow::Result<()> {
-    let Some((bench, mut held)) = bench()? else { return Ok(()) };
-    drop(bench.draining(&["--drain=2"])?);
-    assert_eq!(captured(&mut held)?, at(VIP4, SERVED));
-    assert_eq!(bench.connect()?, "remote:8080");
+    let Some((attached, mut held)) = attached()? else { return Ok(()) };
+    drop(attached.draining(&["--drain=2"])?);
+    assert_eq!(peer(&mut held)?, SERVICE);
+    assert_eq!(attached.tested.connect()?, "remote:8080");
     // It may be swept by now.
-    let refresh = bench.node.run(&["refresh", NAME])?;
+    let refresh = attached.tested.bpffs.run(&["refresh", NAME])?;
     assert!(
         refresh.code == Some(exit::NOTHING) || refresh.stderr.contains("detach --name pod"),
         "{refresh:?}"
     );
-    if let Some(line) = bench.node.list()?.first() {
+    if let Some(line) = attached.tested.bpffs.list()?.first() {
         let says = |text: &str| text.contains("captures nothing new") && text.contains("detach --name pod");
         assert!(line["problem"].as_str().is_some_and(says), "{line}");
     }
-    retry::until("the drain to be swept", || bench.state().ok()?.is_none().then_some(()))?;
-    bench.expect_gone()
+    retry::until("the drain to be swept", || attached.state().ok()?.is_none().then_some(()))?;
+    attached.expect_gone()
 }
 
 #[test]
 fn without_a_drain_connections_go_on() -> anyhow::Result<()> {
-    let Some((bench, mut held)) = bench()? else { return Ok(()) };
-    let mut second = Held::start(&bench.side.pod().place(APP)?, at(Ipv4Addr::new(10, 96, 0, 11), SERVED))?;
+    let Some((attached, mut held)) = attached()? else { return Ok(()) };
+    let mut second =
+        Held::start(&attached.tested.pod().place(APP)?, at(Ipv4Addr::new(10, 96, 0, 11), SERVED))?;
     // As people see it.
     let mut command = Command::new(redirector_tests::harness::product::binary());
-    command.arg("--bpffs").arg(bench.node.bpffs()).args(["detach", "--name", NAME]);
-    let said = redirector_tests::harness::command::run(&mut command, "")?;
+    command.arg("--bpffs").arg(attached.tested.bpffs.path()).args(["detach", "--name", NAME]);
+    let said = run(&mut command, "")?;
     assert!(said.contains("2 captured connections are alive") && said.contains("--drain"), "{said}");
     for held in [&mut held, &mut second] {
         assert!(held.echo()?, "the connection is cut");
@@ -199,18 +180,18 @@ fn without_a_drain_connections_go_on() -> anyhow::Result<()> {
         assert!(peer.ip().is_loopback() && peer.port() == 15001, "{names:?}");
         assert_eq!(names.original_dst.address(), None, "{names:?}");
     }
-    bench.expect_gone()
+    attached.expect_gone()
 }
 
 /// All drain at the same time.
 #[test]
 fn all_drain_together() -> anyhow::Result<()> {
-    let Some((bench, held)) = bench()? else { return Ok(()) };
-    let other = Side::new(By::Nobody)?;
-    bench.node.attach(other.pod(), "other", &[])?.expect(exit::OK)?;
-    let second = Held::start(&other.pod().place(APP)?, at(VIP4, SERVED))?;
+    let Some((attached, held)) = attached()? else { return Ok(()) };
+    let other = Fixture::new(Redirection::None)?;
+    attached.tested.bpffs.attach(other.pod(), "other", &[])?.expect(exit::OK)?;
+    let second = Held::start(&other.pod().place(APP)?, SERVICE)?;
     let begun = std::time::Instant::now();
-    let run = bench.node.run(&["detach", "--all", "--drain=3"])?.expect(exit::OK)?.json()?;
+    let run = attached.tested.bpffs.run(&["detach", "--all", "--drain=3"])?.expect(exit::OK)?.json()?;
     assert!(
         begun.elapsed() < long_enough(std::time::Duration::from_secs(6)),
         "one after the other: {:?}",
@@ -218,5 +199,5 @@ fn all_drain_together() -> anyhow::Result<()> {
     );
     assert_eq!(run["detached"].as_array().map(Vec::len), Some(2), "{run:#}");
     drop((held, second));
-    bench.expect_gone()
+    attached.expect_gone()
 }

@@ -2,119 +2,70 @@
 
 use anyhow::{Context, ensure};
 
-use redirector_tests::harness::pair::fixture::{By, Side};
-use redirector_tests::harness::pair::matrix::{SERVED, UNSERVED};
-use redirector_tests::harness::probe::observation::Observation;
-use redirector_tests::harness::probe::scenario::Scenario;
-use redirector_tests::harness::product::bpffs::Node;
-use redirector_tests::harness::product::objects::{has_lo6, links_of};
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::older::Older;
-use redirector_tests::harness::product::{Run, exit};
-use redirector_tests::harness::requirements::{require_program, require_root};
-use redirector_tests::harness::retry;
-use redirector_tests::harness::share;
 use redirector_tests::harness::strace::{At, Fault, chosen, steps, with};
-use redirector_tests::harness::world::{APP, VIP4, at};
 
-const NAME: &str = "pod";
 /// Steps of each test at most, beside the last ten.
-const FEW: usize = 20;
-const NEW: [&str; 4] = ["-o", "81", "-x", "192.0.2.0/24"];
+const MAX_STEPS: usize = 20;
+const OTHER_POLICY: [&str; 4] = ["-o", "81", "-x", "192.0.2.0/24"];
 
-struct Bench {
-    node: Node,
-    side: Side,
+fn detach_by(tested: &TestPod, by: &[&str]) -> anyhow::Result<Run> {
+    Run::of(&mut tested.bpffs.command(by, &["detach", "--name", NAME]))
 }
 
-impl Bench {
-    fn new() -> anyhow::Result<Option<Self>> {
-        if !require_root() || ["strace", "bpftool"].iter().any(|name| require_program(name).is_none()) {
-            return Ok(None);
-        }
-        Ok(Some(Self { node: Node::new()?, side: Side::new(By::Nobody)? }))
+/// The steps of a command that succeeds, and those of other kinds.
+fn steps_of(
+    others: &[(&'static str, usize)],
+    run: impl FnOnce(&[&str]) -> anyhow::Result<Run>,
+) -> anyhow::Result<Vec<At>> {
+    let (run, steps) = steps("bpf", run)?;
+    run.expect(exit::OK)?;
+    let mut all = chosen(&steps, MAX_STEPS);
+    for &(call, times) in others {
+        let steps: Vec<At> = (1..=times).map(|number| At { call, number }).collect();
+        all.extend(chosen(&share::of(steps), MAX_STEPS / 4));
     }
-
-    fn attach(&self, flags: &[&str]) -> anyhow::Result<Run> {
-        self.node.attach(self.side.pod(), NAME, flags)?.expect(exit::OK)
-    }
-
-    fn attach_by(&self, by: &[&str], flags: &[&str]) -> anyhow::Result<Run> {
-        self.node.attach_by(by, self.side.pod(), NAME, flags)
-    }
-
-    fn detach_by(&self, by: &[&str]) -> anyhow::Result<Run> {
-        Run::of(&mut self.node.command(by, &["detach", "--name", NAME]))
-    }
-
-    /// The steps of a command that succeeds, and those of other kinds.
-    fn steps(
-        &self,
-        others: &[(&'static str, usize)],
-        run: impl FnOnce(&[&str]) -> anyhow::Result<Run>,
-    ) -> anyhow::Result<Vec<At>> {
-        let (run, steps) = steps("bpf", run)?;
-        run.expect(exit::OK)?;
-        let mut all = chosen(&steps, FEW);
-        for &(call, times) in others {
-            let steps: Vec<At> = (1..=times).map(|number| At { call, number }).collect();
-            all.extend(chosen(&share::of(steps), FEW / 4));
-        }
-        Ok(all)
-    }
-
-    /// Where connections go: out to two ports, and in.
-    fn connect(&self) -> anyhow::Result<[String; 3]> {
-        let to = [SERVED, UNSERVED].map(|port| Scenario::to(at(VIP4, port)));
-        let out = self.side.pod().observe(APP, &to)?;
-        let into = self.side.world.observe_from_outside(&[Scenario::to(at(self.side.pod().v4(), SERVED))])?;
-        let mut all = out.iter().chain(&into).map(Observation::summary);
-        let mut next = || all.next().context("an observation is missing");
-        Ok([next()?, next()?, next()?])
-    }
-
-    /// Nothing in the bpffs, nothing attached, no `::6`.
-    fn expect_nothing(&self) -> anyhow::Result<()> {
-        self.node.expect_empty()?;
-        retry::until("links of a killed process to be freed", || {
-            (links_of(self.side.pod()).ok()? == [0, 0]).then_some(())
-        })?;
-        ensure!(!has_lo6(&self.side.pod().netns)?, "::6 is left on lo");
-        Ok(())
-    }
-
-    /// The next command, another one each time, and that it clears up.
-    fn next_command(&self, turn: usize, active: bool) -> anyhow::Result<()> {
-        match turn % 3 {
-            0 => {
-                let list = self.node.list()?;
-                ensure!(list.len() == usize::from(active), "{list:?}");
-                ensure!(list.iter().all(|line| line["state"] == "active"), "{list:?}");
-                if !active {
-                    self.expect_nothing()?;
-                }
-            }
-            1 => {
-                let attached = self.attach(&[])?.json()?;
-                ensure!(attached["outcome"] == if active { "unchanged" } else { "attached" }, "{attached}");
-                ensure!(self.connect()? == captured(), "attached again, and does not capture");
-                ensure!(self.node.show(NAME)?["effective"] == true);
-            }
-            _ => {
-                let code = if active { exit::OK } else { exit::NOTHING };
-                let run = self.node.run(&["detach", "--name", NAME])?;
-                // An instance that was never activated or not wholly removed may count as one.
-                ensure!(run.code == Some(code) || !active && run.code == Some(exit::OK), "{run:?}");
-                return self.expect_nothing();
-            }
-        }
-        self.node.run(&["detach", "--name", NAME, "--ignore-missing"])?.expect(exit::OK)?;
-        self.expect_nothing()
-    }
+    Ok(all)
 }
 
-fn captured() -> [String; 3] {
-    let out = |port| format!("proxy:15001 original {}", at(VIP4, port));
-    [out(SERVED), out(UNSERVED), "proxy:15006 original 10.77.0.2:8080".to_owned()]
+/// Where connections go: out to two ports, and in.
+fn connect(tested: &TestPod) -> anyhow::Result<[String; 3]> {
+    let out = tested.pod().connect(at(VIP4, UNSERVED))?;
+    Ok([tested.connect()?, out, tested.fixture.world.connect_to_pod()?])
+}
+
+/// The next command, another one each time, and that it clears up.
+fn next_command(tested: &TestPod, turn: usize, active: bool) -> anyhow::Result<()> {
+    match turn % 3 {
+        0 => {
+            let list = tested.bpffs.list()?;
+            ensure!(list.len() == usize::from(active), "{list:?}");
+            ensure!(list.iter().all(|line| line["state"] == "active"), "{list:?}");
+            if !active {
+                tested.expect_nothing()?;
+            }
+        }
+        1 => {
+            let attached = tested.attach(&[])?.json()?;
+            ensure!(attached["outcome"] == if active { "unchanged" } else { "attached" }, "{attached}");
+            ensure!(connect(tested)? == all_captured(), "attached again, and does not capture");
+            ensure!(tested.show()?["effective"] == true);
+        }
+        _ => {
+            let code = if active { exit::OK } else { exit::NOTHING };
+            let run = tested.bpffs.run(&["detach", "--name", NAME])?;
+            // An instance that was never activated or not wholly removed may count as one.
+            ensure!(run.code == Some(code) || !active && run.code == Some(exit::OK), "{run:?}");
+            return tested.expect_nothing();
+        }
+    }
+    tested.bpffs.run(&["detach", "--name", NAME, "--ignore-missing"])?.expect(exit::OK)?;
+    tested.expect_nothing()
+}
+
+fn all_captured() -> [String; 3] {
+    [captured(SERVICE), captured(at(VIP4, UNSERVED)), "proxy:15006 original 10.77.0.2:8080".to_owned()]
 }
 
 fn straight() -> [String; 3] {
@@ -130,16 +81,17 @@ fn killed(at: At, run: impl FnOnce(&[&str]) -> anyhow::Result<Run>) -> anyhow::R
 
 #[test]
 fn attach() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
-    let calls = bench.steps(&[("mkdir", 2), ("rename", 1), ("sendto", 2)], |by| bench.attach_by(by, &[]))?;
-    assert_eq!(bench.connect()?, captured());
-    bench.detach_by(&[])?.expect(exit::OK)?;
+    require_root!("strace", "bpftool");
+    let tested = TestPod::new()?;
+    let calls = steps_of(&[("mkdir", 2), ("rename", 1), ("sendto", 2)], |by| tested.attach_by(by, &[]))?;
+    assert_eq!(connect(&tested)?, all_captured());
+    detach_by(&tested, &[])?.expect(exit::OK)?;
     let mut kills = 0;
     for (turn, at) in calls.iter().enumerate() {
-        kills += usize::from(killed(*at, |by| bench.attach_by(by, &[]))?);
-        let seen = bench.connect()?;
-        ensure!(seen == captured() || seen == straight(), "{at:?}: {seen:?}");
-        bench.next_command(turn, seen == captured()).with_context(|| format!("{at:?}"))?;
+        kills += usize::from(killed(*at, |by| tested.attach_by(by, &[]))?);
+        let seen = connect(&tested)?;
+        ensure!(seen == all_captured() || seen == straight(), "{at:?}: {seen:?}");
+        next_command(&tested, turn, seen == all_captured()).with_context(|| format!("{at:?}"))?;
     }
     println!("killed {kills} times, at {} steps", calls.len());
     assert!(2 * kills > calls.len());
@@ -148,17 +100,17 @@ fn attach() -> anyhow::Result<()> {
 
 #[test]
 fn detach() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
-    bench.attach(&[])?;
-    let calls = bench.steps(&[("unlink", 30), ("rmdir", 2), ("sendto", 2)], |by| bench.detach_by(by))?;
+    require_root!("strace", "bpftool");
+    let tested = TestPod::attached(&[])?;
+    let calls = steps_of(&[("unlink", 30), ("rmdir", 2), ("sendto", 2)], |by| detach_by(&tested, by))?;
     let (mut kills, mut stopped) = (0, 0);
     for (turn, at) in calls.iter().enumerate() {
-        bench.attach(&[])?;
-        kills += usize::from(killed(*at, |by| bench.detach_by(by))?);
-        let seen = bench.connect()?;
-        ensure!(seen == captured() || seen == straight(), "{at:?}: {seen:?}");
+        tested.attach(&[])?;
+        kills += usize::from(killed(*at, |by| detach_by(&tested, by))?);
+        let seen = connect(&tested)?;
+        ensure!(seen == all_captured() || seen == straight(), "{at:?}: {seen:?}");
         stopped += usize::from(seen == straight());
-        bench.next_command(turn, seen == captured()).with_context(|| format!("{at:?}"))?;
+        next_command(&tested, turn, seen == all_captured()).with_context(|| format!("{at:?}"))?;
     }
     println!("killed {kills} times, at {} steps; {stopped} times capture had stopped", calls.len());
     assert!(3 * kills > calls.len() && stopped > 0 && stopped < calls.len());
@@ -168,68 +120,70 @@ fn detach() -> anyhow::Result<()> {
 /// The instance captures all the time, under the old programs, the new ones, or some of both.
 #[test]
 fn upgrade() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
+    require_root!("strace", "bpftool");
+    let tested = TestPod::new()?;
     let older = Older::make()?;
     let downgrade =
-        || Run::of(&mut bench.node.command_of(&older.path(), &[], &["upgrade", NAME]))?.expect(exit::OK);
-    let upgrade_by = |by: &[&str]| Run::of(&mut bench.node.command(by, &["upgrade", NAME]));
-    bench.attach(&[])?;
-    let id = bench.node.show(NAME)?["record"]["programs"].clone();
+        || Run::of(&mut tested.bpffs.command_of(&older.path(), &[], &["upgrade", NAME]))?.expect(exit::OK);
+    let upgrade_by = |by: &[&str]| Run::of(&mut tested.bpffs.command(by, &["upgrade", NAME]));
+    tested.attach(&[])?;
+    let id = tested.show()?["record"]["programs"].clone();
     downgrade()?;
-    let calls = bench.steps(&[("rename", 14), ("unlink", 16)], upgrade_by)?;
+    let calls = steps_of(&[("rename", 14), ("unlink", 16)], upgrade_by)?;
     let (mut kills, mut done) = (0, 0);
     // Every other one: each takes five commands.
     let calls: Vec<At> = calls.into_iter().step_by(2).collect();
     for at in &calls {
         downgrade()?;
         kills += usize::from(killed(*at, upgrade_by)?);
-        ensure!(bench.connect()? == captured(), "{at:?}");
-        let show = bench.node.show(NAME)?;
+        ensure!(connect(&tested)? == all_captured(), "{at:?}");
+        let show = tested.show()?;
         ensure!(show["effective"] == true, "{at:?}: {show:#}");
         done += usize::from(show["record"]["programs"] == id);
         // The next one completes it.
         upgrade_by(&[])?.expect(exit::OK)?;
-        let show = bench.node.show(NAME)?;
+        let show = tested.show()?;
         ensure!(show["effective"] == true && show["record"]["programs"] == id, "{at:?}: {show:#}");
     }
     println!("killed {kills} times; {done} times it was done");
     assert!(3 * kills > calls.len() && done < kills);
-    ensure!(bench.connect()? == captured());
-    bench.detach_by(&[])?.expect(exit::OK)?;
-    bench.expect_nothing()
+    ensure!(connect(&tested)? == all_captured());
+    detach_by(&tested, &[])?.expect(exit::OK)?;
+    tested.expect_nothing()
 }
 
 #[test]
 fn a_policy_change() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
-    let [served, _, inbound] = captured();
+    require_root!("strace", "bpftool");
+    let tested = TestPod::new()?;
+    let [served, _, inbound] = all_captured();
     let changed = [served, "ECONNREFUSED".to_owned(), inbound];
-    bench.attach(&[])?;
-    let calls = bench.steps(&[("rename", 9), ("unlink", 12)], |by| bench.attach_by(by, &NEW))?;
+    tested.attach(&[])?;
+    let calls = steps_of(&[("rename", 9), ("unlink", 12)], |by| tested.attach_by(by, &OTHER_POLICY))?;
     let (mut kills, mut new) = (0, 0);
     for (turn, at) in calls.iter().enumerate() {
         // The programs are replaced only by the first change: that one, and the ones after it.
         if turn % 2 == 0 {
-            bench.node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+            tested.bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
         }
-        bench.attach(&[])?;
-        kills += usize::from(killed(*at, |by| bench.attach_by(by, &NEW))?);
-        let seen = bench.connect()?;
-        ensure!(seen == captured() || seen == changed, "{at:?}: {seen:?}");
+        tested.attach(&[])?;
+        kills += usize::from(killed(*at, |by| tested.attach_by(by, &OTHER_POLICY))?);
+        let seen = connect(&tested)?;
+        ensure!(seen == all_captured() || seen == changed, "{at:?}: {seen:?}");
         new += usize::from(seen == changed);
-        let show = bench.node.show(NAME)?;
+        let show = tested.show()?;
         let ports = &show["record"]["policy"]["outbound_exclude_ports"];
         ensure!(
             (*ports == serde_json::json!([81])) == (seen == changed),
             "{at:?}: shown is another policy: {show:#}"
         );
         ensure!(show["effective"] == true, "{at:?}: {show:#}");
-        let again = bench.attach(&NEW)?.json()?;
+        let again = tested.attach(&OTHER_POLICY)?.json()?;
         ensure!(again["outcome"] == if seen == changed { "unchanged" } else { "changed" }, "{at:?}: {again}");
-        ensure!(bench.connect()? == changed, "{at:?}");
+        ensure!(connect(&tested)? == changed, "{at:?}");
     }
     println!("killed {kills} times, at {} steps; {new} times the new policy was in force", calls.len());
     assert!(3 * kills > calls.len() && new > 0 && new < calls.len());
-    bench.node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
-    bench.expect_nothing()
+    tested.bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    tested.expect_nothing()
 }

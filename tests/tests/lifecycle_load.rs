@@ -5,14 +5,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::Context;
 
 use redirector_tests::harness::load::during;
-use redirector_tests::harness::probe::many::{Load, Report};
-use redirector_tests::harness::product::bpffs::Node;
-use redirector_tests::harness::product::exit;
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::server::everywhere;
-use redirector_tests::harness::world::{APP, PROXY, Pod, World, at};
+use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::probe::many::LoadReport;
 
-const NAME: &str = "pod";
 /// So many connections in each direction, again and again until there have been so many changes.
 const CONNECTIONS: u16 = 2000;
 const CHANGES: usize = 20;
@@ -42,7 +37,7 @@ fn inbound(pod: &Pod) -> Vec<SocketAddr> {
     (0..CONNECTIONS).map(one).collect()
 }
 
-fn assert_no_connection_lost(reports: &[Report], ports: [u16; 2]) {
+fn assert_no_connection_lost(reports: &[LoadReport], ports: [u16; 2]) {
     let mut seen = [0, 0];
     for report in reports {
         assert!(report.wrong == 0 && report.failed.is_empty(), "{report:#?}");
@@ -57,15 +52,13 @@ fn assert_no_connection_lost(reports: &[Report], ports: [u16; 2]) {
 
 #[test]
 fn no_connection_is_lost_while_policies_alternate() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let (node, world) = (Node::new()?, World::new()?);
+    require_root!();
+    let (bpffs, world) = (Bpffs::new()?, World::new()?);
     let pod = world.pod();
     let _proxy = pod.serve(PROXY, "proxy", everywhere(&[15001, 15006, 16001, 16006]))?;
-    node.attach(pod, NAME, POLICIES[0])?.expect(exit::OK)?;
+    bpffs.attach(pod, NAME, POLICIES[0])?.expect(exit::OK)?;
     let change = |number: usize| -> anyhow::Result<()> {
-        let run = node.attach(pod, NAME, POLICIES[number % 2])?.expect(exit::OK)?.json()?;
+        let run = bpffs.attach(pod, NAME, POLICIES[number % 2])?.expect(exit::OK)?.json()?;
         assert_eq!(run["outcome"], "changed", "{run:#}");
         Ok(())
     };
@@ -82,11 +75,11 @@ fn no_connection_is_lost_while_policies_alternate() -> anyhow::Result<()> {
     // The registry of listeners and the exposed map have not kept anything of it.
     change(changes + 1)?;
     change(changes + 2)?;
-    let show = node.show(NAME)?;
+    let show = bpffs.show(NAME)?;
     for listener in show["listeners"].as_array().context("listeners")? {
         assert_eq!((&listener["ipv4"], &listener["ipv6"]), (&1.into(), &1.into()), "{show:#}");
     }
     assert_eq!(show["connections"], 0, "{show:#}");
-    assert_eq!(node.run(&["original-dst", NAME])?.expect(exit::OK)?.json()?, serde_json::json!([]));
+    assert_eq!(bpffs.run(&["original-dst", NAME])?.expect(exit::OK)?.json()?, serde_json::json!([]));
     Ok(())
 }

@@ -5,17 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::ensure;
 use serde_json::{Value, json};
 
-use redirector_tests::harness::probe::scenario::{Family, Scenario};
-use redirector_tests::harness::product::bpffs::Node;
-use redirector_tests::harness::product::exit;
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::server::{everywhere, proxy_listeners};
-use redirector_tests::harness::world::{APP, PROXY, World};
+use redirector_tests::harness::prelude::*;
 
-/// A port of the services outside.
-const PORT: u16 = 8080;
 /// Networks in the list.
-const MANY: usize = 50_000;
+const NETWORKS: usize = 50_000;
 
 /// Networks that hold services of the world outside, to be first, in the middle and last in the list.
 const PLACED: [&str; 3] = ["10.96.0.0/30", "fd00:96::10/128", "10.96.7.8/32"];
@@ -31,7 +24,7 @@ fn networks() -> Vec<String> {
         let v4 = Ipv4Addr::from_bits(11 << 24 | (mixed & 0x3f_ffff) << 2);
         [format!("{v4}/30"), format!("2001:db8:{:x}:{:x}::/64", mixed >> 16, mixed & 0xffff)]
     };
-    (0..).flat_map(of_number).take(MANY).collect()
+    (0..).flat_map(of_number).take(NETWORKS).collect()
 }
 
 /// Which of the addresses a connection of the app to which is captured.
@@ -40,7 +33,7 @@ fn captured(world: &World) -> anyhow::Result<Vec<&'static str>> {
     for text in INSIDE.into_iter().chain(OUTSIDE) {
         let ip: IpAddr = text.parse()?;
         let family = if ip.is_ipv4() { Family::V4 } else { Family::V6 };
-        scenarios.push(Scenario::new(text, family, SocketAddr::new(ip, PORT)));
+        scenarios.push(Scenario::new(text, family, SocketAddr::new(ip, SERVED)));
     }
     let mut captured = Vec::new();
     for (seen, text) in world.pod().observe(APP, &scenarios)?.iter().zip(INSIDE.into_iter().chain(OUTSIDE)) {
@@ -55,31 +48,29 @@ fn captured(world: &World) -> anyhow::Result<Vec<&'static str>> {
 
 #[test]
 fn fifty_thousand_networks() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let (node, world) = (Node::new()?, World::new()?);
+    require_root!();
+    let (bpffs, world) = (Bpffs::new()?, World::new()?);
     let pod = world.pod();
     let _proxy = pod.serve(PROXY, "proxy", proxy_listeners(1))?;
-    let _remote = world.serve_outside(everywhere(&[PORT]))?;
+    let _remote = world.serve_outside(everywhere(&[SERVED]))?;
     let mut nets = networks();
-    nets.truncate(MANY - PLACED.len());
+    nets.truncate(NETWORKS - PLACED.len());
     for (place, net) in [0, nets.len() / 2, nets.len() + 1].into_iter().zip(PLACED) {
         nets.insert(place.min(nets.len()), net.to_owned());
     }
-    ensure!(nets.len() == MANY, "{} networks", nets.len());
+    ensure!(nets.len() == NETWORKS, "{} networks", nets.len());
 
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("policy.json");
     let path = file.display().to_string();
     let attach = |policy: &Value| -> anyhow::Result<String> {
         std::fs::write(&file, policy.to_string())?;
-        let run = node.attach(pod, "pod", &["--policy", &path])?.expect(exit::OK)?;
+        let run = bpffs.attach(pod, "pod", &["--policy", &path])?.expect(exit::OK)?;
         Ok(run.json()?["outcome"].as_str().unwrap_or_default().to_owned())
     };
     let listed = |field: &str| -> anyhow::Result<usize> {
-        let shown = node.show("pod")?;
-        // What is shown attaches as the same policy.
+        let shown = bpffs.show("pod")?;
+        // The shown policy attaches as the same policy.
         assert_eq!(attach(&shown["record"]["policy"])?, "unchanged");
         Ok(shown["record"]["policy"][field].as_array().map_or(0, Vec::len))
     };
@@ -88,7 +79,7 @@ fn fifty_thousand_networks() -> anyhow::Result<()> {
     assert_eq!(listed("outbound_exclude_cidrs")?, nets.len());
     assert_eq!(attach(&excluded)?, "unchanged");
     assert_eq!(captured(&world)?, OUTSIDE);
-    node.run(&["refresh", "pod"])?.expect(exit::OK)?;
+    bpffs.run(&["refresh", "pod"])?.expect(exit::OK)?;
     assert_eq!(captured(&world)?, OUTSIDE);
 
     // The same networks the other way round, beside the old ones until the change is complete.
@@ -98,7 +89,7 @@ fn fifty_thousand_networks() -> anyhow::Result<()> {
 
     assert_eq!(attach(&json!({}))?, "changed");
     assert_eq!(captured(&world)?, [INSIDE.as_slice(), &OUTSIDE].concat());
-    node.run(&["detach", "--name", "pod"])?.expect(exit::OK)?;
+    bpffs.run(&["detach", "--name", "pod"])?.expect(exit::OK)?;
     assert!(captured(&world)?.is_empty());
-    node.expect_empty()
+    bpffs.expect_empty()
 }

@@ -6,10 +6,7 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use redirector_tests::harness::command::{output, run};
-use redirector_tests::harness::names;
-use redirector_tests::harness::product::{exit, redirector};
-use redirector_tests::harness::requirements::{require_envoy, require_root};
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::world::cgroup::mount_point;
 
 /// Five standard deviations: a right split fails once in two million runs.

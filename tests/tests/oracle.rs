@@ -5,14 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use redirector_tests::harness::oracle;
-use redirector_tests::harness::oracle::options::Options;
-use redirector_tests::harness::pair::Twin;
-use redirector_tests::harness::pair::fixture::{By, Setup, Side};
 use redirector_tests::harness::pair::matrix;
-use redirector_tests::harness::probe::observation::Observation;
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::share;
+use redirector_tests::harness::prelude::*;
 
 /// What must have become of the scenarios named `"<family> <caller> to <destination> from <binding>"`.
 struct Expect<'a> {
@@ -47,16 +41,14 @@ const PROXIES: &str = "proxy proxy-uid proxy-gid";
 
 #[test]
 fn the_well_known_outcomes() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let side = Side::new(By::iptables())?;
-    let observations = side.observe_all(&matrix::outbound(side.pod()))?;
+    require_root!();
+    let fixture = Fixture::new(Redirection::iptables())?;
+    let observations = fixture.observe_all(&matrix::outbound(fixture.pod()))?;
     let seen: BTreeMap<String, Observation> =
         observations.into_iter().map(|observation| (observation.scenario.clone(), observation)).collect();
     let expect = Expect { seen: &seen };
 
-    // What leaves the pod goes to the proxy, wherever it was going...
+    // Connections out of the pod go to the proxy...
     let unbound = "anywhere any:0 self any:port self:port";
     expect.all(V4, OTHERS, "vip", unbound, "proxy:15001 original 10.96.0.10:8080");
     expect.all("v6", OTHERS, "vip", unbound, "proxy:15001 original [fd00:96::10]:8080");
@@ -93,7 +85,12 @@ fn the_well_known_outcomes() -> anyhow::Result<()> {
     expect.all(V4, "proxy proxy-uid", "127.0.0.6-15002", "localhost", "proxy:15006 original 127.0.0.6:15002");
     expect.all("v6", "proxy proxy-uid", "::6-15002", "localhost", "proxy:15006 original [::6]:15002");
 
-    // Routing comes before NAT: what has no route fails as without rules.
+    expect_errors_of_routing(&expect);
+    Ok(())
+}
+
+/// Routing comes before NAT: what has no route fails as without rules.
+fn expect_errors_of_routing(expect: &Expect<'_>) {
     for (destination, errno) in [
         ("unreachable", "EHOSTUNREACH"),
         ("prohibited", "EACCES"),
@@ -124,16 +121,13 @@ fn the_well_known_outcomes() -> anyhow::Result<()> {
         "localhost localhost:port passthrough",
         "proxy:15001 original [fd00:96::10]:8080",
     );
-    Ok(())
 }
 
 #[test]
 fn every_end_sees_the_same_connection() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let side = Side::new(By::iptables())?;
-    let observations = side.observe_all(&share::parts(matrix::outbound(side.pod())))?;
+    require_root!();
+    let fixture = Fixture::new(Redirection::iptables())?;
+    let observations = fixture.observe_all(&share::parts(matrix::outbound(fixture.pod())))?;
     let mut redirected = 0;
     for observation in &observations {
         let Some(reached) = observation.reached.as_ref().filter(|reached| reached.role == "proxy") else {
@@ -161,12 +155,10 @@ fn every_end_sees_the_same_connection() -> anyhow::Result<()> {
 
 #[test]
 fn inbound_from_the_network() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let side = Side::new(By::iptables())?;
-    let seen: BTreeMap<String, Observation> = side
-        .observe_all(&[matrix::inbound(side.pod())])?
+    require_root!();
+    let fixture = Fixture::new(Redirection::iptables())?;
+    let seen: BTreeMap<String, Observation> = fixture
+        .observe_all(&[matrix::inbound(fixture.pod())])?
         .into_iter()
         .map(|observation| (observation.scenario.clone(), observation))
         .collect();
@@ -186,26 +178,20 @@ fn inbound_from_the_network() -> anyhow::Result<()> {
 /// The comparison can succeed: the oracle agrees with itself.
 #[test]
 fn two_oracles_agree() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let twin = Twin::new(Options::sidecar(), By::iptables(), &Setup::default())?;
-    let mut parts = matrix::outbound(twin.oracle.pod());
-    parts.push(matrix::inbound(twin.oracle.pod()));
-    twin.check(&share::parts(parts))?;
-    Ok(())
+    require_root!();
+    let pair = Pair::new(Options::sidecar(), Redirection::iptables(), &Setup::default())?;
+    pair.check(&matrix::all(pair.reference.pod())).map(drop)
 }
 
 /// The comparison can fail: a small mistake in the rules is found, and nothing else.
 #[test]
 fn a_planted_mistake_is_found() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let twin = Twin::new(Options::sidecar(), By::iptables(), &Setup::default())?;
-    oracle::insert(&twin.subject.pod().netns, "ISTIO_OUTPUT -p tcp -d 10.96.0.10 --dport 22 -j RETURN")?;
-    let parts = share::parts_with(matrix::outbound(twin.oracle.pod()), |one| one.name.contains("to vip-ssh"));
-    let (_, differences) = twin.run(&parts)?;
+    require_root!();
+    let pair = Pair::new(Options::sidecar(), Redirection::iptables(), &Setup::default())?;
+    oracle::insert(&pair.subject.pod().netns, "ISTIO_OUTPUT -p tcp -d 10.96.0.10 --dport 22 -j RETURN")?;
+    let parts =
+        share::parts_with(matrix::outbound(pair.reference.pod()), |one| one.name.contains("to vip-ssh"));
+    let (_, differences) = pair.run(&parts)?;
     assert!(!differences.is_empty());
     for difference in &differences {
         assert!(difference.scenario.contains("to vip-ssh"), "{difference:?}");

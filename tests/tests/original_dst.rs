@@ -1,16 +1,11 @@
 //! `SO_ORIGINAL_DST`, and every other `getsockopt`, beside real iptables: level, length, bytes, and what is untouched.
 
-use redirector_tests::harness::pair::Twin;
 use redirector_tests::harness::pair::compare::table;
-use redirector_tests::harness::pair::fixture::Setup;
-use redirector_tests::harness::pair::matrix::{Caller, Part, SERVED};
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::observation::{OK, Question};
-use redirector_tests::harness::probe::scenario::{Family, Scenario};
 use redirector_tests::harness::probe::sys::SO_ORIGINAL_DST;
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::world::{APP, PROXY, VIP4, VIP6, at};
 
-/// What Envoy, Go, redsocks and the merely curious ask with; from too short to a page.
+/// Buffer lengths of Envoy, Go, redsocks and others, from too short to a page.
 const LENGTHS: [u32; 10] = [0, 1, 15, 16, 17, 27, 28, 32, 128, 4096];
 
 /// More than a page: a program in the kernel sees only the first page of it.
@@ -63,8 +58,8 @@ fn unrelated() -> Vec<Question> {
 }
 
 /// Connections that are captured in each way, and such that are not.
-fn parts(twin: &Twin, questions: &[Question]) -> Vec<Part> {
-    let pod = twin.oracle.pod();
+fn parts(pair: &Pair, questions: &[Question]) -> Vec<Part> {
+    let pod = pair.reference.pod();
     let asking = |mut scenario: Scenario, caller: &str| {
         scenario.name = format!("{caller} {}", scenario.name);
         scenario.ask_before = questions.to_vec();
@@ -73,10 +68,10 @@ fn parts(twin: &Twin, questions: &[Question]) -> Vec<Part> {
         scenario
     };
     let mut destinations = vec![
-        Scenario::new("mapped vip", Family::Mapped, at(VIP4, SERVED)),
+        Scenario::new("mapped vip", Family::Mapped, SERVICE),
         Scenario::new("mapped self", Family::Mapped, at(pod.v4(), SERVED)),
     ];
-    for address in [at(VIP4, SERVED), at(VIP6, SERVED)] {
+    for address in [SERVICE, at(VIP6, SERVED)] {
         destinations.push(Scenario::to(address));
     }
     for port in [SERVED, 15001, 15006, 15020] {
@@ -101,11 +96,9 @@ fn parts(twin: &Twin, questions: &[Question]) -> Vec<Part> {
 /// Levels and lengths, on accepted, connecting and unconnected sockets.
 #[test]
 fn levels_and_lengths() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let twin = Twin::of_redirector(&Setup::default())?;
-    let seen = twin.check(&parts(&twin, &original_dst(&LENGTHS)))?;
+    require_root!();
+    let pair = Pair::of_sidecars(&Setup::default())?;
+    let seen = pair.check(&parts(&pair, &original_dst(&LENGTHS)))?;
     // The worlds might agree in having no answer at all.
     let first =
         &seen[seen.iter().position(|seen| seen.scenario == "app to 10.96.0.10:8080").unwrap_or_default()];
@@ -122,12 +115,10 @@ fn levels_and_lengths() -> anyhow::Result<()> {
 /// the kernel can give back no more than a page.
 #[test]
 fn larger_than_a_page() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let twin = Twin::of_redirector(&Setup::default())?;
-    let parts = parts(&twin, &original_dst(&[HUGE]));
-    let (_, differences) = twin.run(&parts)?;
+    require_root!();
+    let pair = Pair::of_sidecars(&Setup::default())?;
+    let parts = parts(&pair, &original_dst(&[HUGE]));
+    let (_, differences) = pair.run(&parts)?;
     let mut others = Vec::new();
     for difference in differences {
         let shortened =
@@ -143,31 +134,27 @@ fn larger_than_a_page() -> anyhow::Result<()> {
 /// Listening sockets have no original destination, in whatever way they are asked.
 #[test]
 fn listening_sockets() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let twin = Twin::of_redirector(&Setup::default())?;
+    require_root!();
+    let pair = Pair::of_sidecars(&Setup::default())?;
     let questions: Vec<Question> = original_dst(&LENGTHS).into_iter().map(Question::of_listener).collect();
     let mut scenarios = Vec::new();
-    for address in [at(VIP4, SERVED), at(VIP6, SERVED), at(twin.oracle.pod().v4(), SERVED)] {
+    for address in [SERVICE, at(VIP6, SERVED), at(pair.reference.pod().v4(), SERVED)] {
         let mut scenario = Scenario::to(address);
         scenario.ask_server.clone_from(&questions);
         scenarios.push(scenario);
     }
     let outside =
         Part { caller: Caller::Outside, scenarios: vec![scenarios[2].clone().named("from outside")] };
-    twin.check(&[Part::of(APP, scenarios), outside])?;
+    pair.check(&[Part::of(APP, scenarios), outside])?;
     Ok(())
 }
 
 /// Every other option is as if we were not there, whatever the length of the buffer.
 #[test]
 fn other_options_are_untouched() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let twin = Twin::of_redirector(&Setup::default())?;
-    let seen = twin.check(&parts(&twin, &unrelated()))?;
+    require_root!();
+    let pair = Pair::of_sidecars(&Setup::default())?;
+    let seen = pair.check(&parts(&pair, &unrelated()))?;
     assert!(seen.iter().all(|seen| seen.server.len() == unrelated().len()), "some server did not answer");
     Ok(())
 }

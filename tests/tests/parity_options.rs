@@ -4,32 +4,33 @@
 
 use std::time::Duration;
 
-use redirector_tests::harness::kernel;
-use redirector_tests::harness::parity::arena::{Arena, Mistake};
 use redirector_tests::harness::parity::configuration::Configuration;
 use redirector_tests::harness::parity::options::Choice;
+use redirector_tests::harness::parity::pair::{Mistake, ParityPair};
 use redirector_tests::harness::parity::probes::probes;
 use redirector_tests::harness::parity::random::Random;
-use redirector_tests::harness::parity::{Run, run};
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::share;
+use redirector_tests::harness::parity::{ParityRun, run};
+use redirector_tests::harness::prelude::*;
 
-const SHORT: Run =
-    Run { configurations: 200, seed: 1, limit: Some(Duration::from_secs(120)), findings: 3, mistake: None };
+const SHORT_RUN: ParityRun = ParityRun {
+    configurations: 200,
+    seed: 1,
+    limit: Some(Duration::from_secs(120)),
+    findings: 3,
+    mistake: None,
+};
 
 /// Each option alone, all pairs, and some combinations; as many as fit in two minutes.
 #[test]
 fn options() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let report = run(&Run { configurations: share::times(SHORT.configurations, 4), ..SHORT })?;
+    require_root!();
+    let report = run(&ParityRun { configurations: share::times(SHORT_RUN.configurations, 4), ..SHORT_RUN })?;
     println!("{report}");
     assert!(report.is_clean(), "{report}");
     // A run that captured nothing, or hardly ran, would prove nothing.
-    let reached = report.reached();
+    let ends = report.ends();
     let many = share::times(1000, 1);
-    assert!(reached.proxy > many && reached.passed > many, "{report}");
+    assert!(ends.proxy > many && ends.passed > many, "{report}");
     assert!(report.configurations() >= share::times(20, 2), "{report}");
     Ok(())
 }
@@ -37,9 +38,7 @@ fn options() -> anyhow::Result<()> {
 /// Every option beside the sidecar's, with a value that matters: equal to iptables, and not to iptables without it.
 #[test]
 fn options_one_by_one() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let everything = Configuration::sidecar;
     let nothing = || everything().with(Choice::Cidrs, "");
     let cases: [(Configuration, Choice, &str); 18] = [
@@ -62,21 +61,21 @@ fn options_one_by_one() -> anyhow::Result<()> {
         (everything(), Choice::Loopback, "127.0.0.0/8"),
         (everything(), Choice::Dns, "all"),
     ];
-    let mut arena = Arena::new(None)?;
-    let mut random = Random::new(SHORT.seed);
+    let mut pair = ParityPair::new(None)?;
+    let mut random = Random::new(SHORT_RUN.seed);
     let interfaces = [Choice::ExcludeInterfaces, Choice::VirtualInterfaces];
     let possible =
         |(_, choice, _): &(_, Choice, _)| kernel::tells_interfaces() || !interfaces.contains(choice);
     for (base, choice, value) in share::of(cases.into_iter().filter(possible).collect()) {
         let configuration = base.clone().with(choice, value);
         println!("{}: {configuration}", choice.name());
-        arena.configure(&configuration)?;
+        pair.configure(&configuration)?;
         let probes = probes(&configuration.options(), &mut random);
-        let outcome = arena.run(&probes)?;
-        let differences: Vec<_> = outcome.differences.iter().map(|(_, difference)| difference).collect();
+        let comparison = pair.run(&probes)?;
+        let differences: Vec<_> = comparison.differences.iter().map(|(_, difference)| difference).collect();
         assert!(differences.is_empty(), "{}: {differences:#?}", choice.name());
-        arena.mislead_oracle(&base)?;
-        let without = arena.run(&probes)?;
+        pair.mislead_oracle(&base)?;
+        let without = pair.run(&probes)?;
         assert!(!without.differences.is_empty(), "{} {value}: no probe sees it", choice.name());
     }
     Ok(())
@@ -85,10 +84,9 @@ fn options_one_by_one() -> anyhow::Result<()> {
 /// The comparison can fail: `-q` before `-x` in the rules is found, and only what is needed to see it is shown.
 #[test]
 fn a_wrong_order_of_rules_is_found() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let report = run(&Run { findings: 1, mistake: Some(ports_before_exclusions), limit: None, ..SHORT })?;
+    require_root!();
+    let report =
+        run(&ParityRun { findings: 1, mistake: Some(ports_before_exclusions), limit: None, ..SHORT_RUN })?;
     let finding = report.findings.first().unwrap_or_else(|| panic!("not found:\n{report}"));
     let given: Vec<Choice> = finding.configuration.given().map(|(choice, _)| choice).collect();
     let needed = [Choice::CidrsExclude, Choice::OutboundPorts];
@@ -103,9 +101,7 @@ fn a_wrong_order_of_rules_is_found() -> anyhow::Result<()> {
 #[test]
 #[ignore = "a check of the suite itself: run it after changing the probes or the plan"]
 fn every_missing_rule_is_found() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let mistakes: [(&str, Mistake); 16] = [
         ("-x", |rules| without(rules, "ISTIO_OUTPUT -d 10.", "RETURN")),
         ("-q", |rules| without(rules, "ISTIO_OUTPUT -p tcp --dport", "ISTIO_REDIRECT")),
@@ -126,7 +122,7 @@ fn every_missing_rule_is_found() -> anyhow::Result<()> {
     ];
     let mut missed = Vec::new();
     for (name, mistake) in mistakes {
-        let report = run(&Run { findings: 1, mistake: Some(mistake), ..SHORT })?;
+        let report = run(&ParityRun { findings: 1, mistake: Some(mistake), ..SHORT_RUN })?;
         match report.findings.first() {
             Some(finding) => println!("{name}: {} configurations\n{finding}", report.configurations()),
             None => missed.push(name),

@@ -1,28 +1,14 @@
 //! `--proxy-cgroup`: the proxy is known by its container, where the application has the same user. netfilter can say the
 //! same (`-m cgroup --path`), so it is the oracle here, too.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, ensure};
 
-use redirector_tests::harness::command::run;
-use redirector_tests::harness::kernel;
-use redirector_tests::harness::oracle;
-use redirector_tests::harness::oracle::documented::is_documented;
-use redirector_tests::harness::oracle::options::Options;
-use redirector_tests::harness::pair::compare::{compare, forgive_replaced_ports, table};
-use redirector_tests::harness::pair::fixture::{By, Setup, Side};
-use redirector_tests::harness::pair::matrix::{FAMILIES, SERVED, destinations};
+use redirector_tests::harness::pair::matrix::{FAMILIES, destinations};
 use redirector_tests::harness::parity::addresses::dns_listeners;
-use redirector_tests::harness::probe::observation::Observation;
-use redirector_tests::harness::probe::scenario::{Family, Scenario, Udp};
-use redirector_tests::harness::process::Place;
-use redirector_tests::harness::product::bpffs::{Node, has_or_refuses};
-use redirector_tests::harness::product::objects::links_of;
-use redirector_tests::harness::product::{Instance, exit, redirector};
-use redirector_tests::harness::requirements::{require_program, require_root};
-use redirector_tests::harness::server::{Server, everywhere, proxy_listeners};
-use redirector_tests::harness::world::{APP, PROXY, Pod, VIP4, VIP6, World, at, observe};
+use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::probe::scenario::Udp;
 
 /// A user of the rules whose rules become those of the cgroup.
 const STAND_IN: u32 = 4242;
@@ -35,14 +21,7 @@ fn has_cgroups() -> anyhow::Result<bool> {
 }
 
 fn place(pod: &Pod, container: &str) -> anyhow::Result<Place> {
-    let mut cgroup = PathBuf::from(pod.cgroup.directory());
-    for part in container.split('/') {
-        cgroup.push(part);
-        if !cgroup.is_dir() {
-            std::fs::create_dir(&cgroup).with_context(|| cgroup.display().to_string())?;
-        }
-    }
-    Ok(Place { netns: pod.netns.file().to_owned(), cgroup: Some(cgroup), owner: PROXY })
+    pod.container(container, PROXY)
 }
 
 /// The path that `-m cgroup` takes: from the root of the tree.
@@ -51,16 +30,17 @@ fn path_of(cgroup: &Path) -> anyhow::Result<String> {
     Ok(format!("{}/{}", name.to_string_lossy(), cgroup.file_name().context("a name")?.to_string_lossy()))
 }
 
-/// Sides under rules (real iptables) and under an instance, both for the cgroup `proxy`.
-fn sides(options: &Options) -> anyhow::Result<(Side, Side, Instance)> {
+/// Rules in real iptables and an instance, both for the cgroup `proxy`.
+fn pair(options: &Options) -> anyhow::Result<Pair> {
     let mut setup = Setup::default();
     setup.proxy.extend(dns_listeners());
-    let (oracle, subject) = (Side::with(By::Nobody, &setup)?, Side::with(By::Nobody, &setup)?);
-    for side in [&oracle, &subject] {
-        CONTAINERS.iter().try_for_each(|(name, _)| place(side.pod(), name).map(drop))?;
+    let [mut reference, mut subject] =
+        [Fixture::with(Redirection::None, &setup)?, Fixture::with(Redirection::None, &setup)?];
+    for fixture in [&reference, &subject] {
+        CONTAINERS.iter().try_for_each(|(name, _)| place(fixture.pod(), name).map(drop))?;
     }
     let rules = Options { proxy_uids: vec![STAND_IN], proxy_gids: Vec::new(), ..options.clone() };
-    let path = path_of(&oracle.pod().cgroup.directory().join("proxy"))?;
+    let path = path_of(&reference.pod().cgroup.directory().join("proxy"))?;
     let by_cgroup = |text: String| {
         let text =
             text.replace(&format!("-m owner --uid-owner {STAND_IN}"), &format!("-m cgroup --path {path}"));
@@ -71,16 +51,17 @@ fn sides(options: &Options) -> anyhow::Result<(Side, Side, Instance)> {
         texts.iter().all(|text| !text.contains("owner") && text.matches(&path).count() == 3),
         "{texts:?}"
     );
-    oracle::load(&oracle.pod().netns, &texts)?;
-    oracle.pod().netns.ip("address add ::6/128 dev lo nodad\n")?;
+    oracle::load(&reference.pod().netns, &texts)?;
+    reference.pod().netns.ip("address add ::6/128 dev lo nodad\n")?;
+    reference.redirection = Redirection::Iptables(options.clone());
 
     let mut flags = options.flags();
     let owners: Vec<usize> = (0..flags.len()).filter(|n| matches!(flags[*n].as_str(), "-u" | "-g")).collect();
     owners.into_iter().rev().for_each(|at| drop(flags.drain(at..at + 2)));
     let proxy = subject.pod().cgroup.directory().join("proxy").display().to_string();
     flags.extend(["--proxy-cgroup".to_owned(), proxy]);
-    let instance = Instance::attach(subject.pod(), &flags, &options.environment())?;
-    Ok((oracle, subject, instance))
+    subject.instance = Some(Instance::attach(subject.pod(), &flags, &options.environment())?);
+    Ok(Pair { reference, subject })
 }
 
 fn scenarios(pod: &Pod, dns: bool) -> Vec<Scenario> {
@@ -103,7 +84,7 @@ fn scenarios(pod: &Pod, dns: bool) -> Vec<Scenario> {
             }
         }
     }
-    all.push(Scenario { mptcp: true, ..Scenario::new("mptcp", Family::V4, at(VIP4, SERVED)) });
+    all.push(Scenario { mptcp: true, ..Scenario::new("mptcp", Family::V4, SERVICE) });
     all
 }
 
@@ -115,48 +96,37 @@ fn beside_iptables() -> anyhow::Result<()> {
     }
     for dns in [false, true] {
         let options = Options { redirect_dns: dns, capture_all_dns: dns, ..Options::sidecar() };
-        let (oracle, subject, _instance) = sides(&options)?;
-        for (container, is_proxy) in CONTAINERS {
-            let see = |side: &Side| -> anyhow::Result<Vec<Observation>> {
-                let mut seen = observe(&place(side.pod(), container)?, &scenarios(side.pod(), dns))?;
-                seen.iter_mut().for_each(forgive_replaced_ports);
-                Ok(seen)
-            };
-            let (expected, seen) = std::thread::scope(|scope| {
-                let seen = scope.spawn(|| see(&subject));
-                let expected = see(&oracle)?;
-                anyhow::Ok((expected, seen.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??))
-            })?;
-            let mut differences = compare(&expected, &seen);
-            differences.retain(|difference| !is_documented(difference));
-            ensure!(
-                differences.is_empty(),
-                "{container}:\n{}",
-                table(&differences, "iptables", "redirector")
-            );
+        let pair = pair(&options)?;
+        let scenarios = scenarios(pair.reference.pod(), dns);
+        let count = scenarios.len();
+        let parts = CONTAINERS.map(|(container, _)| Part {
+            caller: Caller::Container(container, PROXY),
+            scenarios: scenarios.clone(),
+        });
+        let observed = pair.check(&parts)?;
+        for ((container, is_proxy), observed) in CONTAINERS.iter().zip(observed.chunks(count)) {
             let name = if dns { "tcp 10.96.0.10:53" } else { "v4 to vip" };
-            let captured = seen.iter().find(|one| one.scenario == name).context("a scenario")?.summary();
-            ensure!(captured.starts_with("proxy:") != is_proxy, "{container}: {captured}");
+            let captured = observed.iter().find(|one| one.scenario == name).context("a scenario")?.summary();
+            ensure!(captured.starts_with("proxy:") != *is_proxy, "{container}: {captured}");
         }
     }
     Ok(())
 }
 
-/// What it may be, and that users count beside it only if they are given.
+/// The cgroups that are allowed. Users count beside the cgroup only if they are given.
 #[test]
 fn which_cgroup_and_which_users() -> anyhow::Result<()> {
     if !require_root() || require_program("bpftool").is_none() || !has_cgroups()? {
         return Ok(());
     }
-    let (node, world) = (Node::new()?, World::new()?);
+    let (bpffs, world) = (Bpffs::new()?, World::new()?);
     let pod = world.pod();
     let directory = pod.cgroup.directory().display().to_string();
     let proxy = format!("{directory}/proxy");
     for container in ["app", "proxy"] {
         place(pod, container)?;
     }
-    let elsewhere =
-        redirector_tests::harness::world::cgroup::Cgroup::new(&redirector_tests::harness::names::unique())?;
+    let elsewhere = redirector_tests::harness::world::cgroup::Cgroup::new(&names::unique())?;
     let elsewhere = elsewhere.directory().display().to_string();
     for (wrong, words) in [
         (directory.as_str(), "not below the cgroup"),
@@ -166,49 +136,46 @@ fn which_cgroup_and_which_users() -> anyhow::Result<()> {
     ] {
         for more in [&[][..], &["--dry-run"]] {
             let flags = [&["--proxy-cgroup", wrong], more].concat();
-            node.attach(pod, "pod", &flags)?.refused(exit::USAGE, &["--proxy-cgroup", words])?;
+            bpffs.attach(pod, "pod", &flags)?.refused(exit::USAGE, &["--proxy-cgroup", words])?;
         }
     }
-    node.expect_empty()?;
+    bpffs.expect_empty()?;
     assert_eq!(links_of(pod)?, [0, 0]);
 
     let _proxy = Server::start(&place(pod, "proxy")?, "proxy", proxy_listeners(1))?;
     let _remote = world.serve_outside(everywhere(&[SERVED]))?;
-    let to = [Scenario::to(at(VIP4, SERVED))];
     let reached = |container: &str, owner| -> anyhow::Result<String> {
-        let seen = observe(&Place { owner, ..place(pod, container)? }, &to)?;
-        Ok(seen.first().map(Observation::summary).unwrap_or_default())
+        Ok(observe_one(&pod.container(container, owner)?, SERVICE)?.summary())
     };
-    let expect =
-        |all: [(&str, redirector_tests::harness::probe::scenario::Owner, bool); 4]| -> anyhow::Result<()> {
-            for (container, owner, captured) in all {
-                let seen = reached(container, owner)?;
-                ensure!(seen.starts_with("proxy:15001") == captured, "{container} {owner:?}: {seen}");
-            }
-            Ok(())
-        };
-    node.attach(pod, "pod", &["--proxy-cgroup", &proxy])?.expect(exit::OK)?;
+    let expect = |all: [(&str, Owner, bool); 4]| -> anyhow::Result<()> {
+        for (container, owner, captured) in all {
+            let seen = reached(container, owner)?;
+            ensure!(seen.starts_with("proxy:15001") == captured, "{container} {owner:?}: {seen}");
+        }
+        Ok(())
+    };
+    bpffs.attach(pod, "pod", &["--proxy-cgroup", &proxy])?.expect(exit::OK)?;
     expect([("app", APP, true), ("app", PROXY, true), ("proxy", APP, false), ("proxy", PROXY, false)])?;
-    let shown = node.show("pod")?["record"]["policy"].clone();
+    let shown = bpffs.show("pod")?["record"]["policy"].clone();
     assert_eq!(shown["proxy_cgroup"], proxy);
     assert_eq!(
         (&shown["proxy_uids"], &shown["proxy_gids"]),
         (&serde_json::json!([]), &serde_json::json!([]))
     );
-    let counters = node.show("pod")?["counters"].clone();
+    let counters = bpffs.show("pod")?["counters"].clone();
     let passed = counters.as_array().and_then(|all| all.iter().find(|one| one["rule"] == "out_proxy_cgroup"));
     assert!(passed.is_some_and(|one| one["connections"].as_u64() > Some(0)), "{counters}");
     assert_eq!(
-        node.attach(pod, "pod", &["--proxy-cgroup", &proxy])?.expect(exit::OK)?.json()?["outcome"],
+        bpffs.attach(pod, "pod", &["--proxy-cgroup", &proxy])?.expect(exit::OK)?.json()?["outcome"],
         "unchanged"
     );
-    node.run(&["refresh", "pod"])?.expect(exit::OK)?;
+    bpffs.run(&["refresh", "pod"])?.expect(exit::OK)?;
     expect([("app", APP, true), ("app", PROXY, true), ("proxy", APP, false), ("proxy", PROXY, false)])?;
 
     // Both, and only users again: other programs are needed for each.
-    node.attach(pod, "pod", &["--proxy-cgroup", &proxy, "-u", "1337"])?.expect(exit::OK)?;
+    bpffs.attach(pod, "pod", &["--proxy-cgroup", &proxy, "-u", "1337"])?.expect(exit::OK)?;
     expect([("app", APP, true), ("app", PROXY, false), ("proxy", APP, false), ("proxy", PROXY, false)])?;
-    node.attach(pod, "pod", &[])?.expect(exit::OK)?;
+    bpffs.attach(pod, "pod", &[])?.expect(exit::OK)?;
     expect([("app", APP, true), ("app", PROXY, false), ("proxy", APP, true), ("proxy", PROXY, false)])
 }
 
@@ -218,31 +185,30 @@ fn another_cgroup_of_the_same_path() -> anyhow::Result<()> {
     if !require_root() || !has_cgroups()? {
         return Ok(());
     }
-    let (node, world) = (Node::new()?, World::new()?);
+    let (bpffs, world) = (Bpffs::new()?, World::new()?);
     let pod = world.pod();
     let proxy = pod.cgroup.directory().join("proxy");
     let flags = ["--proxy-cgroup", &proxy.display().to_string()];
     place(pod, "proxy")?;
-    let attach = || anyhow::Ok(node.attach(pod, "pod", &flags)?.expect(exit::OK)?.json()?["outcome"].clone());
+    let attach =
+        || anyhow::Ok(bpffs.attach(pod, "pod", &flags)?.expect(exit::OK)?.json()?["outcome"].clone());
     let told = || -> anyhow::Result<[bool; 2]> {
-        let list = node.list()?;
-        let problems = [&list[0]["problem"], &node.show("pod")?["problem"]];
+        let list = bpffs.list()?;
+        let problems = [&list[0]["problem"], &bpffs.show("pod")?["problem"]];
         Ok(problems.map(|problem| problem.as_str().is_some_and(|text| text.contains("--proxy-cgroup"))))
     };
     assert_eq!(attach()?, "attached");
     assert_eq!(told()?, [false, false]);
     std::fs::remove_dir(&proxy)?;
     assert_eq!(told()?, [true, true], "it is gone");
-    node.run(&["refresh", "pod"])?.refused(exit::USAGE, &["--proxy-cgroup", "does not exist"])?;
+    bpffs.run(&["refresh", "pod"])?.refused(exit::USAGE, &["--proxy-cgroup", "does not exist"])?;
     std::fs::create_dir(&proxy)?;
     assert_eq!(told()?, [true, true], "it is another one");
 
     let _remote = world.serve_outside(everywhere(&[SERVED]))?;
-    let to = [Scenario::to(at(VIP4, SERVED))];
     assert_eq!(attach()?, "changed");
     assert_eq!(told()?, [false, false]);
-    let seen = observe(&place(pod, "proxy")?, &to)?;
-    assert_eq!(seen.first().map(Observation::summary).as_deref(), Some("remote:8080"));
+    assert_eq!(observe_one(&place(pod, "proxy")?, SERVICE)?.summary(), "remote:8080");
     assert_eq!(attach()?, "unchanged");
     Ok(())
 }
@@ -250,7 +216,7 @@ fn another_cgroup_of_the_same_path() -> anyhow::Result<()> {
 /// The same policy from a file, and what `explain` says of it.
 #[test]
 fn files_and_explain() -> anyhow::Result<()> {
-    let file = std::env::temp_dir().join(redirector_tests::harness::names::unique());
+    let file = std::env::temp_dir().join(names::unique());
     std::fs::write(&file, "proxy_cgroup = \"/sys/fs/cgroup/pod1/proxy\"\n")?;
     let file = file.display().to_string();
     let ask = |flags: &[&str]| {

@@ -3,14 +3,8 @@
 
 use std::io::Write;
 
-use redirector_tests::harness::pair::Twin;
-use redirector_tests::harness::pair::fixture::{Setup, Side};
-use redirector_tests::harness::pair::matrix::{Part, SERVED};
-use redirector_tests::harness::probe::connect_proxy::Event;
-use redirector_tests::harness::probe::scenario::{Family, Scenario};
-use redirector_tests::harness::process::Daemon;
-use redirector_tests::harness::requirements::{require_program, require_root};
-use redirector_tests::harness::world::{APP, PROXY, SECOND4, VIP4, at};
+use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::probe::connect_proxy::ProxyEvent;
 
 const CONFIGURATION: &str = "base { log_info = on; log = \"stderr\"; daemon = off; redirector = iptables; }\n\
     redsocks { local_ip = 0.0.0.0; local_port = 15001; ip = 10.77.0.1; port = 3128; type = http-connect; }\n";
@@ -23,17 +17,18 @@ struct Redsocks {
 }
 
 impl Redsocks {
-    fn start(program: &std::path::Path, side: &Side) -> anyhow::Result<Self> {
+    fn start(program: &std::path::Path, fixture: &Fixture) -> anyhow::Result<Self> {
         let listen = ["connect-proxy", "10.77.0.1:3128"];
-        let upstream = Daemon::start("connect-proxy", &mut side.world.outside().probe(&listen))?;
-        upstream.wait_for(0, |line| matches!(serde_json::from_str(line), Ok(Event::Ready)).then_some(()))?;
+        let upstream = Daemon::start("connect-proxy", &mut fixture.world.outside().probe(&listen))?;
+        upstream
+            .wait_for(0, |line| matches!(serde_json::from_str(line), Ok(ProxyEvent::Ready)).then_some(()))?;
         let mut config = tempfile::Builder::new().prefix("redirtest-redsocks").tempfile()?;
         config.write_all(CONFIGURATION.as_bytes())?;
         let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
         std::fs::set_permissions(config.path(), readable)?;
-        let mut command = side.pod().place(PROXY)?.program(program);
+        let mut command = fixture.pod().place(PROXY)?.program(program);
         let redsocks = Daemon::start("redsocks", command.arg("-c").arg(config.path()))?;
-        if let Err(error) = side.pod().netns.wait_for_listener(15001) {
+        if let Err(error) = fixture.pod().netns.wait_for_listener(15001) {
             return Err(error.context(redsocks.lines().join("\n")));
         }
         Ok(Self { _redsocks: redsocks, upstream, _config: config })
@@ -46,7 +41,7 @@ impl Redsocks {
             .lines()
             .iter()
             .filter_map(|line| match serde_json::from_str(line) {
-                Ok(Event::Asked(target)) => Some(target),
+                Ok(ProxyEvent::Asked(target)) => Some(target),
                 _ => None,
             })
             .collect();
@@ -58,16 +53,16 @@ impl Redsocks {
 #[test]
 fn asks_for_the_original_destination() -> anyhow::Result<()> {
     let (true, Some(program)) = (require_root(), require_program("redsocks")) else { return Ok(()) };
-    let twin = Twin::of_redirector(&Setup { proxy: Vec::new(), ..Setup::default() })?;
-    let oracles = Redsocks::start(&program, &twin.oracle)?;
-    let subjects = Redsocks::start(&program, &twin.subject)?;
+    let pair = Pair::of_sidecars(&Setup { proxy: Vec::new(), ..Setup::default() })?;
+    let oracles = Redsocks::start(&program, &pair.reference)?;
+    let subjects = Redsocks::start(&program, &pair.subject)?;
     let scenarios = vec![
-        Scenario::to(at(VIP4, SERVED)),
+        Scenario::to(SERVICE),
         Scenario::to(at(VIP4, 15008)),
         Scenario::to(at(SECOND4, SERVED)),
         Scenario::new("mapped", Family::Mapped, at(VIP4, 15020)),
     ];
-    let seen = twin.check(&[Part::of(APP, scenarios)])?;
+    let seen = pair.check(&[Part::of(APP, scenarios)])?;
     for observation in &seen {
         assert!(observation.summary().starts_with("remote:"), "{observation:#?}");
     }

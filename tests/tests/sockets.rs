@@ -2,23 +2,16 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use redirector_tests::harness::command::run;
-use redirector_tests::harness::kernel;
-use redirector_tests::harness::oracle::options::Options;
-use redirector_tests::harness::pair::Twin;
-use redirector_tests::harness::pair::fixture::{By, Setup, Side};
-use redirector_tests::harness::pair::matrix::{CALLERS, Part, SERVED, UNSERVED};
-use redirector_tests::harness::probe::observation::Observation;
-use redirector_tests::harness::probe::scenario::{Family, How, Scenario, Udp};
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::server::proxy_listeners;
-use redirector_tests::harness::world::{APP, PROXY, Pod, PodOptions, ROOT, SECOND4, VIP4, VIP6, at};
+use redirector_tests::harness::pair::matrix::CALLERS;
+use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::probe::scenario::How;
+use redirector_tests::harness::probe::scenario::Udp;
 
 /// Destinations of every kind of verdict and error.
 fn destinations(pod: &Pod) -> Vec<Scenario> {
     let ip = |a, b, c, d| Ipv4Addr::new(a, b, c, d);
     let mut scenarios: Vec<Scenario> = [
-        at(VIP4, SERVED),
+        SERVICE,
         at(VIP4, UNSERVED),
         at(VIP6, SERVED),
         at(VIP6, UNSERVED),
@@ -35,7 +28,7 @@ fn destinations(pod: &Pod) -> Vec<Scenario> {
     .into_iter()
     .map(Scenario::to)
     .collect();
-    scenarios.push(Scenario::new("to mapped vip", Family::Mapped, at(VIP4, SERVED)));
+    scenarios.push(Scenario::new("to mapped vip", Family::Mapped, SERVICE));
     scenarios.push(Scenario::new("to mapped self", Family::Mapped, at(pod.v4(), SERVED)));
     scenarios
 }
@@ -59,11 +52,9 @@ fn assert_captured(seen: &[Observation], scenario: &str) {
 }
 
 fn check(how: How) -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let twin = Twin::of_redirector(&Setup::default())?;
-    let seen = twin.check(&parts(twin.oracle.pod(), |scenario| scenario.by(how)))?;
+    require_root!();
+    let pair = Pair::of_sidecars(&Setup::default())?;
+    let seen = pair.check(&parts(pair.reference.pod(), |scenario| scenario.by(how)))?;
     assert_captured(&seen, "app to 10.96.0.10:8080");
     Ok(())
 }
@@ -80,18 +71,16 @@ fn io_uring() -> anyhow::Result<()> {
 
 /// Twice, because only the second connection to a destination has the cookie that lets data travel with the SYN.
 fn check_fast_open(how: How) -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let mut proxy = proxy_listeners(1);
     proxy.iter_mut().for_each(|listen| listen.fast_open = true);
-    let twin = Twin::of_redirector(&Setup { proxy, ..Setup::default() })?;
-    for side in [&twin.oracle, &twin.subject] {
-        side.pod().netns.sysctl(&[("ipv4/tcp_fastopen", "3")])?;
-        side.world.client.sysctl(&[("ipv4/tcp_fastopen", "3")])?;
+    let pair = Pair::of_sidecars(&Setup { proxy, ..Setup::default() })?;
+    for fixture in [&pair.reference, &pair.subject] {
+        fixture.pod().netns.sysctl(&[("ipv4/tcp_fastopen", "3")])?;
+        fixture.world.client.sysctl(&[("ipv4/tcp_fastopen", "3")])?;
     }
     for time in ["first time", "second time"] {
-        let seen = twin.check(&parts(twin.oracle.pod(), |scenario| {
+        let seen = pair.check(&parts(pair.reference.pod(), |scenario| {
             let name = format!("{time} {}", scenario.name);
             scenario.by(how).named(name)
         }))?;
@@ -111,17 +100,15 @@ fn fast_open_by_option() -> anyhow::Result<()> {
 }
 
 fn check_mptcp(listener: bool) -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     if !kernel::has_mptcp() {
         println!("note: this kernel has no MPTCP, so nobody can connect with it");
         return Ok(());
     }
     let mut proxy = proxy_listeners(1);
     proxy.iter_mut().for_each(|listen| listen.mptcp = listener);
-    let twin = Twin::of_redirector(&Setup { proxy, ..Setup::default() })?;
-    let seen = twin.check(&parts(twin.oracle.pod(), |mut scenario| {
+    let pair = Pair::of_sidecars(&Setup { proxy, ..Setup::default() })?;
+    let seen = pair.check(&parts(pair.reference.pod(), |mut scenario| {
         scenario.mptcp = true;
         scenario
     }))?;
@@ -144,12 +131,10 @@ fn mptcp_to_an_mptcp_proxy() -> anyhow::Result<()> {
 /// Sockets that were used before: after failures of each kind, after `connect(AF_UNSPEC)`, and while connected.
 #[test]
 fn used_again() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let pod = PodOptions { second_interface: true, ..PodOptions::default() };
-    let twin = Twin::of_redirector(&Setup { pod, ..Setup::default() })?;
-    let seen = twin.check(&again(twin.oracle.pod()))?;
+    let pair = Pair::of_sidecars(&Setup { pod, ..Setup::default() })?;
+    let seen = pair.check(&again(pair.reference.pod()))?;
     assert!(seen.iter().any(|seen| seen.connect.as_deref() == Some("EISCONN")));
     Ok(())
 }
@@ -157,19 +142,17 @@ fn used_again() -> anyhow::Result<()> {
 /// The same without a proxy: captured connections are refused, and the sockets are used again.
 #[test]
 fn used_again_after_refusal() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let pod = PodOptions { second_interface: true, ..PodOptions::default() };
-    let twin = Twin::of_redirector(&Setup { pod, proxy: Vec::new(), ..Setup::default() })?;
-    twin.check(&again(twin.oracle.pod()))?;
+    let pair = Pair::of_sidecars(&Setup { pod, proxy: Vec::new(), ..Setup::default() })?;
+    pair.check(&again(pair.reference.pod()))?;
     Ok(())
 }
 
 /// All ordered pairs of destinations, with and without disconnecting in between, bound and unbound.
 fn again(pod: &Pod) -> Vec<Part> {
     let destinations: [(&str, SocketAddr); 8] = [
-        ("vip", at(VIP4, SERVED)),
+        ("vip", SERVICE),
         ("second-network", at(SECOND4, SERVED)),
         ("self", at(pod.v4(), SERVED)),
         ("self-unserved", at(pod.v4(), UNSERVED)),
@@ -185,7 +168,7 @@ fn again(pod: &Pod) -> Vec<Part> {
         for to in [at(VIP6, SERVED), at(VIP6, UNSERVED), at(pod.v6(), SERVED)] {
             for disconnect in [false, true] {
                 let name = format!("{caller} to {to} then (disconnect: {disconnect}) to mapped vip");
-                scenarios.push(Scenario::new(name, Family::Mapped, at(VIP4, SERVED)).after(to, disconnect));
+                scenarios.push(Scenario::new(name, Family::Mapped, SERVICE).after(to, disconnect));
             }
         }
         for family in [Family::V4, Family::Mapped] {
@@ -211,14 +194,12 @@ fn again(pod: &Pod) -> Vec<Part> {
 /// The owner of a socket is who created it, whoever connects it.
 #[test]
 fn user_switched_after_creation() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let twin = Twin::of_redirector(&Setup::default())?;
+    require_root!();
+    let pair = Pair::of_sidecars(&Setup::default())?;
     let mut scenarios = Vec::new();
     for (creator, created_by) in CALLERS {
         for (user, connected_by) in CALLERS {
-            for scenario in destinations(twin.oracle.pod()) {
+            for scenario in destinations(pair.reference.pod()) {
                 let name = format!("created by {creator}, connected by {user}, {}", scenario.name);
                 scenarios.push(Scenario {
                     created_by: Some(created_by),
@@ -228,7 +209,7 @@ fn user_switched_after_creation() -> anyhow::Result<()> {
             }
         }
     }
-    let seen = twin.check(&[Part::of(ROOT, scenarios)])?;
+    let seen = pair.check(&[Part::of(ROOT, scenarios)])?;
     assert_captured(&seen, "created by app, connected by proxy, to 10.96.0.10:8080");
     Ok(())
 }
@@ -237,15 +218,11 @@ fn user_switched_after_creation() -> anyhow::Result<()> {
 fn compare(sequence: &str, to: SocketAddr, options: &Options) -> anyhow::Result<Vec<String>> {
     let setup = Setup { proxy: Vec::new(), ..Setup::default() };
     let told = |by| -> anyhow::Result<String> {
-        let side = Side::with(by, &setup)?;
-        run(&mut side.pod().place(APP)?.probe(&["sequence", sequence, &to.to_string()]), "\n")
+        let fixture = Fixture::with(by, &setup)?;
+        run(&mut fixture.pod().place(APP)?.probe(&["sequence", sequence, &to.to_string()]), "\n")
     };
-    let expected = told(By::Iptables(options.clone()))?;
-    assert_eq!(
-        told(By::RedirectorWith(options.clone()))?,
-        expected,
-        "{sequence} to {to}, redirector and iptables"
-    );
+    let expected = told(Redirection::Iptables(options.clone()))?;
+    assert_eq!(told(Redirection::with(options))?, expected, "{sequence} to {to}, redirector and iptables");
     Ok(expected.lines().map(str::to_owned).collect())
 }
 
@@ -253,10 +230,8 @@ fn compare(sequence: &str, to: SocketAddr, options: &Options) -> anyhow::Result<
 /// something else.
 #[test]
 fn ends_of_connections() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    for to in [at(VIP4, SERVED), at(VIP6, SERVED)] {
+    require_root!();
+    for to in [SERVICE, at(VIP6, SERVED)] {
         for sequence in ["reset", "ended", "refused", "reset-by-client", "client-listens", "same-twice"] {
             let seen = compare(sequence, to, &Options::sidecar())?;
             assert!(!seen.is_empty());
@@ -268,13 +243,11 @@ fn ends_of_connections() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Who listens on the proxy's port of another loopback address, before the proxy does, gets nothing.
+/// A listener on the proxy's port of another loopback address, older than the proxy's, gets nothing.
 #[test]
 fn neighbours_of_the_proxy() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let seen = compare("neighbours", at(VIP4, SERVED), &Options::sidecar())?;
+    require_root!();
+    let seen = compare("neighbours", SERVICE, &Options::sidecar())?;
     assert_eq!(seen, ["ok; the proxy got it: true; others got it: 0"]);
     Ok(())
 }
@@ -282,9 +255,7 @@ fn neighbours_of_the_proxy() -> anyhow::Result<()> {
 /// A UDP socket that is connected to one DNS server asks another: its peer stays.
 #[test]
 fn asked_elsewhere() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let options = Options { redirect_dns: true, capture_all_dns: true, ..Options::sidecar() };
     let seen = compare("asked-elsewhere", at(VIP4, 53), &options)?;
     assert_eq!(seen.last().map(String::as_str), Some("peer 10.96.0.10:53"), "{seen:?}");
@@ -294,19 +265,17 @@ fn asked_elsewhere() -> anyhow::Result<()> {
 /// A query from 127.0.0.1 to a server outside is refused by routing, before anybody redirects it.
 #[test]
 fn query_from_loopback() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let options = Options { redirect_dns: true, capture_all_dns: true, ..Options::sidecar() };
-    let twin = Twin::new(options.clone(), By::RedirectorWith(options), &Setup::default())?;
+    let pair = Pair::with(options, &Setup::default())?;
     let from = |address: Ipv4Addr, udp| {
         let query = Scenario::to(at(VIP4, 53)).named(format!("{udp:?} from {address}"));
         Scenario { udp: Some(udp), ..query.bound(at(address, 0)) }
     };
-    let addresses = [Ipv4Addr::LOCALHOST, twin.oracle.pod().v4()];
+    let addresses = [Ipv4Addr::LOCALHOST, pair.reference.pod().v4()];
     let scenarios =
         addresses.into_iter().flat_map(|address| [Udp::Connect, Udp::SendTo].map(|udp| from(address, udp)));
-    let seen = twin.check(&[Part::of(APP, scenarios.collect())])?;
+    let seen = pair.check(&[Part::of(APP, scenarios.collect())])?;
     assert_eq!(seen[0].connect.as_deref(), Some("EINVAL"), "{seen:#?}");
     Ok(())
 }

@@ -7,22 +7,16 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use redirector_tests::harness::command::run;
 use redirector_tests::harness::machine::{Inside, Machine, nothing_left};
-use redirector_tests::harness::probe::observation::Observation;
-use redirector_tests::harness::probe::scenario::{Owner, Scenario};
-use redirector_tests::harness::process::Place;
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::binary;
-use redirector_tests::harness::requirements::{repository, require_program, require_root};
-use redirector_tests::harness::retry;
-use redirector_tests::harness::server::{OUTBOUND, Server, proxy_listeners};
+use redirector_tests::harness::requirements::repository;
 use redirector_tests::harness::world::cgroup::mount_point;
-use redirector_tests::harness::world::{APP, PROXY, VIP4, at, observe};
 
 /// The only directory of units: nothing of this machine's is started.
 const UNITS: &str = "/run/redirtest-units";
 const AGENT: &str = "redirector-agent.service";
-/// What is captured: a unit with a network of its own, from which a packet to anywhere goes nowhere.
+/// The captured unit has a network of its own, without a way out.
 const SHOP: &str = "[Service]\n\
     StandardError=file:/run/shop.log\n\
     PrivateNetwork=yes\n\
@@ -69,7 +63,7 @@ impl Systemd {
         let first = ["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "sh", "-c", &start];
         let unshare = machine.daemon("unshare", &first)?;
         let pid = retry::until("the first process", || {
-            // What runs on the way there has children, too.
+            // Programs on the way there have children, too.
             let parent = unshare.pid().ok()?;
             let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
             let pid: u32 = children.trim().parse().ok()?;
@@ -93,7 +87,7 @@ impl Systemd {
         self.sh(&format!("systemctl {arguments}")).with_context(|| self.log())
     }
 
-    /// What systemd has told of itself and its units.
+    /// The journal of systemd and its units.
     fn log(&self) -> String {
         let console = std::fs::read_to_string(self.machine.directory().join("console")).unwrap_or_default();
         let shop =
@@ -115,16 +109,13 @@ impl Systemd {
     }
 
     fn connect(&self) -> anyhow::Result<String> {
-        let seen = observe(&self.shop(APP)?, &[Scenario::to(at(VIP4, 8080))])?;
-        Ok(seen.first().map(Observation::summary).unwrap_or_default())
+        Ok(observe_one(&self.shop(APP)?, SERVICE)?.summary())
     }
 }
 
 #[test]
 fn the_unit_as_it_is_shipped() -> anyhow::Result<()> {
-    if !require_root() || require_program("systemctl").is_none() {
-        return Ok(());
-    }
+    require_root!("systemctl");
     let systemd = Systemd::start()?;
     systemd.ctl("start shop.service")?;
     systemd.ctl(&format!("start {AGENT}"))?;

@@ -4,17 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::ensure;
 
-use redirector_tests::harness::kernel;
-use redirector_tests::harness::oracle::options::{Options, Ports, Tproxy};
-use redirector_tests::harness::pair::Twin;
-use redirector_tests::harness::pair::fixture::{By, Setup, Side};
-use redirector_tests::harness::pair::matrix::{Caller, Part, SERVED, SIDECAR_PORTS, UNSERVED};
-use redirector_tests::harness::probe::observation::{Accepted, Observation};
-use redirector_tests::harness::probe::scenario::{Family, Scenario};
-use redirector_tests::harness::product::bpffs::has_or_refuses;
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::server::{INBOUND, OUTBOUND, everywhere};
-use redirector_tests::harness::world::{APP, PROXY, PodOptions, TRANSPARENT_PROXY, VIP4, VIP6, at};
+use redirector_tests::harness::oracle::options::Ports;
+use redirector_tests::harness::oracle::options::Tproxy;
+use redirector_tests::harness::pair::matrix::SIDECAR_PORTS;
+use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::probe::observation::Accepted;
+use redirector_tests::harness::world::TRANSPARENT_PROXY;
 
 fn tproxy(mark: u32, table: u32) -> Options {
     Options { tproxy: Some(Tproxy { mark, table }), ..Options::sidecar() }
@@ -32,15 +27,15 @@ fn setup(mark: u32) -> Setup {
     Setup { pod, proxy, proxy_owner: TRANSPARENT_PROXY, ..Setup::default() }
 }
 
-fn parts(side: &Side) -> Vec<Part> {
-    let own = [IpAddr::from(side.pod().v4()), side.pod().v6().into()];
+fn parts(fixture: &Fixture) -> Vec<Part> {
+    let own = [IpAddr::from(fixture.pod().v4()), fixture.pod().v6().into()];
     // To its own ports the proxy would hand connections on to itself, for ever.
     let ports = [SERVED, UNSERVED].into_iter().chain(SIDECAR_PORTS);
     let into = ports.clone().flat_map(|port| own.map(|ip| Scenario::to(at(ip, port)))).collect();
     let within = |who: &str| -> Vec<Scenario> {
         let mut all: Vec<Scenario> =
             ports.clone().flat_map(|port| own.map(|ip| Scenario::to(at(ip, port)))).collect();
-        all.extend([at(VIP4, SERVED), at(VIP6, SERVED), at(Ipv4Addr::LOCALHOST, SERVED)].map(Scenario::to));
+        all.extend([SERVICE, at(VIP6, SERVED), at(Ipv4Addr::LOCALHOST, SERVED)].map(Scenario::to));
         all.push(Scenario::to(at(Ipv6Addr::LOCALHOST, SERVED)));
         all.push(Scenario::to(at(Ipv4Addr::new(127, 0, 0, 2), SERVED)));
         all.push(Scenario::new("mapped", Family::Mapped, at(own[0], SERVED)));
@@ -55,12 +50,12 @@ fn parts(side: &Side) -> Vec<Part> {
         Part::of(APP, within("app")),
         Part::of(TRANSPARENT_PROXY, within("proxy's group")),
         // Its calls to its own pod would go round for ever if the proxy handed them on as this user.
-        Part::of(PROXY, vec![Scenario::to(at(VIP4, SERVED)).named("proxy's user to a service")]),
+        Part::of(PROXY, vec![Scenario::to(SERVICE).named("proxy's user to a service")]),
     ]
 }
 
-/// What a proxy saw, without the ports that were picked.
-fn accepted(side: &Side) -> Vec<[String; 5]> {
+/// The connections that a proxy accepted, without the ports that the kernel picked.
+fn accepted(fixture: &Fixture) -> Vec<[String; 5]> {
     let of = |it: &Accepted| {
         let peer =
             it.accept_peer.address().map_or_else(|| it.accept_peer.to_string(), |peer| peer.ip().to_string());
@@ -68,7 +63,7 @@ fn accepted(side: &Side) -> Vec<[String; 5]> {
         let [local, original, original6] = rest;
         [it.listener.to_string(), peer, local, original, original6]
     };
-    let mut all: Vec<_> = side.proxy.iter().flat_map(|proxy| proxy.accepted()).map(|it| of(&it)).collect();
+    let mut all: Vec<_> = fixture.proxy.iter().flat_map(|proxy| proxy.accepted()).map(|it| of(&it)).collect();
     all.sort();
     all.dedup();
     all
@@ -76,13 +71,13 @@ fn accepted(side: &Side) -> Vec<[String; 5]> {
 
 fn check(options: &Options) -> anyhow::Result<(Vec<Observation>, Vec<[String; 5]>)> {
     let mark = options.tproxy.unwrap_or_default().mark;
-    let twin = Twin::new(options.clone(), By::RedirectorWith(options.clone()), &setup(mark))?;
-    let mut parts = parts(&twin.oracle);
+    let pair = Pair::with(options.clone(), &setup(mark))?;
+    let mut parts = parts(&pair.reference);
     if !options.ipv6 {
         parts.iter_mut().for_each(|part| part.scenarios.retain(|it| it.to.is_ipv4()));
     }
-    let seen = twin.check(&parts)?;
-    let (left, right) = (accepted(&twin.oracle), accepted(&twin.subject));
+    let seen = pair.check(&parts)?;
+    let (left, right) = (accepted(&pair.reference), accepted(&pair.subject));
     ensure!(left == right, "the proxies saw different things:\n{left:#?}\n{right:#?}");
     Ok((seen, left))
 }
@@ -100,9 +95,7 @@ fn both_saw(seen: &[Observation], proxy: &[[String; 5]], client: &str, to: &str)
 
 #[test]
 fn the_client_is_seen_by_both() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let (seen, proxy) = check(&tproxy(1337, 133))?;
     ensure!(both_saw(&seen, &proxy, "10.77.0.1", "10.77.0.2:8080"), "{proxy:#?}");
     ensure!(both_saw(&seen, &proxy, "fd00:77::1", "[fd00:77::2]:8080"), "{proxy:#?}");
@@ -113,9 +106,7 @@ fn the_client_is_seen_by_both() -> anyhow::Result<()> {
 
 #[test]
 fn another_mark_and_table_and_listed_ports() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let (seen, proxy) =
         check(&Options { inbound_ports: Ports::List(vec![SERVED, 15020]), ..tproxy(65536, 77) })?;
     ensure!(both_saw(&seen, &proxy, "10.77.0.1", "10.77.0.2:8080"), "{proxy:#?}");

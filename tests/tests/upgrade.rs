@@ -6,34 +6,23 @@ use std::process::Command;
 use anyhow::Context;
 use serde_json::Value;
 
-use redirector_tests::harness::command::run;
 use redirector_tests::harness::load::during;
-use redirector_tests::harness::probe::hold::Held;
-use redirector_tests::harness::probe::many::Load;
-use redirector_tests::harness::product::bpffs::{Node, target};
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::objects::set_layout;
 use redirector_tests::harness::product::older::{Older, PROGRAMS};
-use redirector_tests::harness::product::{Run, exit};
-use redirector_tests::harness::requirements::{require_program, require_root};
-use redirector_tests::harness::server::{everywhere, proxy_listeners};
-use redirector_tests::harness::share;
-use redirector_tests::harness::world::{APP, PROXY, Pod, VIP4, World, at};
 
-const NAME: &str = "pod";
 const CONNECTIONS: u16 = 1000;
 
-struct Bench {
-    node: Node,
+struct PodOfOlder {
+    bpffs: Bpffs,
     world: World,
     older: Older,
 }
 
-impl Bench {
+impl PodOfOlder {
     fn new() -> anyhow::Result<Option<Self>> {
-        if !require_root() || require_program("bpftool").is_none() {
-            return Ok(None);
-        }
-        Ok(Some(Self { node: Node::new()?, world: World::new()?, older: Older::make()? }))
+        require_root!("bpftool");
+        Ok(Some(Self { bpffs: Bpffs::new()?, world: World::new()?, older: Older::make()? }))
     }
 
     fn pod(&self) -> &Pod {
@@ -41,7 +30,7 @@ impl Bench {
     }
 
     fn by_older(&self, arguments: &[&str]) -> anyhow::Result<Run> {
-        Run::of(&mut self.node.command_of(&self.older.path(), &[], arguments))
+        Run::of(&mut self.bpffs.command_of(&self.older.path(), &[], arguments))
     }
 
     fn attach_by_older(&self) -> anyhow::Result<()> {
@@ -64,22 +53,22 @@ fn tag(show: &Value, hook: &str) -> anyhow::Result<String> {
 
 #[test]
 fn an_older_version_is_upgraded() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
-    let (node, pod) = (&bench.node, bench.pod());
-    node.run(&["upgrade", "--all"])?.refused(exit::NOTHING, &["no instance"])?;
-    node.run(&["upgrade", NAME])?.refused(exit::NOTHING, &["there is no instance pod"])?;
+    let Some(tested) = PodOfOlder::new()? else { return Ok(()) };
+    let (bpffs, pod) = (&tested.bpffs, tested.pod());
+    bpffs.run(&["upgrade", "--all"])?.refused(exit::NOTHING, &["no instance"])?;
+    bpffs.run(&["upgrade", NAME])?.refused(exit::NOTHING, &["there is no instance pod"])?;
     let _proxy = pod.serve(PROXY, "proxy", proxy_listeners(1))?;
-    bench.attach_by_older()?;
+    tested.attach_by_older()?;
     let mut held = Held::start(&pod.place(APP)?, at(VIP4, 80))?;
     let names = held.names()?;
     assert_eq!(names.peer.address(), Some(at(VIP4, 80)));
-    let before = node.show(NAME)?;
+    let before = bpffs.show(NAME)?;
     assert_eq!(before["record"]["programs"], PROGRAMS);
     let [old_connect, old_getsockopt] = [tag(&before, "connect4")?, tag(&before, "getsockopt")?];
 
-    let run = node.run(&["upgrade", NAME])?.expect(exit::OK)?.json()?;
+    let run = bpffs.run(&["upgrade", NAME])?.expect(exit::OK)?.json()?;
     assert_eq!(run["upgraded"], serde_json::json!([NAME]));
-    let after = node.show(NAME)?;
+    let after = bpffs.show(NAME)?;
     assert_ne!(after["record"]["programs"], PROGRAMS);
     assert_eq!(after["record"]["policy"], before["record"]["policy"]);
     assert_eq!(after["effective"], true, "{after:#}");
@@ -89,51 +78,51 @@ fn an_older_version_is_upgraded() -> anyhow::Result<()> {
     assert_eq!(tag(&after, "getsockopt")?, old_getsockopt);
     assert_eq!(held.names()?, names, "a live connection has kept its names");
     assert!(held.echo()?);
-    node.run(&["verify", NAME])?.expect(exit::OK)?;
+    bpffs.run(&["verify", NAME])?.expect(exit::OK)?;
 
     // Again is no mistake, and what the older one made of it is the same.
-    node.run(&["upgrade", "--all"])?.expect(exit::OK)?;
-    bench.by_older(&["upgrade", NAME])?.expect(exit::OK)?;
-    assert_eq!(tag(&node.show(NAME)?, "connect4")?, old_connect);
+    bpffs.run(&["upgrade", "--all"])?.expect(exit::OK)?;
+    tested.by_older(&["upgrade", NAME])?.expect(exit::OK)?;
+    assert_eq!(tag(&bpffs.show(NAME)?, "connect4")?, old_connect);
     assert_eq!(held.names()?, names);
     drop(held);
-    node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
-    node.expect_empty()
+    bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    bpffs.expect_empty()
 }
 
 /// Programs that read other maps are not put over these.
 #[test]
 fn another_layout_is_refused() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
-    let node = &bench.node;
-    bench.attach_by_older()?;
-    let ids = node.show(NAME)?["hooks"].clone();
-    let layout = |abi| set_layout(&node.instance(NAME), abi);
+    let Some(tested) = PodOfOlder::new()? else { return Ok(()) };
+    let bpffs = &tested.bpffs;
+    tested.attach_by_older()?;
+    let ids = bpffs.show(NAME)?["hooks"].clone();
+    let layout = |abi| set_layout(&bpffs.instance(NAME), abi);
     let ours = layout(99)?;
     let words = ["map layout 99", "the program that made it", "detach --name pod"];
-    node.run(&["upgrade", NAME])?.refused(exit::CANNOT, &words)?;
-    node.run(&["upgrade", "--all"])?.refused(exit::CANNOT, &words)?;
-    node.attach(bench.pod(), NAME, &[])?.refused(exit::CANNOT, &words)?;
+    bpffs.run(&["upgrade", NAME])?.refused(exit::CANNOT, &words)?;
+    bpffs.run(&["upgrade", "--all"])?.refused(exit::CANNOT, &words)?;
+    bpffs.attach(tested.pod(), NAME, &[])?.refused(exit::CANNOT, &words)?;
     layout(ours)?;
-    assert_eq!(node.show(NAME)?["hooks"], ids, "nothing was touched");
-    // What is said to do about it works.
+    assert_eq!(bpffs.show(NAME)?["hooks"], ids, "nothing was touched");
+    // The remedy of the message works.
     layout(99)?;
-    node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
-    node.attach(bench.pod(), NAME, &[])?.expect(exit::OK)?;
+    bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    bpffs.attach(tested.pod(), NAME, &[])?.expect(exit::OK)?;
     Ok(())
 }
 
 /// Connections in both directions while programs are swapped back and forth: none is lost, none escapes.
 #[test]
 fn no_connection_is_lost() -> anyhow::Result<()> {
-    let Some(bench) = Bench::new()? else { return Ok(()) };
-    let (node, pod) = (&bench.node, bench.pod());
+    let Some(tested) = PodOfOlder::new()? else { return Ok(()) };
+    let (bpffs, pod) = (&tested.bpffs, tested.pod());
     let _proxy = pod.serve(PROXY, "proxy", proxy_listeners(2))?;
-    // What escapes is answered, by somebody else.
+    // An escaped connection is answered by another server.
     let ports: Vec<u16> = (2000..2000 + 20).collect();
-    let _remote = bench.world.serve_outside(everywhere(&ports))?;
+    let _remote = tested.world.serve_outside(everywhere(&ports))?;
     let _app = pod.serve(APP, "app", everywhere(&ports))?;
-    bench.attach_by_older()?;
+    tested.attach_by_older()?;
     let port = |number: u16| 2000 + number % 20;
     let out: Vec<SocketAddr> = (0..CONNECTIONS)
         .map(|number| match number % 2 {
@@ -145,12 +134,12 @@ fn no_connection_is_lost() -> anyhow::Result<()> {
         .map(|number| if number % 2 == 0 { at(pod.v4(), port(number)) } else { at(pod.v6(), port(number)) })
         .collect();
 
-    let (app, outside) = (pod.place(APP)?, bench.world.outside());
+    let (app, outside) = (pod.place(APP)?, tested.world.outside());
     let load = |destinations| Load { threads: 3, ..Load::to(destinations) };
     let loads = [(&app, load(out)), (&outside, load(into))];
     let ([out, into], turns) = during(loads, share::times(10, 3), |_| {
-        node.run(&["upgrade", NAME])?.expect(exit::OK)?;
-        bench.by_older(&["upgrade", NAME])?.expect(exit::OK).map(drop)
+        bpffs.run(&["upgrade", NAME])?.expect(exit::OK)?;
+        tested.by_older(&["upgrade", NAME])?.expect(exit::OK).map(drop)
     })?;
     for (reports, port) in [(&out, 15001), (&into, 15006)] {
         for report in reports {
@@ -162,7 +151,7 @@ fn no_connection_is_lost() -> anyhow::Result<()> {
     println!("{} swaps while {} connections were made", 2 * turns, {
         (out.len() + into.len()) * usize::from(CONNECTIONS)
     });
-    let show = node.show(NAME)?;
+    let show = bpffs.show(NAME)?;
     assert_eq!((&show["connections"], &show["effective"]), (&0.into(), &true.into()), "{show:#}");
     Ok(())
 }

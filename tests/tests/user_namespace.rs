@@ -2,20 +2,10 @@
 //! counts them, as iptables does when its rules are loaded from inside.
 
 use anyhow::Context;
-use redirector_tests::harness::command::output;
-use redirector_tests::harness::oracle::options::Options;
-use redirector_tests::harness::pair::Twin;
-use redirector_tests::harness::pair::fixture::{By, Setup};
-use redirector_tests::harness::pair::matrix::{FAMILIES, Part, SERVED, destinations};
-use redirector_tests::harness::probe::observation::Observation;
-use redirector_tests::harness::probe::scenario::{Owner, Scenario};
-use redirector_tests::harness::product::bpffs::Node;
-use redirector_tests::harness::product::objects::links_of;
-use redirector_tests::harness::product::{Run, exit};
-use redirector_tests::harness::requirements::{require_program, require_root};
-use redirector_tests::harness::server::{everywhere, proxy_listeners};
+use redirector_tests::harness::pair::matrix::FAMILIES;
+use redirector_tests::harness::pair::matrix::destinations;
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::world::netns::{MAPPED_GROUPS, MAPPED_USERS};
-use redirector_tests::harness::world::{PROXY, Pod, PodOptions, ROOT, VIP4, World, at};
 
 const fn inside(uid: u32, gid: u32) -> Owner {
     Owner { uid: MAPPED_USERS + uid, gid: MAPPED_GROUPS + gid }
@@ -41,17 +31,15 @@ fn pod_options() -> PodOptions {
 /// The same connections under iptables rules loaded from inside: same outcome for users and groups of both countings.
 #[test]
 fn beside_iptables() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let setup = Setup { pod: pod_options(), ..Setup::default() };
     let plain = Options { proxy_uids: vec![1337, 1338], ..Options::sidecar() };
     let only = Options { owner_groups: Some(vec![42, 43]), ..Options::sidecar() };
     let without = Options { owner_groups_exclude: vec![42], ..Options::sidecar() };
     for (name, options) in [("users", plain), ("groups", only), ("excluded", without)] {
-        let twin = Twin::new(options.clone(), By::RedirectorWith(options), &setup)?;
-        let seen = twin.check(&parts(twin.subject.pod())).context(name)?;
-        // What iptables does, so that agreeing means something.
+        let pair = Pair::with(options, &setup)?;
+        let seen = pair.check(&parts(pair.subject.pod())).context(name)?;
+        // The outcomes under iptables, so that agreement means something.
         let reached = |caller: &str| summary(&seen, &format!("v4 {caller} to vip"));
         let (direct, captured) = ("remote:8080", "proxy:15001");
         let group = if name == "excluded" { direct } else { captured };
@@ -85,10 +73,8 @@ fn summary(seen: &[Observation], name: &str) -> String {
 /// A user or group that the pod does not have: iptables refuses the rule, attach the policy.
 #[test]
 fn what_is_not_mapped_is_refused() -> anyhow::Result<()> {
-    if !require_root() || require_program("bpftool").is_none() {
-        return Ok(());
-    }
-    let (node, world) = (Node::new()?, World::with(&[pod_options()])?);
+    require_root!("bpftool");
+    let (bpffs, world) = (Bpffs::new()?, World::with(&[pod_options()])?);
     let pod = world.pod();
     for (flag, owner, kind, file) in
         [("-u", "--uid-owner", "user", "uid_map"), ("-g", "--gid-owner", "group", "gid_map")]
@@ -97,17 +83,17 @@ fn what_is_not_mapped_is_refused() -> anyhow::Result<()> {
         let refused = output(pod.netns.command("iptables").args(rule), "")?;
         assert!(String::from_utf8_lossy(&refused.stderr).contains("Invalid argument"), "{refused:?}");
         let words = [flag, kind, "65536", file, "65536 from 0"];
-        node.attach(pod, "pod", &[flag, "65536"])?.refused(exit::USAGE, &words)?;
-        node.attach(pod, "pod", &[flag, "65536", "--dry-run"])?.refused(exit::USAGE, &words)?;
+        bpffs.attach(pod, "pod", &[flag, "65536"])?.refused(exit::USAGE, &words)?;
+        bpffs.attach(pod, "pod", &[flag, "65536", "--dry-run"])?.refused(exit::USAGE, &words)?;
     }
-    node.expect_empty()?;
+    bpffs.expect_empty()?;
     assert_eq!(links_of(pod)?, [0, 0]);
 
     // Nor does a change to such a policy change anything.
-    node.attach(pod, "pod", &[])?.expect(exit::OK)?;
-    let before = node.show("pod")?;
-    node.attach(pod, "pod", &["-u", "65536"])?.refused(exit::USAGE, &["user 65536"])?;
-    assert_eq!(node.show("pod")?, before);
+    bpffs.attach(pod, "pod", &[])?.expect(exit::OK)?;
+    let before = bpffs.show("pod")?;
+    bpffs.attach(pod, "pod", &["-u", "65536"])?.refused(exit::USAGE, &["user 65536"])?;
+    assert_eq!(bpffs.show("pod")?, before);
     Ok(())
 }
 
@@ -115,10 +101,8 @@ fn what_is_not_mapped_is_refused() -> anyhow::Result<()> {
 /// what they mean.
 #[test]
 fn names_refresh_and_change() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
-    let (node, world) = (Node::new()?, World::with(&[pod_options()])?);
+    require_root!();
+    let (bpffs, world) = (Bpffs::new()?, World::with(&[pod_options()])?);
     let pod = world.pod();
     let proxy = pod.serve(inside(1337, 1337), "proxy", proxy_listeners(1))?;
     let _app = pod.serve(PROXY, "other", Vec::new())?;
@@ -128,7 +112,7 @@ fn names_refresh_and_change() -> anyhow::Result<()> {
     let group = groups.find(|fields| fields[2] != "0").context("a group")?;
     let (name, number) = (group[0], group[2].parse::<u32>()?);
 
-    let mut command = node.command(&[], &["attach", "--name", "pod", "--pid", &proxy.pid().to_string()]);
+    let mut command = bpffs.command(&[], &["attach", "--name", "pod", "--pid", &proxy.pid().to_string()]);
     command.env("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", name);
     Run::of(&mut command)?.expect(exit::OK)?;
     let expect = |proxy: u32, other: u32| -> anyhow::Result<()> {
@@ -140,27 +124,26 @@ fn names_refresh_and_change() -> anyhow::Result<()> {
             (Owner { uid: 1000, gid: number }, "proxy:15001"),
             (ROOT, "proxy:15001"),
         ] {
-            let seen = pod.observe(owner, &[Scenario::to(at(VIP4, SERVED))])?;
-            let seen = seen.first().map(Observation::summary).unwrap_or_default();
+            let seen = observe_one(&pod.place(owner)?, SERVICE)?.summary();
             assert!(seen.starts_with(reached), "{owner:?}: {seen} instead of {reached}");
         }
         Ok(())
     };
     expect(1337, 1400)?;
-    let policy = node.show("pod")?["record"]["policy"].clone();
+    let policy = bpffs.show("pod")?["record"]["policy"].clone();
     assert_eq!(
         (&policy["proxy_uids"][0], &policy["owner_groups_exclude"][0]),
         (&1337.into(), &number.into())
     );
-    node.run(&["refresh", "pod"])?.expect(exit::OK)?;
+    bpffs.run(&["refresh", "pod"])?.expect(exit::OK)?;
     expect(1337, 1400)?;
 
     let mut command =
-        node.command(&[], &["attach", "--name", "pod", "--pid", &proxy.pid().to_string(), "-u", "1400"]);
+        bpffs.command(&[], &["attach", "--name", "pod", "--pid", &proxy.pid().to_string(), "-u", "1400"]);
     command.env("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", name);
     assert_eq!(Run::of(&mut command)?.expect(exit::OK)?.json()?["outcome"], "changed");
     expect(1400, 1337)?;
-    let report = node.run(&["verify", "pod"])?.expect(exit::OK)?.json()?;
+    let report = bpffs.run(&["verify", "pod"])?.expect(exit::OK)?.json()?;
     // As the kernel counts.
     assert_eq!(report["probes"][0]["uid"], inside(1400, 1400).uid, "{report:#}");
     Ok(())

@@ -4,25 +4,17 @@
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use redirector_tests::harness::probe::scenario::Scenario;
+use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::serve::Listen;
-use redirector_tests::harness::product::bpffs::{Node, target};
-use redirector_tests::harness::product::{Run, exit};
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::server::{any4, proxy_listeners};
-use redirector_tests::harness::world::{APP, PROXY, Pod, VIP4, World, at};
+use redirector_tests::harness::server::any4;
 
-const NAME: &str = "pod";
-
-fn world() -> anyhow::Result<Option<(Node, World)>> {
-    if !require_root() {
-        return Ok(None);
-    }
-    Ok(Some((Node::new()?, World::new()?)))
+fn world() -> anyhow::Result<Option<(Bpffs, World)>> {
+    require_root!();
+    Ok(Some((Bpffs::new()?, World::new()?)))
 }
 
-fn verify(node: &Node, arguments: &[&str]) -> anyhow::Result<Run> {
-    node.run(&[&["verify", NAME], arguments].concat())
+fn verify(bpffs: &Bpffs, arguments: &[&str]) -> anyhow::Result<Run> {
+    bpffs.run(&[&["verify", NAME], arguments].concat())
 }
 
 /// A probe of a report.
@@ -53,14 +45,15 @@ fn expect_clean(pod: &Pod) -> anyhow::Result<()> {
 /// Before the proxy has started verify listens in its place, and sees what the proxy would see.
 #[test]
 fn without_a_proxy() -> anyhow::Result<()> {
-    let Some((node, world)) = world()? else { return Ok(()) };
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
-    verify(&node, &[])?.refused(exit::NOTHING, &["there is no instance pod"])?;
-    node.run(&[&["verify"], &target(pod).each_ref().map(String::as_str)[..2]].concat())?
+    verify(&bpffs, &[])?.refused(exit::NOTHING, &["there is no instance pod"])?;
+    bpffs
+        .run(&[&["verify"], &target(pod).each_ref().map(String::as_str)[..2]].concat())?
         .refused(exit::NOTHING, &["no instance is attached"])?;
-    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    bpffs.attach(pod, NAME, &[])?.expect(exit::OK)?;
 
-    let report = verify(&node, &[])?.expect(exit::OK)?.json()?;
+    let report = verify(&bpffs, &[])?.expect(exit::OK)?.json()?;
     let expected = [
         "proxy_to_own_pod ipv4 own connection ok",
         "outbound ipv4 own connection ok",
@@ -89,13 +82,13 @@ fn without_a_proxy() -> anyhow::Result<()> {
     // Really from the network; and the instance found by its namespace.
     let from = world.client.file().display().to_string();
     let netns = pod.netns.file().display().to_string();
-    let report = node.run(&["verify", "--netns", &netns, "--from", &from])?.expect(exit::OK)?.json()?;
+    let report = bpffs.run(&["verify", "--netns", &netns, "--from", &from])?.expect(exit::OK)?.json()?;
     let inbound = probe(&report, "inbound", "ipv4")?;
     assert_eq!((&inbound["how"], &inbound["status"]), (&json!("connection"), &json!("ok")), "{inbound:#}");
     assert_eq!(inbound["seen"]["original_dst"], format!("{}:80", pod.v4()));
 
     // Where it really arrived is told by the kernel, and another probe port by the flag.
-    let report = verify(&node, &["--probe-port", "7"])?.expect(exit::OK)?.json()?;
+    let report = verify(&bpffs, &["--probe-port", "7"])?.expect(exit::OK)?.json()?;
     let own = probe(&report, "proxy_to_own_pod", "ipv6")?;
     assert_eq!(
         (&own["to"], &own["seen"]["arrived_at"]),
@@ -108,48 +101,47 @@ fn without_a_proxy() -> anyhow::Result<()> {
 /// A proxy at work gets the connections, and nobody listens beside it.
 #[test]
 fn beside_a_proxy() -> anyhow::Result<()> {
-    let Some((node, world)) = world()? else { return Ok(()) };
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let proxy = pod.serve(PROXY, "proxy", proxy_listeners(3))?;
-    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    bpffs.attach(pod, NAME, &[])?.expect(exit::OK)?;
     let from = world.client.file().display().to_string();
     for arguments in [vec![], vec!["--from", &from]] {
         let before = proxy.accepted().len();
-        let report = verify(&node, &arguments)?.expect(exit::OK)?.json()?;
+        let report = verify(&bpffs, &arguments)?.expect(exit::OK)?.json()?;
         let probes = report["probes"].as_array().context("probes")?;
         assert!(probes.iter().all(|p| p["listener"] == "proxy" && p["status"] == "ok"), "{report:#}");
         assert!(probes.iter().all(|p| p["seen"]["accepted_at"].is_null()), "{report:#}");
         let made = probes.iter().filter(|p| p["how"] == "connection").count();
         assert_eq!(made, if arguments.is_empty() { 4 } else { 6 });
         // The proxy's stand-in prints what it accepts, each of these once.
-        redirector_tests::harness::retry::until("the proxy to have them all", || {
+        retry::until("the proxy to have them all", || {
             (proxy.accepted().len() >= before + made).then_some(())
         })?;
         assert_eq!(proxy.accepted().len(), before + made);
     }
-    let seen = pod.observe(APP, &[Scenario::to(at(VIP4, 80))])?;
-    assert_eq!(seen[0].summary(), "proxy:15001 original 10.96.0.10:80");
+    assert_eq!(pod.connect(at(VIP4, 80))?, captured(at(VIP4, 80)));
     expect_clean(pod)
 }
 
 /// A proxy that knows IPv4 only: the other family is not tried, and that is said.
 #[test]
 fn beside_a_proxy_without_ipv6() -> anyhow::Result<()> {
-    let Some((node, world)) = world()? else { return Ok(()) };
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let _proxy = pod.serve(PROXY, "proxy", [15001, 15006].map(any4).map(Listen::on).to_vec())?;
-    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
-    let report = verify(&node, &[])?.expect(exit::OK)?.json()?;
+    bpffs.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    let report = verify(&bpffs, &[])?.expect(exit::OK)?.json()?;
     let six = probe(&report, "outbound", "ipv6")?;
     assert_eq!(six["status"], "skipped");
     assert!(six["why"][0].as_str().is_some_and(|why| why.contains("does not listen on IPv6")), "{six:#}");
     Ok(())
 }
 
-/// What an instance does not do any more is told, with what was seen instead.
+/// verify tells which part of an instance does not work, with the observation.
 #[test]
 fn failures_are_found() -> anyhow::Result<()> {
-    let Some((node, world)) = world()? else { return Ok(()) };
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let broken = [
         ("connect4", "outbound", "ipv4"),
@@ -160,18 +152,18 @@ fn failures_are_found() -> anyhow::Result<()> {
         ("sockops", "outbound", "ipv4"),
     ];
     for (hook, name, family) in broken {
-        node.attach(pod, NAME, &[])?.expect(exit::OK)?;
-        verify(&node, &[])?.expect(exit::OK)?;
+        bpffs.attach(pod, NAME, &[])?.expect(exit::OK)?;
+        verify(&bpffs, &[])?.expect(exit::OK)?;
         // As `rm` does: the last reference to the link was its pin.
-        std::fs::remove_file(node.instance(NAME).join(format!("link_{hook}")))?;
-        let report = redirector_tests::harness::retry::until(&format!("{hook} to be detached"), || {
-            let run = verify(&node, &["--timeout", "1"]).ok()?;
+        std::fs::remove_file(bpffs.instance(NAME).join(format!("link_{hook}")))?;
+        let report = retry::until(&format!("{hook} to be detached"), || {
+            let run = verify(&bpffs, &["--timeout", "1"]).ok()?;
             (run.code == Some(exit::FAILED)).then(|| run.json())
         })??;
         assert_eq!(report["ok"], false, "{hook}");
         let failed = probe(&report, name, family)?;
         assert_eq!(failed["status"], "failed", "{hook}: {report:#}");
-        node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+        bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
     }
     expect_clean(pod)
 }
@@ -179,7 +171,7 @@ fn failures_are_found() -> anyhow::Result<()> {
 /// Other policies: expectations are the policy's, and what cannot be tried is said.
 #[test]
 fn other_policies() -> anyhow::Result<()> {
-    let Some((node, world)) = world()? else { return Ok(()) };
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let container = pod.cgroup.child("proxy")?.display().to_string();
     let cases: [(&[&str], &[&str]); 8] = [
@@ -197,8 +189,8 @@ fn other_policies() -> anyhow::Result<()> {
         (&["--ipv6", "off", "--redirect-dns", "--capture-all-dns"], &["ok", "ok", "ok", "ok"]),
     ];
     for (flags, expected) in cases {
-        node.attach(pod, NAME, flags)?.expect(exit::OK)?;
-        let report = verify(&node, &[])?.expect(exit::OK)?.json()?;
+        bpffs.attach(pod, NAME, flags)?.expect(exit::OK)?;
+        let report = verify(&bpffs, &[])?.expect(exit::OK)?.json()?;
         let probes = report["probes"].as_array().context("probes")?;
         let states: Vec<&str> = probes.iter().filter_map(|probe| probe["status"].as_str()).collect();
         assert_eq!(states, expected, "{flags:?}: {report:#}");
@@ -209,37 +201,33 @@ fn other_policies() -> anyhow::Result<()> {
 /// A verify that is killed leaves an empty cgroup at most, and the next one removes it.
 #[test]
 fn killed() -> anyhow::Result<()> {
-    let Some((node, world)) = world()? else { return Ok(()) };
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
-    node.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    bpffs.attach(pod, NAME, &[])?.expect(exit::OK)?;
     // Its first connection is not answered.
     drop_on_lo(pod)?;
-    let mut command = node.command(&[], &["verify", NAME, "--timeout", "60"]);
+    let mut command = bpffs.command(&[], &["verify", NAME, "--timeout", "60"]);
     let mut child = command.stdout(std::process::Stdio::null()).spawn()?;
     let room = pod.cgroup.directory().join(format!("redirector-verify-{}", child.id()));
     let processes = || std::fs::read_to_string(room.join("cgroup.procs")).unwrap_or_default();
-    redirector_tests::harness::retry::until("helpers to be at work", || {
-        (processes().lines().count() == 2).then_some(())
-    })?;
+    retry::until("helpers to be at work", || (processes().lines().count() == 2).then_some(()))?;
     child.kill()?;
     child.wait()?;
-    redirector_tests::harness::retry::until("the helpers to end", || processes().is_empty().then_some(()))?;
-    verify(&node, &["--timeout", "1"])?.expect(exit::FAILED)?;
+    retry::until("the helpers to end", || processes().is_empty().then_some(()))?;
+    verify(&bpffs, &["--timeout", "1"])?.expect(exit::FAILED)?;
     expect_clean(pod)
 }
 
 /// A helper takes orders from the verify that made it, and from nobody when that is gone.
 #[test]
 fn a_helper_whose_verify_is_gone() -> anyhow::Result<()> {
-    if !require_root() {
-        return Ok(());
-    }
+    require_root!();
     let mut gone = std::process::Command::new("true").spawn()?;
     gone.wait()?;
     for (verify, expected) in [(std::process::id(), "{\"Ok\":null}\n"), (gone.id(), "")] {
         let mut command = redirector_tests::harness::product::command(&[]);
         command.args(["verify-helper", "0", "0", &verify.to_string()]);
-        let answer = redirector_tests::harness::command::run(&mut command, "{\"Listen\":[]}\n")?;
+        let answer = run(&mut command, "{\"Listen\":[]}\n")?;
         assert_eq!(answer, expected, "of {verify}");
     }
     Ok(())
@@ -249,31 +237,31 @@ fn a_helper_whose_verify_is_gone() -> anyhow::Result<()> {
 fn drop_on_lo(pod: &Pod) -> anyhow::Result<()> {
     let mut command = pod.netns.command("iptables");
     command.args(["-A", "INPUT", "-i", "lo", "-p", "tcp", "--dport", "15006", "-j", "DROP"]);
-    redirector_tests::harness::command::run(&mut command, "")?;
+    run(&mut command, "")?;
     Ok(())
 }
 
 /// `attach --run-validation`: the instance is verified, and a new one that fails is not left behind.
 #[test]
 fn run_validation() -> anyhow::Result<()> {
-    let Some((node, world)) = world()? else { return Ok(()) };
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let only = ["--skip-rule-apply", "--run-validation"];
-    node.attach(pod, NAME, &only)?.refused(exit::NOTHING, &["no instance is attached"])?;
-    let run = node.attach(pod, NAME, &["--run-validation"])?.expect(exit::OK)?.json()?;
+    bpffs.attach(pod, NAME, &only)?.refused(exit::NOTHING, &["no instance is attached"])?;
+    let run = bpffs.attach(pod, NAME, &["--run-validation"])?.expect(exit::OK)?.json()?;
     assert_eq!((&run["outcome"], &run["validation"]["ok"]), (&json!("attached"), &json!(true)), "{run:#}");
-    let report = node.attach(pod, NAME, &only)?.expect(exit::OK)?.json()?;
+    let report = bpffs.attach(pod, NAME, &only)?.expect(exit::OK)?.json()?;
     assert_eq!(report["ok"], true);
 
     drop_on_lo(pod)?;
     let flags = ["--run-validation", "--probe-timeout=300ms", "--iptables-probe-port=7"];
-    let run = node.attach(pod, NAME, &flags)?.refused(exit::FAILED, &["validation", "failed"])?;
+    let run = bpffs.attach(pod, NAME, &flags)?.refused(exit::FAILED, &["validation", "failed"])?;
     let own = run.json()?;
     let own = probe(&own, "proxy_to_own_pod", "ipv4")?;
     assert_eq!((&own["to"], &own["status"]), (&json!("127.0.0.6:7"), &json!("failed")));
-    assert_eq!(node.list()?.len(), 1, "the instance was there before");
-    node.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
-    node.attach(pod, NAME, &flags)?.refused(exit::FAILED, &["validation", "has been detached"])?;
-    node.expect_empty()?;
+    assert_eq!(bpffs.list()?.len(), 1, "the instance was there before");
+    bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    bpffs.attach(pod, NAME, &flags)?.refused(exit::FAILED, &["validation", "has been detached"])?;
+    bpffs.expect_empty()?;
     expect_clean(pod)
 }

@@ -2,26 +2,17 @@
 
 use anyhow::{Context, ensure};
 
-use redirector_tests::harness::kernel;
-use redirector_tests::harness::oracle::options::{Cidrs, Options};
-use redirector_tests::harness::pair::Twin;
-use redirector_tests::harness::pair::fixture::{By, Setup};
-use redirector_tests::harness::pair::matrix::{Caller, Part, SERVED, UNSERVED};
-use redirector_tests::harness::probe::observation::Observation;
-use redirector_tests::harness::probe::scenario::{Scenario, Udp};
-use redirector_tests::harness::product::bpffs::{Node, has_or_refuses};
-use redirector_tests::harness::product::exit;
-use redirector_tests::harness::requirements::require_root;
-use redirector_tests::harness::server::everywhere;
-use redirector_tests::harness::world::{
-    APP, GUEST_INTERFACE, PROXY, PodOptions, ROOT, VIP4, VIP6, VNET4, VNET6, World, at, observe,
-};
+use redirector_tests::harness::oracle::options::Cidrs;
+use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::probe::scenario::Udp;
+use redirector_tests::harness::world::GUEST_INTERFACE;
+use redirector_tests::harness::world::VNET4;
+use redirector_tests::harness::world::VNET6;
 
-const NAME: &str = "pod";
-const K: [&str; 2] = ["-k", GUEST_INTERFACE];
+const REROUTE: [&str; 2] = ["-k", GUEST_INTERFACE];
 
 fn has_guests() -> anyhow::Result<bool> {
-    has_or_refuses(kernel::TELLS_INTERFACES, &K)
+    has_or_refuses(kernel::TELLS_INTERFACES, &REROUTE)
 }
 
 fn options() -> Options {
@@ -34,8 +25,8 @@ fn with_guest() -> Setup {
 }
 
 /// To services, to the pod itself, to ports with rules of their own, by TCP and UDP.
-fn guest(twin: &Twin) -> Part {
-    let pod = twin.oracle.pod();
+fn guest(pair: &Pair) -> Part {
+    let pod = pair.reference.pod();
     let mut scenarios = Vec::new();
     let services = ["10.96.0.10", "10.96.1.10", "10.94.0.10", "fd00:96::10", "fd00:94::10"];
     let mut addresses: Vec<std::net::IpAddr> = services.iter().filter_map(|ip| ip.parse().ok()).collect();
@@ -45,7 +36,7 @@ fn guest(twin: &Twin) -> Part {
             scenarios.push(Scenario::to(at(address, port)));
         }
     }
-    for to in [at(VIP4, SERVED), at(VIP6, SERVED)] {
+    for to in [SERVICE, at(VIP6, SERVED)] {
         let udp = Scenario { udp: Some(Udp::Connect), ..Scenario::to(to).named(format!("udp to {to}")) };
         scenarios.push(udp);
     }
@@ -58,8 +49,8 @@ fn redirected(seen: &[Observation]) -> usize {
 }
 
 fn check(options: Options) -> anyhow::Result<usize> {
-    let twin = Twin::new(options.clone(), By::RedirectorWith(options), &with_guest())?;
-    let seen = twin.check(&[guest(&twin)])?;
+    let pair = Pair::with(options, &with_guest())?;
+    let seen = pair.check(&[guest(&pair)])?;
     Ok(redirected(&seen))
 }
 
@@ -101,13 +92,13 @@ fn without_ipv6() -> anyhow::Result<()> {
         return Ok(());
     }
     let options = Options { ipv6: false, ..options() };
-    let twin = Twin::new(options.clone(), By::RedirectorWith(options), &with_guest())?;
-    let mut part = guest(&twin);
+    let pair = Pair::with(options, &with_guest())?;
+    let mut part = guest(&pair);
     part.scenarios.retain(|scenario| scenario.to.is_ipv4());
-    let seen = twin.check(&[part])?;
+    let seen = pair.check(&[part])?;
     ensure!(redirected(&seen) == 5 * 7, "{}", redirected(&seen));
     let v6 = Part { caller: Caller::Guest, scenarios: vec![Scenario::to(at(VIP6, SERVED))] };
-    let seen = twin.subject.observe_all(&[v6])?;
+    let seen = pair.subject.observe_all(&[v6])?;
     ensure!(
         seen[0].reached.as_ref().is_some_and(|reached| reached.role == "remote"),
         "{:?}",
@@ -118,7 +109,7 @@ fn without_ipv6() -> anyhow::Result<()> {
 
 /// A pod whose guest and proxy come after the attach.
 struct Late {
-    node: Node,
+    bpffs: Bpffs,
     world: World,
 }
 
@@ -128,20 +119,20 @@ impl Late {
             return Ok(None);
         }
         let world = World::with(&[PodOptions { guest: true, ..PodOptions::default() }])?;
-        Ok(Some(Self { node: Node::new()?, world }))
+        Ok(Some(Self { bpffs: Bpffs::new()?, world }))
     }
 
     fn attach(&self, flags: &[&str]) -> anyhow::Result<()> {
-        self.node.attach(self.world.pod(), NAME, flags)?.expect(exit::OK).map(drop)
+        self.bpffs.attach(self.world.pod(), NAME, flags)?.expect(exit::OK).map(drop)
     }
 
     fn refresh(&self) -> anyhow::Result<()> {
-        self.node.run(&["refresh", NAME])?.expect(exit::OK).map(drop)
+        self.bpffs.run(&["refresh", NAME])?.expect(exit::OK).map(drop)
     }
 
-    /// Who answers the guest at a service, over IPv4 and IPv6.
+    /// The roles that answer the guest at a service, over IPv4 and IPv6.
     fn answers(&self) -> anyhow::Result<[String; 2]> {
-        let scenarios = [at(VIP4, SERVED), at(VIP6, SERVED)].map(Scenario::to);
+        let scenarios = [SERVICE, at(VIP6, SERVED)].map(Scenario::to);
         let seen = observe(&self.world.pod().in_guest()?, &scenarios)?;
         let who = |it: &Observation| {
             let role = it.reached.as_ref().map(|reached| reached.role.clone());
@@ -150,9 +141,9 @@ impl Late {
         Ok([who(&seen[0]), who(&seen[1])])
     }
 
-    /// What `show` says is wrong with the outbound listeners.
+    /// The problem of the outbound listeners, by `show`.
     fn problem(&self) -> anyhow::Result<String> {
-        let show = self.node.show(NAME)?;
+        let show = self.bpffs.show(NAME)?;
         let listeners = show["listeners"].as_array().context("listeners")?;
         let outbound = listeners.iter().find(|it| it["traffic"] == "outbound").context("outbound")?;
         Ok(outbound["problem"].as_str().unwrap_or_default().to_owned())
@@ -169,7 +160,7 @@ fn a_proxy_that_comes_later() -> anyhow::Result<()> {
     let _remote = late.world.serve_outside(everywhere(&[SERVED, 15001]))?;
     let app = late.world.pod().serve(APP, "app", everywhere(&[SERVED]))?;
     assert_eq!(late.answers()?, ["remote", "remote"]);
-    late.attach(&K)?;
+    late.attach(&REROUTE)?;
     assert_eq!(late.answers()?, [TIMED_OUT, REFUSED]);
     assert!(late.problem()?.contains("no listener"), "{}", late.problem()?);
 
@@ -210,7 +201,7 @@ fn listeners_are_given_back() -> anyhow::Result<()> {
     };
     assert_eq!(answers()?, TIMED_OUT);
     for end in [&["attach"][..], &["detach", "--name", NAME]] {
-        late.attach(&K)?;
+        late.attach(&REROUTE)?;
         late.refresh()?;
         assert_eq!(late.answers()?, ["proxy", "proxy"]);
         assert_eq!(answers()?, "ok");
@@ -218,7 +209,7 @@ fn listeners_are_given_back() -> anyhow::Result<()> {
             // Or the inbound listener would answer, which never was transparent.
             late.attach(&["-b", ""])?;
         } else {
-            late.node.run(end)?.expect(exit::OK)?;
+            late.bpffs.run(end)?.expect(exit::OK)?;
         }
         assert_eq!(late.answers()?, ["remote", "remote"]);
         assert_eq!(answers()?, TIMED_OUT);
@@ -244,7 +235,7 @@ fn an_interface_that_comes_later() -> anyhow::Result<()> {
          neighbour replace fd00:79:0::1 lladdr 02:00:00:4f:00:01 dev guest0 nud permanent\n")?;
     late.world.pod().guest.as_ref().context("guest")?.wait_until_links_are_up()?;
     assert_eq!(late.answers()?, ["proxy", "proxy"]);
-    let ports = late.node.show(NAME)?["counters"].to_string();
+    let ports = late.bpffs.show(NAME)?["counters"].to_string();
     assert!(ports.contains("in_virtual_captured"), "{ports}");
     Ok(())
 }

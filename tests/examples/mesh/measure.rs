@@ -1,4 +1,4 @@
-//! What the mesh does: the split, the rewritten paths, the connections captured, and that no netfilter rule is anywhere.
+//! Measures the mesh: the split, the rewritten paths, the captured connections, and the number of netfilter rules.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -31,7 +31,6 @@ pub struct Split {
 
 impl Split {
     /// By how many standard deviations of the binomial distribution v2's share is off the weight asked for.
-    #[must_use]
     pub fn deviation(&self) -> f64 {
         let requests = f64::from(self.v1 + self.v2);
         let share = f64::from(WEIGHTS[1]) / f64::from(WEIGHTS[0] + WEIGHTS[1]);
@@ -44,7 +43,6 @@ impl Split {
 pub struct Rewrite {
     /// The path asked for.
     pub path: String,
-    /// What came back.
     pub answer: String,
     /// The path that the app logged.
     pub seen_by_app: String,
@@ -57,7 +55,6 @@ pub struct Measured {
     pub inside: Split,
     /// From outside through the gateway.
     pub gateway: Split,
-    /// By path.
     pub rewrites: Vec<Rewrite>,
     /// The status the gateway gives for another host.
     pub other_host: String,
@@ -69,9 +66,6 @@ pub struct Measured {
 
 impl Mesh {
     /// Measures with so many requests, each in a connection of its own.
-    ///
-    /// # Errors
-    /// When the mesh is not up, or a request fails.
     pub fn measure(&self, requests: u32) -> anyhow::Result<Measured> {
         let outside = Place { netns: self.outside()?.keep_file(), cgroup: None, owner: ROOT };
         let gateway = Ipv4Addr::new(10, 77, 2, 2);

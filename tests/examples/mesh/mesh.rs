@@ -34,7 +34,6 @@ pub struct Mesh {
 
 impl Mesh {
     /// The mesh of this name.
-    #[must_use]
     pub fn new(name: &str) -> Self {
         let name = format!("redirmesh-{name}");
         let directory = std::env::temp_dir().join(&name);
@@ -42,9 +41,6 @@ impl Mesh {
     }
 
     /// Starts everything and leaves it running; on an error nothing stays.
-    ///
-    /// # Errors
-    /// When it is up already, or something does not start.
     pub fn up(&self, envoy: &Path) -> anyhow::Result<()> {
         if let Some(left) = self.left()?.first() {
             bail!("the mesh `{}` is up already ({left}): tear it down first", self.name);
@@ -107,9 +103,6 @@ impl Mesh {
     }
 
     /// Removes everything, whatever of it is there; what cannot be removed is an error.
-    ///
-    /// # Errors
-    /// When something stays.
     pub fn down(&self) -> anyhow::Result<()> {
         for name in &PODS[..2] {
             let instance = self.instance(name);
@@ -124,10 +117,7 @@ impl Mesh {
         Ok(())
     }
 
-    /// What there is of it: instances, namespaces, cgroups (with all processes), files.
-    ///
-    /// # Errors
-    /// When it cannot be looked for.
+    /// Everything left of it: instances, namespaces, cgroups (with all processes), files.
     pub fn left(&self) -> anyhow::Result<Vec<String>> {
         let mut left = Vec::new();
         let list = redirector(&["list"], &[])?.expect(exit::OK)?.json()?;

@@ -46,9 +46,6 @@ pub struct ApiServer {
 
 impl ApiServer {
     /// Starts it, with the agent's role and the namespace `shop`.
-    ///
-    /// # Errors
-    /// When it does not start.
     pub fn start(binaries: &Path) -> anyhow::Result<Self> {
         let netns = Netns::new(&format!("{}-api", names::unique()))?;
         let home = tempfile::Builder::new().prefix("redirtest-api").tempdir()?;
@@ -76,9 +73,6 @@ impl ApiServer {
     }
 
     /// Starts the server again.
-    ///
-    /// # Errors
-    /// When it does not answer in time.
     pub fn resume(&mut self) -> anyhow::Result<()> {
         let home = self.home.path().display();
         let mut command = self.netns.command(self.binaries.join("kube-apiserver"));
@@ -103,15 +97,11 @@ impl ApiServer {
     }
 
     /// The configuration by which a user (`admin`, `agent`) reaches it.
-    #[must_use]
     pub fn kubeconfig(&self, user: &str) -> PathBuf {
         self.home.path().join(format!("{user}.conf"))
     }
 
     /// `kubectl` as admin.
-    ///
-    /// # Errors
-    /// When it fails.
     pub fn kubectl(&self, arguments: &[&str], input: &str) -> anyhow::Result<String> {
         let mut command = self.netns.command(self.binaries.join("kubectl"));
         command.arg("--kubeconfig").arg(self.kubeconfig("admin")).arg("--request-timeout=5s").args(arguments);
@@ -119,9 +109,6 @@ impl ApiServer {
     }
 
     /// Makes a pod on a node; the uid that the server gives it.
-    ///
-    /// # Errors
-    /// When the server does not take it.
     pub fn create(&self, node: &str, object: &Value) -> anyhow::Result<String> {
         let mut object = object.clone();
         object["spec"]["nodeName"] = node.into();
@@ -131,18 +118,12 @@ impl ApiServer {
     }
 
     /// Sets (or, with `None`, removes) an annotation of a pod of the namespace `shop`.
-    ///
-    /// # Errors
-    /// When the server does not take it.
     pub fn annotate(&self, pod: &str, key: &str, value: Option<&str>) -> anyhow::Result<()> {
         let patch = json!({ "metadata": { "annotations": { key: value } } }).to_string();
         self.kubectl(&["-n", "shop", "patch", "pod", pod, "--type=merge", "-p", &patch], "").map(drop)
     }
 
     /// The messages of the warnings about a pod of the namespace `shop`.
-    ///
-    /// # Errors
-    /// When the server does not answer.
     pub fn warnings(&self, pod: &str) -> anyhow::Result<Vec<String>> {
         let selector = format!("--field-selector=type=Warning,involvedObject.name={pod}");
         let list = self.kubectl(&["-n", "shop", "get", "events", "--output=json", &selector], "")?;

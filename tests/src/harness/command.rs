@@ -6,9 +6,6 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, ensure};
 
 /// Runs to the end and returns the output, whatever the exit status.
-///
-/// # Errors
-/// When the program cannot be started or its input not be written.
 pub fn output(command: &mut Command, input: &str) -> anyhow::Result<Output> {
     let shown = show(command);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -24,9 +21,6 @@ pub fn output(command: &mut Command, input: &str) -> anyhow::Result<Output> {
 }
 
 /// Runs to the end and returns stdout; anything but success is an error that carries stderr.
-///
-/// # Errors
-/// When the program cannot be started or fails.
 pub fn run(command: &mut Command, input: &str) -> anyhow::Result<String> {
     let output = output(command, input)?;
     ensure!(
@@ -40,7 +34,6 @@ pub fn run(command: &mut Command, input: &str) -> anyhow::Result<String> {
 }
 
 /// The command as one would type it.
-#[must_use]
 pub fn show(command: &Command) -> String {
     std::iter::once(command.get_program())
         .chain(command.get_args())

@@ -11,14 +11,12 @@ pub const GATEWAY_PORT: u16 = 31221;
 pub const HOST: &str = "user-app.com";
 /// The service's name in the mesh.
 pub const SERVICE: &str = "user-app-svc";
-/// The service's address.
 pub const SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
 /// Parts of a hundred that go to v1 and to v2.
 pub const WEIGHTS: [u32; 2] = [90, 10];
 const TYPE: &str = "type.googleapis.com/envoy.extensions.filters";
 
 /// A sidecar: outbound on 15001, inbound on 15006, the original destination asked from the kernel.
-#[must_use]
 pub fn sidecar(backends: [Ipv4Addr; 2]) -> Value {
     let mut clusters = backend_clusters(backends);
     clusters.push(original_dst("passthrough", None));
@@ -66,7 +64,6 @@ pub fn sidecar(backends: [Ipv4Addr; 2]) -> Value {
 }
 
 /// The ingress gateway: no sidecar, so nothing is captured in its pod.
-#[must_use]
 pub fn gateway(backends: [Ipv4Addr; 2]) -> Value {
     let rewritten = |prefix: &str, cluster: &str| json!({"match": {"prefix": prefix}, "route": {"cluster": cluster, "prefix_rewrite": "/"}});
     let host = json!([{

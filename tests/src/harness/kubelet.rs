@@ -13,11 +13,13 @@ use crate::harness::probe::scenario::Owner;
 use crate::harness::process::Place;
 use crate::harness::product;
 use crate::harness::product::agent::{Agent, Home};
-use crate::harness::product::bpffs::Node;
-use crate::harness::world::World;
+use crate::harness::product::bpffs::Bpffs;
+use crate::harness::server::{Server, proxy_listeners};
 use crate::harness::world::cgroup::Cgroup;
+use crate::harness::world::{APP, PROXY, World};
+use crate::require_root;
 
-/// What the plugins before have answered; blanks and order must survive.
+/// The result of the plugins before. Blanks and order must survive.
 pub const PREVIOUS: &str =
     r#"{ "interfaces":[{"name":"eth0"}],  "cniVersion":"1.0.0","ips":[ {"address":"10.77.0.2/24"}] }"#;
 
@@ -34,25 +36,20 @@ pub struct Kubelet {
 pub struct Id {
     /// Its name; the namespace is `shop`.
     pub name: String,
-    /// Its uid.
     pub uid: String,
 }
 
 impl Id {
-    /// Of a number.
-    #[must_use]
     pub fn new(number: u32) -> Self {
         Self { name: format!("web-{number}"), uid: format!("0a1b2c3d-0000-4000-8000-{number:012}") }
     }
 
     /// Name of its instance.
-    #[must_use]
     pub fn instance(&self) -> String {
         format!("pod-{}", self.uid)
     }
 
     /// An injected pod, as the API has it.
-    #[must_use]
     pub fn object(&self) -> Value {
         json!({
             "apiVersion": "v1",
@@ -74,38 +71,28 @@ impl Id {
 
 impl Kubelet {
     /// A kubelet without pods.
-    ///
-    /// # Errors
-    /// When the machine does not let us.
     pub fn new() -> anyhow::Result<Self> {
         let objects = tempfile::Builder::new().prefix("redirtest-pods").tempdir()?;
         Ok(Self { cgroup: Cgroup::new(&names::unique())?, objects })
     }
 
     /// Directory of the pods' objects.
-    #[must_use]
     pub fn objects(&self) -> &Path {
         self.objects.path()
     }
 
     /// Starts an agent for this kubelet's pods.
-    ///
-    /// # Errors
-    /// When it does not start.
-    pub fn agent(&self, node: &Node, home: &Home, more: &[&str]) -> anyhow::Result<Agent> {
+    pub fn agent(&self, bpffs: &Bpffs, home: &Home, more: &[&str]) -> anyhow::Result<Agent> {
         let [objects, root] =
             [self.objects(), self.cgroup.directory()].map(|path| path.display().to_string());
         let mut arguments = vec!["--pods", &objects, "--cgroup-root", &root];
         arguments.extend(more);
-        let agent = Agent::with(node, home, &arguments)?;
+        let agent = Agent::with(bpffs, home, &arguments)?;
         agent.wait_for(0, "working")?;
         Ok(agent)
     }
 
-    /// What the API server knows of a pod from now on.
-    ///
-    /// # Errors
-    /// When it cannot be written.
+    /// Publishes a pod, as the API server does.
     pub fn know(&self, id: &Id, object: &Value) -> anyhow::Result<()> {
         let path = self.objects().join(format!("{}.json", id.name));
         std::fs::write(path.with_extension("new"), object.to_string())?;
@@ -114,9 +101,6 @@ impl Kubelet {
     }
 
     /// Makes the pod's cgroup, as the cgroupfs driver does.
-    ///
-    /// # Errors
-    /// When it cannot be made.
     pub fn make_cgroup(&self, id: &Id) -> anyhow::Result<PathBuf> {
         let cgroup = self.cgroup.directory().join("besteffort").join(format!("pod{}", id.uid));
         std::fs::create_dir_all(&cgroup).with_context(|| cgroup.display().to_string())?;
@@ -124,9 +108,6 @@ impl Kubelet {
     }
 
     /// A process of a container of the pod, in the first pod's namespace of a world.
-    ///
-    /// # Errors
-    /// When the container's cgroup cannot be made.
     pub fn place(&self, id: &Id, world: &World, container: &str, owner: Owner) -> anyhow::Result<Place> {
         let cgroup = self.make_cgroup(id)?.join(container);
         std::fs::create_dir_all(&cgroup)?;
@@ -137,16 +118,13 @@ impl Kubelet {
 /// A call of the plugin.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// Its environment.
     pub environment: Vec<(String, String)>,
-    /// Its configuration.
     pub config: String,
     by: Vec<String>,
 }
 
 impl Call {
     /// As a runtime calls it for a pod's sandbox.
-    #[must_use]
     pub fn new(command: &str, home: &Home, id: &Id, netns: &Path) -> Self {
         let arguments = format!(
             "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID=c0ffee;K8S_POD_UID={}",
@@ -170,27 +148,21 @@ impl Call {
     }
 
     /// With another value of a variable; without it if there is none.
-    #[must_use]
     pub fn with(mut self, name: &str, value: Option<&str>) -> Self {
         self.environment.retain(|(other, _)| other != name);
         self.environment.extend(value.map(|value| (name.to_owned(), value.to_owned())));
         self
     }
 
-    /// With another configuration.
-    #[must_use]
     pub fn configured(self, config: impl Into<String>) -> Self {
         Self { config: config.into(), ..self }
     }
 
     /// Called by another program, with its arguments.
-    #[must_use]
     pub fn by(self, by: &[&str]) -> Self {
         Self { by: by.iter().map(|word| (*word).to_owned()).collect(), ..self }
     }
 
-    /// The command.
-    #[must_use]
     pub fn command(&self) -> Command {
         let by: Vec<&str> = self.by.iter().map(String::as_str).collect();
         let mut command = product::command(&by);
@@ -198,18 +170,11 @@ impl Call {
         command
     }
 
-    /// Calls it.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn run(&self) -> anyhow::Result<Output> {
         command::output(&mut self.command(), &self.config)
     }
 
     /// Calls it and requires success; its answer.
-    ///
-    /// # Errors
-    /// When it fails.
     pub fn succeed(&self) -> anyhow::Result<String> {
         let output = self.run()?;
         let (out, err) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
@@ -218,9 +183,6 @@ impl Call {
     }
 
     /// Calls it and requires a CNI error; its code and words.
-    ///
-    /// # Errors
-    /// When it succeeds, or says something that is no error of CNI.
     pub fn fail(&self) -> anyhow::Result<(u64, String)> {
         let output = self.run()?;
         let text = String::from_utf8(output.stdout)?;
@@ -229,5 +191,44 @@ impl Call {
         ensure!(error["cniVersion"].is_string() && error["msg"].is_string(), "{error:#}");
         let code = error["code"].as_u64().context("a code")?;
         Ok((code, format!("{}: {}", error["msg"], error["details"])))
+    }
+}
+
+/// A node with an agent and one pod, which has a namespace and a cgroup, and no process yet.
+pub struct NodeWithPod {
+    pub agent: Agent,
+    pub kubelet: Kubelet,
+    pub world: World,
+    pub home: Home,
+    pub bpffs: Bpffs,
+    pub id: Id,
+}
+
+impl NodeWithPod {
+    pub fn new(arguments: &[&str]) -> anyhow::Result<Option<Self>> {
+        require_root!();
+        let (bpffs, home, world, kubelet) = (Bpffs::new()?, Home::new()?, World::new()?, Kubelet::new()?);
+        let id = Id::new(1);
+        kubelet.know(&id, &id.object())?;
+        kubelet.make_cgroup(&id)?;
+        let agent = kubelet.agent(&bpffs, &home, arguments)?;
+        Ok(Some(Self { agent, kubelet, world, home, bpffs, id }))
+    }
+
+    pub fn call(&self, command: &str) -> Call {
+        Call::new(command, &self.home, &self.id, self.world.pod().netns.file())
+    }
+
+    pub fn app(&self) -> anyhow::Result<Place> {
+        self.kubelet.place(&self.id, &self.world, "app", APP)
+    }
+
+    pub fn proxy(&self) -> anyhow::Result<Server> {
+        let place = self.kubelet.place(&self.id, &self.world, "proxy", PROXY)?;
+        Server::start(&place, "proxy", proxy_listeners(1))
+    }
+
+    pub fn is_captured(&self) -> anyhow::Result<bool> {
+        Ok(self.bpffs.list()?.iter().any(|i| i["name"] == self.id.instance() && i["state"] == "active"))
     }
 }

@@ -6,22 +6,19 @@ use std::thread;
 use anyhow::{Context, anyhow};
 
 use crate::harness::command::run;
-use crate::harness::probe::many::{Load, Report};
+use crate::harness::probe::many::{Load, LoadReport};
 use crate::harness::process::Place;
 
 impl Place {
     /// Makes the connections, from here.
-    ///
-    /// # Errors
-    /// When the probe fails.
-    pub fn load(&self, load: &Load) -> anyhow::Result<Report> {
+    pub fn load(&self, load: &Load) -> anyhow::Result<LoadReport> {
         let report = run(&mut self.probe(&["many"]), &serde_json::to_string(load)?)?;
         serde_json::from_str(&report).context("a report")
     }
 
     /// Again and again, until there have been enough turns of something; at least twice, so that the second time is
     /// wholly among them.
-    fn load_until(&self, load: &Load, turns: &AtomicUsize, enough: usize) -> anyhow::Result<Vec<Report>> {
+    fn load_until(&self, load: &Load, turns: &AtomicUsize, enough: usize) -> anyhow::Result<Vec<LoadReport>> {
         let mut reports = Vec::new();
         while reports.len() < 2 || turns.load(Ordering::Relaxed) < enough {
             reports.push(self.load(load)?);
@@ -30,13 +27,10 @@ impl Place {
     }
 }
 
-/// What came of two loads, and how many turns there were meanwhile.
-pub type Loaded = ([Vec<Report>; 2], usize);
+/// The reports of two loads, and the number of turns meanwhile.
+pub type Loaded = ([Vec<LoadReport>; 2], usize);
 
 /// Makes two loads, each from its place, while there are so many turns or more; a turn is told its number, from 1.
-///
-/// # Errors
-/// When a turn or a load fails.
 pub fn during(
     loads: [(&Place, Load); 2],
     enough: usize,

@@ -19,6 +19,7 @@ pub mod names;
 pub mod oracle;
 pub mod pair;
 pub mod parity;
+pub mod prelude;
 pub mod probe;
 pub mod process;
 pub mod product;

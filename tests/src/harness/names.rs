@@ -8,7 +8,6 @@ static COUNTER: AtomicU32 = AtomicU32::new(0);
 const PREFIX: &str = "redirtest-";
 
 /// A fresh name: `redirtest-<pid>-<counter>`.
-#[must_use]
 pub fn unique() -> String {
     format!("{PREFIX}{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
 }
@@ -16,7 +15,6 @@ pub fn unique() -> String {
 /// Whether `name` was made by [`unique`] in a process that no longer exists.
 ///
 /// `Drop` cleans up after failed tests; only a killed process leaves something behind, and the next run removes it.
-#[must_use]
 pub fn is_stale(name: &str) -> bool {
     let Some(rest) = name.strip_prefix(PREFIX) else { return false };
     let pid = rest.split('-').next().unwrap_or_default();

@@ -19,13 +19,11 @@ pub struct Place {
     pub netns: PathBuf,
     /// Directory of the cgroup, if not the test's own.
     pub cgroup: Option<PathBuf>,
-    /// User and group.
     pub owner: Owner,
 }
 
 impl Place {
     /// The probe with a subcommand, in this place.
-    #[must_use]
     pub fn probe(&self, arguments: &[&str]) -> Command {
         let mut command = probe();
         command.arg("--netns").arg(&self.netns);
@@ -38,9 +36,6 @@ impl Place {
     }
 
     /// Starts a program in this place that outlives us, writing to a log file.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn leave(&self, program: &Path, arguments: &[&str], log: &Path) -> anyhow::Result<Child> {
         let mut command = self.probe(&[]);
         command.args(["--outlive", "exec", "--"]).arg(program).args(arguments);
@@ -50,7 +45,6 @@ impl Place {
     }
 
     /// Any other program, in this place.
-    #[must_use]
     pub fn program(&self, program: &Path) -> Command {
         let mut command = self.probe(&["exec", "--"]);
         command.arg(program);
@@ -74,7 +68,7 @@ fn probe() -> Command {
 }
 
 #[derive(Default)]
-struct Output {
+struct Lines {
     lines: Mutex<(Vec<String>, usize)>,
     more: Condvar,
 }
@@ -84,18 +78,15 @@ pub struct Daemon {
     name: String,
     child: Child,
     stdin: Option<ChildStdin>,
-    output: Arc<Output>,
+    output: Arc<Lines>,
 }
 
 impl Daemon {
     /// Starts it, collecting the lines of stdout and stderr.
-    ///
-    /// # Errors
-    /// When the program cannot be started.
     pub fn start(name: &str, command: &mut Command) -> anyhow::Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
-        let output = Arc::new(Output::default());
+        let output = Arc::new(Lines::default());
         let streams: [Option<Box<dyn Read + Send>>; 2] = [
             child.stdout.take().map(|stream| Box::new(stream) as _),
             child.stderr.take().map(|stream| Box::new(stream) as _),
@@ -116,9 +107,6 @@ impl Daemon {
     }
 
     /// Waits until a line (of those after the first `skip`) gives something.
-    ///
-    /// # Errors
-    /// When the process ends or time is up before; with everything it printed.
     pub fn wait_for<T>(&self, skip: usize, mut wanted: impl FnMut(&str) -> Option<T>) -> anyhow::Result<T> {
         let deadline = Instant::now() + patience();
         let mut seen = skip;
@@ -139,21 +127,16 @@ impl Daemon {
     }
 
     /// The number of lines so far, to be given to [`Self::wait_for`].
-    #[must_use]
     pub fn line_count(&self) -> usize {
         lock(&self.output).0.len()
     }
 
     /// The lines so far.
-    #[must_use]
     pub fn lines(&self) -> Vec<String> {
         lock(&self.output).0.clone()
     }
 
     /// Writes a line to its stdin.
-    ///
-    /// # Errors
-    /// When it no longer reads.
     pub fn tell(&mut self, line: &str) -> anyhow::Result<()> {
         let stdin = self.stdin.as_mut().context("stdin is closed")?;
         writeln!(stdin, "{line}").with_context(|| format!("writing to {}", self.name))?;
@@ -161,13 +144,10 @@ impl Daemon {
         Ok(())
     }
 
-    /// Closes its stdin.
     pub fn close(&mut self) {
         self.stdin = None;
     }
 
-    /// Its process id.
-    #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -181,6 +161,6 @@ impl Drop for Daemon {
     }
 }
 
-fn lock(output: &Output) -> MutexGuard<'_, (Vec<String>, usize)> {
+fn lock(output: &Lines) -> MutexGuard<'_, (Vec<String>, usize)> {
     output.lines.lock().unwrap_or_else(PoisonError::into_inner)
 }

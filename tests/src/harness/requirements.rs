@@ -1,4 +1,4 @@
-//! What a test needs from the machine, and what happens where it is missing.
+//! The requirements of a test, and the consequence of a missing one.
 //!
 //! A test that silently skips is a test that lies, so a missing thing is only forgiven on a developer's own machine:
 //! in CI (`CI` set) or under `cargo xtask test` (`REDIRECTOR_TESTS_PRIVILEGED=required`) it is a failure.
@@ -12,16 +12,24 @@ fn required() -> bool {
 }
 
 /// Fails where prerequisites are required, prints why the test was skipped where they are not.
-///
-/// # Panics
-/// Where prerequisites are required.
 fn missing(what: &str, remedy: &str) {
     assert!(!required(), "{what}: {remedy}");
     eprintln!("SKIPPED: {what}. {remedy}");
 }
 
+/// Ends the calling test where it does not run as root, or one of the programs is missing.
+#[macro_export]
+macro_rules! require_root {
+    ($($program:literal),*) => {
+        if !$crate::harness::requirements::require_root()
+            $(|| $crate::harness::requirements::require_program($program).is_none())*
+        {
+            return Ok(Default::default());
+        }
+    };
+}
+
 /// True as root. Otherwise says what to do, and returns false (or fails, where the privileged tests are required).
-#[must_use]
 pub fn require_root() -> bool {
     if rustix::process::geteuid().is_root() {
         return true;
@@ -34,7 +42,6 @@ pub fn require_root() -> bool {
 }
 
 /// Envoy's path: `REDIRECTOR_ENVOY`, else where `cargo xtask` caches it.
-#[must_use]
 pub fn require_envoy() -> Option<PathBuf> {
     let found = std::env::var_os("REDIRECTOR_ENVOY").map(PathBuf::from).or_else(cached_envoy);
     match found {
@@ -55,7 +62,6 @@ pub fn require_envoy() -> Option<PathBuf> {
 }
 
 /// A program of the distribution, by name.
-#[must_use]
 pub fn require_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Daemons live in sbin, which is not in everybody's PATH.
@@ -85,7 +91,6 @@ fn cached_envoy() -> Option<PathBuf> {
 
 /// Directory of Kubernetes' binaries: `REDIRECTOR_KUBERNETES`, else where `cargo xtask node kubernetes` keeps what it has
 /// built. It takes minutes to build, so its absence is no failure: whoever runs that part has it.
-#[must_use]
 pub fn find_kubernetes() -> Option<PathBuf> {
     let cached = || repository().join(".cache/kubernetes-1.20.2");
     let found = std::env::var_os("REDIRECTOR_KUBERNETES").map_or_else(cached, PathBuf::from);
@@ -96,8 +101,6 @@ pub fn find_kubernetes() -> Option<PathBuf> {
     None
 }
 
-/// The repository's root.
-#[must_use]
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or_else(|| Path::new("."))
 }

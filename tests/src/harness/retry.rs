@@ -3,17 +3,15 @@
 use std::time::{Duration, Instant};
 
 /// How long a test waits for something that normally takes milliseconds; generous because CI machines stall.
-const PATIENCE: Duration = Duration::from_secs(15);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A time that is long enough on a real machine, on this one: `REDIRECTOR_TESTS_SLOWNESS` times as long, which
 /// `cargo xtask vm` sets where the machine is emulated.
-#[must_use]
 pub fn long_enough(time: Duration) -> Duration {
     time * slowness()
 }
 
 /// Whether the machine is many times slower than a real one.
-#[must_use]
 pub fn is_slow() -> bool {
     slowness() > 1
 }
@@ -24,15 +22,11 @@ fn slowness() -> u32 {
 }
 
 /// How long to wait for something that normally takes milliseconds.
-#[must_use]
 pub fn patience() -> Duration {
-    long_enough(PATIENCE)
+    long_enough(WAIT_TIMEOUT)
 }
 
 /// Asks `condition` until it gives something, for at most [`patience`].
-///
-/// # Errors
-/// When the time is up, naming `what` was awaited.
 pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
     let deadline = Instant::now() + patience();
     let mut pause = Duration::from_millis(1);

@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use crate::harness::kernel;
 use crate::harness::probe::observation::Accepted;
-use crate::harness::probe::serve::{Command, Event, Listen, Service};
+use crate::harness::probe::serve::{Command, Listen, ServerEvent, Service};
 use crate::harness::process::{Daemon, Place};
 
 /// Where the proxy accepts captured outbound connections.
@@ -21,41 +21,32 @@ pub struct Server {
 
 impl Server {
     /// Starts a server and waits until it listens.
-    ///
-    /// # Errors
-    /// When it cannot be started or cannot listen.
     pub fn start(place: &Place, role: &str, listeners: Vec<Listen>) -> anyhow::Result<Self> {
         let service = serde_json::to_string(&Service { role: role.to_owned(), listeners })?;
         let daemon = Daemon::start(role, &mut place.probe(&["serve", &service]))?;
-        daemon.wait_for(0, |line| matches!(serde_json::from_str(line), Ok(Event::Ready)).then_some(()))?;
+        daemon
+            .wait_for(0, |line| matches!(serde_json::from_str(line), Ok(ServerEvent::Ready)).then_some(()))?;
         Ok(Self { daemon })
     }
 
     /// Everything accepted so far, in order.
-    #[must_use]
     pub fn accepted(&self) -> Vec<Accepted> {
         self.daemon
             .lines()
             .iter()
             .filter_map(|line| match serde_json::from_str(line) {
-                Ok(Event::Accepted(accepted)) => Some(*accepted),
+                Ok(ServerEvent::Accepted(accepted)) => Some(*accepted),
                 _ => None,
             })
             .collect()
     }
 
     /// Closes one listening socket, counted in the order of opening.
-    ///
-    /// # Errors
-    /// When the server is gone.
     pub fn close(&mut self, index: usize) -> anyhow::Result<()> {
         self.command(&Command::Close(index))
     }
 
     /// Opens more listening sockets.
-    ///
-    /// # Errors
-    /// When the server is gone or cannot listen.
     pub fn open(&mut self, listen: Listen) -> anyhow::Result<()> {
         self.command(&Command::Open(listen))
     }
@@ -63,38 +54,34 @@ impl Server {
     fn command(&mut self, command: &Command) -> anyhow::Result<()> {
         let skip = self.daemon.line_count();
         self.daemon.tell(&serde_json::to_string(command)?)?;
-        let done = |line: &str| matches!(serde_json::from_str(line), Ok(Event::Closed(_) | Event::Opened(_)));
+        let done = |line: &str| {
+            matches!(serde_json::from_str(line), Ok(ServerEvent::Closed(_) | ServerEvent::Opened(_)))
+        };
         self.daemon.wait_for(skip, |line| done(line).then_some(())).context("obeying a command")
     }
 
-    /// Its process id.
-    #[must_use]
     pub fn pid(&self) -> u32 {
         self.daemon.pid()
     }
 }
 
 /// `0.0.0.0:port`.
-#[must_use]
 pub fn any4(port: u16) -> SocketAddr {
     (Ipv4Addr::UNSPECIFIED, port).into()
 }
 
 /// `[::]:port`.
-#[must_use]
 pub fn any6(port: u16) -> SocketAddr {
     (Ipv6Addr::UNSPECIFIED, port).into()
 }
 
 /// Listeners on the wildcard addresses of every family the kernel has.
-#[must_use]
 pub fn everywhere(ports: &[u16]) -> Vec<Listen> {
     let both = ports.iter().flat_map(|port| [any4(*port), any6(*port)]);
     both.filter(|address| address.is_ipv4() || kernel::has_ipv6()).map(Listen::on).collect()
 }
 
 /// The proxy's listeners, `sockets` of each.
-#[must_use]
 pub fn proxy_listeners(sockets: usize) -> Vec<Listen> {
     let mut listeners = everywhere(&[OUTBOUND, INBOUND]);
     for listen in &mut listeners {

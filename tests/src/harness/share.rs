@@ -19,7 +19,6 @@ fn parse(text: &str) -> Option<(usize, usize)> {
 }
 
 /// The share of a list: every N-th, and never none of some.
-#[must_use]
 pub fn of<T>(all: Vec<T>) -> Vec<T> {
     let (index, of) = share();
     let begin = index.min(all.len().saturating_sub(1));
@@ -27,19 +26,16 @@ pub fn of<T>(all: Vec<T>) -> Vec<T> {
 }
 
 /// The share of a number of repetitions, but not fewer than `least`.
-#[must_use]
 pub fn times(all: usize, least: usize) -> usize {
     all.div_ceil(share().1).max(least.min(all))
 }
 
 /// The share of each caller's connections.
-#[must_use]
 pub fn parts(all: Vec<Part>) -> Vec<Part> {
     parts_with(all, |_| false)
 }
 
 /// The share of each caller's connections, and all of those that must be there.
-#[must_use]
 pub fn parts_with(all: Vec<Part>, must: impl Fn(&Scenario) -> bool) -> Vec<Part> {
     let thin = |Part { caller, scenarios }| {
         let (musts, others): (Vec<_>, Vec<_>) = scenarios.into_iter().partition(&must);

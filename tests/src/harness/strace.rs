@@ -5,7 +5,7 @@ use anyhow::Context;
 use crate::harness::product::Run;
 use crate::harness::share;
 
-/// What is done to one system call.
+/// A fault injected into one system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// It fails with EPERM.
@@ -17,9 +17,7 @@ pub enum Fault {
 /// A system call by name, and the how many-th of it, beginning with 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct At {
-    /// Name.
     pub call: &'static str,
-    /// Number.
     pub number: usize,
 }
 
@@ -37,9 +35,6 @@ fn injecting(fault: Fault, at: At) -> Vec<String> {
 }
 
 /// Runs something by `strace`, in which this happens.
-///
-/// # Errors
-/// What `run` gives.
 pub fn with(fault: Fault, at: At, run: impl FnOnce(&[&str]) -> anyhow::Result<Run>) -> anyhow::Result<Run> {
     let words = injecting(fault, at);
     run(&words.iter().map(String::as_str).collect::<Vec<_>>())
@@ -47,9 +42,6 @@ pub fn with(fault: Fault, at: At, run: impl FnOnce(&[&str]) -> anyhow::Result<Ru
 
 /// The numbers of a system call that the first thread of a command makes: of many with the same first argument one after
 /// the other, only the first and the last.
-///
-/// # Errors
-/// When it cannot be run.
 pub fn steps(
     call: &'static str,
     run: impl FnOnce(&[&str]) -> anyhow::Result<Run>,
@@ -76,7 +68,6 @@ fn kinds(trace: &str, call: &str) -> Vec<String> {
 }
 
 /// All, if they are few; else `few` of them, evenly chosen, and the last ten; of both this machine's share.
-#[must_use]
 pub fn chosen(steps: &[At], few: usize) -> Vec<At> {
     let (few, at_the_end) = (share::times(few, 2), share::times(10, 3));
     let last = steps.len().saturating_sub(at_the_end);

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use redirector_tests::harness::probe::observation::{Observation, Seen};
+use redirector_tests::harness::probe::observation::{AddressOrErrno, Observation};
 use redirector_tests::harness::probe::run_if_asked;
 use redirector_tests::harness::probe::scenario::Scenario;
 use redirector_tests::harness::probe::serve::Listen;
@@ -62,7 +62,7 @@ fn demo() -> anyhow::Result<()> {
     println!(
         "2. After `redirector attach` to the pod (eBPF in the kernel: no iptables, no change to any program):"
     );
-    let instance = Instance::attach_default(pod)?;
+    let instance = Instance::attach(pod, &[], &[])?;
     let attached = look()?;
     tell(&attached, service, app);
     let [outbound, proxys, inbound] = &attached;
@@ -109,7 +109,7 @@ fn connection(client: &str, to: SocketAddr, server: &str, seen: &Observation) {
     println!("{arrow}lands at the proxy, port {}", reached.listener.port());
     let told =
         |who: &str, what: &str, by: &str| println!("                     {who:<11} sees {what:<34} ({by})");
-    let peer = seen.peer.as_ref().map_or_else(String::new, Seen::to_string);
+    let peer = seen.peer.as_ref().map_or_else(String::new, AddressOrErrno::to_string);
     told(client, &format!("its peer:    {peer}"), "getpeername");
     told("proxy", &format!("destination: {}", reached.original_dst), "SO_ORIGINAL_DST");
     // The client's port says nothing to a reader.

@@ -1,4 +1,4 @@
-//! What pods of a real Kubernetes meet, and what becomes of them when the agent is killed, replaced or taken away.
+//! Pods of a real Kubernetes, also while the agent is killed, replaced or taken away.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -24,17 +24,12 @@ const ENVOY: &str = "local.test/envoy:1";
 const WEB: &str = "10.96.0.10:8081";
 
 /// A cluster with the agent deployed, and a service nobody may reach past a proxy.
-pub struct Stage {
+pub struct Cluster {
     service: Server,
-    /// The cluster.
     pub kubernetes: Kubernetes,
 }
 
-impl Stage {
-    /// Starts everything.
-    ///
-    /// # Errors
-    /// When a part does not start.
+impl Cluster {
     pub fn new(kubernetes: Kubernetes, envoy: &std::path::Path) -> anyhow::Result<Self> {
         let machine = &kubernetes.machine;
         machine.sh(
@@ -56,9 +51,6 @@ impl Stage {
     }
 
     /// A pod with an Envoy sidecar and no init container, served both ways; Envoy's log shows it.
-    ///
-    /// # Errors
-    /// When a connection fails or goes past Envoy.
     pub fn sidecar(&self) -> anyhow::Result<()> {
         let app = [
             "sh",
@@ -101,9 +93,6 @@ impl Stage {
     }
 
     /// A pod with an annotation that cannot be meant does not start, and an event on it says why.
-    ///
-    /// # Errors
-    /// When it starts, or nobody is told.
     pub fn wrong_annotation(&self) -> anyhow::Result<String> {
         let mut wrong = pod("wrong", &[sleeper("istio-proxy"), sleeper("app")], "Always");
         wrong["metadata"]["annotations"]["traffic.sidecar.istio.io/excludeOutboundPorts"] = json!("http");
@@ -154,9 +143,6 @@ impl Stage {
     }
 
     /// The API server is away for a while: what is captured stays so, and goes on with its return.
-    ///
-    /// # Errors
-    /// When a captured pod is not served, or new ones are not captured afterwards.
     pub fn server_restarts(&mut self) -> anyhow::Result<()> {
         let mesh = self.mesh()?;
         self.kubernetes.stop("kube-apiserver")?;
@@ -166,9 +152,6 @@ impl Stage {
     }
 
     /// Starts `count` pods whose first instruction connects, while `disturb` works; no container may reach the service.
-    ///
-    /// # Errors
-    /// When one does, or a pod does not come to its end.
     pub fn first_instructions(
         &self,
         series: &str,
@@ -223,9 +206,6 @@ impl Stage {
     }
 
     /// As many instances as there are injected pods, and no other.
-    ///
-    /// # Errors
-    /// When some stay.
     pub fn no_orphans(&self) -> anyhow::Result<()> {
         let mut last = Vec::new();
         let none = self.kubernetes.wait("instances to be those of the pods", |kubernetes| {
@@ -244,9 +224,6 @@ impl Stage {
     }
 
     /// Kills the agent with SIGKILL again and again while pods start.
-    ///
-    /// # Errors
-    /// When a connection escapes, or instances are left.
     pub fn killed(&self, count: usize) -> anyhow::Result<u32> {
         let kills = std::sync::atomic::AtomicU32::new(0);
         self.first_instructions("killed", count, |kubernetes, over| {
@@ -266,9 +243,6 @@ impl Stage {
     }
 
     /// The same two tests with a plugin that attaches after it has answered: how many connections escaped in each.
-    ///
-    /// # Errors
-    /// When one of them finds nothing: it could not find anything else, either.
     pub fn late(&self, count: usize) -> anyhow::Result<[usize; 2]> {
         let machine = &self.kubernetes.machine;
         deployment::without_plugin(&self.kubernetes)?;
@@ -292,9 +266,6 @@ impl Stage {
 
     /// The chart in place of the manifests: installed by Helm, it captures, and goes with its release; what is captured
     /// stays so.
-    ///
-    /// # Errors
-    /// When Helm or Kubernetes refuse it, or it does not work.
     pub fn chart(&self) -> anyhow::Result<()> {
         deployment::remove(&self.kubernetes, "overlays/istio")?;
         self.served("without the agent")?;
@@ -313,9 +284,6 @@ impl Stage {
     }
 
     /// Takes the plugin off the node, as docs/node.md says: the network's configuration is what it was.
-    ///
-    /// # Errors
-    /// When something is left.
     pub fn uninstall(&self) -> anyhow::Result<()> {
         let machine = &self.kubernetes.machine;
         let list = || -> anyhow::Result<Value> {
@@ -338,9 +306,6 @@ impl Stage {
     }
 
     /// The agent without Kubernetes' API and without the plugin: it works, and leaves what is captured alone.
-    ///
-    /// # Errors
-    /// When it does not get ready, or ends.
     pub fn standalone(&self) -> anyhow::Result<()> {
         deployment::apply(&self.kubernetes, "overlays/standalone")?;
         let pod = deployment::agent(&self.kubernetes)?;
@@ -351,9 +316,6 @@ impl Stage {
     }
 
     /// Replaces the agent by a rollout while pods start and a captured pod makes connections; none may fail.
-    ///
-    /// # Errors
-    /// When one does.
     pub fn rollout(&self, count: usize) -> anyhow::Result<usize> {
         let calls = std::sync::atomic::AtomicUsize::new(0);
         let failed = std::sync::Mutex::new(Vec::new());

@@ -28,9 +28,6 @@ impl Sandbox {
 }
 
 /// ADD of every plugin of a list; the last result. If one fails, the error it printed.
-///
-/// # Errors
-/// When a plugin fails.
 pub fn add(machine: &Machine, list: &Value, sandbox: &Sandbox) -> anyhow::Result<Value> {
     let mut result = Value::Null;
     for plugin in plugins(list)? {
@@ -42,9 +39,6 @@ pub fn add(machine: &Machine, list: &Value, sandbox: &Sandbox) -> anyhow::Result
 }
 
 /// DEL of every plugin of a list, in reverse order; none may fail.
-///
-/// # Errors
-/// When a plugin fails.
 pub fn del(machine: &Machine, list: &Value, result: &Value, sandbox: &Sandbox) -> anyhow::Result<()> {
     for plugin in plugins(list)?.iter().rev() {
         let (code, answer) = run(machine, "DEL", list, plugin, result, sandbox)?;
@@ -58,9 +52,6 @@ fn plugins(list: &Value) -> anyhow::Result<&Vec<Value>> {
 }
 
 /// Runs one plugin; its exit code and what it printed.
-///
-/// # Errors
-/// When it cannot be run or prints no JSON.
 pub fn run(
     machine: &Machine,
     verb: &str,

@@ -24,17 +24,12 @@ const CONFIG: &str = r#"version = 2
     runtime_type = "io.containerd.runc.v2"
 "#;
 
-/// A running containerd.
 pub struct Containerd {
-    /// Its process.
     pub process: Inside,
 }
 
 impl Containerd {
     /// Starts it, with the CNI plugins of the distribution at their usual place and the pause image.
-    ///
-    /// # Errors
-    /// When it does not answer in time.
     pub fn start(machine: &Machine) -> anyhow::Result<Self> {
         machine.write("/run/containerd.toml", CONFIG)?;
         machine.sh("mkdir -p /opt/cni/bin /etc/cni/net.d; cp /usr/lib/cni/* /opt/cni/bin/")?;
@@ -48,9 +43,6 @@ impl Containerd {
     }
 
     /// Makes an image and imports it for containers started by hand and by Kubernetes.
-    ///
-    /// # Errors
-    /// When it cannot be made or is refused.
     pub fn import(&self, machine: &Machine, image: &Image) -> anyhow::Result<()> {
         let archive = machine.directory().join("image.tar");
         image.write(&archive)?;
@@ -60,9 +52,6 @@ impl Containerd {
     }
 
     /// Imports an archive that exists.
-    ///
-    /// # Errors
-    /// When it is refused.
     pub fn import_archive(&self, machine: &Machine, archive: &Path) -> anyhow::Result<()> {
         let mut command = machine.command("ctr");
         command.args(["--namespace", "k8s.io", "images", "import"]).arg(archive);

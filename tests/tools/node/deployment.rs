@@ -16,13 +16,10 @@ use redirector_tests::harness::requirements::repository;
 /// The image's name in the manifests.
 const IMAGE: &str = "localhost/redirector:0.1.0";
 const HELM: &str = include_str!("helm.py");
-/// What the agent's pods are found by.
+/// The label of the agent's pods.
 pub const LABEL: &str = "app.kubernetes.io/name=redirector";
 
 /// Deploys an overlay of `deploy/kustomize`, and waits until the agent is ready and its plugin installed.
-///
-/// # Errors
-/// When the apiserver refuses it, or it does not get ready.
 pub fn deploy(kubernetes: &Kubernetes, overlay: &str) -> anyhow::Result<()> {
     import(kubernetes)?;
     kubernetes.machine.sh("mkdir -p /run/redirector")?;
@@ -34,27 +31,17 @@ pub fn deploy(kubernetes: &Kubernetes, overlay: &str) -> anyhow::Result<()> {
     })
 }
 
-/// Applies an overlay.
-///
-/// # Errors
-/// When the apiserver refuses it.
 pub fn apply(kubernetes: &Kubernetes, overlay: &str) -> anyhow::Result<()> {
     kubernetes.apply(&for_this_version(&build(overlay)?))
 }
 
 /// Takes an overlay away again, and waits until it is gone.
-///
-/// # Errors
-/// When it does not go.
 pub fn remove(kubernetes: &Kubernetes, overlay: &str) -> anyhow::Result<()> {
     let manifests = for_this_version(&build(overlay)?);
     kubernetes.kubectl(&["delete", "--wait=true", "--ignore-not-found", "--filename=-"], &manifests).map(drop)
 }
 
 /// The agent without its plugin: what is in the network's configuration is nobody's then.
-///
-/// # Errors
-/// When it does not get ready.
 pub fn without_plugin(kubernetes: &Kubernetes) -> anyhow::Result<()> {
     let namespace = "--namespace=redirector-system";
     let mut agent = kubernetes.get(&[namespace, "daemonset", "redirector"])?;
@@ -73,9 +60,6 @@ pub fn without_plugin(kubernetes: &Kubernetes) -> anyhow::Result<()> {
 }
 
 /// `helm install` and `helm uninstall` of the chart, by Helm's own library; what Helm says of the release.
-///
-/// # Errors
-/// When Helm fails.
 pub fn helm(kubernetes: &Kubernetes, verb: &str) -> anyhow::Result<Value> {
     let python =
         std::env::var_os("REDIRECTOR_HELM_PYTHON").context("REDIRECTOR_HELM_PYTHON names no program")?;
@@ -87,9 +71,6 @@ pub fn helm(kubernetes: &Kubernetes, verb: &str) -> anyhow::Result<Value> {
 }
 
 /// The API server takes every overlay as it is.
-///
-/// # Errors
-/// When it refuses one.
 pub fn all_accepted(kubernetes: &Kubernetes) -> anyhow::Result<()> {
     for overlay in ["base", "overlays/istio", "overlays/istio-cni", "overlays/standalone", "uninstall"] {
         let manifests = for_this_version(&build(overlay)?);
@@ -109,10 +90,7 @@ fn import(kubernetes: &Kubernetes) -> anyhow::Result<()> {
     kubernetes.containerd.import(&kubernetes.machine, &image.with(&product::binary(), "/redirector")?)
 }
 
-/// What kustomize makes of an overlay.
-///
-/// # Errors
-/// When kustomize fails.
+/// The output of kustomize for an overlay.
 pub fn build(overlay: &str) -> anyhow::Result<String> {
     let kustomize = std::env::var_os("REDIRECTOR_KUSTOMIZE").map(PathBuf::from);
     let directory = repository().join("deploy/kustomize").join(overlay);
@@ -128,17 +106,13 @@ fn for_this_version(manifests: &str) -> String {
 }
 
 /// The agent's pod, once it is ready.
-///
-/// # Errors
-/// When it does not get ready in time.
 pub fn agent(kubernetes: &Kubernetes) -> anyhow::Result<Value> {
     let found = kubernetes.ready(LABEL, 1);
     let mut pods = found.with_context(|| format!("the agent says:\n{}", log(kubernetes)))?;
     pods.pop().context("a pod")
 }
 
-/// What the agent has logged.
-#[must_use]
+/// The agent's log.
 pub fn log(kubernetes: &Kubernetes) -> String {
     let selector = format!("--selector={LABEL}");
     let arguments = ["logs", "--namespace=redirector-system", &selector, "--tail=60", "--prefix=false"];
@@ -146,9 +120,6 @@ pub fn log(kubernetes: &Kubernetes) -> String {
 }
 
 /// The pid of the agent's process, inside the machine.
-///
-/// # Errors
-/// When there is not exactly one.
 pub fn pid(kubernetes: &Kubernetes) -> anyhow::Result<u32> {
     let pids = kubernetes.machine.sh("grep -lsa '^/redirector.agent' /proc/[0-9]*/cmdline | cut -d/ -f3")?;
     let pids: Vec<u32> = pids.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
@@ -157,9 +128,6 @@ pub fn pid(kubernetes: &Kubernetes) -> anyhow::Result<u32> {
 }
 
 /// A value of `/metrics`, summed over labels that contain `label`.
-///
-/// # Errors
-/// When the agent does not answer.
 pub fn metric(kubernetes: &Kubernetes, name: &str, label: &str) -> anyhow::Result<f64> {
     let metrics = kubernetes.machine.sh("curl -sf http://127.0.0.1:9464/metrics")?;
     let values = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
@@ -167,9 +135,6 @@ pub fn metric(kubernetes: &Kubernetes, name: &str, label: &str) -> anyhow::Resul
 }
 
 /// Names of the instances on the node, by the command line.
-///
-/// # Errors
-/// When `redirector list` fails.
 pub fn instances(kubernetes: &Kubernetes) -> anyhow::Result<Vec<String>> {
     let mut command = kubernetes.machine.command(product::binary());
     let list: Value = serde_json::from_str(&run(command.args(["list", "--output", "json"]), "")?)?;

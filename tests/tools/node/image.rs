@@ -15,7 +15,7 @@ pub struct Image {
     pub name: String,
     /// Files: where from, where to (absolute), executable as they are.
     pub files: Vec<(PathBuf, PathBuf)>,
-    /// What runs if the container says nothing.
+    /// The program of a container that names none.
     pub entrypoint: Vec<String>,
 }
 
@@ -24,7 +24,6 @@ pub const BUSYBOX: &str = "/bin/busybox";
 
 impl Image {
     /// Busybox, waiting for ever: it serves as the pause image, too.
-    #[must_use]
     pub fn busybox(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -34,9 +33,6 @@ impl Image {
     }
 
     /// With a program and the libraries it asks the loader for.
-    ///
-    /// # Errors
-    /// When `ldd` fails.
     pub fn with(mut self, program: &Path, to: &str) -> anyhow::Result<Self> {
         self.files.push((program.to_owned(), to.into()));
         // `ldd` fails for a static program: that one needs nothing.
@@ -50,9 +46,6 @@ impl Image {
     }
 
     /// Writes it as an archive of the form of `docker save`, which containerd imports.
-    ///
-    /// # Errors
-    /// When a file is missing or `tar` fails.
     pub fn write(&self, archive: &Path) -> anyhow::Result<()> {
         let work = tempfile::Builder::new().prefix("redirtest-image").tempdir()?;
         let root = work.path().join("root");

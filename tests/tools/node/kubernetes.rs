@@ -23,23 +23,18 @@ pub const NETWORK: &str = include_str!("10-network.conflist");
 const KUBELET: &str = include_str!("kubelet.yaml");
 
 /// How long something of a cluster may take; generous because the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(180);
+const CLUSTER_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A running cluster. The machine is dropped last: everything ends with it.
 pub struct Kubernetes {
-    /// The runtime.
     pub containerd: Containerd,
     daemons: Vec<(&'static str, Inside)>,
     binaries: PathBuf,
-    /// The node.
     pub machine: Machine,
 }
 
 impl Kubernetes {
     /// Starts everything, and waits until the node is ready for pods.
-    ///
-    /// # Errors
-    /// When a part of it does not start in time.
     pub fn start(binaries: &Path, max_pods: u32) -> anyhow::Result<Self> {
         let machine = Machine::boot()?;
         machine.sh(&format!(
@@ -107,9 +102,6 @@ impl Kubernetes {
     }
 
     /// Starts the apiserver, and waits until it answers.
-    ///
-    /// # Errors
-    /// When it does not in time.
     pub fn apiserver(&mut self) -> anyhow::Result<()> {
         self.daemon(
             "kube-apiserver",
@@ -133,9 +125,6 @@ impl Kubernetes {
     }
 
     /// Stops one of the daemons; `kube-apiserver` comes back by [`Self::apiserver`].
-    ///
-    /// # Errors
-    /// When it does not run or does not end.
     pub fn stop(&mut self, name: &str) -> anyhow::Result<()> {
         let index = self.daemons.iter().position(|(daemon, _)| *daemon == name);
         let (_, daemon) = self.daemons.remove(index.with_context(|| format!("no {name} runs"))?);
@@ -150,11 +139,8 @@ impl Kubernetes {
     }
 
     /// Waits for a condition; says on failure what the daemons said last.
-    ///
-    /// # Errors
-    /// When it does not come true in time.
     pub fn wait<T>(&self, what: &str, mut condition: impl FnMut(&Self) -> Option<T>) -> anyhow::Result<T> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + CLUSTER_TIMEOUT;
         loop {
             if let Some(found) = condition(self) {
                 return Ok(found);
@@ -168,22 +154,18 @@ impl Kubernetes {
                     .iter()
                     .map(|(name, daemon)| format!("== {name}\n{}", last(daemon.daemon.lines())))
                     .collect();
-                bail!("gave up waiting after {PATIENCE:?}: {what}\n{}", logs.join("\n"));
+                bail!("gave up waiting after {CLUSTER_TIMEOUT:?}: {what}\n{}", logs.join("\n"));
             }
             std::thread::sleep(Duration::from_millis(200));
         }
     }
 
     /// `kubectl` as admin.
-    ///
-    /// # Errors
-    /// When it fails.
     pub fn kubectl(&self, arguments: &[&str], input: &str) -> anyhow::Result<String> {
         run(&mut self.kubectl_command(arguments), input)
     }
 
     /// The same, to be run.
-    #[must_use]
     pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.machine.command(self.binaries.join("kubectl"));
         command.arg("--kubeconfig=/var/lib/kube/admin.conf").args(arguments);
@@ -191,27 +173,17 @@ impl Kubernetes {
     }
 
     /// An object, or a list, as JSON.
-    ///
-    /// # Errors
-    /// When there is none.
     pub fn get(&self, arguments: &[&str]) -> anyhow::Result<Value> {
         let mut all = vec!["get", "--output=json"];
         all.extend(arguments);
         Ok(serde_json::from_str(&self.kubectl(&all, "")?)?)
     }
 
-    /// Applies manifests.
-    ///
-    /// # Errors
-    /// When the apiserver refuses one.
     pub fn apply(&self, manifests: &str) -> anyhow::Result<()> {
         self.kubectl(&["apply", "--filename=-"], manifests).map(drop)
     }
 
     /// Waits until pods with this label are ready, and returns them.
-    ///
-    /// # Errors
-    /// When they are not in time.
     pub fn ready(&self, label: &str, count: usize) -> anyhow::Result<Vec<Value>> {
         let selector = format!("--selector={label}");
         let pods = self.wait(&format!("{count} ready pods with {label}"), |this| {
@@ -224,9 +196,6 @@ impl Kubernetes {
     }
 
     /// The address of a pod.
-    ///
-    /// # Errors
-    /// When it has none.
     pub fn address(pod: &Value) -> anyhow::Result<std::net::Ipv4Addr> {
         let address = pod["status"]["podIP"].as_str().context("a pod has an address")?;
         ensure!(!address.is_empty(), "no address");
@@ -235,7 +204,6 @@ impl Kubernetes {
 }
 
 /// A kubeconfig with a token.
-#[must_use]
 pub fn kubeconfig(token: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: test\n\

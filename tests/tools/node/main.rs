@@ -14,9 +14,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use crate::cluster::Stage;
+use crate::cluster::Cluster;
 use crate::kubernetes::Kubernetes;
-use crate::starts::{Node, Plugin};
+use crate::starts::{Plugin, RuntimeNode};
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 use redirector_tests::harness::machine::{global_sysctls, nothing_left};
@@ -83,7 +83,7 @@ fn run(verb: &Verb) -> anyhow::Result<()> {
 }
 
 fn runtime(starts: u32, threads: u32) -> anyhow::Result<String> {
-    let node = Node::start()?;
+    let node = RuntimeNode::start()?;
     let name = node.machine.name().to_owned();
     let report = node.starts(Plugin::Shipped, starts, threads)?;
     let mut adds = report.adds.clone();
@@ -114,7 +114,7 @@ fn cluster() -> anyhow::Result<Kubernetes> {
 }
 
 fn kubernetes(starts: usize, pods: usize) -> anyhow::Result<String> {
-    let mut stage = Stage::new(cluster()?, &require_envoy().context("no Envoy")?)?;
+    let mut stage = Cluster::new(cluster()?, &require_envoy().context("no Envoy")?)?;
     println!("the agent is ready as a DaemonSet, with the shipped role and capabilities");
     deployment::all_accepted(&stage.kubernetes)?;
     println!("the API server takes every overlay");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use crate::cluster::Stage;
+use crate::cluster::Cluster;
 use crate::deployment;
 use crate::kubernetes::Kubernetes;
 use crate::pods::{is_ready, pod, sleeper};
@@ -17,7 +17,7 @@ struct Memory {
     agent: u64,
 }
 
-/// What many pods cost.
+/// The cost of many pods.
 #[derive(Clone, Debug)]
 pub struct Many {
     /// Until all were ready.
@@ -32,11 +32,8 @@ pub struct Many {
     pub agent: u64,
 }
 
-impl Stage {
+impl Cluster {
     /// They attach, and vanish.
-    ///
-    /// # Errors
-    /// When they do not.
     pub fn many(&self, count: usize) -> anyhow::Result<Many> {
         let before = self.memory()?;
         let attached =

@@ -22,7 +22,7 @@ use redirector_tests::harness::server::{Server, any4, proxy_listeners};
 use redirector_tests::harness::world::{PROXY, ROOT};
 use redirector_tests::harness::{product, retry};
 
-/// What every container connects to: a service of the node. Reaching it is an escape.
+/// Every container connects to this service of the node. Reaching it is an escape.
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const PORT: u16 = 8080;
 /// The image with the program whose first instruction connects.
@@ -38,14 +38,13 @@ const WITH_PROXY: u32 = 5;
 /// When the plugin attaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plugin {
-    /// As it is.
     Shipped,
     /// After it has answered: what must not be.
     Late,
 }
 
 /// A node with a runtime, the agent and its plugin; no Kubernetes.
-pub struct Node {
+pub struct RuntimeNode {
     service: Server,
     agent: Inside,
     _containerd: Containerd,
@@ -53,9 +52,9 @@ pub struct Node {
     pub machine: Machine,
 }
 
-/// What the containers met.
+/// The ends of the containers' connections.
 #[derive(Clone, Debug, Default)]
-pub struct Report {
+pub struct Starts {
     /// Containers that were refused, because their pod's proxy did not listen yet.
     pub refused: u32,
     /// Containers that reached the proxy of their pod.
@@ -64,15 +63,11 @@ pub struct Report {
     pub escaped: u32,
     /// How long the plugin's ADD took, each.
     pub adds: Vec<Duration>,
-    /// The whole run.
     pub took: Duration,
 }
 
-impl Node {
+impl RuntimeNode {
     /// Boots it, with the plugin installed by the agent.
-    ///
-    /// # Errors
-    /// When a part does not start.
     pub fn start() -> anyhow::Result<Self> {
         let machine = Machine::boot()?;
         machine.write(CONFLIST, NETWORK)?;
@@ -105,16 +100,13 @@ impl Node {
     }
 
     /// Starts `count` containers, each in a pod of its own, `threads` at a time.
-    ///
-    /// # Errors
-    /// When a container cannot be started, or meets something that is none of the three.
-    pub fn starts(&self, plugin: Plugin, count: u32, threads: u32) -> anyhow::Result<Report> {
+    pub fn starts(&self, plugin: Plugin, count: u32, threads: u32) -> anyhow::Result<Starts> {
         let list = match plugin {
             Plugin::Shipped => self.list()?,
             Plugin::Late => late(&self.machine, self.list()?)?,
         };
         let started = Instant::now();
-        let (next, report) = (AtomicU32::new(0), Mutex::new(Report::default()));
+        let (next, report) = (AtomicU32::new(0), Mutex::new(Starts::default()));
         std::thread::scope(|scope| {
             let work = || -> anyhow::Result<()> {
                 loop {
@@ -145,7 +137,7 @@ impl Node {
     }
 
     fn one(&self, list: &Value, number: u32) -> anyhow::Result<Met> {
-        let pod = Pod::make(self, number)?;
+        let pod = StartedPod::make(self, number)?;
         let before = Instant::now();
         let result = cni::add(&self.machine, list, &pod.sandbox)?;
         let add = before.elapsed();
@@ -166,9 +158,6 @@ impl Node {
 }
 
 /// A list with a plugin in the place of ours that calls it a second after it has answered: what must not be.
-///
-/// # Errors
-/// When the plugin cannot be written.
 pub fn late(machine: &Machine, mut list: Value) -> anyhow::Result<Value> {
     machine.write(
         "/opt/cni/bin/late",
@@ -197,9 +186,6 @@ fn contained_agent() -> anyhow::Result<String> {
 }
 
 /// An image with the program of `first.c`, compiled now.
-///
-/// # Errors
-/// When there is no C compiler.
 pub fn first_image(machine: &Machine) -> anyhow::Result<Image> {
     let first = machine.directory().join("first");
     let source = first.with_extension("c");
@@ -225,7 +211,7 @@ struct Met {
 }
 
 impl Met {
-    fn count(&self, report: &mut Report) {
+    fn count(&self, report: &mut Starts) {
         match self.what {
             What::Refused => report.refused += 1,
             What::Proxy => report.proxy += 1,
@@ -235,8 +221,8 @@ impl Met {
     }
 }
 
-/// What the kubelet makes of a pod before it calls the runtime.
-struct Pod {
+/// The files that the kubelet makes for a pod before it calls the runtime.
+struct StartedPod {
     sandbox: Sandbox,
     /// Its cgroup, as seen in the machine.
     cgroup: String,
@@ -246,8 +232,8 @@ struct Pod {
     undo: String,
 }
 
-impl Pod {
-    fn make(node: &Node, number: u32) -> anyhow::Result<Self> {
+impl StartedPod {
+    fn make(node: &RuntimeNode, number: u32) -> anyhow::Result<Self> {
         // A test may start pods several times on one node.
         static SERIES: AtomicU32 = AtomicU32::new(0);
         let series = SERIES.fetch_add(1, Ordering::Relaxed);
@@ -280,7 +266,7 @@ impl Pod {
         })
     }
 
-    fn proxy(&self, node: &Node) -> anyhow::Result<Server> {
+    fn proxy(&self, node: &RuntimeNode) -> anyhow::Result<Server> {
         let cgroup = self.directory.join("proxy");
         std::fs::create_dir_all(&cgroup).with_context(|| cgroup.display().to_string())?;
         let netns = node.machine.outside(&Path::new("/run/netns").join(&self.sandbox.netns));
@@ -288,7 +274,7 @@ impl Pod {
     }
 
     /// Runs the container to its end, and gives its exit code and what was said.
-    fn run(&self, node: &Node) -> anyhow::Result<(Option<i32>, String)> {
+    fn run(&self, node: &RuntimeNode) -> anyhow::Result<(Option<i32>, String)> {
         let mut command = node.machine.command("ctr");
         command.args(["--namespace", "k8s.io", "run", "--rm"]);
         command.args(["--with-ns", &format!("network:/run/netns/{}", self.sandbox.netns)]);
@@ -298,7 +284,7 @@ impl Pod {
         Ok((output.status.code(), String::from_utf8_lossy(&said).into_owned()))
     }
 
-    fn remove(&self, node: &Node) -> anyhow::Result<()> {
+    fn remove(&self, node: &RuntimeNode) -> anyhow::Result<()> {
         node.machine.sh(&self.undo).map(drop)
     }
 }

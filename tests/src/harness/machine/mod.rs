@@ -23,10 +23,6 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots one.
-    ///
-    /// # Errors
-    /// When namespaces, cgroups or mounts cannot be made.
     pub fn boot() -> anyhow::Result<Self> {
         let name = names::unique();
         remove_stale();
@@ -62,34 +58,27 @@ impl Machine {
     }
 
     /// Its name: that of its cgroups, too.
-    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// A directory outside that is the same path inside.
-    #[must_use]
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
     /// The pid of its init, as seen from outside.
-    #[must_use]
     pub fn init(&self) -> u32 {
         self.init
     }
 
     /// A path inside as one outside can use it.
-    #[must_use]
     pub fn outside(&self, inside: &Path) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.init));
         root.join(inside.strip_prefix("/").unwrap_or(inside))
     }
 
     /// Writes a file inside, with its directories.
-    ///
-    /// # Errors
-    /// When it cannot be written.
     pub fn write(&self, inside: &str, content: &str) -> anyhow::Result<()> {
         let file = self.outside(Path::new(inside));
         let parent = file.parent().context("a file is in a directory")?;
@@ -98,7 +87,6 @@ impl Machine {
     }
 
     /// A program inside: in every namespace and cgroup of the machine.
-    #[must_use]
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let join = format!(
             "for point in $(awk '$3 ~ /^cgroup2?$/ {{print $2}}' /proc/mounts); do \
@@ -112,17 +100,11 @@ impl Machine {
     }
 
     /// Runs a shell script inside and returns its output.
-    ///
-    /// # Errors
-    /// When it fails.
     pub fn sh(&self, script: &str) -> anyhow::Result<String> {
         crate::harness::command::run(self.command("sh").args(["-euc", script]), "")
     }
 
     /// Starts a daemon inside.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn daemon(&self, program: impl AsRef<Path>, arguments: &[&str]) -> anyhow::Result<Inside> {
         let name = program.as_ref().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut command = self.command(program);
@@ -144,24 +126,18 @@ impl Drop for Machine {
 
 /// A daemon inside a machine.
 pub struct Inside {
-    /// What stands for it outside, with its output; it ends when the daemon does.
+    /// The process outside that stands for it, with its output. It ends when the daemon does.
     pub daemon: Daemon,
 }
 
 impl Inside {
     /// Its pid, as seen from outside.
-    ///
-    /// # Errors
-    /// When it is gone.
     pub fn pid(&self) -> anyhow::Result<u32> {
         // nsenter forks: only a child is in another pid namespace.
         retry::until("the daemon's process", || child_of(self.daemon.pid()))
     }
 
     /// Kills it with a signal and waits until it is gone.
-    ///
-    /// # Errors
-    /// When it does not go.
     pub fn kill(self, signal: Signal) -> anyhow::Result<()> {
         let pid = self.pid()?;
         kill_process(Pid::from_raw(i32::try_from(pid)?).context("a pid")?, signal)?;
@@ -220,9 +196,6 @@ fn remove_stale() {
 }
 
 /// Global kernel parameters that kubelet would change; for comparing before and after.
-///
-/// # Errors
-/// When one cannot be read.
 pub fn global_sysctls() -> anyhow::Result<Vec<(String, String)>> {
     let names = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops"];
     let names = names.into_iter().chain(["kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"]);
@@ -231,9 +204,6 @@ pub fn global_sysctls() -> anyhow::Result<Vec<(String, String)>> {
 }
 
 /// Fails if a machine left something: cgroups, mounts, processes are told by its name.
-///
-/// # Errors
-/// When something is left.
 pub fn nothing_left(name: &str) -> anyhow::Result<()> {
     for point in hierarchies()? {
         ensure!(!point.join(name).exists(), "{} is left", point.join(name).display());

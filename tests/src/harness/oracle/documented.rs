@@ -1,7 +1,9 @@
 //! Differences from the original that are meant, each with its reason. Whatever is not listed here is a mistake.
 
 use crate::harness::kernel;
+use crate::harness::oracle::options::Options;
 use crate::harness::pair::compare::Difference;
+use crate::harness::parity::PROXY_PORTS;
 
 /// A meant difference. COMPATIBILITY.md has the same list.
 struct Documented {
@@ -18,6 +20,7 @@ struct Documented {
     _why: &'static str,
 }
 
+/// Meant whatever the options.
 const DOCUMENTED: [Documented; 4] = [
     Documented {
         scenario: &[" to link-local from "],
@@ -52,10 +55,57 @@ const DOCUMENTED: [Documented; 4] = [
     },
 ];
 
-/// Whether a difference is meant. A connection that fails under the original must still fail.
-#[must_use]
-pub fn is_documented(difference: &Difference) -> bool {
-    let Difference { scenario, field, left, right } = difference;
+/// A meant difference that only some options show. COMPATIBILITY.md has these, too.
+struct UnderOptions {
+    /// Whether it can be under a configuration.
+    applies: fn(&Options) -> bool,
+    /// Whether it is this one.
+    is: fn(&Difference) -> bool,
+    /// Why it is so.
+    _why: &'static str,
+}
+
+const UNDER_OPTIONS: [UnderOptions; 2] = [GUEST_WITHOUT_LISTENER, TPROXY_WITHOUT_LISTENER];
+
+const GUEST_WITHOUT_LISTENER: UnderOptions = UnderOptions {
+    applies: |options| !options.virtual_interfaces.is_empty(),
+    is: |difference| {
+        let elsewhere = difference.scenario.starts_with("tcp guest to 10.9");
+        let shown = [difference.field.as_str(), &difference.left, &difference.right];
+        let waits = match shown {
+            ["connect", left, right] => (left, right) == ("ECONNREFUSED", "EINPROGRESS"),
+            // As they are after a refusal, and before an answer.
+            ["local", left, right] => left == "0.0.0.0:<own>" && right.ends_with(":<own>"),
+            ["original_dst" | "original_dst6", left, "(absent)"] => !left.contains(':'),
+            _ => false,
+        };
+        elsewhere && waits
+    },
+    _why: "Nobody listens at the proxy's port: over IPv4 the kernel sends no refusal from an address that is not \
+               its own, and the guest waits.",
+};
+
+const TPROXY_WITHOUT_LISTENER: UnderOptions = UnderOptions {
+    applies: |options| options.tproxy.is_some() && !PROXY_PORTS.contains(&options.inbound_capture_port),
+    is: |difference| {
+        let shown = [difference.field.as_str(), &difference.left, &difference.right];
+        match shown {
+            ["connect", left, right] => (left, right) == ("EINPROGRESS", "ECONNREFUSED"),
+            // As they are before an answer, and after a refusal.
+            ["local", left, right] => {
+                left.ends_with(":<own>") && matches!(right, "0.0.0.0:<own>" | "[::]:<own>")
+            }
+            ["original_dst" | "original_dst6", "(absent)", right] => !right.contains(':'),
+            _ => false,
+        }
+    },
+    _why: "Nobody listens at the proxy's port: the TPROXY target drops the packet without a word \
+               (tproxy_tg4, NF_DROP), and the client waits. We refuse it, as REDIRECT does.",
+};
+
+/// Whether a difference is meant under these options. A connection that fails under the original must still fail.
+pub fn is_documented(options: &Options, difference: &Difference) -> bool {
+    let Difference { field, left, right, .. } = difference;
     // Which connections fail is the same; why is not told before 5.18.
     if (field == "connect" || field.ends_with(".connect"))
         && left != crate::harness::probe::observation::OK
@@ -64,16 +114,21 @@ pub fn is_documented(difference: &Difference) -> bool {
     {
         return true;
     }
-    DOCUMENTED.iter().any(|entry| {
-        entry.scenario.iter().all(|part| scenario.contains(part))
-            && scenario.split(' ').take(2).any(|word| entry.callers.contains(&word))
-            && entry
+    UNDER_OPTIONS.iter().any(|entry| (entry.applies)(options) && (entry.is)(difference))
+        || DOCUMENTED.iter().any(|entry| entry.covers(difference))
+}
+
+impl Documented {
+    fn covers(&self, Difference { scenario, field, right, .. }: &Difference) -> bool {
+        self.scenario.iter().all(|part| scenario.contains(part))
+            && scenario.split(' ').take(2).any(|word| self.callers.contains(&word))
+            && self
                 .fields
                 .iter()
                 .any(|name| field == name || (name.ends_with('.') && field.starts_with(name)))
             && !(field == "connect" && right == crate::harness::probe::observation::OK)
-            && (!field.starts_with("reached.") || (entry.fails && right == "(absent)"))
-    })
+            && (!field.starts_with("reached.") || (self.fails && right == "(absent)"))
+    }
 }
 
 #[cfg(test)]
@@ -88,10 +143,25 @@ mod tests {
             left: "EINPROGRESS".into(),
             right: right.into(),
         };
-        assert!(is_documented(&difference("v6 app to link-local from anywhere", "connect", "EINVAL")));
-        assert!(!is_documented(&difference("v6 app to link-local from anywhere", "connect", "ok")));
-        assert!(!is_documented(&difference("v6 app to link-local from anywhere", "reached.role", "remote")));
-        assert!(!is_documented(&difference("v6 proxy to link-local from anywhere", "connect", "EINVAL")));
-        assert!(!is_documented(&difference("v6 app to vip from anywhere", "connect", "EINVAL")));
+        assert!(is_documented(
+            &Options::sidecar(),
+            &difference("v6 app to link-local from anywhere", "connect", "EINVAL")
+        ));
+        assert!(!is_documented(
+            &Options::sidecar(),
+            &difference("v6 app to link-local from anywhere", "connect", "ok")
+        ));
+        assert!(!is_documented(
+            &Options::sidecar(),
+            &difference("v6 app to link-local from anywhere", "reached.role", "remote")
+        ));
+        assert!(!is_documented(
+            &Options::sidecar(),
+            &difference("v6 proxy to link-local from anywhere", "connect", "EINVAL")
+        ));
+        assert!(!is_documented(
+            &Options::sidecar(),
+            &difference("v6 app to vip from anywhere", "connect", "EINVAL")
+        ));
     }
 }

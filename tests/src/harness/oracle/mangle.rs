@@ -2,17 +2,17 @@
 
 use std::process::Command;
 
-use super::Family;
+use super::IpVersion;
 use super::options::{Options, Ports, Tproxy};
 use super::table::Table;
 use crate::harness::command::run;
 use crate::harness::world::netns::Netns;
 
-/// What the proxy sends to its own pod, so that PREROUTING takes it for inbound traffic.
+/// Mark of packets from the proxy to its own pod. PREROUTING takes them for inbound traffic.
 const OWN_POD: u32 = 1338;
 
 /// Adds the rules of one family: none without TPROXY.
-pub(super) fn fill(table: &mut Table, options: &Options, family: Family) {
+pub(super) fn fill(table: &mut Table, options: &Options, family: IpVersion) {
     let Some(Tproxy { mark, .. }) = options.tproxy else { return };
     table.declare(&["ISTIO_INBOUND", "ISTIO_DIVERT", "ISTIO_TPROXY"]);
     let (loopback, passthrough) = family.loopback_and_passthrough(options);
@@ -58,9 +58,6 @@ pub(super) fn fill(table: &mut Table, options: &Options, family: Family) {
 }
 
 /// Marked packets are delivered here. `change`: `add` or `del`.
-///
-/// # Errors
-/// When it cannot be changed.
 pub fn route(netns: &Netns, change: &str, options: &Options) -> anyhow::Result<()> {
     let Some(Tproxy { mark, table }) = options.tproxy else { return Ok(()) };
     for family in ["-4", "-6"].into_iter().take(1 + usize::from(options.ipv6)) {

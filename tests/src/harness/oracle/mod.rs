@@ -21,17 +21,17 @@ use crate::harness::world::netns::Netns;
 
 /// Address family of a rule set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
+enum IpVersion {
     V4,
     V6,
 }
 
-impl Family {
+impl IpVersion {
     fn has(self, cidr: &str) -> bool {
         (self == Self::V6) == cidr.contains(':')
     }
 
-    /// What counts as loopback, and the address from which Envoy connects to the application.
+    /// The loopback network, and the address from which Envoy connects to the application.
     fn loopback_and_passthrough(self, options: &Options) -> (&str, &'static str) {
         match self {
             Self::V4 => (&options.loopback_cidr, "127.0.0.6/32"),
@@ -41,9 +41,6 @@ impl Family {
 }
 
 /// Installs the rules in a namespace; they go with it.
-///
-/// # Errors
-/// When netfilter refuses them.
 pub fn install(netns: &Netns, options: &Options) -> anyhow::Result<()> {
     load(netns, &rule_texts(options))?;
     mangle::route(netns, "add", options)?;
@@ -55,11 +52,10 @@ pub fn install(netns: &Netns, options: &Options) -> anyhow::Result<()> {
 }
 
 /// The rules of both families, IPv4 first. Without IPv6 its tables are empty; without TPROXY mangle is.
-#[must_use]
 pub fn rule_texts(options: &Options) -> [String; 2] {
-    [Family::V4, Family::V6].map(|family| {
+    [IpVersion::V4, IpVersion::V6].map(|family| {
         let mut tables = [Table::new("nat"), Table::new("mangle")];
-        if options.ipv6 || family == Family::V4 {
+        if options.ipv6 || family == IpVersion::V4 {
             nat::fill(&mut tables[0], options, family);
             mangle::fill(&mut tables[1], options, family);
         }
@@ -68,9 +64,6 @@ pub fn rule_texts(options: &Options) -> [String; 2] {
 }
 
 /// Loads rules of both families instead of those that were there.
-///
-/// # Errors
-/// When netfilter refuses them.
 pub fn load(netns: &Netns, [v4, v6]: &[String; 2]) -> anyhow::Result<()> {
     run(&mut netns.command("iptables-restore"), v4).context("the IPv4 rules")?;
     run(&mut netns.command("ip6tables-restore"), v6).context("the IPv6 rules")?;
@@ -78,9 +71,6 @@ pub fn load(netns: &Netns, [v4, v6]: &[String; 2]) -> anyhow::Result<()> {
 }
 
 /// Plants one more rule at the head of a chain: for tests that must see a difference.
-///
-/// # Errors
-/// When netfilter refuses it.
 pub fn insert(netns: &Netns, rule: &str) -> anyhow::Result<()> {
     run(netns.command("iptables").args(["-t", "nat", "-I"]).args(rule.split(' ')), "")?;
     Ok(())

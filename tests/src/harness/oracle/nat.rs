@@ -1,11 +1,11 @@
 //! The nat table of `istio-iptables`, in the order of Istio's `run.go` (reference c.2 outbound, c.3 inbound).
 
-use super::Family;
+use super::IpVersion;
 use super::options::{Cidrs, Options, Ports};
 use super::table::Table;
 
 /// Adds the rules of one family.
-pub(super) fn fill(table: &mut Table, options: &Options, family: Family) {
+pub(super) fn fill(table: &mut Table, options: &Options, family: IpVersion) {
     table.declare(&["ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_OUTPUT"]);
     let pass = "RETURN";
     for interface in &options.exclude_interfaces {
@@ -43,7 +43,7 @@ fn inbound(table: &mut Table, options: &Options) {
     }
 }
 
-fn outbound(table: &mut Table, options: &Options, family: Family) {
+fn outbound(table: &mut Table, options: &Options, family: IpVersion) {
     let chain = "ISTIO_OUTPUT";
     let (loopback, passthrough) = family.loopback_and_passthrough(options);
     table.add("OUTPUT", format_args!("-j {chain}"));
@@ -122,14 +122,14 @@ fn owner_groups(table: &mut Table, options: &Options) {
     }
 }
 
-fn dns(table: &mut Table, options: &Options, family: Family) {
+fn dns(table: &mut Table, options: &Options, family: IpVersion) {
     if !options.redirect_dns {
         return;
     }
     let servers: Vec<String> = if options.capture_all_dns {
         vec![String::new()]
     } else {
-        let length = if family == Family::V4 { 32 } else { 128 };
+        let length = if family == IpVersion::V4 { 32 } else { 128 };
         let servers = options.dns_servers.iter().filter(|server| family.has(server));
         servers.map(|server| format!("-d {server}/{length} ")).collect()
     };
@@ -145,7 +145,7 @@ fn dns(table: &mut Table, options: &Options, family: Family) {
 mod tests {
     use super::*;
 
-    fn rules(options: &Options, family: Family) -> String {
+    fn rules(options: &Options, family: IpVersion) -> String {
         let mut table = Table::new("nat");
         fill(&mut table, options, family);
         table.to_string()
@@ -180,7 +180,7 @@ mod tests {
 -A ISTIO_OUTPUT -j ISTIO_REDIRECT
 COMMIT
 ";
-        assert_eq!(rules(&Options::sidecar(), Family::V4), expected);
+        assert_eq!(rules(&Options::sidecar(), IpVersion::V4), expected);
     }
 
     #[test]
@@ -188,7 +188,7 @@ COMMIT
         let mut options = Options::sidecar();
         options.outbound_cidrs = Cidrs::List(vec!["10.0.0.0/8".into(), "fd00::/16".into()]);
         options.outbound_cidrs_exclude = vec!["fd00:1::/32".into()];
-        let (v4, v6) = (rules(&options, Family::V4), rules(&options, Family::V6));
+        let (v4, v6) = (rules(&options, IpVersion::V4), rules(&options, IpVersion::V6));
         assert!(
             v4.contains("-A ISTIO_OUTPUT -d 10.0.0.0/8 -j ISTIO_REDIRECT") && !v4.contains("fd00"),
             "{v4}"
@@ -204,7 +204,7 @@ COMMIT
     fn virtual_interfaces_come_first() {
         let mut options = Options::sidecar();
         options.virtual_interfaces = vec!["vnet0".into()];
-        let text = rules(&options, Family::V4);
+        let text = rules(&options, IpVersion::V4);
         let prerouting: Vec<&str> = text.lines().filter(|line| line.starts_with("-A PREROUTING")).collect();
         assert_eq!(
             prerouting,

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-/// What to capture, in the words of `istio-iptables`. [`Options::sidecar`] is the command of an injected sidecar.
+/// The options of `istio-iptables`. [`Options::sidecar`] is the command of an injected sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// `-p`: the proxy's outbound port.
@@ -49,7 +49,7 @@ pub struct Options {
     pub ipv6: bool,
 }
 
-/// What `-m TPROXY` needs to know.
+/// The options of `-m TPROXY`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tproxy {
     /// `-t`: the mark of connections with the client's address.
@@ -84,7 +84,6 @@ pub enum Cidrs {
 
 impl Options {
     /// `istio-iptables -p 15001 -z 15006 -u 1337 -m REDIRECT -i '*' -x "" -b '*' -d 15090,15021,15020`.
-    #[must_use]
     pub fn sidecar() -> Self {
         Self {
             envoy_port: 15001,
@@ -112,7 +111,6 @@ impl Options {
     }
 
     /// The same as flags. All of them are given, also the empty ones, so that no default can hide.
-    #[must_use]
     pub fn flags(&self) -> Vec<String> {
         let ports = match &self.inbound_ports {
             Ports::All => "*".to_owned(),
@@ -153,8 +151,7 @@ impl Options {
         flags
     }
 
-    /// What `istio-iptables` takes only from the environment.
-    #[must_use]
+    /// The variables of the options that have no flag.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         let mut variables = vec![("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", self.loopback_cidr.clone())];
         if let Some(groups) = &self.owner_groups {
@@ -167,7 +164,6 @@ impl Options {
     }
 
     /// Whether the included networks contain loopback addresses, of either family: rule 3b then falls away for both.
-    #[must_use]
     pub fn includes_loopback(&self) -> bool {
         match &self.outbound_cidrs {
             Cidrs::All => false,

@@ -5,32 +5,30 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use crate::harness::probe::observation::{Observation, Seen};
+use crate::harness::probe::observation::{AddressOrErrno, Observation};
 
 /// From here on ports are picked by the kernel, and differ from run to run.
 const EPHEMERAL: u16 = 32768;
 
 /// From here on the matrix binds; every scenario another one, so that it, too, is better called by its meaning.
-const BOUND: u16 = 20000;
+const FIRST_BOUND: u16 = 20000;
 
 /// Scenarios named for each difference.
-const EXAMPLES: usize = 4;
+const MAX_EXAMPLES: usize = 4;
 
 /// One field that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// The scenario.
     pub scenario: String,
     /// The path of the field in the observation's JSON.
     pub field: String,
-    /// What the first world showed.
+    /// The value in the first world.
     pub left: String,
-    /// What the second world showed.
+    /// The value in the second world.
     pub right: String,
 }
 
 /// Compares two runs of the same scenarios.
-#[must_use]
 pub fn compare(left: &[Observation], right: &[Observation]) -> Vec<Difference> {
     let mut differences = Vec::new();
     if left.len() != right.len() {
@@ -65,8 +63,11 @@ pub fn compare(left: &[Observation], right: &[Observation]) -> Vec<Difference> {
 /// its own `getsockname` gives it after the attempt in question, any other picked port is `<other>`.
 fn fields(observation: &Observation) -> BTreeMap<String, String> {
     let mut flat = BTreeMap::new();
-    let mut add = |path: &str, value: serde_json::Result<Value>, local: Option<&Seen>| {
-        let own = local.and_then(Seen::address).map(|address| address.port()).filter(|port| *port >= BOUND);
+    let mut add = |path: &str, value: serde_json::Result<Value>, local: Option<&AddressOrErrno>| {
+        let own = local
+            .and_then(AddressOrErrno::address)
+            .map(|address| address.port())
+            .filter(|port| *port >= FIRST_BOUND);
         if let Ok(value) = value {
             flatten(path, &value, own, &mut flat);
         }
@@ -120,7 +121,9 @@ pub fn forgive_replaced_ports(observation: &mut Observation) {
         observation.earlier.iter_mut().map(|earlier| (earlier.reached.as_mut(), Some(&earlier.local)));
     let last = std::iter::once((observation.reached.as_mut(), observation.local.as_ref()));
     for (reached, local) in earlier.chain(last) {
-        let (Some(reached), Some(local)) = (reached, local.and_then(Seen::address)) else { continue };
+        let (Some(reached), Some(local)) = (reached, local.and_then(AddressOrErrno::address)) else {
+            continue;
+        };
         let Some(peer) = reached.accept_peer.address() else { continue };
         let same_host = peer.ip().to_canonical() == local.ip().to_canonical();
         if reached.role == "proxy" && same_host && reached.accept_peer == reached.peer {
@@ -132,7 +135,6 @@ pub fn forgive_replaced_ports(observation: &mut Observation) {
 }
 
 /// The differences as a table for people: equal ones once, with the scenarios in which they were seen.
-#[must_use]
 pub fn table(differences: &[Difference], left: &str, right: &str) -> String {
     let mut groups: BTreeMap<[&str; 3], Vec<&str>> = BTreeMap::new();
     for row in differences {
@@ -149,9 +151,9 @@ pub fn table(differences: &[Difference], left: &str, right: &str) -> String {
     };
     let mut text = line(&heading, "seen in");
     for (group, scenarios) in &groups {
-        let mut shown = scenarios.iter().take(EXAMPLES).copied().collect::<Vec<_>>().join("; ");
-        if scenarios.len() > EXAMPLES {
-            shown = format!("{shown}; and {} more", scenarios.len() - EXAMPLES);
+        let mut shown = scenarios.iter().take(MAX_EXAMPLES).copied().collect::<Vec<_>>().join("; ");
+        if scenarios.len() > MAX_EXAMPLES {
+            shown = format!("{shown}; and {} more", scenarios.len() - MAX_EXAMPLES);
         }
         text.push_str(&line(group, &shown));
     }
@@ -165,8 +167,8 @@ mod tests {
     fn observed(local: &str, peer: &str) -> Observation {
         Observation {
             scenario: "s".into(),
-            local: Some(Seen::from(local.to_owned())),
-            peer: Some(Seen::from(peer.to_owned())),
+            local: Some(AddressOrErrno::from(local.to_owned())),
+            peer: Some(AddressOrErrno::from(peer.to_owned())),
             ..Observation::default()
         }
     }

@@ -1,10 +1,10 @@
-//! A world with redirection of one kind and the usual servers: one side of a comparison.
+//! A world with redirection of one kind and the usual servers: a reference or a subject.
 
 use anyhow::{anyhow, ensure};
 
+use super::matrix::{Caller, Part, SERVED, SIDECAR_PORTS};
 use crate::harness::oracle;
 use crate::harness::oracle::options::Options;
-use crate::harness::pair::matrix::{Caller, Part, SERVED, SIDECAR_PORTS};
 use crate::harness::probe::observation::Observation;
 use crate::harness::probe::scenario::{Owner, Scenario};
 use crate::harness::probe::serve::Listen;
@@ -15,132 +15,137 @@ use crate::harness::world::{APP, PROXY, Pod, PodOptions, World, observe};
 /// Processes for the scenarios of one caller. They mostly wait.
 const PROCESSES: usize = 6;
 
-/// Who redirects.
+/// The way in which a pod's connections are redirected.
 #[derive(Clone, Debug)]
-pub enum By {
-    /// Nobody.
-    Nobody,
-    /// Real iptables: the oracle.
+#[expect(clippy::large_enum_variant, reason = "a test makes one or two of them")]
+pub enum Redirection {
+    None,
+    /// Real iptables with the rules of `istio-iptables`.
     Iptables(Options),
-    /// `redirector attach` without any option.
-    Redirector,
-    /// `redirector attach` with the options.
-    RedirectorWith(Options),
-    /// `redirector attach` with these arguments.
-    RedirectorGiven(Vec<String>),
+    /// `redirector attach`.
+    Redirector {
+        flags: Vec<String>,
+        environment: Vec<(&'static str, String)>,
+    },
 }
 
-impl By {
-    /// The oracle of an ordinary sidecar.
-    #[must_use]
+impl Redirection {
+    /// The rules of an ordinary sidecar.
     pub fn iptables() -> Self {
         Self::Iptables(Options::sidecar())
     }
 
-    /// The name of this side in tables.
-    #[must_use]
+    /// `redirector attach` with the product's own defaults.
+    pub fn redirector() -> Self {
+        Self::flags(Vec::new())
+    }
+
+    /// `redirector attach` with these flags.
+    pub fn flags(flags: Vec<String>) -> Self {
+        Self::Redirector { flags, environment: Vec::new() }
+    }
+
+    /// `redirector attach` with every option of `istio-iptables` given.
+    pub fn with(options: &Options) -> Self {
+        Self::Redirector { flags: options.flags(), environment: options.environment() }
+    }
+
+    /// Its name in tables.
     pub fn label(&self) -> &'static str {
         match self {
-            Self::Nobody => "nobody",
+            Self::None => "nothing",
             Self::Iptables(_) => "iptables",
-            Self::Redirector | Self::RedirectorWith(_) | Self::RedirectorGiven(_) => "redirector",
+            Self::Redirector { .. } => "redirector",
         }
     }
 
     /// Starts redirecting in the pod.
-    ///
-    /// # Errors
-    /// When it cannot.
     pub fn start(&self, pod: &Pod) -> anyhow::Result<Option<Instance>> {
         match self {
-            Self::Nobody => Ok(None),
+            Self::None => Ok(None),
             Self::Iptables(options) => oracle::install(&pod.netns, options).map(|()| None),
-            Self::Redirector => Instance::attach_default(pod).map(Some),
-            Self::RedirectorWith(options) => Instance::attach_options(pod, options).map(Some),
-            Self::RedirectorGiven(arguments) => Instance::attach(pod, arguments, &[]).map(Some),
+            Self::Redirector { flags, environment } => Instance::attach(pod, flags, environment).map(Some),
         }
     }
 }
 
-/// One side. The fields are dropped in this order: first who uses the world, then the world.
-pub struct Side {
-    /// Who redirects.
-    pub by: By,
+/// A pod in a world, redirected, with servers. Fields are dropped in this order: first what uses the world, then the
+/// world.
+pub struct Fixture {
+    pub redirection: Redirection,
     /// The proxy's stand-in, if any.
     pub proxy: Option<Server>,
-    /// The pod's application.
     pub app: Server,
-    /// The services outside.
     pub remote: Server,
     /// The attached instance, if the product redirects.
     pub instance: Option<Instance>,
-    /// The world.
     pub world: World,
 }
 
-/// How a side is set up.
+/// How a fixture is set up.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// The pod.
     pub pod: PodOptions,
     /// The proxy's listeners; none: there is no proxy.
     pub proxy: Vec<Listen>,
-    /// The proxy's user.
     pub proxy_owner: Owner,
     /// Start the proxy before redirection, as when redirecting a running pod.
     pub proxy_first: bool,
+    pub app: Vec<Listen>,
+    pub app_owner: Owner,
+    /// The listeners of the services outside.
+    pub remote: Vec<Listen>,
+    /// More `ip` commands outside.
+    pub outside: String,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { pod: PodOptions::default(), proxy: proxy_listeners(1), proxy_owner: PROXY, proxy_first: false }
+        let ports: Vec<u16> = [SERVED].into_iter().chain(SIDECAR_PORTS).collect();
+        Self {
+            pod: PodOptions::default(),
+            proxy: proxy_listeners(1),
+            proxy_owner: PROXY,
+            proxy_first: false,
+            app: everywhere(&ports),
+            app_owner: APP,
+            remote: everywhere(&[&ports[..], &[15001]].concat()),
+            outside: String::new(),
+        }
     }
 }
 
-impl Side {
-    /// An ordinary pod.
-    ///
-    /// # Errors
-    /// When it cannot be set up.
-    pub fn new(by: By) -> anyhow::Result<Self> {
-        Self::with(by, &Setup::default())
+impl Fixture {
+    pub fn new(redirection: Redirection) -> anyhow::Result<Self> {
+        Self::with(redirection, &Setup::default())
     }
 
     /// A pod as described.
-    ///
-    /// # Errors
-    /// When it cannot be set up.
-    pub fn with(by: By, setup: &Setup) -> anyhow::Result<Self> {
+    pub fn with(redirection: Redirection, setup: &Setup) -> anyhow::Result<Self> {
         let world = World::with(std::slice::from_ref(&setup.pod))?;
+        world.client.ip(&setup.outside)?;
         let pod = world.pod();
         let start_proxy = || -> anyhow::Result<Option<Server>> {
             let wanted = !setup.proxy.is_empty();
             wanted.then(|| pod.serve(setup.proxy_owner, "proxy", setup.proxy.clone())).transpose()
         };
         let early = if setup.proxy_first { start_proxy()? } else { None };
-        let instance = by.start(pod)?;
+        let instance = redirection.start(pod)?;
         let proxy = if setup.proxy_first { early } else { start_proxy()? };
-        let mut ports = vec![SERVED];
-        ports.extend(SIDECAR_PORTS);
-        let app = pod.serve(APP, "app", everywhere(&ports))?;
-        ports.push(15001);
-        let remote = world.serve_outside(everywhere(&ports))?;
-        Ok(Self { by, proxy, app, remote, instance, world })
+        let app = pod.serve(setup.app_owner, "app", setup.app.clone())?;
+        let remote = world.serve_outside(setup.remote.clone())?;
+        Ok(Self { redirection, proxy, app, remote, instance, world })
     }
 
-    /// The pod.
-    #[must_use]
     pub fn pod(&self) -> &Pod {
         self.world.pod()
     }
 
     /// Runs scenarios of one caller, one after the other.
-    ///
-    /// # Errors
-    /// When the probe fails.
     pub fn observe(&self, caller: Caller, scenarios: &[Scenario]) -> anyhow::Result<Vec<Observation>> {
         match caller {
             Caller::Pod(owner) => self.pod().observe(owner, scenarios),
+            Caller::Container(name, owner) => observe(&self.pod().container(name, owner)?, scenarios),
             Caller::Outside => self.world.observe_from_outside(scenarios),
             Caller::Guest => observe(&self.pod().in_guest()?, scenarios),
         }
@@ -148,9 +153,6 @@ impl Side {
 
     /// Runs independent scenarios of all callers at once, each in several processes, because some only wait for an
     /// answer that never comes. The observations come in the order of the scenarios.
-    ///
-    /// # Errors
-    /// When the probe fails.
     pub fn observe_all(&self, parts: &[Part]) -> anyhow::Result<Vec<Observation>> {
         std::thread::scope(|scope| {
             let mut running = Vec::new();

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use crate::harness::probe::scenario::{Family, Owner, Scenario};
+use crate::harness::share;
 use crate::harness::world::{APP, ETH0, LINK_LOCAL, PROXY, Pod, ROOT, SECOND4, SECOND6, VIP4, VIP6, at};
 
 /// The port of the ordinary servers, inside and outside.
@@ -31,11 +32,12 @@ pub const CALLERS: [(&str, Owner); 5] = [
 pub const FAMILIES: [(&str, Family); 3] =
     [("v4", Family::V4), ("v6", Family::V6), ("mapped", Family::Mapped)];
 
-/// Who connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caller {
     /// A user within the pod.
     Pod(Owner),
+    /// A user within this container of the pod.
+    Container(&'static str, Owner),
     /// Somebody in the rest of the cluster.
     Outside,
     /// The virtual machine in the pod.
@@ -45,7 +47,6 @@ pub enum Caller {
 /// The connections of one caller.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// The caller.
     pub caller: Caller,
     /// Its connections, independent of each other.
     pub scenarios: Vec<Scenario>,
@@ -53,14 +54,12 @@ pub struct Part {
 
 impl Part {
     /// Connections of a user within the pod.
-    #[must_use]
     pub fn of(owner: Owner, scenarios: Vec<Scenario>) -> Self {
         Self { caller: Caller::Pod(owner), scenarios }
     }
 }
 
 /// Connections from within a pod.
-#[must_use]
 pub fn outbound(pod: &Pod) -> Vec<Part> {
     let mut port = FIRST_BOUND;
     CALLERS
@@ -84,8 +83,6 @@ pub fn outbound(pod: &Pod) -> Vec<Part> {
         .collect()
 }
 
-/// Destinations by name.
-#[must_use]
 pub fn destinations(pod: &Pod, family: Family) -> Vec<(&'static str, SocketAddr)> {
     match family {
         Family::V4 | Family::Mapped => destinations4(pod),
@@ -172,27 +169,17 @@ fn destinations6(pod: &Pod) -> Vec<(&'static str, SocketAddr)> {
 
 /// Ways to bind, by name. A port other than 0 asks for a port of its own.
 fn binds(pod: &Pod, family: Family) -> Vec<(&'static str, Option<SocketAddr>)> {
-    let (own, localhost, six, any): (IpAddr, IpAddr, IpAddr, IpAddr) = match family {
-        Family::V4 => (
-            pod.v4().into(),
-            Ipv4Addr::LOCALHOST.into(),
-            Ipv4Addr::new(127, 0, 0, 6).into(),
-            Ipv4Addr::UNSPECIFIED.into(),
-        ),
-        // A dual-stack program binds [::] when it only wants a port.
-        Family::Mapped => (
-            pod.v4().into(),
-            Ipv4Addr::LOCALHOST.into(),
-            Ipv4Addr::new(127, 0, 0, 6).into(),
-            Ipv6Addr::UNSPECIFIED.into(),
-        ),
-        Family::V6 => (
-            pod.v6().into(),
-            Ipv6Addr::LOCALHOST.into(),
-            Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6).into(),
-            Ipv6Addr::UNSPECIFIED.into(),
-        ),
+    let (own, localhost, six): (IpAddr, IpAddr, IpAddr) = match family {
+        Family::V4 | Family::Mapped => {
+            (pod.v4().into(), Ipv4Addr::LOCALHOST.into(), Ipv4Addr::new(127, 0, 0, 6).into())
+        }
+        Family::V6 => {
+            (pod.v6().into(), Ipv6Addr::LOCALHOST.into(), Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6).into())
+        }
     };
+    // A dual-stack program binds [::] when it only wants a port.
+    let any: IpAddr =
+        if family == Family::V4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     vec![
         ("anywhere", None),
         ("any:0", Some(at(any, 0))),
@@ -205,8 +192,14 @@ fn binds(pod: &Pod, family: Family) -> Vec<(&'static str, Option<SocketAddr>)> {
     ]
 }
 
+/// Connections in both directions, of which this machine has its share to make.
+pub fn all(pod: &Pod) -> Vec<Part> {
+    let mut parts = outbound(pod);
+    parts.push(inbound(pod));
+    share::parts(parts)
+}
+
 /// Connections from the network into a pod.
-#[must_use]
 pub fn inbound(pod: &Pod) -> Part {
     let addresses: [(&str, Family, IpAddr); 3] = [
         ("v4", Family::V4, pod.v4().into()),

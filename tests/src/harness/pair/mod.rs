@@ -1,4 +1,6 @@
-//! Two worlds with the same addresses, redirected by the oracle and by the subject of the test, put through the same.
+//! Two worlds with the same addresses, the reference and the subject, put through the same connections.
+//!
+//! * A [`fixture`] is one of them, the [`matrix`] has the connections, and [`compare`](mod@compare) compares the fields.
 
 pub mod compare;
 pub mod fixture;
@@ -9,75 +11,67 @@ use std::slice::from_ref;
 
 use anyhow::{anyhow, ensure};
 
+use self::compare::{Difference, compare, forgive_replaced_ports, table};
+use self::fixture::{Fixture, Redirection, Setup};
+use self::matrix::Part;
 use crate::harness::oracle::documented::is_documented;
 use crate::harness::oracle::options::Options;
-use crate::harness::pair::compare::{Difference, compare, forgive_replaced_ports, table};
-use crate::harness::pair::fixture::{By, Setup, Side};
-use crate::harness::pair::matrix::Part;
-use crate::harness::parity::known::is_known;
 use crate::harness::probe::observation::Observation;
 use crate::harness::retry;
 
-/// How often the oracle is asked again where it differs.
+/// How often a side is asked again where it differs.
 const SECOND_OPINIONS: usize = 3;
 
 /// Accidents are rare: where more scenarios differ, asking again is no help.
-const DOUBTFUL: usize = 100;
+const MAX_ASKED_AGAIN: usize = 100;
 
-/// The two worlds.
-pub struct Twin {
-    /// Redirected by real iptables.
-    pub oracle: Side,
-    /// Redirected by what is tested.
-    pub subject: Side,
+pub struct Pair {
+    /// Real iptables redirects its pod.
+    pub reference: Fixture,
+    /// The system under test redirects its pod.
+    pub subject: Fixture,
 }
 
-impl Twin {
+impl Pair {
     /// The sidecar's rules beside `redirector attach` without options.
-    ///
-    /// # Errors
-    /// When either cannot be set up.
-    pub fn of_redirector(setup: &Setup) -> anyhow::Result<Self> {
-        Self::new(Options::sidecar(), By::Redirector, setup)
+    pub fn of_sidecars(setup: &Setup) -> anyhow::Result<Self> {
+        Self::new(Options::sidecar(), Redirection::redirector(), setup)
     }
 
-    /// Sets up both.
-    ///
-    /// # Errors
-    /// When either cannot be set up.
-    pub fn new(options: Options, subject: By, setup: &Setup) -> anyhow::Result<Self> {
-        let oracle = Side::with(By::Iptables(options), setup)?;
-        Ok(Self { oracle, subject: Side::with(subject, setup)? })
+    /// Rules and `redirector attach` with the same options.
+    pub fn with(options: Options, setup: &Setup) -> anyhow::Result<Self> {
+        let subject = Redirection::with(&options);
+        Self::new(options, subject, setup)
     }
 
-    /// Runs everything in both worlds and gives what the oracle saw, and what differs.
+    /// Rules with these options beside anything.
+    pub fn new(options: Options, subject: Redirection, setup: &Setup) -> anyhow::Result<Self> {
+        let reference = Fixture::with(Redirection::Iptables(options), setup)?;
+        Ok(Self { reference, subject: Fixture::with(subject, setup)? })
+    }
+
+    /// Runs everything in both worlds and gives what the reference saw, and what differs, documented or not.
     ///
-    /// netfilter replaces source ports; see [`forgive_replaced_ports`]. Where something else differs it is asked again,
-    /// and agreeing then is enough: `SO_ORIGINAL_DST` at the wrong level looks up 127.0.0.6 for an IPv6 socket, which
-    /// finds something if a connection of that address happens to have the same ports. The subject is not asked again:
-    /// it has no such excuse. Except in an emulated machine, where either side's connection from a port that was reset just now
-    /// may meet the remains of the one before.
-    ///
-    /// # Errors
-    /// When a probe fails.
+    /// netfilter replaces source ports; see [`forgive_replaced_ports`]. Where something else differs the reference is
+    /// asked again, and agreeing then is enough: `SO_ORIGINAL_DST` at the wrong level looks up 127.0.0.6 for an IPv6
+    /// socket, which finds something if a connection of that address happens to have the same ports. The subject is not
+    /// asked again: it has no such excuse. Except in an emulated machine, where either side's connection from a port
+    /// that was reset just now may meet the remains of the one before.
     pub fn run(&self, parts: &[Part]) -> anyhow::Result<(Vec<Observation>, Vec<Difference>)> {
         let (mut left, mut right) = self.observe(parts)?;
-        ask_again(&self.oracle, parts, &mut left, &right)?;
-        if matches!(self.subject.by, By::Iptables(_)) || retry::is_slow() {
-            ask_again(&self.subject, parts, &mut right, &left)?;
+        self.ask_again(&self.reference, parts, &mut left, &right)?;
+        if matches!(self.subject.redirection, Redirection::Iptables(_)) || retry::is_slow() {
+            self.ask_again(&self.subject, parts, &mut right, &left)?;
         }
         let differences = compare(&left, &right);
         Ok((left, differences))
     }
 
-    /// Fails with a table, if anything differs that is not meant to; else gives what the oracle saw.
-    ///
-    /// # Errors
-    /// When a probe fails or anything differs.
+    /// Fails with a table, if anything differs that is not meant to; else gives what the reference saw.
     pub fn check(&self, parts: &[Part]) -> anyhow::Result<Vec<Observation>> {
-        let (seen, differences) = self.run(parts)?;
+        let (observed, differences) = self.run(parts)?;
         self.judge(parts, differences)?;
-        Ok(seen)
+        Ok(observed)
     }
 
     /// As [`check`](Self::check), with a proxy that connects onwards from the same namespace. Nothing is asked again, so
@@ -85,9 +79,6 @@ impl Twin {
     ///
     /// Once in 14,000 connections the kernel picks for the proxy the very port that its client has: in one scenario
     /// the server may see the client's own port on one side only. Whether the proxy has had the connection its log tells.
-    ///
-    /// # Errors
-    /// When a probe fails or anything else differs.
     pub fn check_through_proxy(&self, parts: &[Part]) -> anyhow::Result<Vec<Observation>> {
         let (left, right) = self.observe(parts)?;
         let mut differences = compare(&left, &right);
@@ -100,10 +91,18 @@ impl Twin {
         Ok(left)
     }
 
+    /// Whether a difference is meant, under the rules of the reference.
+    pub fn is_documented(&self, difference: &Difference) -> bool {
+        match &self.reference.redirection {
+            Redirection::Iptables(options) => is_documented(options, difference),
+            _ => false,
+        }
+    }
+
     fn observe(&self, parts: &[Part]) -> anyhow::Result<(Vec<Observation>, Vec<Observation>)> {
         let (left, right) = std::thread::scope(|scope| {
             let right = scope.spawn(|| self.subject.observe_all(parts));
-            let left = self.oracle.observe_all(parts)?;
+            let left = self.reference.observe_all(parts)?;
             anyhow::Ok((left, right.join().map_err(|_| anyhow!("a thread panicked"))??))
         })?;
         ensure!(!left.is_empty(), "nothing was observed");
@@ -111,10 +110,7 @@ impl Twin {
     }
 
     fn judge(&self, parts: &[Part], mut differences: Vec<Difference>) -> anyhow::Result<()> {
-        differences.retain(|difference| match &self.oracle.by {
-            By::Iptables(options) => !is_known(options, difference),
-            _ => !is_documented(difference),
-        });
+        differences.retain(|difference| !self.is_documented(difference));
         let scenarios: BTreeSet<&str> = differences.iter().map(|row| row.scenario.as_str()).collect();
         ensure!(
             differences.is_empty(),
@@ -122,8 +118,53 @@ impl Twin {
             differences.len(),
             scenarios.len(),
             parts.iter().map(|part| part.scenarios.len()).sum::<usize>(),
-            table(&differences, self.oracle.by.label(), self.subject.by.label())
+            table(&differences, self.reference.redirection.label(), self.subject.redirection.label())
         );
+        Ok(())
+    }
+
+    /// Repeats on one side what differs, and keeps the answers that agree.
+    fn ask_again(
+        &self,
+        fixture: &Fixture,
+        parts: &[Part],
+        ours: &mut [Observation],
+        theirs: &[Observation],
+    ) -> anyhow::Result<()> {
+        ours.iter_mut().for_each(forgive_replaced_ports);
+        let differences = |one: &Observation, other: &Observation| {
+            let mut rows = compare(from_ref(one), from_ref(other));
+            rows.retain(|row| !self.is_documented(row));
+            rows
+        };
+        for _ in 0..SECOND_OPINIONS {
+            let mut indices = Vec::new();
+            let mut doubtful = Vec::new();
+            let mut pairs = ours.iter().zip(theirs).enumerate();
+            for Part { caller, scenarios } in parts {
+                let mut again = Part { caller: *caller, scenarios: Vec::new() };
+                for (scenario, (index, (one, other))) in scenarios.iter().zip(&mut pairs) {
+                    if !differences(one, other).is_empty() {
+                        again.scenarios.push(scenario.clone());
+                        indices.push(index);
+                    }
+                }
+                doubtful.push(again);
+            }
+            if indices.is_empty() || indices.len() > MAX_ASKED_AGAIN {
+                break;
+            }
+            for (index, mut again) in indices.into_iter().zip(fixture.observe_all(&doubtful)?) {
+                forgive_replaced_ports(&mut again);
+                if differences(&again, &theirs[index]).is_empty() {
+                    let label = fixture.redirection.label();
+                    let rows = differences(&ours[index], &theirs[index]);
+                    let fields: Vec<&str> = rows.iter().map(|row| row.field.as_str()).collect();
+                    eprintln!("note: {label} itself varies in: {}: {}", again.scenario, fields.join(", "));
+                    ours[index] = again;
+                }
+            }
+        }
         Ok(())
     }
 }
@@ -133,44 +174,6 @@ fn is_port_alone(difference: &Difference) -> bool {
     let sides = [&difference.left, &difference.right].map(|text| text.rsplit_once(':'));
     let [Some((left, port)), Some((right, others))] = sides else { return false };
     left == right && matches!((port, others), ("<own>", "<other>") | ("<other>", "<own>"))
-}
-
-/// Repeats on an iptables side what differs, and keeps the answers that agree.
-fn ask_again(
-    side: &Side,
-    parts: &[Part],
-    ours: &mut [Observation],
-    theirs: &[Observation],
-) -> anyhow::Result<()> {
-    ours.iter_mut().for_each(forgive_replaced_ports);
-    let same = |one: &Observation, other: &Observation| compare(from_ref(one), from_ref(other)).is_empty();
-    for _ in 0..SECOND_OPINIONS {
-        let mut places = Vec::new();
-        let mut doubtful = Vec::new();
-        let mut index = 0;
-        for part in parts {
-            let mut again = Part { caller: part.caller, scenarios: Vec::new() };
-            for scenario in &part.scenarios {
-                if !same(&ours[index], &theirs[index]) {
-                    again.scenarios.push(scenario.clone());
-                    places.push(index);
-                }
-                index += 1;
-            }
-            doubtful.push(again);
-        }
-        if places.is_empty() || places.len() > DOUBTFUL {
-            break;
-        }
-        for (index, mut again) in places.into_iter().zip(side.observe_all(&doubtful)?) {
-            forgive_replaced_ports(&mut again);
-            if same(&again, &theirs[index]) {
-                eprintln!("note: {} itself varies in: {}", side.by.label(), again.scenario);
-                ours[index] = again;
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The addresses of the arena: where probes go, and from where.
+//! The addresses of the pair: where probes go, and from where.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -14,33 +14,25 @@ pub const FIRST6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 2);
 pub const SECOND_POD4: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
 /// The pod's second interface.
 pub const SECOND_POD6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x78, 0, 0, 0, 0, 0, 2);
-/// Another loopback address.
 pub const OTHER4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
-/// Loopback, far away.
 const FAR4: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
 /// A service of the same /16, but not /24.
 pub const LISTED4: Ipv4Addr = Ipv4Addr::new(10, 96, 1, 10);
-/// The first hop.
 const GATEWAY4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-/// The first hop.
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 1);
-/// A name server.
 pub const NAME_SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0x53);
 /// A service of the same /64.
 const LISTED6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 1, 0x10);
 /// From where Envoy connects to the application.
 const PASSTHROUGH4: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6));
-/// The same.
 const PASSTHROUGH6: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
 const LOCALHOST4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const LOCALHOST6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 /// A destination, and the sources from which one can try to reach it without waiting for ever: a packet with a
 /// loopback source that leaves is never answered, but IPv4 does not let it leave.
-pub struct Place {
-    /// Where.
+pub struct Destination {
     pub address: IpAddr,
-    /// From where.
     pub sources: &'static [IpAddr],
 }
 
@@ -51,15 +43,15 @@ const OUT6: &[IpAddr] = &[IpAddr::V6(FIRST6)];
 const OUT_SECOND4: &[IpAddr] = &[IpAddr::V4(SECOND_POD4)];
 const OUT_SECOND6: &[IpAddr] = &[IpAddr::V6(SECOND_POD6)];
 
-const fn four(address: Ipv4Addr, sources: &'static [IpAddr]) -> Place {
-    Place { address: IpAddr::V4(address), sources }
+const fn four(address: Ipv4Addr, sources: &'static [IpAddr]) -> Destination {
+    Destination { address: IpAddr::V4(address), sources }
 }
 
-const fn six(address: Ipv6Addr, sources: &'static [IpAddr]) -> Place {
-    Place { address: IpAddr::V6(address), sources }
+const fn six(address: Ipv6Addr, sources: &'static [IpAddr]) -> Destination {
+    Destination { address: IpAddr::V6(address), sources }
 }
 
-const PLACES: &[Place] = &[
+const PLACES: &[Destination] = &[
     four(VIP4, OUT4),
     four(LISTED4, OUT4),
     four(SECOND4, OUT_SECOND4),
@@ -80,16 +72,13 @@ const PLACES: &[Place] = &[
     six(Ipv6Addr::UNSPECIFIED, LOCAL6),
 ];
 
-impl Place {
-    /// All of them.
-    #[must_use]
+impl Destination {
     pub fn all() -> &'static [Self] {
         PLACES
     }
 }
 
 /// Name servers of the world outside, for UDP.
-#[must_use]
 pub fn outside_queries() -> Vec<Listen> {
     let four = [VIP4, NAME_SERVER4, LISTED4, SECOND4].map(|ip| at(ip, 53));
     let six = [VIP6, NAME_SERVER6, SECOND6].map(|ip| at(ip, 53));
@@ -98,7 +87,6 @@ pub fn outside_queries() -> Vec<Listen> {
 }
 
 /// Name servers in the pod, for UDP.
-#[must_use]
 pub fn pod_queries() -> Vec<Listen> {
     let four = [FIRST4, OTHER4, Ipv4Addr::LOCALHOST].map(|ip| at(ip, 53));
     let six = [FIRST6, Ipv6Addr::LOCALHOST].map(|ip| at(ip, 53));
@@ -106,7 +94,6 @@ pub fn pod_queries() -> Vec<Listen> {
 }
 
 /// The proxy's DNS server, where Istio's is.
-#[must_use]
 pub fn dns_listeners() -> Vec<Listen> {
     const DNS: u16 = 15053;
     let addresses: [SocketAddr; 2] = [at(Ipv4Addr::LOCALHOST, DNS), at(Ipv6Addr::LOCALHOST, DNS)];

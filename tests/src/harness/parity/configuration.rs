@@ -19,7 +19,6 @@ pub struct Configuration(BTreeMap<Choice, String>);
 
 impl Configuration {
     /// An injected sidecar's, with IPv6.
-    #[must_use]
     pub fn sidecar() -> Self {
         Self::default()
             .with(Choice::Cidrs, "*")
@@ -29,20 +28,17 @@ impl Configuration {
     }
 
     /// The same with another value.
-    #[must_use]
     pub fn with(mut self, choice: Choice, value: impl Into<String>) -> Self {
         self.0.insert(choice, value.into());
         self
     }
 
     /// The same without an option.
-    #[must_use]
     pub fn without(mut self, choice: Choice) -> Self {
         self.0.remove(&choice);
         self
     }
 
-    /// What is given.
     pub fn given(&self) -> impl Iterator<Item = (Choice, &str)> {
         self.0.iter().map(|(choice, value)| (*choice, value.as_str()))
     }
@@ -82,13 +78,11 @@ impl Configuration {
     }
 
     /// Whether DNS capture depends on resolv.conf.
-    #[must_use]
     pub fn needs_name_servers(&self) -> bool {
         self.value(Choice::Dns) == Some("servers")
     }
 
-    /// What `istio-iptables` makes of it: its defaults, its splitting of lists.
-    #[must_use]
+    /// The options as `istio-iptables` reads them: its defaults, its splitting of lists.
     pub fn options(&self) -> Options {
         // Without a user of the name istio-proxy.
         let ids = |choice, default: &[u32]| match self.value(choice) {
@@ -137,7 +131,6 @@ impl Configuration {
     }
 
     /// The flags for the product: as for `istio-iptables`.
-    #[must_use]
     pub fn flags(&self) -> Vec<String> {
         let mut flags = vec!["--istio-defaults".to_owned()];
         for (choice, value) in self.given() {
@@ -157,8 +150,7 @@ impl Configuration {
         flags
     }
 
-    /// What is given by the environment.
-    #[must_use]
+    /// The options that go into the environment.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         let variables = self.given().filter(|(choice, _)| choice.is_variable());
         variables.map(|(choice, value)| (choice.name(), value.to_owned())).collect()

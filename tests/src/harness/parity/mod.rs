@@ -3,16 +3,13 @@
 //!
 //! * [`options`] are varied, a [`configuration`] has some of them, the [`plan`] says which, from a [`random`] seed.
 //! * [`mod@probes`] are chosen for a configuration, between the [`mod@addresses`] there are.
-//! * The [`arena`] has two pods (each a `half`) that stay while their rules change.
-//! * Some differences are [`known`].
+//! * A [`pair`](mod@pair) of pods stays while their rules change.
 //! * What differs is made small ([`mod@shrink`]) and printed ([`mod@report`]).
 
 pub mod addresses;
-pub mod arena;
 pub mod configuration;
-mod half;
-pub mod known;
 pub mod options;
+pub mod pair;
 pub mod plan;
 pub mod probes;
 pub mod random;
@@ -24,20 +21,21 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
-use self::arena::{Arena, Mistake};
 use self::configuration::Configuration;
+pub use self::pair::PROXY_PORTS;
+use self::pair::{Mistake, ParityPair};
 use self::probes::{Probe, probes};
 use self::random::Random;
-use self::report::Report;
+use self::report::ParityReport;
 use self::shrink::{Finding, shrink};
 use crate::harness::probe;
 use crate::harness::requirements::require_root;
 
 /// After so many configurations there are new pods and a new instance.
-const TOGETHER: usize = 40;
+const CONFIGURATIONS_PER_PAIR: usize = 40;
 
 /// So often a configuration is not a change of the one before.
-const ANEW_PERCENT: usize = 15;
+const REATTACH_PERCENT: usize = 15;
 
 const HELP: &str = "\
 Examples:
@@ -65,9 +63,9 @@ pub struct Cli {
     findings: usize,
 }
 
-/// What to run.
+/// A run of the comparison.
 #[derive(Clone, Copy, Debug)]
-pub struct Run {
+pub struct ParityRun {
     /// Configurations to compare.
     pub configurations: usize,
     /// Seed of the configurations and probes.
@@ -81,15 +79,12 @@ pub struct Run {
 }
 
 /// The program's `main`.
-///
-/// # Errors
-/// When it could not be run.
 pub fn main() -> anyhow::Result<ExitCode> {
     probe::run_if_asked();
     let cli = Cli::parse();
     anyhow::ensure!(require_root(), "not root");
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-    let report = run(&Run {
+    let report = run(&ParityRun {
         configurations: cli.configs,
         seed: cli.seed.unwrap_or(now.as_secs()),
         limit: cli.limit.map(Duration::from_secs),
@@ -101,17 +96,14 @@ pub fn main() -> anyhow::Result<ExitCode> {
 }
 
 /// Compares.
-///
-/// # Errors
-/// When a side cannot be set up, or fails.
-pub fn run(run: &Run) -> anyhow::Result<Report> {
+pub fn run(run: &ParityRun) -> anyhow::Result<ParityReport> {
     println!("seed {}", run.seed);
     let started = Instant::now();
     let plan = plan::configurations(run.seed, run.configurations);
     let mut random = Random::new(run.seed ^ 0x5eed);
-    let mut report = Report::default();
-    'all: for together in plan.chunks(TOGETHER) {
-        let mut arena = Arena::new(run.mistake)?;
+    let mut report = ParityReport::default();
+    'all: for together in plan.chunks(CONFIGURATIONS_PER_PAIR) {
+        let mut pair = ParityPair::new(run.mistake)?;
         let mut before: Option<&Configuration> = None;
         for configuration in together {
             if run.limit.is_some_and(|limit| started.elapsed() > limit) {
@@ -119,20 +111,21 @@ pub fn run(run: &Run) -> anyhow::Result<Report> {
             }
             let probes = probes(&configuration.options(), &mut random);
             // Mostly the policy changes. But programs are loaded for the options of the first one.
-            if random.percent(ANEW_PERCENT) {
-                arena.detach()?;
+            if random.percent(REATTACH_PERCENT) {
+                pair.detach()?;
                 before = None;
             }
-            arena.configure(configuration)?;
-            let outcome = arena.run(&probes)?;
-            report.add(configuration, &outcome);
-            if !outcome.differences.is_empty() {
-                let mut differing: Vec<usize> = outcome.differences.iter().map(|(index, _)| *index).collect();
+            pair.configure(configuration)?;
+            let comparison = pair.run(&probes)?;
+            report.add(configuration, &comparison);
+            if !comparison.differences.is_empty() {
+                let mut differing: Vec<usize> =
+                    comparison.differences.iter().map(|(index, _)| *index).collect();
                 differing.dedup();
                 let differing: Vec<Probe> = differing.iter().map(|index| probes[*index].clone()).collect();
-                look_into(&mut report, run, &mut arena, configuration, &differing, before)?;
+                look_into(&mut report, run, &mut pair, configuration, &differing, before)?;
                 // Shrinking has left another one in force.
-                arena.configure(configuration)?;
+                pair.configure(configuration)?;
             }
             if run.mistake.is_some() && report.findings.len() >= run.findings {
                 break 'all;
@@ -146,9 +139,9 @@ pub fn run(run: &Run) -> anyhow::Result<Report> {
 
 /// Shrinks the differences of a configuration, unless there are enough already.
 fn look_into(
-    report: &mut Report,
-    run: &Run,
-    arena: &mut Arena,
+    report: &mut ParityReport,
+    run: &ParityRun,
+    pair: &mut ParityPair,
     configuration: &Configuration,
     differing: &[Probe],
     before: Option<&Configuration>,
@@ -157,7 +150,7 @@ fn look_into(
         report.not_shrunk.push(configuration.clone());
         return Ok(());
     }
-    match shrink(arena, configuration, differing, before)? {
+    match shrink(pair, configuration, differing, before)? {
         None => report.not_again.push(configuration.clone()),
         Some(finding) if report.findings.iter().any(|known| same(known, &finding)) => {}
         Some(finding) => {

@@ -1,6 +1,6 @@
 //! The options that are varied, and the values they take.
 //!
-//! The values are taken from the few addresses, ports and ids that the [arena](super::arena) has, so that options meet.
+//! The values are taken from the few addresses, ports and ids that the [pair](super::pair) has, so that options meet.
 
 use super::random::Random;
 
@@ -9,78 +9,6 @@ pub const SERVED: [u16; 9] = [8080, 9000, 9001, 15008, 15009, 15020, 15021, 1509
 
 /// A port nobody listens on.
 pub const UNSERVED: u16 = 81;
-
-/// An option of `istio-iptables`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Choice {
-    /// `-p`.
-    EnvoyPort,
-    /// `-z`.
-    InboundCapturePort,
-    /// `-e`.
-    TunnelPort,
-    /// `-u`.
-    ProxyUids,
-    /// `-g`.
-    ProxyGids,
-    /// `-m`.
-    Mode,
-    /// `-t`.
-    Mark,
-    /// `-r`.
-    RouteTable,
-    /// `-b`.
-    InboundPorts,
-    /// `-d`.
-    InboundPortsExclude,
-    /// `-c`.
-    ExcludeInterfaces,
-    /// `-k`.
-    VirtualInterfaces,
-    /// `-i`.
-    Cidrs,
-    /// `-x`.
-    CidrsExclude,
-    /// `-q`.
-    OutboundPorts,
-    /// `-o`.
-    OutboundPortsExclude,
-    /// `ISTIO_OUTBOUND_OWNER_GROUPS`.
-    OwnerGroups,
-    /// `ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE`.
-    OwnerGroupsExclude,
-    /// `ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR`.
-    Loopback,
-    /// `--redirect-dns` and `--capture-all-dns`.
-    Dns,
-    /// `--ipv6` and `--dual-stack`.
-    Ipv6,
-}
-
-/// All of them.
-pub const ALL: [Choice; 21] = [
-    Choice::EnvoyPort,
-    Choice::InboundCapturePort,
-    Choice::TunnelPort,
-    Choice::ProxyUids,
-    Choice::ProxyGids,
-    Choice::Mode,
-    Choice::Mark,
-    Choice::RouteTable,
-    Choice::InboundPorts,
-    Choice::InboundPortsExclude,
-    Choice::ExcludeInterfaces,
-    Choice::VirtualInterfaces,
-    Choice::Cidrs,
-    Choice::CidrsExclude,
-    Choice::OutboundPorts,
-    Choice::OutboundPortsExclude,
-    Choice::OwnerGroups,
-    Choice::OwnerGroupsExclude,
-    Choice::Loopback,
-    Choice::Dns,
-    Choice::Ipv6,
-];
 
 const PORTS: &[&str] = &["8080", "9000", "9001", "15008", "15020", "53", "81"];
 const IDS: &[&str] = &["1337", "1338", "1000", "0", "2000"];
@@ -105,68 +33,61 @@ const CIDRS: &[&str] = &[
     "::1/128",
 ];
 
-impl Choice {
-    /// The way it is given: the flag or variable.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::EnvoyPort => "-p",
-            Self::InboundCapturePort => "-z",
-            Self::TunnelPort => "-e",
-            Self::ProxyUids => "-u",
-            Self::ProxyGids => "-g",
-            Self::Mode => "-m",
-            Self::Mark => "-t",
-            Self::RouteTable => "-r",
-            Self::InboundPorts => "-b",
-            Self::InboundPortsExclude => "-d",
-            Self::ExcludeInterfaces => "-c",
-            Self::VirtualInterfaces => "-k",
-            Self::Cidrs => "-i",
-            Self::CidrsExclude => "-x",
-            Self::OutboundPorts => "-q",
-            Self::OutboundPortsExclude => "-o",
-            Self::OwnerGroups => "ISTIO_OUTBOUND_OWNER_GROUPS",
-            Self::OwnerGroupsExclude => "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE",
-            Self::Loopback => "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",
-            Self::Dns => "dns",
-            Self::Ipv6 => "ipv6",
-        }
-    }
+/// Makes the enumeration of the options: name in Rust, the flag or variable, values that are no lists, and what lists are
+/// made of.
+macro_rules! choices {
+    ($($choice:ident $name:literal $whole:tt $items:expr;)*) => {
+        /// An option of `istio-iptables`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Choice { $($choice,)* }
 
+        pub const ALL: &[Choice] = &[$(Choice::$choice,)*];
+
+        impl Choice {
+            /// The way it is given: the flag or variable.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$choice => $name,)* }
+            }
+
+            /// Values that are no lists, and what lists are made of.
+            fn values(self) -> (&'static [&'static str], &'static [&'static str]) {
+                match self { $(Self::$choice => (&$whole, $items),)* }
+            }
+        }
+    };
+}
+
+choices! {
+    EnvoyPort "-p" ["15001", "16001", "16099"] &[];
+    InboundCapturePort "-z" ["15006", "16006", "16099"] &[];
+    TunnelPort "-e" ["15008", "15009", "8080", "9000", "53"] &[];
+    ProxyUids "-u" [""] IDS;
+    ProxyGids "-g" [""] IDS;
+    Mode "-m" ["TPROXY", "TPROXY", "TPROXY", "REDIRECT"] &[];
+    Mark "-t" ["1337", "7", "65536"] &[];
+    RouteTable "-r" ["133", "77"] &[];
+    InboundPorts "-b" ["*", "*", ""] PORTS;
+    InboundPortsExclude "-d" [""] PORTS;
+    ExcludeInterfaces "-c" [""] &["eth0", "eth1", "vnet0", "lo", "absent0"];
+    VirtualInterfaces "-k" ["vnet0", "vnet0", ""] &["vnet0", "eth1", "absent0"];
+    Cidrs "-i" ["*", "*", ""] CIDRS;
+    CidrsExclude "-x" [""] CIDRS;
+    OutboundPorts "-q" [""] PORTS;
+    OutboundPortsExclude "-o" [""] PORTS;
+    OwnerGroups "ISTIO_OUTBOUND_OWNER_GROUPS" ["*", ""] IDS;
+    OwnerGroupsExclude "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE" [""] IDS;
+    Loopback "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR"
+        ["127.0.0.1/32", "127.0.0.0/8", "127.0.0.1/24", "127.0.0.2/32", "127.1.0.0/16"] &[];
+    Dns "dns" ["servers", "all", "all", "all-alone"] &[];
+    Ipv6 "ipv6" ["on", "on", "off", "auto", "dual-stack"] &[];
+}
+
+impl Choice {
     /// Whether it comes from the environment.
-    #[must_use]
     pub fn is_variable(self) -> bool {
         self.name().starts_with("ISTIO_")
     }
 
-    /// Values that are no lists, and what lists are made of.
-    fn values(self) -> (&'static [&'static str], &'static [&'static str]) {
-        match self {
-            Self::EnvoyPort => (&["15001", "16001", "16099"], &[]),
-            Self::InboundCapturePort => (&["15006", "16006", "16099"], &[]),
-            Self::TunnelPort => (&["15008", "15009", "8080", "9000", "53"], &[]),
-            Self::ProxyUids | Self::ProxyGids => (&[""], IDS),
-            Self::Mode => (&["TPROXY", "TPROXY", "TPROXY", "REDIRECT"], &[]),
-            Self::Mark => (&["1337", "7", "65536"], &[]),
-            Self::RouteTable => (&["133", "77"], &[]),
-            Self::InboundPorts => (&["*", "*", ""], PORTS),
-            Self::InboundPortsExclude | Self::OutboundPorts | Self::OutboundPortsExclude => (&[""], PORTS),
-            Self::ExcludeInterfaces => (&[""], &["eth0", "eth1", "vnet0", "lo", "absent0"]),
-            Self::VirtualInterfaces => (&["vnet0", "vnet0", ""], &["vnet0", "eth1", "absent0"]),
-            Self::Cidrs => (&["*", "*", ""], CIDRS),
-            Self::CidrsExclude => (&[""], CIDRS),
-            Self::OwnerGroups => (&["*", ""], IDS),
-            Self::OwnerGroupsExclude => (&[""], IDS),
-            Self::Loopback => {
-                (&["127.0.0.1/32", "127.0.0.0/8", "127.0.0.1/24", "127.0.0.2/32", "127.1.0.0/16"], &[])
-            }
-            Self::Dns => (&["servers", "all", "all", "all-alone"], &[]),
-            Self::Ipv6 => (&["on", "on", "off", "auto", "dual-stack"], &[]),
-        }
-    }
-
-    /// A value.
     pub fn value(self, random: &mut Random) -> String {
         let (whole, items) = self.values();
         if items.is_empty() || random.percent(if whole.len() > 1 { 40 } else { 5 }) {

@@ -11,7 +11,7 @@ const GIVEN_PERCENT: usize = 45;
 /// In a round, so many random combinations follow the pairs.
 const COMBINATIONS: usize = 47;
 
-/// What this kernel has: before 5.17 `attach` refuses options that name interfaces, which the test `kernel` shows.
+/// Before 5.17 `attach` refuses options that name interfaces (test `kernel`).
 fn possible(choice: &Choice) -> bool {
     kernel::tells_interfaces() || !matches!(choice, Choice::ExcludeInterfaces | Choice::VirtualInterfaces)
 }
@@ -19,7 +19,6 @@ fn possible(choice: &Choice) -> bool {
 /// The first `count` configurations of a seed. A round has each option alone, then all pairs of options beside the
 /// sidecar's, then random combinations; the next has other values. Alone means that nothing else is given, pairs are
 /// added to the sidecar's configuration because by default nothing is captured.
-#[must_use]
 pub fn configurations(seed: u64, count: usize) -> Vec<Configuration> {
     let mut random = Random::new(seed);
     let mut plan = Vec::new();
@@ -32,7 +31,6 @@ pub fn configurations(seed: u64, count: usize) -> Vec<Configuration> {
 }
 
 /// The number of configurations in a round.
-#[must_use]
 pub fn round_length() -> usize {
     ALL.len() + ALL.len() * (ALL.len() - 1) / 2 + COMBINATIONS
 }
@@ -59,7 +57,7 @@ fn round(random: &mut Random) -> Vec<Configuration> {
 fn combination(random: &mut Random) -> Configuration {
     let mut configuration =
         if random.percent(70) { Configuration::sidecar() } else { Configuration::default() };
-    for choice in ALL {
+    for &choice in ALL {
         if random.percent(GIVEN_PERCENT) {
             configuration = configuration.with(choice, choice.value(random));
         }

@@ -4,61 +4,57 @@ use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::addresses::{FIRST4, FIRST6, LISTED4, NAME_SERVER6, OTHER4, Place, SECOND_POD4, SECOND_POD6};
+use super::addresses::{
+    Destination, FIRST4, FIRST6, LISTED4, NAME_SERVER6, OTHER4, SECOND_POD4, SECOND_POD6,
+};
 use super::configuration::NAME_SERVER4;
 use super::options::UNSERVED;
 use super::random::Random;
 use crate::harness::oracle::options::{Options, Ports};
+use crate::harness::pair::matrix::SERVED;
 use crate::harness::probe::scenario::{Family, Owner, Scenario, Udp};
 use crate::harness::world::{APP, GUEST_INTERFACE, ROOT, SECOND4, SECOND6, VIP4, VIP6, VNET4, VNET6, at};
 
-/// The ordinary port.
-const PORT: u16 = 8080;
-
 /// A user and a group that no option names.
-const STRANGER: u32 = 3000;
+const UNNAMED_ID: u32 = 3000;
 
 /// Probes drawn from all combinations, beside those that are chosen.
-const DRAWN: usize = 40;
+const RANDOM_PROBES: usize = 40;
 
-/// Asks the arena for a port of its own.
+/// Asks the pair for a port of its own.
 pub const OWN_PORT: u16 = 1;
 
 /// Where a connection is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
-    /// In the pod.
     Pod,
-    /// In the network.
     Network,
     /// In the pod's guest.
     Guest,
 }
 
-/// One connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
     /// Where it is made.
     pub from: From,
-    /// What is done.
     pub scenario: Scenario,
 }
 
-/// Who connects: who makes the socket, and who connects it.
+/// The owner at the creation of the socket, and the owner at connect().
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Caller {
+struct Owners {
     creates: Owner,
     connects: Owner,
 }
 
-impl Caller {
+impl Owners {
     fn of(uid: u32, gid: u32) -> Self {
         let owner = Owner { uid, gid };
         Self { creates: owner, connects: owner }
     }
 }
 
-impl fmt::Display for Caller {
+impl fmt::Display for Owners {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.creates.uid, self.creates.gid)?;
         if self.creates != self.connects {
@@ -77,7 +73,7 @@ struct Probes {
 impl Probes {
     fn add(
         &mut self,
-        caller: Caller,
+        caller: Owners,
         to: SocketAddr,
         bind: Option<SocketAddr>,
         udp: Option<Udp>,
@@ -108,7 +104,7 @@ impl Probes {
         }
     }
 
-    fn plain(&mut self, caller: Caller, to: SocketAddr) {
+    fn plain(&mut self, caller: Owners, to: SocketAddr) {
         self.add(caller, to, None, None, false);
     }
 
@@ -131,7 +127,6 @@ impl Probes {
 }
 
 /// The probes of a configuration.
-#[must_use]
 pub fn probes(options: &Options, random: &mut Random) -> Vec<Probe> {
     let mut probes = Probes { list: Vec::new(), names: HashSet::new() };
     let callers = callers(options);
@@ -139,11 +134,11 @@ pub fn probes(options: &Options, random: &mut Random) -> Vec<Probe> {
     let ports = outbound_ports(options);
 
     for caller in [app, proxy] {
-        for place in Place::all() {
-            probes.plain(caller, at(place.address, PORT));
+        for place in Destination::all() {
+            probes.plain(caller, at(place.address, SERVED));
         }
         for to in [VIP4, FIRST4, OTHER4] {
-            probes.add(caller, at(to, PORT), None, None, true);
+            probes.add(caller, at(to, SERVED), None, None, true);
         }
         for (to, bind) in binds() {
             probes.add(caller, to, Some(bind), None, false);
@@ -156,7 +151,7 @@ pub fn probes(options: &Options, random: &mut Random) -> Vec<Probe> {
     }
     for caller in &callers {
         for to in [IpAddr::from(VIP4), FIRST4.into(), OTHER4.into(), VIP6.into(), FIRST6.into()] {
-            probes.plain(*caller, at(to, PORT));
+            probes.plain(*caller, at(to, SERVED));
         }
     }
     for port in inbound_ports(options) {
@@ -168,8 +163,8 @@ pub fn probes(options: &Options, random: &mut Random) -> Vec<Probe> {
         guest(&mut probes, options);
     }
     queries(&mut probes, options, &callers);
-    for _ in 0..DRAWN {
-        let place = random.pick(Place::all());
+    for _ in 0..RANDOM_PROBES {
+        let place = random.pick(Destination::all());
         let to = at(place.address, *random.pick(&ports));
         let bind = random.percent(25).then(|| at(*random.pick(place.sources), 0));
         let mapped = random.percent(25) && to.is_ipv4();
@@ -183,7 +178,7 @@ fn guest(probes: &mut Probes, options: &Options) {
     let four = [VIP4, LISTED4, SECOND4, FIRST4, VNET4].map(IpAddr::from);
     let six = [VIP6, SECOND6, FIRST6, VNET6].map(IpAddr::from);
     for to in four.into_iter().chain(six) {
-        probes.guest(at(to, PORT), None);
+        probes.guest(at(to, SERVED), None);
     }
     for port in
         [UNSERVED, 9000, 53, options.inbound_tunnel_port, options.envoy_port, options.inbound_capture_port]
@@ -192,28 +187,29 @@ fn guest(probes: &mut Probes, options: &Options) {
             probes.guest(at(to, port), None);
         }
     }
-    for to in [at(VIP4, PORT), at(VIP4, 53), at(VIP6, 53)] {
+    for to in [at(VIP4, SERVED), at(VIP4, 53), at(VIP6, 53)] {
         probes.guest(to, Some(Udp::Connect));
     }
 }
 
 /// The app and the proxy, and whoever is somebody to an option. The first two are an app and a proxy.
-fn callers(options: &Options) -> Vec<Caller> {
+fn callers(options: &Options) -> Vec<Owners> {
     let first = options.proxy_uids.first().copied().unwrap_or(1337);
     let mut all = vec![
-        Caller::of(APP.uid, APP.gid),
-        Caller::of(first, options.proxy_gids.first().copied().unwrap_or(first)),
-        Caller::of(STRANGER, STRANGER),
+        Owners::of(APP.uid, APP.gid),
+        Owners::of(first, options.proxy_gids.first().copied().unwrap_or(first)),
+        Owners::of(UNNAMED_ID, UNNAMED_ID),
     ];
-    all.extend(options.proxy_uids.iter().map(|uid| Caller::of(*uid, STRANGER)));
-    all.extend(options.proxy_gids.iter().map(|gid| Caller::of(STRANGER, *gid)));
+    all.extend(options.proxy_uids.iter().map(|uid| Owners::of(*uid, UNNAMED_ID)));
+    all.extend(options.proxy_gids.iter().map(|gid| Owners::of(UNNAMED_ID, *gid)));
     let groups = options.owner_groups.iter().flatten().chain(&options.owner_groups_exclude);
-    all.extend(groups.map(|gid| Caller::of(STRANGER, *gid)));
-    let (proxy, stranger) = (Owner { uid: first, gid: STRANGER }, Owner { uid: STRANGER, gid: STRANGER });
-    all.push(Caller { creates: proxy, connects: stranger });
-    all.push(Caller { creates: stranger, connects: proxy });
-    all.push(Caller { creates: stranger, connects: ROOT });
-    let mut seen: Vec<Caller> = Vec::new();
+    all.extend(groups.map(|gid| Owners::of(UNNAMED_ID, *gid)));
+    let (proxy, stranger) =
+        (Owner { uid: first, gid: UNNAMED_ID }, Owner { uid: UNNAMED_ID, gid: UNNAMED_ID });
+    all.push(Owners { creates: proxy, connects: stranger });
+    all.push(Owners { creates: stranger, connects: proxy });
+    all.push(Owners { creates: stranger, connects: ROOT });
+    let mut seen: Vec<Owners> = Vec::new();
     for caller in all {
         if !seen.contains(&caller) || seen.len() < 2 {
             seen.push(caller);
@@ -224,7 +220,7 @@ fn callers(options: &Options) -> Vec<Caller> {
 
 /// Ports in and out of each list.
 fn outbound_ports(options: &Options) -> Vec<u16> {
-    let mut ports = vec![PORT, 9000, 9001, UNSERVED, options.inbound_tunnel_port];
+    let mut ports = vec![SERVED, 9000, 9001, UNSERVED, options.inbound_tunnel_port];
     ports.extend(&options.outbound_ports);
     ports.extend(&options.outbound_ports_exclude);
     if options.redirect_dns {
@@ -235,7 +231,7 @@ fn outbound_ports(options: &Options) -> Vec<u16> {
 
 fn inbound_ports(options: &Options) -> Vec<u16> {
     let mut ports = vec![
-        PORT,
+        SERVED,
         9000,
         UNSERVED,
         options.inbound_tunnel_port,
@@ -280,15 +276,15 @@ fn binds() -> Vec<(SocketAddr, SocketAddr)> {
         (Ipv6Addr::LOCALHOST, passthrough6, 0),
         (Ipv6Addr::LOCALHOST, FIRST6, 0),
     ];
-    let four = four.map(|(to, from, port)| (at(to, PORT), at(from, port)));
-    let six = six.map(|(to, from, port)| (at(to, PORT), at(from, port)));
+    let four = four.map(|(to, from, port)| (at(to, SERVED), at(from, port)));
+    let six = six.map(|(to, from, port)| (at(to, SERVED), at(from, port)));
     four.into_iter().chain(six).collect()
 }
 
 /// Queries by UDP, many where DNS is captured. Other UDP is never captured.
-fn queries(probes: &mut Probes, options: &Options, callers: &[Caller]) {
+fn queries(probes: &mut Probes, options: &Options, callers: &[Owners]) {
     let app = callers[0];
-    probes.add(app, at(VIP4, PORT), None, Some(Udp::Connect), false);
+    probes.add(app, at(VIP4, SERVED), None, Some(Udp::Connect), false);
     probes.add(app, at(VIP4, 53), None, Some(Udp::Connect), false);
     if !options.redirect_dns {
         return;

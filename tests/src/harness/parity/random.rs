@@ -8,12 +8,10 @@ pub struct Random {
 
 impl Random {
     /// The generator of a seed.
-    #[must_use]
     pub fn new(seed: u64) -> Self {
         Self { state: seed }
     }
 
-    /// The next number.
     pub fn draw(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.state;
@@ -32,10 +30,6 @@ impl Random {
         self.below(100) < chance
     }
 
-    /// One of these.
-    ///
-    /// # Panics
-    /// When there are none.
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.below(from.len())]
     }

@@ -1,12 +1,12 @@
-//! What came of a run.
+//! The report of a run.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use super::arena::{Outcome, Reached};
 use super::configuration::Configuration;
 use super::options::{ALL, Choice};
+use super::pair::{Comparison, Ends};
 use super::shrink::Finding;
 
 /// The sums of some configurations.
@@ -19,23 +19,22 @@ struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, outcome: &Outcome) {
+    fn add(&mut self, comparison: &Comparison) {
         self.configurations += 1;
-        self.probes += outcome.probes;
-        self.documented += outcome.documented;
-        self.unexplained += outcome.differences.len();
+        self.probes += comparison.probes;
+        self.documented += comparison.documented;
+        self.unexplained += comparison.differences.len();
     }
 }
 
 /// A run, summed up.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct ParityReport {
     by_option: BTreeMap<Choice, Sum>,
     all: Sum,
-    reached: Reached,
+    ends: Ends,
     /// How long it took.
     pub took: Duration,
-    /// Unexplained differences, shrunk.
     pub findings: Vec<Finding>,
     /// Configurations whose differences are not among the findings.
     pub not_shrunk: Vec<Configuration>,
@@ -43,36 +42,33 @@ pub struct Report {
     pub not_again: Vec<Configuration>,
 }
 
-impl Report {
-    /// Adds the outcome of a configuration.
-    pub fn add(&mut self, configuration: &Configuration, outcome: &Outcome) {
-        self.all.add(outcome);
-        self.reached.add(outcome.reached);
+impl ParityReport {
+    /// Adds the comparison of a configuration.
+    pub fn add(&mut self, configuration: &Configuration, comparison: &Comparison) {
+        self.all.add(comparison);
+        self.ends.add(comparison.ends);
         for (choice, _) in configuration.given() {
-            self.by_option.entry(choice).or_default().add(outcome);
+            self.by_option.entry(choice).or_default().add(comparison);
         }
     }
 
     /// Whether nothing differs that is not meant to.
-    #[must_use]
     pub fn is_clean(&self) -> bool {
         self.all.unexplained == 0
     }
 
     /// The number of configurations.
-    #[must_use]
     pub fn configurations(&self) -> usize {
         self.all.configurations
     }
 
     /// Where the probes ended.
-    #[must_use]
-    pub fn reached(&self) -> Reached {
-        self.reached
+    pub fn ends(&self) -> Ends {
+        self.ends
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for ParityReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
@@ -83,11 +79,11 @@ impl fmt::Display for Report {
             let Sum { configurations, probes, documented, unexplained } = sum;
             writeln!(f, "{name:38} {configurations:>14} {probes:>9} {documented:>10} {unexplained:>11}")
         };
-        for choice in ALL {
+        for &choice in ALL {
             line(choice.name(), self.by_option.get(&choice).copied().unwrap_or_default())?;
         }
         line("(all)", self.all)?;
-        let Reached { proxy, passed, failed } = self.reached;
+        let Ends { proxy, passed, failed } = self.ends;
         let each = self.took.as_secs_f64() / self.all.configurations.max(1) as f64;
         writeln!(
             f,

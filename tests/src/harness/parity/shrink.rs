@@ -2,20 +2,18 @@
 
 use std::fmt;
 
-use super::arena::Arena;
 use super::configuration::Configuration;
 use super::options::Choice;
+use super::pair::ParityPair;
 use super::probes::Probe;
 use crate::harness::pair::compare::{Difference, table};
 
 /// A difference, in few words.
 #[derive(Clone, Debug)]
 pub struct Finding {
-    /// The smallest configuration.
     pub configuration: Configuration,
     /// The probe that shows it.
     pub probe: Probe,
-    /// What differs.
     pub differences: Vec<Difference>,
     /// Seen only when this configuration was in force before.
     pub after: Option<Configuration>,
@@ -33,27 +31,24 @@ impl fmt::Display for Finding {
 
 /// Looks for the smallest configuration under which any of the probes differs. `before` is the configuration that was
 /// in force before this one.
-///
-/// # Errors
-/// When a side fails.
 pub fn shrink(
-    arena: &mut Arena,
+    pair: &mut ParityPair,
     configuration: &Configuration,
     probes: &[Probe],
     before: Option<&Configuration>,
 ) -> anyhow::Result<Option<Finding>> {
-    if !differ(arena, configuration, probes, None)?.is_empty() {
-        return smallest(arena, configuration.clone(), probes, None).map(Some);
+    if !differ(pair, configuration, probes, None)?.is_empty() {
+        return smallest(pair, configuration.clone(), probes, None).map(Some);
     }
     let Some(before) = before else { return Ok(None) };
-    if differ(arena, configuration, probes, Some(before))?.is_empty() {
+    if differ(pair, configuration, probes, Some(before))?.is_empty() {
         return Ok(None);
     }
-    smallest(arena, configuration.clone(), probes, Some(before)).map(Some)
+    smallest(pair, configuration.clone(), probes, Some(before)).map(Some)
 }
 
 fn smallest(
-    arena: &mut Arena,
+    pair: &mut ParityPair,
     mut configuration: Configuration,
     probes: &[Probe],
     before: Option<&Configuration>,
@@ -61,7 +56,7 @@ fn smallest(
     loop {
         let mut smaller = None;
         for candidate in candidates(&configuration) {
-            if !differ(arena, &candidate, probes, before)?.is_empty() {
+            if !differ(pair, &candidate, probes, before)?.is_empty() {
                 smaller = Some(candidate);
                 break;
             }
@@ -71,12 +66,12 @@ fn smallest(
             None => break,
         }
     }
-    let found = differ(arena, &configuration, probes, before)?;
+    let found = differ(pair, &configuration, probes, before)?;
     let index = found.iter().map(|(index, _)| *index).min();
     let index = index.ok_or_else(|| anyhow::anyhow!("seen before, but not again: {configuration}"))?;
     let probe = probes[index].clone();
     // By itself, it must differ, too.
-    let alone = differ(arena, &configuration, std::slice::from_ref(&probe), before)?;
+    let alone = differ(pair, &configuration, std::slice::from_ref(&probe), before)?;
     anyhow::ensure!(!alone.is_empty(), "only together with other probes: {}", probe.scenario.name);
     let differences = alone.into_iter().map(|(_, difference)| difference).collect();
     Ok(Finding { configuration, probe, differences, after: before.cloned() })
@@ -84,17 +79,17 @@ fn smallest(
 
 /// Attaches anew, and compares.
 fn differ(
-    arena: &mut Arena,
+    pair: &mut ParityPair,
     configuration: &Configuration,
     probes: &[Probe],
     before: Option<&Configuration>,
 ) -> anyhow::Result<Vec<(usize, Difference)>> {
-    arena.detach()?;
+    pair.detach()?;
     if let Some(before) = before {
-        arena.configure(before)?;
+        pair.configure(before)?;
     }
-    arena.configure(configuration)?;
-    Ok(arena.run(probes)?.differences)
+    pair.configure(configuration)?;
+    Ok(pair.run(probes)?.differences)
 }
 
 /// The same with one option, or one item of a list, less.

@@ -14,21 +14,22 @@ use rustix::process::{Gid, Uid};
 use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
 use super::sys;
-use crate::harness::probe::observation::{Accepted, Earlier, OK, Observation, Question, Seen, outcome};
+use crate::harness::probe::observation::{
+    Accepted, AddressOrErrno, Earlier, OK, Observation, Question, outcome,
+};
 use crate::harness::probe::scenario::{Family, How, Owner, Scenario};
 use crate::harness::retry::long_enough;
 
 /// A handshake on this machine takes microseconds, and no process takes part in it: after this long it is unanswered,
 /// which is then what is observed. (Some destinations are never answered, so this is also what a test run waits for.)
-const HANDSHAKE: Duration = Duration::from_secs(1);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A server's report needs the server to be scheduled, which on a busy machine may take a while.
-const REPORT: Duration = Duration::from_secs(10);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is sent with the first packet in the Fast Open scenarios.
+/// The Fast Open scenarios send this with the first packet.
 const EARLY_DATA: &[u8] = b"early data\n";
 
-/// Runs one scenario.
 pub fn observe(scenario: &Scenario) -> Observation {
     let mut seen = Observation { scenario: scenario.name.clone(), ..Observation::default() };
     let created = acting_as(scenario.created_by, || create(scenario));
@@ -107,8 +108,8 @@ fn create(scenario: &Scenario) -> io::Result<OwnedFd> {
     }
     let protocol = if scenario.mptcp { ipproto::MPTCP } else { ipproto::TCP };
     let fd = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(protocol))?;
-    set_socket_timeout(&fd, Timeout::Send, Some(HANDSHAKE))?;
-    set_socket_timeout(&fd, Timeout::Recv, Some(long_enough(REPORT)))?;
+    set_socket_timeout(&fd, Timeout::Send, Some(HANDSHAKE_TIMEOUT))?;
+    set_socket_timeout(&fd, Timeout::Recv, Some(long_enough(REPORT_TIMEOUT)))?;
     set_socket_linger(&fd, Some(Duration::ZERO))?;
     if scenario.bind.is_some_and(|bind| bind.port() != 0) {
         set_socket_reuseaddr(&fd, true)?;
@@ -139,7 +140,7 @@ fn connect(how: How, fd: &OwnedFd, to: SocketAddr) -> io::Result<()> {
 
 /// Waits for a non-blocking connection and makes the socket blocking again.
 fn finish(fd: &OwnedFd) -> String {
-    let limit = Timespec { tv_sec: HANDSHAKE.as_secs().cast_signed(), tv_nsec: 0 };
+    let limit = Timespec { tv_sec: HANDSHAKE_TIMEOUT.as_secs().cast_signed(), tv_nsec: 0 };
     let ready = poll(&mut [PollFd::new(fd, PollFlags::OUT)], Some(&limit));
     let finished = match (ready, socket_error(fd)) {
         (Ok(0), _) => "still pending".to_owned(),
@@ -189,7 +190,7 @@ fn ask_server(
     loop {
         let mut line = String::new();
         anyhow::ensure!(reader.read_line(&mut line)? > 0, "the server closed");
-        // What is no question was echoed: early data comes back before the first answer.
+        // Any other line is an echo: early data comes back before the first answer.
         if line.starts_with('{') {
             return Ok(serde_json::from_str(&line)?);
         }
@@ -204,12 +205,12 @@ fn as_written(family: Family, address: SocketAddr) -> SocketAddr {
     }
 }
 
-pub(super) fn local_name(fd: impl AsFd) -> Seen {
+pub(super) fn local_name(fd: impl AsFd) -> AddressOrErrno {
     let name = rustix::net::getsockname(fd).map_err(io::Error::from);
     name.and_then(|any| SocketAddr::try_from(any).map_err(io::Error::from)).into()
 }
 
-pub(super) fn peer_name(fd: impl AsFd) -> Seen {
+pub(super) fn peer_name(fd: impl AsFd) -> AddressOrErrno {
     let name = rustix::net::getpeername(fd).map_err(io::Error::from);
     // rustix turns an empty address into `None`.
     name.and_then(|any| match any {

@@ -8,27 +8,21 @@ use serde::{Deserialize, Serialize};
 
 use super::print_line;
 
-/// What it prints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Event {
-    /// It listens.
+pub enum ProxyEvent {
     Ready,
     /// A client asked for this destination.
     Asked(String),
 }
 
-/// Serves until killed.
-///
-/// # Errors
-/// When the address cannot be listened on.
 pub fn serve(listen: SocketAddr) -> anyhow::Result<()> {
     let listener = TcpListener::bind(listen).with_context(|| listen.to_string())?;
-    print_line(&Event::Ready)?;
+    print_line(&ProxyEvent::Ready)?;
     for client in listener.incoming() {
         let client = client?;
         std::thread::spawn(move || {
-            // What goes wrong with one client shows at that client.
+            // An error shows at the client.
             let _ = attend(client);
         });
     }
@@ -44,7 +38,7 @@ fn attend(mut client: TcpStream) -> anyhow::Result<()> {
         line.clear();
         reader.read_line(&mut line)?;
     }
-    print_line(&Event::Asked(target.clone()))?;
+    print_line(&ProxyEvent::Asked(target.clone()))?;
     let mut server = TcpStream::connect(&target)?;
     client.write_all(b"HTTP/1.0 200 connected\r\n\r\n")?;
     let (mut to_client, mut from_server) = (client.try_clone()?, server.try_clone()?);

@@ -14,9 +14,6 @@ use rustix::thread::{
 
 /// Enters cgroup, namespace and user, in this order: the cgroup of a socket is the one at its creation, and an
 /// ordinary user may enter neither of the others.
-///
-/// # Errors
-/// When one of them refuses.
 pub fn enter(
     cgroup: Option<&Path>,
     netns: Option<&Path>,
@@ -47,9 +44,6 @@ pub fn enter(
 
 /// Nobody must outlive a test that was killed, unless that is wanted. After the ids: changing them clears this. Both
 /// survive exec.
-///
-/// # Errors
-/// When the kernel refuses.
 pub fn bind_life(outlive: bool) -> anyhow::Result<()> {
     if outlive {
         rustix::process::setsid().context("starting a session")?;
@@ -59,9 +53,6 @@ pub fn bind_life(outlive: bool) -> anyhow::Result<()> {
 }
 
 /// Allows as many open files as we may have: some tests hold thousands of connections.
-///
-/// # Errors
-/// When the kernel refuses what it allows.
 pub fn raise_limits() -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })

@@ -8,22 +8,22 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::{print_line, sys};
-use crate::harness::probe::observation::Seen;
+use crate::harness::probe::observation::AddressOrErrno;
 use crate::harness::process::{Daemon, Place};
 use crate::harness::retry::long_enough;
 
-/// What a client's socket says of itself.
+/// The names of a client's socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Names {
     /// `getsockname()`.
-    pub local: Seen,
+    pub local: AddressOrErrno,
     /// `getpeername()`.
-    pub peer: Seen,
+    pub peer: AddressOrErrno,
     /// `SO_ORIGINAL_DST` at `SOL_IP`.
-    pub original_dst: Seen,
+    pub original_dst: AddressOrErrno,
 }
 
-/// What it is told, one JSON object a line on stdin.
+/// An order, one JSON object a line on stdin.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Order {
@@ -31,10 +31,9 @@ enum Order {
     Echo,
 }
 
-/// What it answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Answer {
+enum HeldAnswer {
     Connected,
     Names(Names),
     Echoed(bool),
@@ -44,34 +43,30 @@ enum Answer {
 pub struct Held(Daemon);
 
 impl Held {
-    /// Connects.
-    ///
-    /// # Errors
-    /// When it cannot.
     pub fn start(place: &Place, to: SocketAddr) -> anyhow::Result<Self> {
         let daemon = Daemon::start("hold", &mut place.probe(&["hold", &to.to_string()]))?;
-        daemon
-            .wait_for(0, |line| matches!(serde_json::from_str(line), Ok(Answer::Connected)).then_some(()))?;
+        daemon.wait_for(0, |line| {
+            matches!(serde_json::from_str(line), Ok(HeldAnswer::Connected)).then_some(())
+        })?;
         Ok(Self(daemon))
     }
 
-    /// Its names now.
-    ///
-    /// # Errors
-    /// When it has ended.
     pub fn names(&mut self) -> anyhow::Result<Names> {
-        self.ask(Order::Names, |answer| if let Answer::Names(names) = answer { Some(names) } else { None })
+        self.ask(
+            Order::Names,
+            |answer| if let HeldAnswer::Names(names) = answer { Some(names) } else { None },
+        )
     }
 
     /// Whether what it sends comes back.
-    ///
-    /// # Errors
-    /// When it has ended.
     pub fn echo(&mut self) -> anyhow::Result<bool> {
-        self.ask(Order::Echo, |answer| if let Answer::Echoed(echoed) = answer { Some(echoed) } else { None })
+        self.ask(
+            Order::Echo,
+            |answer| if let HeldAnswer::Echoed(echoed) = answer { Some(echoed) } else { None },
+        )
     }
 
-    fn ask<T>(&mut self, order: Order, wanted: impl Fn(Answer) -> Option<T>) -> anyhow::Result<T> {
+    fn ask<T>(&mut self, order: Order, wanted: impl Fn(HeldAnswer) -> Option<T>) -> anyhow::Result<T> {
         let skip = self.0.line_count();
         self.0.tell(&serde_json::to_string(&order)?)?;
         self.0.wait_for(skip, |line| serde_json::from_str(line).ok().and_then(&wanted))
@@ -79,24 +74,21 @@ impl Held {
 }
 
 /// Connects to one of our servers and obeys until stdin ends.
-///
-/// # Errors
-/// When it cannot connect.
 pub fn hold(to: SocketAddr) -> anyhow::Result<()> {
     let stream = TcpStream::connect(to).with_context(|| to.to_string())?;
     stream.set_read_timeout(Some(long_enough(Duration::from_secs(4))))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     // The server's report comes first.
     reader.read_line(&mut String::new())?;
-    print_line(&Answer::Connected)?;
+    print_line(&HeldAnswer::Connected)?;
     for line in io::stdin().lock().lines() {
         let answer = match serde_json::from_str(&line?).context("an order")? {
-            Order::Names => Answer::Names(Names {
+            Order::Names => HeldAnswer::Names(Names {
                 local: stream.local_addr().into(),
                 peer: stream.peer_addr().into(),
                 original_dst: sys::original_dst(&stream, libc::SOL_IP),
             }),
-            Order::Echo => Answer::Echoed(echo(&stream, &mut reader).unwrap_or(false)),
+            Order::Echo => HeldAnswer::Echoed(echo(&stream, &mut reader).unwrap_or(false)),
         };
         print_line(&answer)?;
     }

@@ -16,9 +16,8 @@ use crate::harness::probe::observation::{Accepted, errno_name};
 use crate::harness::retry::long_enough;
 
 /// Mistakes that are told in full; the rest is counted.
-const SHOWN: usize = 20;
+const MAX_EXAMPLES: usize = 20;
 
-/// What to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Load {
     /// One connection to each.
@@ -33,13 +32,11 @@ pub struct Load {
 
 impl Load {
     /// Short connections from two threads.
-    #[must_use]
     pub fn to(destinations: Vec<SocketAddr>) -> Self {
         Self { destinations, threads: 2, hold: false, same_port: true }
     }
 
     /// To so many services outside the pod, of IPv4.
-    #[must_use]
     pub fn services(count: u16) -> Self {
         let to = |number: u16| {
             let [high, low] = number.to_be_bytes();
@@ -49,9 +46,9 @@ impl Load {
     }
 }
 
-/// What came of it.
+/// The result of a [`Load`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
+pub struct LoadReport {
     /// Connections of which every end saw the right addresses.
     pub right: usize,
     /// Connections of which somebody saw a wrong address.
@@ -65,9 +62,9 @@ pub struct Report {
 }
 
 /// Makes all the connections.
-pub fn run(load: &Load) -> Report {
+pub fn run(load: &Load) -> LoadReport {
     let next = AtomicUsize::new(0);
-    let report = Mutex::new(Report::default());
+    let report = Mutex::new(LoadReport::default());
     let held = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..load.threads {
@@ -87,27 +84,27 @@ pub fn run(load: &Load) -> Report {
     report.into_inner().unwrap_or_default()
 }
 
-struct Done {
+struct Connected {
     stream: TcpStream,
     local: SocketAddr,
     peer: SocketAddr,
     accepted: Result<Accepted, String>,
 }
 
-fn one(destination: SocketAddr) -> io::Result<Done> {
+fn one(destination: SocketAddr) -> io::Result<Connected> {
     let stream = TcpStream::connect(destination)?;
     set_socket_linger(&stream, Some(Duration::ZERO))?;
     stream.set_read_timeout(Some(long_enough(Duration::from_secs(10))))?;
     let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
     let accepted = greeting(&mut BufReader::new(stream.try_clone()?));
-    Ok(Done { stream, local, peer, accepted })
+    Ok(Connected { stream, local, peer, accepted })
 }
 
 fn note(
-    report: &mut Report,
+    report: &mut LoadReport,
     load: &Load,
     destination: SocketAddr,
-    result: io::Result<Done>,
+    result: io::Result<Connected>,
 ) -> Option<TcpStream> {
     let done = match result {
         Ok(done) => done,
@@ -135,7 +132,7 @@ fn note(
         report.right += 1;
     } else {
         report.wrong += 1;
-        if report.examples.len() < SHOWN {
+        if report.examples.len() < MAX_EXAMPLES {
             report
                 .examples
                 .push(format!("{destination}: client {} -> {}, server {accepted:?}", done.local, done.peer));

@@ -62,7 +62,7 @@ enum Action {
         /// A `Service` in JSON
         service: String,
     },
-    /// Read a `Load` (JSON) from stdin: many connections from many threads; print a `Report`
+    /// Read a `Load` (JSON) from stdin: many connections from many threads; print a `LoadReport`
     Many,
     /// Make one connection, and tell its names when asked on stdin; end with it
     Hold {
@@ -95,9 +95,6 @@ enum Action {
 }
 
 /// The probe's `main`.
-///
-/// # Errors
-/// Only when the place cannot be entered or the input not be understood; what a connection does is an observation.
 pub fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     enter::raise_limits()?;

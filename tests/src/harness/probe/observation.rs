@@ -1,4 +1,4 @@
-//! What a probe saw: the one schema shared by the probe (which writes it) and the tests (which compare it).
+//! The schema of observations: the probe writes it, the tests compare it.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,16 +9,14 @@ use serde::{Deserialize, Serialize};
 /// The answer to "which address?": an address, or the error's name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", from = "String")]
-pub enum Seen {
-    /// An address.
+pub enum AddressOrErrno {
     Address(SocketAddr),
     /// The name of an errno, or words for something unexpected.
     Error(String),
 }
 
-impl Seen {
+impl AddressOrErrno {
     /// The address, if there was one.
-    #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
             Self::Address(address) => Some(*address),
@@ -27,13 +25,13 @@ impl Seen {
     }
 }
 
-impl From<SocketAddr> for Seen {
+impl From<SocketAddr> for AddressOrErrno {
     fn from(address: SocketAddr) -> Self {
         Self::Address(address)
     }
 }
 
-impl From<std::io::Result<SocketAddr>> for Seen {
+impl From<std::io::Result<SocketAddr>> for AddressOrErrno {
     fn from(result: std::io::Result<SocketAddr>) -> Self {
         match result {
             Ok(address) => Self::Address(address),
@@ -42,19 +40,19 @@ impl From<std::io::Result<SocketAddr>> for Seen {
     }
 }
 
-impl From<String> for Seen {
+impl From<String> for AddressOrErrno {
     fn from(text: String) -> Self {
         SocketAddr::from_str(&text).map_or(Self::Error(text), Self::Address)
     }
 }
 
-impl From<Seen> for String {
-    fn from(seen: Seen) -> Self {
+impl From<AddressOrErrno> for String {
+    fn from(seen: AddressOrErrno) -> Self {
         seen.to_string()
     }
 }
 
-impl fmt::Display for Seen {
+impl fmt::Display for AddressOrErrno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => write!(f, "{address}"),
@@ -96,30 +94,26 @@ pub struct Question {
 
 impl Question {
     /// A question to the connection itself.
-    #[must_use]
     pub fn new(level: i32, name: i32, length: u32) -> Self {
         Self { listener: false, level, name, length, shown: None }
     }
 
     /// Reports only the first bytes of the answer.
-    #[must_use]
     pub fn shown(mut self, bytes: u32) -> Self {
         self.shown = Some(bytes);
         self
     }
 
     /// A question to the listening socket.
-    #[must_use]
     pub fn of_listener(mut self) -> Self {
         self.listener = true;
         self
     }
 }
 
-/// What `getsockopt` answered.
+/// The answer to a `getsockopt`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// The question.
     pub question: Question,
     /// Success or the error.
     pub outcome: Outcome,
@@ -129,7 +123,7 @@ pub struct Answer {
     pub bytes: String,
 }
 
-/// What a server saw of a connection it accepted.
+/// A server's view of a connection it accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
     /// Which server: `proxy`, `app`, `remote`...
@@ -137,27 +131,27 @@ pub struct Accepted {
     /// The address its listener is bound to.
     pub listener: SocketAddr,
     /// The peer that `accept()` gave.
-    pub accept_peer: Seen,
+    pub accept_peer: AddressOrErrno,
     /// `getpeername()`.
-    pub peer: Seen,
+    pub peer: AddressOrErrno,
     /// `getsockname()`.
-    pub local: Seen,
+    pub local: AddressOrErrno,
     /// `SO_ORIGINAL_DST` at `SOL_IP`.
-    pub original_dst: Seen,
+    pub original_dst: AddressOrErrno,
     /// `SO_ORIGINAL_DST` at `SOL_IPV6`.
-    pub original_dst6: Seen,
+    pub original_dst6: AddressOrErrno,
 }
 
-/// What was seen of an attempt before the one that counts.
+/// An attempt before the one that counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Earlier {
     /// The result of `connect()`.
     pub connect: Outcome,
     /// `getsockname()` afterwards.
-    pub local: Seen,
+    pub local: AddressOrErrno,
     /// `getpeername()` afterwards.
-    pub peer: Seen,
-    /// What the server said, if any.
+    pub peer: AddressOrErrno,
+    /// The server's report, if it sent one.
     #[serde(default)]
     pub reached: Option<Accepted>,
     /// The result of `connect(AF_UNSPEC)`, if asked for.
@@ -165,48 +159,47 @@ pub struct Earlier {
     pub disconnect: Option<Outcome>,
     /// `getsockname()` after that.
     #[serde(default)]
-    pub local_disconnected: Option<Seen>,
+    pub local_disconnected: Option<AddressOrErrno>,
     /// `getpeername()` after that.
     #[serde(default)]
-    pub peer_disconnected: Option<Seen>,
+    pub peer_disconnected: Option<AddressOrErrno>,
 }
 
 /// Everything seen of one connection, from both ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observation {
-    /// The scenario's name.
     pub scenario: String,
     /// The result of creating the socket.
     pub socket: Option<Outcome>,
     /// The result of `bind()`.
     pub bind: Option<Outcome>,
     /// `getsockname()` before `connect()`.
-    pub local_before: Option<Seen>,
+    pub local_before: Option<AddressOrErrno>,
     /// Answers asked before connecting.
     #[serde(default)]
     pub before: Vec<Answer>,
     /// Earlier attempts on the socket.
     #[serde(default)]
     pub earlier: Vec<Earlier>,
-    /// What `connect()` returned.
+    /// The result of `connect()`.
     pub connect: Option<Outcome>,
     /// For a connection completed later: what became of it.
     pub finished: Option<Outcome>,
     /// `getsockname()` of the client.
-    pub local: Option<Seen>,
+    pub local: Option<AddressOrErrno>,
     /// `getpeername()` of the client.
-    pub peer: Option<Seen>,
+    pub peer: Option<AddressOrErrno>,
     /// `SO_ORIGINAL_DST` at `SOL_IP`, asked of the client's own socket.
-    pub original_dst: Option<Seen>,
+    pub original_dst: Option<AddressOrErrno>,
     /// The same at `SOL_IPV6`.
-    pub original_dst6: Option<Seen>,
+    pub original_dst6: Option<AddressOrErrno>,
     /// The server's own report, as it arrived over the connection.
     pub reached: Option<Accepted>,
-    /// What arrived instead of a report.
+    /// The bytes that arrived instead of a report.
     pub greeting: Option<String>,
     /// The sender of a UDP answer, as `recvfrom()` gives it.
     #[serde(default)]
-    pub answered_by: Option<Seen>,
+    pub answered_by: Option<AddressOrErrno>,
     /// Answers of the server's socket.
     #[serde(default)]
     pub server: Vec<Answer>,
@@ -217,7 +210,6 @@ pub struct Observation {
 
 impl Observation {
     /// In a few words: where it ended. `"proxy:15001 original 10.96.0.10:8080"`, or the error.
-    #[must_use]
     pub fn summary(&self) -> String {
         if let Some(failed) = self.failure() {
             return failed;
@@ -234,7 +226,6 @@ impl Observation {
     }
 
     /// The first thing that went wrong, if any.
-    #[must_use]
     pub fn failure(&self) -> Option<String> {
         let pending = |text: &str| text == OK || text == "EINPROGRESS";
         let steps = [("socket", &self.socket), ("bind", &self.bind), ("connect", &self.connect)];
@@ -249,8 +240,12 @@ impl Observation {
     }
 }
 
+/// The summary of what is captured on its way out.
+pub fn captured(to: SocketAddr) -> String {
+    format!("proxy:15001 original {to}")
+}
+
 /// The symbolic name of an I/O error: stable in reports, unlike its message.
-#[must_use]
 pub fn errno_name(error: &std::io::Error) -> String {
     let Some(number) = error.raw_os_error() else { return error.to_string() };
     let name = match number {
@@ -294,11 +289,11 @@ mod tests {
     #[test]
     fn addresses_and_errors_survive_json() {
         for text in ["10.0.0.1:80", "[fd00::1]:80", "[fe80::1%7]:80", "[::ffff:10.0.0.1]:80", "ENOENT"] {
-            let seen = Seen::from(text.to_owned());
+            let seen = AddressOrErrno::from(text.to_owned());
             assert_eq!(seen.address().is_none(), text == "ENOENT", "{text}");
             let json = serde_json::to_string(&seen).unwrap();
             assert_eq!(json, format!("\"{text}\""));
-            assert_eq!(serde_json::from_str::<Seen>(&json).unwrap(), seen);
+            assert_eq!(serde_json::from_str::<AddressOrErrno>(&json).unwrap(), seen);
         }
     }
 

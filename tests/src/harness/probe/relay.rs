@@ -13,7 +13,7 @@ use super::sys;
 use crate::harness::probe::observation::{Accepted, errno_name};
 
 /// An application in the same pod answers at once, or not at all.
-const HANDSHAKE: Duration = Duration::from_secs(1);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Relays until both sides have ended. What goes wrong is told to the client.
 pub(super) fn relay(client: OwnedFd, accepted: &Accepted, mark: u32) -> io::Result<()> {
@@ -43,7 +43,7 @@ fn connect(accepted: &Accepted, mark: u32) -> io::Result<TcpStream> {
     sys::switch_on(&fd, libc::SOL_IP, libc::IP_TRANSPARENT)?;
     sys::switch_on(&fd, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT)?;
     sys::set_mark(&fd, mark)?;
-    set_socket_timeout(&fd, Timeout::Send, Some(HANDSHAKE))?;
+    set_socket_timeout(&fd, Timeout::Send, Some(HANDSHAKE_TIMEOUT))?;
     rustix::net::bind(&fd, &SocketAddr::new(client.ip(), 0))?;
     rustix::net::connect(&fd, &to)?;
     Ok(TcpStream::from(fd))

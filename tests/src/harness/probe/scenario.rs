@@ -1,4 +1,4 @@
-//! What a probe is told to do: one connection, described completely.
+//! The schema of scenarios: one connection, described completely.
 
 use std::net::SocketAddr;
 
@@ -48,22 +48,18 @@ pub enum Udp {
 /// A user and group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Owner {
-    /// User id.
     pub uid: u32,
-    /// Group id.
     pub gid: u32,
 }
 
 /// A connection attempt made on the socket before the one that counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// Destination.
     pub to: SocketAddr,
     /// Take the connection back with `connect(AF_UNSPEC)` afterwards.
     pub disconnect: bool,
 }
 
-/// One connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scenario {
     /// Names the scenario in reports; unique within a matrix.
@@ -105,8 +101,6 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// A plain connection.
-    #[must_use]
     pub fn new(name: impl Into<String>, family: Family, to: SocketAddr) -> Self {
         Self {
             name: name.into(),
@@ -126,34 +120,27 @@ impl Scenario {
     }
 
     /// A plain connection of the family of the destination, named after it.
-    #[must_use]
     pub fn to(to: SocketAddr) -> Self {
         Self::new(format!("to {to}"), if to.is_ipv4() { Family::V4 } else { Family::V6 }, to)
     }
 
-    /// Binds first.
-    #[must_use]
     pub fn bound(mut self, bind: SocketAddr) -> Self {
         self.bind = Some(bind);
         self
     }
 
-    /// Connects another way.
-    #[must_use]
     pub fn by(mut self, how: How) -> Self {
         self.how = how;
         self
     }
 
     /// Tries another destination first.
-    #[must_use]
     pub fn after(mut self, to: SocketAddr, disconnect: bool) -> Self {
         self.earlier.push(Attempt { to, disconnect });
         self
     }
 
     /// Gives it another name.
-    #[must_use]
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self

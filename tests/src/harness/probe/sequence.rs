@@ -17,11 +17,10 @@ use rustix::net::{
 
 use super::connect::{local_name, peer_name};
 use super::sys;
-use crate::harness::probe::observation::{Seen, errno_name, outcome};
+use crate::harness::probe::observation::{AddressOrErrno, errno_name, outcome};
 use crate::harness::retry::{self, long_enough};
 use crate::harness::server::{INBOUND, OUTBOUND};
 
-/// Which sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Sequence {
     /// The server resets the connection.
@@ -49,9 +48,6 @@ pub enum Sequence {
 }
 
 /// Lives through it; what it saw.
-///
-/// # Errors
-/// When something fails that has nothing to do with redirection.
 pub fn tell(sequence: Sequence, to: SocketAddr) -> anyhow::Result<Vec<String>> {
     match sequence {
         Sequence::Reset => ends(to, |server, _| {
@@ -96,9 +92,9 @@ fn socket(to: SocketAddr, flags: SocketFlags) -> anyhow::Result<OwnedFd> {
 /// Names of a socket; its port as it was or not.
 fn names(what: &str, fd: impl AsFd, port: u16) -> String {
     let local = match local_name(fd.as_fd()) {
-        Seen::Address(local) if local.port() == port => format!("{} and its port", local.ip()),
-        Seen::Address(local) => format!("{} and another port", local.ip()),
-        Seen::Error(error) => error,
+        AddressOrErrno::Address(local) if local.port() == port => format!("{} and its port", local.ip()),
+        AddressOrErrno::Address(local) => format!("{} and another port", local.ip()),
+        AddressOrErrno::Error(error) => error,
     };
     format!("{what}: local {local}, peer {}", peer_name(fd))
 }

@@ -17,17 +17,15 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use serde::{Deserialize, Serialize};
 
 use super::{print_line, relay, sys, udp};
-use crate::harness::probe::observation::{Accepted, Question, Seen};
+use crate::harness::probe::observation::{Accepted, AddressOrErrno, Question};
 
 /// A client that keeps a connection open without a word is forgotten after this long.
-const SILENCE: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Service {
     /// How it calls itself in reports.
     pub role: String,
-    /// Its listeners.
     pub listeners: Vec<Listen>,
 }
 
@@ -41,7 +39,6 @@ pub struct Listen {
     /// `[::]` accepts IPv4 too.
     #[serde(default)]
     pub dual_stack: bool,
-    /// Listen with MPTCP.
     #[serde(default)]
     pub mptcp: bool,
     /// Accept data in the SYN (needs the sysctl, too).
@@ -59,8 +56,6 @@ pub struct Listen {
 }
 
 impl Listen {
-    /// A plain listener.
-    #[must_use]
     pub fn on(address: SocketAddr) -> Self {
         Self {
             address,
@@ -75,17 +70,15 @@ impl Listen {
     }
 
     /// Answers UDP queries. The address must be a certain one: it is the answers' source.
-    #[must_use]
     pub fn udp(address: SocketAddr) -> Self {
         Self { udp: true, ..Self::on(address) }
     }
 }
 
-/// What a server prints.
+/// A line that a server prints.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Event {
-    /// All listeners listen.
+pub enum ServerEvent {
     Ready,
     /// A connection was accepted.
     Accepted(Box<Accepted>),
@@ -95,13 +88,12 @@ pub enum Event {
     Opened(usize),
 }
 
-/// A command, one JSON object a line on stdin; each is answered by an [`Event`] before the next is sent.
+/// A command, one JSON object a line on stdin; each is answered by an [`ServerEvent`] before the next is sent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
     /// Close the listening socket of this index (counted in the order of opening; indices do not shift).
     Close(usize),
-    /// Open more.
     Open(Listen),
 }
 
@@ -113,15 +105,12 @@ struct Listener {
 }
 
 /// Serves until stdin ends.
-///
-/// # Errors
-/// When an address cannot be listened on.
 pub fn serve(service: &Service) -> anyhow::Result<()> {
     let mut listeners: Vec<Option<Listener>> = Vec::new();
     for listen in &service.listeners {
         open(listen, &mut listeners)?;
     }
-    print_line(&Event::Ready)?;
+    print_line(&ServerEvent::Ready)?;
     let mut stdin = BufReader::new(io::stdin());
     loop {
         let open: Vec<&Listener> = listeners.iter().flatten().collect();
@@ -152,11 +141,11 @@ fn obey(command: Command, listeners: &mut Vec<Option<Listener>>) -> anyhow::Resu
     match command {
         Command::Close(index) => {
             *listeners.get_mut(index).context("no such listener")? = None;
-            print_line(&Event::Closed(index))
+            print_line(&ServerEvent::Closed(index))
         }
         Command::Open(listen) => {
             open(&listen, listeners)?;
-            print_line(&Event::Opened(listen.sockets))
+            print_line(&ServerEvent::Opened(listen.sockets))
         }
     }
 }
@@ -210,14 +199,14 @@ fn accept(listener: &Listener, role: &str) -> anyhow::Result<()> {
         listener: listener.address,
         accept_peer: match accept_peer {
             Some(result) => result.map_err(io::Error::from).into(),
-            None => Seen::Error("no address".to_owned()),
+            None => AddressOrErrno::Error("no address".to_owned()),
         },
         peer: name(rustix::net::getpeername(&fd)),
         local: name(rustix::net::getsockname(&fd).map(Some)),
         original_dst: sys::original_dst(&fd, libc::SOL_IP),
         original_dst6: sys::original_dst(&fd, libc::SOL_IPV6),
     };
-    print_line(&Event::Accepted(Box::new(accepted.clone())))?;
+    print_line(&ServerEvent::Accepted(Box::new(accepted.clone())))?;
     let (relay, listener) = (listener.relay, Arc::downgrade(&listener.fd));
     std::thread::Builder::new().stack_size(128 * 1024).spawn(move || {
         // The client may leave at any time; that is its business.
@@ -231,7 +220,7 @@ fn accept(listener: &Listener, role: &str) -> anyhow::Result<()> {
 
 fn attend(fd: OwnedFd, listener: &Weak<OwnedFd>, accepted: &Accepted) -> anyhow::Result<()> {
     let mut writer = TcpStream::from(fd);
-    writer.set_read_timeout(Some(SILENCE))?;
+    writer.set_read_timeout(Some(IDLE_TIMEOUT))?;
     let mut reader = BufReader::new(writer.try_clone()?);
     writer.write_all(format!("{}\n", serde_json::to_string(accepted)?).as_bytes())?;
     loop {
@@ -251,10 +240,10 @@ fn attend(fd: OwnedFd, listener: &Weak<OwnedFd>, accepted: &Accepted) -> anyhow:
     }
 }
 
-pub(super) fn name(any: rustix::io::Result<Option<rustix::net::SocketAddrAny>>) -> Seen {
+pub(super) fn name(any: rustix::io::Result<Option<rustix::net::SocketAddrAny>>) -> AddressOrErrno {
     match any {
         Ok(Some(any)) => SocketAddr::try_from(any).map_err(io::Error::from).into(),
-        Ok(None) => Seen::Error("no address".to_owned()),
+        Ok(None) => AddressOrErrno::Error("no address".to_owned()),
         Err(error) => Err(io::Error::from(error)).into(),
     }
 }

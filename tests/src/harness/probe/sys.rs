@@ -5,13 +5,13 @@ use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd};
 
-use crate::harness::probe::observation::{Answer, OK, Question, Seen, errno_name};
+use crate::harness::probe::observation::{AddressOrErrno, Answer, OK, Question, errno_name};
 
 /// `SO_ORIGINAL_DST`, and equal to it `IP6T_SO_ORIGINAL_DST`.
 pub const SO_ORIGINAL_DST: i32 = 80;
 
 /// Fills buffers before they are given to the kernel, to show what was not written.
-const FILL: u8 = 0xaa;
+const UNWRITTEN: u8 = 0xaa;
 
 /// `getsockopt` with exactly the given buffer. Returns the length the kernel left, also on failure.
 fn getsockopt(fd: impl AsFd, level: i32, name: i32, buffer: &mut [u8]) -> (io::Result<()>, u32) {
@@ -25,7 +25,7 @@ fn getsockopt(fd: impl AsFd, level: i32, name: i32, buffer: &mut [u8]) -> (io::R
 
 /// Asks a question, showing everything that can be seen of the answer.
 pub fn ask(fd: impl AsFd, question: Question) -> Answer {
-    let mut buffer = vec![FILL; question.length as usize];
+    let mut buffer = vec![UNWRITTEN; question.length as usize];
     let (result, length) = getsockopt(fd, question.level, question.name, &mut buffer);
     Answer {
         question,
@@ -37,7 +37,7 @@ pub fn ask(fd: impl AsFd, question: Question) -> Answer {
 
 /// Hexadecimal digits, with the zeroes or fill bytes at the end counted: `02001f90 +12*aa`.
 fn hex(bytes: &[u8]) -> String {
-    let Some(last) = bytes.last().filter(|last| [FILL, 0].contains(last)) else { return digits(bytes) };
+    let Some(last) = bytes.last().filter(|last| [UNWRITTEN, 0].contains(last)) else { return digits(bytes) };
     let start = bytes.iter().rposition(|byte| byte != last).map_or(0, |position| position + 1);
     format!("{} +{}*{last:02x}", digits(&bytes[..start]), bytes.len() - start)
 }
@@ -47,21 +47,19 @@ fn digits(bytes: &[u8]) -> String {
 }
 
 /// `SO_ORIGINAL_DST` at a level (`SOL_IP` or `SOL_IPV6`), with the size of buffer that Envoy uses.
-pub fn original_dst(fd: impl AsFd, level: i32) -> Seen {
+pub fn original_dst(fd: impl AsFd, level: i32) -> AddressOrErrno {
     let mut buffer = [0_u8; 128];
     let (result, length) = getsockopt(fd, level, SO_ORIGINAL_DST, &mut buffer);
     match result {
-        Ok(()) => {
-            decode(&buffer).map_or_else(|| Seen::Error(format!("{length} undecodable bytes")), Seen::Address)
-        }
-        Err(error) => Seen::Error(errno_name(&error)),
+        Ok(()) => decode(&buffer).map_or_else(
+            || AddressOrErrno::Error(format!("{length} undecodable bytes")),
+            AddressOrErrno::Address,
+        ),
+        Err(error) => AddressOrErrno::Error(errno_name(&error)),
     }
 }
 
 /// The port in `SO_ORIGINAL_DST` at a level, asked for as Go's `GetsockoptIPv6MTUInfo` does: with a buffer of 32 bytes.
-///
-/// # Errors
-/// What `getsockopt` says.
 pub fn original_port(fd: impl AsFd, level: i32) -> io::Result<u16> {
     let mut info = [0_u8; 32];
     getsockopt(fd, level, SO_ORIGINAL_DST, &mut info).0?;
@@ -88,17 +86,11 @@ fn decode(bytes: &[u8; 128]) -> Option<SocketAddr> {
 }
 
 /// Switches an integer option on.
-///
-/// # Errors
-/// What `setsockopt` says.
 pub fn switch_on(fd: impl AsFd, level: i32, name: i32) -> io::Result<()> {
     set(fd, level, name, 1)
 }
 
 /// `SO_MARK`.
-///
-/// # Errors
-/// What `setsockopt` says.
 pub fn set_mark(fd: impl AsFd, mark: u32) -> io::Result<()> {
     set(fd, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())
 }
@@ -118,9 +110,6 @@ fn set(fd: impl AsFd, level: i32, name: i32, value: libc::c_int) -> io::Result<(
 }
 
 /// `connect()` through io_uring, waiting for its completion.
-///
-/// # Errors
-/// What the connection gave, or what setting up the ring gave.
 pub fn io_uring_connect(fd: impl AsFd, to: SocketAddr) -> io::Result<()> {
     let (storage, length) = encode(to);
     let mut ring = io_uring::IoUring::new(2)?;
@@ -171,7 +160,7 @@ mod tests {
 
     #[test]
     fn long_tails_are_counted() {
-        assert_eq!(hex(&[1, 2, FILL, FILL]), "0102 +2*aa");
+        assert_eq!(hex(&[1, 2, UNWRITTEN, UNWRITTEN]), "0102 +2*aa");
         assert_eq!(hex(&[0, 0, 0]), " +3*00");
         assert_eq!(hex(&[1, 2]), "0102");
         assert_eq!(hex(&[]), "");

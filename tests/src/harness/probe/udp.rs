@@ -12,14 +12,14 @@ use rustix::net::{
 
 use super::connect::{local_name, peer_name};
 use super::{serve, sys};
-use crate::harness::probe::observation::{Accepted, OK, Observation, Seen, errno_name, outcome};
+use crate::harness::probe::observation::{Accepted, AddressOrErrno, OK, Observation, errno_name, outcome};
 use crate::harness::probe::scenario::Udp;
 
 /// An answer needs the server to be scheduled. Some queries are never answered.
-const ANSWER: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// More than any report has.
-const DATAGRAM: usize = 4096;
+const MAX_DATAGRAM_BYTES: usize = 4096;
 
 /// A UDP socket, for IPv6 one of which the client side may also be used for IPv4.
 pub(super) fn socket(family: AddressFamily, flags: SocketFlags) -> io::Result<OwnedFd> {
@@ -27,7 +27,7 @@ pub(super) fn socket(family: AddressFamily, flags: SocketFlags) -> io::Result<Ow
     if family == AddressFamily::INET6 {
         set_ipv6_v6only(&fd, false)?;
     }
-    set_socket_timeout(&fd, Timeout::Recv, Some(ANSWER))?;
+    set_socket_timeout(&fd, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
     Ok(fd)
 }
 
@@ -52,7 +52,7 @@ pub(super) fn query(way: Udp, fd: &OwnedFd, to: SocketAddr, seen: &mut Observati
         seen.greeting = Some(format!("send: {}", errno_name(&error.into())));
         return;
     }
-    let mut buffer = vec![0; DATAGRAM];
+    let mut buffer = vec![0; MAX_DATAGRAM_BYTES];
     match rustix::net::recvfrom(fd, &mut buffer[..], RecvFlags::empty()) {
         Ok((length, _, from)) => {
             seen.answered_by = Some(serve::name(Ok(from)));
@@ -67,8 +67,8 @@ pub(super) fn query(way: Udp, fd: &OwnedFd, to: SocketAddr, seen: &mut Observati
 
 /// Answers one query with the report that a connection would get.
 pub(super) fn answer(fd: &OwnedFd, listener: SocketAddr, role: &str) -> io::Result<()> {
-    let mut buffer = vec![0; DATAGRAM];
-    // What cannot be received or answered, its sender misses.
+    let mut buffer = vec![0; MAX_DATAGRAM_BYTES];
+    // The sender of a query that fails here sees no answer.
     let Ok((_, _, Some(from))) = rustix::net::recvfrom(fd, &mut buffer[..], RecvFlags::empty()) else {
         return Ok(());
     };
@@ -86,6 +86,6 @@ pub(super) fn answer(fd: &OwnedFd, listener: SocketAddr, role: &str) -> io::Resu
     Ok(())
 }
 
-fn seen(address: SocketAddrAny) -> Seen {
+fn seen(address: SocketAddrAny) -> AddressOrErrno {
     serve::name(Ok(Some(address)))
 }

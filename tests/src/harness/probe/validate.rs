@@ -22,7 +22,7 @@ const PROBE_PORT: u16 = 15002;
 /// `os.Exit(constants.ValidationErrorCode)`.
 pub const FAILED: i32 = 126;
 /// Between two attempts of the client.
-const PAUSE: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// A run of the validator.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -36,9 +36,6 @@ pub struct Validation {
 }
 
 /// Runs it to its end, which is the process's.
-///
-/// # Errors
-/// When it cannot listen; that it is not content is exit code 126.
 pub fn run(validation: Validation) -> anyhow::Result<()> {
     let (content, result) = channel();
     for port in PORTS {
@@ -50,7 +47,7 @@ pub fn run(validation: Validation) -> anyhow::Result<()> {
         loop {
             // As in the original nobody looks at the result.
             let _ = connect(validation);
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(RETRY_PAUSE);
         }
     });
     match result.recv_timeout(Duration::from_millis(validation.milliseconds)) {

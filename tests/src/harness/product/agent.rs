@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::harness::process::Daemon;
 use crate::harness::product::binary;
-use crate::harness::product::bpffs::Node;
+use crate::harness::product::bpffs::Bpffs;
 use crate::harness::retry;
 use crate::harness::world::Pod;
 use crate::harness::world::netns::Netns;
@@ -27,10 +27,6 @@ use crate::harness::world::netns::Netns;
 pub struct Home(TempDir);
 
 impl Home {
-    /// New ones.
-    ///
-    /// # Errors
-    /// When they cannot be made.
     pub fn new() -> anyhow::Result<Self> {
         let home = Self(tempfile::Builder::new().prefix("redirtest-agent").tempdir()?);
         std::fs::create_dir(home.config())?;
@@ -38,21 +34,16 @@ impl Home {
     }
 
     /// The directory of the configuration.
-    #[must_use]
     pub fn config(&self) -> PathBuf {
         self.0.path().join("targets.d")
     }
 
     /// The directory of the lock and the socket.
-    #[must_use]
     pub fn run(&self) -> PathBuf {
         self.0.path().join("run")
     }
 
     /// Writes the file of a target, at once, as editors and tools do.
-    ///
-    /// # Errors
-    /// When it cannot be written.
     pub fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
         let next = self.config().join(format!("{name}.toml.new"));
         std::fs::write(&next, text)?;
@@ -61,16 +52,12 @@ impl Home {
     }
 
     /// Removes the file of a target.
-    ///
-    /// # Errors
-    /// When it is not there.
     pub fn remove(&self, name: &str) -> anyhow::Result<()> {
         std::fs::remove_file(self.config().join(format!("{name}.toml"))).context("the target's file")
     }
 }
 
 /// The text of a target's file: a pod, and a policy.
-#[must_use]
 pub fn target(pod: &Pod, policy: &str) -> String {
     let (cgroup, netns) = (pod.cgroup.directory().display(), pod.netns.file().display());
     format!("cgroup = \"{cgroup}\"\nnetns = \"{netns}\"\n[policy]\n{policy}\n")
@@ -85,47 +72,32 @@ pub struct Agent {
 
 impl Agent {
     /// Starts it and waits until it serves.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub fn start(node: &Node, home: &Home) -> anyhow::Result<Self> {
-        Self::with(node, home, &["--config", path(&home.config())])
+    pub fn start(bpffs: &Bpffs, home: &Home) -> anyhow::Result<Self> {
+        Self::with(bpffs, home, &["--config", path(&home.config())])
     }
 
     /// The same with other arguments.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub fn with(node: &Node, home: &Home, arguments: &[&str]) -> anyhow::Result<Self> {
-        Self::spawn(&mut Self::command(node, home, &[], arguments), None)
+    pub fn with(bpffs: &Bpffs, home: &Home, arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::spawn(&mut Self::command(bpffs, home, &[], arguments), None)
     }
 
     /// The same in another network namespace, by which it reaches an API server.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub fn inside(netns: &Netns, node: &Node, home: &Home, arguments: &[&str]) -> anyhow::Result<Self> {
+    pub fn inside(netns: &Netns, bpffs: &Bpffs, home: &Home, arguments: &[&str]) -> anyhow::Result<Self> {
         let net = format!("--net={}", netns.file().display());
-        let mut command = Self::command(node, home, &["nsenter", &net, "--"], arguments);
+        let mut command = Self::command(bpffs, home, &["nsenter", &net, "--"], arguments);
         Self::spawn(&mut command, Some(netns.file().to_owned()))
     }
 
     /// The same, run by another program.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub fn by(by: &[&str], node: &Node, home: &Home, arguments: &[&str]) -> anyhow::Result<Self> {
-        Self::spawn(&mut Self::command(node, home, by, arguments), None)
+    pub fn by(by: &[&str], bpffs: &Bpffs, home: &Home, arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::spawn(&mut Self::command(bpffs, home, by, arguments), None)
     }
 
     /// The same of another binary.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub fn of(binary: &Path, node: &Node, home: &Home) -> anyhow::Result<Self> {
+    pub fn of(binary: &Path, bpffs: &Bpffs, home: &Home) -> anyhow::Result<Self> {
         let config = home.config();
         let arguments = ["--config", path(&config)];
-        Self::spawn(&mut Self::command_of(binary, node, home, &[], &arguments), None)
+        Self::spawn(&mut Self::command_of(binary, bpffs, home, &[], &arguments), None)
     }
 
     fn spawn(command: &mut Command, netns: Option<PathBuf>) -> anyhow::Result<Self> {
@@ -139,12 +111,11 @@ impl Agent {
     }
 
     /// The command that starts it, run by another program if one is given.
-    #[must_use]
-    pub fn command(node: &Node, home: &Home, by: &[&str], arguments: &[&str]) -> Command {
-        Self::command_of(&binary(), node, home, by, arguments)
+    pub fn command(bpffs: &Bpffs, home: &Home, by: &[&str], arguments: &[&str]) -> Command {
+        Self::command_of(&binary(), bpffs, home, by, arguments)
     }
 
-    fn command_of(binary: &Path, node: &Node, home: &Home, by: &[&str], arguments: &[&str]) -> Command {
+    fn command_of(binary: &Path, bpffs: &Bpffs, home: &Home, by: &[&str], arguments: &[&str]) -> Command {
         let run = home.run();
         let mut all = vec!["agent", "--run-dir", path(&run)];
         if !arguments.contains(&"--http") {
@@ -152,73 +123,51 @@ impl Agent {
         }
         all.extend(["--log-format", "json", "--log-level", "debug"]);
         all.extend(arguments);
-        node.command_of(binary, by, &all)
+        bpffs.command_of(binary, by, &all)
     }
 
-    /// Where it serves.
-    #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.at
     }
 
     /// Ends it as the kernel does when memory is short.
-    ///
-    /// # Errors
-    /// When it has ended before.
     pub fn kill(self) -> anyhow::Result<()> {
         self.signal(Signal::KILL)
     }
 
     /// Sends it a signal.
-    ///
-    /// # Errors
-    /// When it has ended.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let pid = Pid::from_raw(self.daemon.pid().cast_signed()).context("a pid")?;
         kill_process(pid, signal).context("the agent has ended")
     }
 
     /// Waits for an event whose message begins so, after the first `skip` lines.
-    ///
-    /// # Errors
-    /// When it does not come.
     pub fn wait_for(&self, skip: usize, message: &str) -> anyhow::Result<Value> {
         let begins = |event: &Value| event["message"].as_str().is_some_and(|text| text.starts_with(message));
         self.wait_for_event(skip, begins).with_context(|| format!("waiting for {message:?}"))
     }
 
     /// Waits for an event, after the first `skip` lines.
-    ///
-    /// # Errors
-    /// When it does not come.
     pub fn wait_for_event(&self, skip: usize, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
         self.daemon.wait_for(skip, |line| serde_json::from_str(line).ok().filter(&wanted))
     }
 
     /// The number of lines so far.
-    #[must_use]
     pub fn line_count(&self) -> usize {
         self.daemon.line_count()
     }
 
     /// Everything it has logged.
-    #[must_use]
     pub fn log(&self) -> String {
         self.daemon.lines().join("\n")
     }
 
-    /// What it answers: status and body.
-    ///
-    /// # Errors
-    /// When it does not answer.
+    /// Its answer: status and body.
     pub fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
         self.get_from(self.at, path)
     }
 
     /// The same at another of its addresses.
-    ///
-    /// # Errors
-    /// When it does not answer.
     pub fn get_from(&self, at: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
         let mut stream = match &self.netns {
             None => TcpStream::connect(at)?,
@@ -234,9 +183,6 @@ impl Agent {
     }
 
     /// The metrics by name with labels; those at zero are left out.
-    ///
-    /// # Errors
-    /// When they are not what OpenMetrics is.
     pub fn metrics(&self) -> anyhow::Result<BTreeMap<String, f64>> {
         let (status, body) = self.get("/metrics")?;
         ensure!(status == 200 && body.ends_with("# EOF\n"), "{status}: {body}");
@@ -248,10 +194,6 @@ impl Agent {
         Ok(samples.into_iter().filter(|(_, value)| *value != 0.0).collect())
     }
 
-    /// One of them.
-    ///
-    /// # Errors
-    /// When they cannot be read.
     pub fn metric(&self, name: &str) -> anyhow::Result<f64> {
         Ok(self.metrics()?.get(name).copied().unwrap_or_default())
     }
@@ -270,23 +212,17 @@ fn connect_in(netns: &Path, to: SocketAddr) -> anyhow::Result<TcpStream> {
 }
 
 /// Waits until an instance is (or is not) in force.
-///
-/// # Errors
-/// When it does not come about, with what the agent has to say.
-pub fn until_active(node: &Node, agent: &Agent, name: &str, active: bool) -> anyhow::Result<()> {
+pub fn until_active(bpffs: &Bpffs, agent: &Agent, name: &str, active: bool) -> anyhow::Result<()> {
     let is =
-        || node.list().is_ok_and(|list| list.iter().any(|i| i["name"] == name && i["state"] == "active"));
+        || bpffs.list().is_ok_and(|list| list.iter().any(|i| i["name"] == name && i["state"] == "active"));
     let what = format!("{name} to be {}", if active { "active" } else { "gone" });
     retry::until(&what, || (is() == active).then_some(())).with_context(|| agent.log())
 }
 
 /// Waits until an instance has a registered listener for what arrives from the network.
-///
-/// # Errors
-/// When it does not come about, with what the agent has to say.
-pub fn until_registered(node: &Node, agent: &Agent, name: &str) -> anyhow::Result<()> {
+pub fn until_registered(bpffs: &Bpffs, agent: &Agent, name: &str) -> anyhow::Result<()> {
     retry::until("its listener to be registered", || {
-        let show = node.show(name).ok()?;
+        let show = bpffs.show(name).ok()?;
         let inbound = show["listeners"].as_array()?.iter().find(|one| one["traffic"] == "inbound")?;
         (inbound["ipv4"] != 0 || inbound["ipv6"] != 0).then_some(())
     })

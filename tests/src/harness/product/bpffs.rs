@@ -1,5 +1,5 @@
-//! A node of a test's own: a private bpffs. What a test does to all instances of a node (`detach --all`), or to the
-//! files in bpffs, concerns no other test.
+//! A bpffs of a test's own. What a test does to all instances (`detach --all`), or to the files in the bpffs, concerns no
+//! other test.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,90 +16,66 @@ use crate::harness::world::{Pod, PodOptions, World};
 
 /// A mounted bpffs; unmounted on drop, and with it goes whatever is still attached.
 #[derive(Debug)]
-pub struct Node {
-    bpffs: PathBuf,
+pub struct Bpffs {
+    path: PathBuf,
 }
 
-impl Node {
-    /// Mounts a bpffs.
-    ///
-    /// # Errors
-    /// When the machine does not let us.
+impl Bpffs {
     pub fn new() -> anyhow::Result<Self> {
-        let node = Self::without_bpffs()?;
-        mount("bpf", &node.bpffs, "bpf", MountFlags::empty(), None).context("mounting a bpffs")?;
-        Ok(node)
+        let bpffs = Self::not_mounted()?;
+        mount("bpf", &bpffs.path, "bpf", MountFlags::empty(), None).context("mounting a bpffs")?;
+        Ok(bpffs)
     }
 
-    /// A node on which nothing has mounted the bpffs yet.
-    ///
-    /// # Errors
-    /// When the directory cannot be made.
-    pub fn without_bpffs() -> anyhow::Result<Self> {
+    /// A directory on which nobody has mounted a bpffs yet.
+    pub fn not_mounted() -> anyhow::Result<Self> {
         remove_stale();
-        let bpffs = std::env::temp_dir().join(names::unique());
-        std::fs::create_dir(&bpffs).with_context(|| bpffs.display().to_string())?;
-        Ok(Self { bpffs })
+        let path = std::env::temp_dir().join(names::unique());
+        std::fs::create_dir(&path).with_context(|| path.display().to_string())?;
+        Ok(Self { path })
     }
 
-    /// The mount point.
-    #[must_use]
-    pub fn bpffs(&self) -> &Path {
-        &self.bpffs
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The directory of an instance.
-    #[must_use]
     pub fn instance(&self, name: &str) -> PathBuf {
-        self.bpffs.join("redirector").join(name)
+        self.path.join("redirector").join(name)
     }
 
     /// Whatever is in the bpffs, sorted; nothing if nothing is attached.
-    ///
-    /// # Errors
-    /// When it cannot be read.
     pub fn pins(&self) -> anyhow::Result<BTreeSet<PathBuf>> {
         let mut found = BTreeSet::new();
-        collect(&self.bpffs, &mut found)?;
+        collect(&self.path, &mut found)?;
         // The kernel's own, in every bpffs.
         found.retain(|path| !matches!(path.to_str(), Some("maps.debug" | "progs.debug")));
         Ok(found)
     }
 
     /// Runs the binary on this node.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<Run> {
         Run::of(&mut self.command(&[], arguments))
     }
 
     /// The command for the binary, to be run by another program (with its arguments) if one is given.
-    #[must_use]
     pub fn command(&self, by: &[&str], arguments: &[&str]) -> Command {
         self.command_of(&product::binary(), by, arguments)
     }
 
     /// The same for another binary.
-    #[must_use]
     pub fn command_of(&self, binary: &Path, by: &[&str], arguments: &[&str]) -> Command {
         let mut command = product::command_of(binary, by);
-        command.arg("--bpffs").arg(&self.bpffs).args(["--output", "json"]).args(arguments);
+        command.arg("--bpffs").arg(&self.path).args(["--output", "json"]).args(arguments);
         command
     }
 
     /// `attach` to a pod with flags, whatever its exit code.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn attach(&self, pod: &Pod, name: &str, flags: &[&str]) -> anyhow::Result<Run> {
         self.attach_by(&[], pod, name, flags)
     }
 
     /// The same, run by another program.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn attach_by(&self, by: &[&str], pod: &Pod, name: &str, flags: &[&str]) -> anyhow::Result<Run> {
         let mut arguments = vec!["attach", "--name", name];
         let target = target(pod);
@@ -109,26 +85,17 @@ impl Node {
     }
 
     /// `show` of an instance.
-    ///
-    /// # Errors
-    /// When it does not succeed.
     pub fn show(&self, name: &str) -> anyhow::Result<Value> {
         self.run(&["show", name])?.expect(product::exit::OK)?.json()
     }
 
     /// `list`.
-    ///
-    /// # Errors
-    /// When it does not succeed.
     pub fn list(&self) -> anyhow::Result<Vec<Value>> {
         let list = self.run(&["list"])?.expect(product::exit::OK)?.json()?;
         list.as_array().cloned().context("`list` gives an array")
     }
 
     /// Requires that nothing of any instance is left in the bpffs.
-    ///
-    /// # Errors
-    /// When something is.
     pub fn expect_empty(&self) -> anyhow::Result<()> {
         let pins = self.pins()?;
         ensure!(pins.is_empty(), "left in the bpffs: {pins:?}");
@@ -136,16 +103,15 @@ impl Node {
     }
 }
 
-impl Drop for Node {
+impl Drop for Bpffs {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.bpffs) {
+        if let Err(error) = remove(&self.path) {
             eprintln!("clean-up: {error:#}");
         }
     }
 }
 
 /// The arguments that name a pod.
-#[must_use]
 pub fn target(pod: &Pod) -> [String; 4] {
     let [netns, cgroup] = [pod.netns.file(), pod.cgroup.directory()].map(|path| path.display().to_string());
     ["--netns".to_owned(), netns, "--cgroup".to_owned(), cgroup]
@@ -154,24 +120,21 @@ pub fn target(pod: &Pod) -> [String; 4] {
 /// What a test of flags does that the kernel may lack something for. Since this version it must have it; before, a
 /// distribution may have brought it, or `attach` must refuse the flags, by name, and leave nothing. Tells whether they work,
 /// and the test can go on.
-///
-/// # Errors
-/// When `attach` does anything else.
 pub fn has_or_refuses(since: (u32, u32), flags: &[&str]) -> anyhow::Result<bool> {
     if kernel::is_at_least(since.0, since.1) {
         return Ok(true);
     }
     // With eth1: an interface that is not there asks nothing of the kernel.
     let pod = PodOptions { second_interface: true, ..PodOptions::default() };
-    let (node, world) = (Node::new()?, World::with(std::slice::from_ref(&pod))?);
+    let (bpffs, world) = (Bpffs::new()?, World::with(std::slice::from_ref(&pod))?);
     let proxy = world.pod().cgroup.child("proxy")?.display().to_string();
     let flags: Vec<&str> = flags.iter().map(|flag| if *flag == "PROXY" { &proxy } else { *flag }).collect();
-    let run = node.attach(world.pod(), "pod", &flags)?;
+    let run = bpffs.attach(world.pod(), "pod", &flags)?;
     if run.code == Some(product::exit::OK) {
         return Ok(true);
     }
     run.refused(product::exit::CANNOT, &[flags[0], &format!("{}.{}", since.0, since.1)])?;
-    node.expect_empty()?;
+    bpffs.expect_empty()?;
     Ok(false)
 }
 

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod bpffs;
 pub mod objects;
 pub mod older;
+pub mod test_pod;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,24 +14,21 @@ use serde_json::Value;
 
 use crate::harness::command::{output, show};
 use crate::harness::names;
-use crate::harness::oracle::options::Options;
 use crate::harness::world::Pod;
 
 /// Exit codes of the contract.
 pub mod exit {
     /// Done, or nothing to do.
     pub const OK: i32 = 0;
-    /// Failed.
     pub const FAILED: i32 = 1;
     /// Bad usage or bad input.
     pub const USAGE: i32 = 2;
-    /// Nothing matched.
     pub const NOTHING: i32 = 3;
     /// This kernel or node cannot.
     pub const CANNOT: i32 = 4;
 }
 
-/// What a run of the binary gave.
+/// The result of running the binary.
 #[derive(Clone, Debug)]
 pub struct Run {
     /// The command, for messages.
@@ -39,17 +37,12 @@ pub struct Run {
     pub code: Option<i32>,
     /// How it ended, for messages.
     pub status: std::process::ExitStatus,
-    /// Standard output.
     pub stdout: String,
-    /// Standard error.
     pub stderr: String,
 }
 
 impl Run {
     /// Runs a command made by [`command`].
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn of(command: &mut Command) -> anyhow::Result<Self> {
         let binary = binary();
         ensure!(
@@ -68,9 +61,6 @@ impl Run {
     }
 
     /// Requires an exit code.
-    ///
-    /// # Errors
-    /// When it was another; with everything that was printed.
     pub fn expect(self, code: i32) -> anyhow::Result<Self> {
         ensure!(
             self.code == Some(code),
@@ -84,9 +74,6 @@ impl Run {
     }
 
     /// Requires an exit code, and that the error (in JSON on standard error) contains all of these.
-    ///
-    /// # Errors
-    /// When it does not; with everything that was printed.
     pub fn refused(self, code: i32, words: &[&str]) -> anyhow::Result<Self> {
         let run = self.expect(code)?;
         let error = run.error()?;
@@ -99,9 +86,6 @@ impl Run {
     }
 
     /// The error: the last line of standard error, in JSON as all the others.
-    ///
-    /// # Errors
-    /// When it is none.
     pub fn error(&self) -> anyhow::Result<Value> {
         let mut last = Value::Null;
         for line in self.stderr.lines() {
@@ -112,9 +96,6 @@ impl Run {
     }
 
     /// Its output as JSON.
-    ///
-    /// # Errors
-    /// When it is none.
     pub fn json(&self) -> anyhow::Result<Value> {
         serde_json::from_str(&self.stdout)
             .with_context(|| format!("`{}` printed no JSON: {}", self.command, self.stdout))
@@ -122,7 +103,6 @@ impl Run {
 }
 
 /// The binary: `REDIRECTOR_BIN`, else the one cargo built beside the tests.
-#[must_use]
 pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("REDIRECTOR_BIN") {
         return path.into();
@@ -134,9 +114,6 @@ pub fn binary() -> PathBuf {
 }
 
 /// Runs the binary with JSON output and a clean environment.
-///
-/// # Errors
-/// When it cannot be started.
 pub fn redirector(arguments: &[&str], environment: &[(&str, String)]) -> anyhow::Result<Run> {
     let mut command = command(&[]);
     command.envs(environment.iter().map(|(name, value)| (name, value)));
@@ -145,13 +122,11 @@ pub fn redirector(arguments: &[&str], environment: &[(&str, String)]) -> anyhow:
 }
 
 /// The binary with a clean environment, to be run by another program (with its arguments) if one is given.
-#[must_use]
 pub fn command(by: &[&str]) -> Command {
     command_of(&binary(), by)
 }
 
 /// The same for another binary.
-#[must_use]
 pub fn command_of(binary: &Path, by: &[&str]) -> Command {
     let mut command = match by.split_first() {
         None => Command::new(binary),
@@ -174,58 +149,33 @@ pub struct Instance {
 
 impl Instance {
     /// Attaches to a pod with the flags given.
-    ///
-    /// # Errors
-    /// When `attach` does not succeed.
     pub fn attach(pod: &Pod, flags: &[String], environment: &[(&str, String)]) -> anyhow::Result<Self> {
         let instance = Self { name: names::unique() };
         attach_run(pod, &instance.name, flags, environment)?.expect(exit::OK)?;
         Ok(instance)
     }
 
-    /// Attaches with the product's own defaults.
-    ///
-    /// # Errors
-    /// When `attach` does not succeed.
-    pub fn attach_default(pod: &Pod) -> anyhow::Result<Self> {
-        Self::attach(pod, &[], &[])
+    /// An instance that the caller attaches.
+    pub fn named(name: String) -> Self {
+        Self { name }
     }
 
-    /// Attaches with every option of `istio-iptables` given.
-    ///
-    /// # Errors
-    /// When `attach` does not succeed.
-    pub fn attach_options(pod: &Pod, options: &Options) -> anyhow::Result<Self> {
-        Self::attach(pod, &options.flags(), &options.environment())
-    }
-
-    /// Its name.
-    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Detaches now, so that failing to do so is an error.
-    ///
-    /// # Errors
-    /// When `detach` does not succeed.
     pub fn detach(self) -> anyhow::Result<()> {
         redirector(&["detach", "--name", &self.name], &[])?.expect(exit::OK)?;
         Ok(())
     }
 
     /// `redirector show`.
-    ///
-    /// # Errors
-    /// When it does not succeed.
     pub fn show(&self) -> anyhow::Result<Value> {
         redirector(&["show", &self.name], &[])?.expect(exit::OK)?.json()
     }
 
     /// `redirector original-dst`.
-    ///
-    /// # Errors
-    /// When it does not succeed.
     pub fn original_dst(&self) -> anyhow::Result<Value> {
         redirector(&["original-dst", &self.name], &[])?.expect(exit::OK)?.json()
     }
@@ -241,26 +191,20 @@ impl Drop for Instance {
 }
 
 /// `redirector attach`, whatever its exit code.
-///
-/// # Errors
-/// When it cannot be started.
 pub fn attach_run(
     pod: &Pod,
     name: &str,
     flags: &[String],
     environment: &[(&str, String)],
 ) -> anyhow::Result<Run> {
-    let netns = pod.netns.file().display().to_string();
-    let cgroup = pod.cgroup.directory().display().to_string();
-    let mut arguments = vec!["attach", "--netns", &netns, "--cgroup", &cgroup, "--name", name];
+    let target = bpffs::target(pod);
+    let mut arguments = vec!["attach", "--name", name];
+    arguments.extend(target.iter().map(String::as_str));
     arguments.extend(flags.iter().map(String::as_str));
     redirector(&arguments, environment)
 }
 
 /// `redirector list`: whether the name is in it.
-///
-/// # Errors
-/// When it does not succeed.
 pub fn is_listed(name: &str) -> anyhow::Result<bool> {
     let list = redirector(&["list"], &[])?.expect(exit::OK)?;
     list.json()?;

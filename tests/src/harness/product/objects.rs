@@ -1,4 +1,4 @@
-//! What the kernel has of us, as `bpftool` tells it.
+//! The kernel's objects of an instance, by `bpftool`.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -14,9 +14,6 @@ use crate::harness::world::Pod;
 use crate::harness::world::netns::Netns;
 
 /// Detaches the link of a pin, as somebody with the privileges may do behind our back. The pin stays.
-///
-/// # Errors
-/// When `bpftool` does not do it.
 pub fn detach_link(pin: &Path) -> anyhow::Result<()> {
     run(Command::new("bpftool").args(["link", "detach", "pinned"]).arg(pin), "").map(drop)
 }
@@ -24,19 +21,13 @@ pub fn detach_link(pin: &Path) -> anyhow::Result<()> {
 /// Programs, maps and links of one instance, by their ids, which are never used again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Objects {
-    /// Programs.
     pub programs: BTreeSet<u64>,
-    /// Maps.
     pub maps: BTreeSet<u64>,
-    /// Links.
     pub links: BTreeSet<u64>,
 }
 
 impl Objects {
     /// Of an instance, from what `show` says.
-    ///
-    /// # Errors
-    /// When `bpftool` cannot be asked.
     pub fn of(show: &Value) -> anyhow::Result<Self> {
         let hooks = show["hooks"].as_array().context("`show` tells the hooks")?;
         let programs: BTreeSet<u64> = hooks.iter().filter_map(|hook| hook["program"].as_u64()).collect();
@@ -55,9 +46,6 @@ impl Objects {
     }
 
     /// Those that the kernel still has.
-    ///
-    /// # Errors
-    /// When `bpftool` cannot be asked.
     pub fn left(&self) -> anyhow::Result<Vec<String>> {
         let mut left = Vec::new();
         for (kind, ids) in [("prog", &self.programs), ("map", &self.maps), ("link", &self.links)] {
@@ -69,9 +57,6 @@ impl Objects {
     }
 
     /// Waits until the kernel has none of them: it frees them in the background.
-    ///
-    /// # Errors
-    /// When it does not.
     pub fn expect_gone(&self) -> anyhow::Result<()> {
         let mut left = self.left()?;
         retry::until("objects of a detached instance to be freed", || {
@@ -83,9 +68,6 @@ impl Objects {
 }
 
 /// The links at a pod: those to its cgroups, and those to its namespace.
-///
-/// # Errors
-/// When `bpftool` cannot be asked.
 pub fn links_of(pod: &Pod) -> anyhow::Result<[usize; 2]> {
     // Not by `cgroup tree`: it asks for kinds of programs that older kernels do not know, and then prints nothing.
     let mut cgroups = BTreeSet::new();
@@ -112,9 +94,6 @@ fn collect_ids(directory: &Path, ids: &mut BTreeSet<u64>) -> anyhow::Result<()> 
 
 /// Maps of any kind in which the cookie of a network namespace is found: those of META and of the constants of the
 /// programs.
-///
-/// # Errors
-/// When `bpftool` cannot be asked.
 pub fn maps_with_cookie(cookie: u64) -> anyhow::Result<Vec<Value>> {
     let mut found = Vec::new();
     for map in list("map")? {
@@ -133,9 +112,6 @@ pub fn maps_with_cookie(cookie: u64) -> anyhow::Result<Vec<Value>> {
 }
 
 /// Whether `::6` is on the namespace's lo.
-///
-/// # Errors
-/// When `ip` cannot be asked.
 pub fn has_lo6(netns: &Netns) -> anyhow::Result<bool> {
     let addresses =
         run(Command::new("ip").args(["-n", netns.name(), "-6", "-o", "address", "show", "dev", "lo"]), "")?;
@@ -162,9 +138,6 @@ fn ask(arguments: &[&str]) -> anyhow::Result<Value> {
 }
 
 /// Gives an instance another map layout, as its META says, and tells which it had. (`Meta` begins with it.)
-///
-/// # Errors
-/// When `bpftool` cannot be asked.
 pub fn set_layout(instance: &Path, abi: u8) -> anyhow::Result<u8> {
     const KEY: [&str; 5] = ["key", "0", "0", "0", "0"];
     let pin = instance.join("META").display().to_string();

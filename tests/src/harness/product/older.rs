@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 
 use crate::harness::product::binary;
 
-/// What it calls its programs. (Its version it may have in instructions, where nobody finds it.)
+/// The id of its programs. (The version may be inside instructions, where a search does not find it.)
 pub const PROGRAMS: &str = "0000000000000000";
 /// The object that is in the repository, and its sum.
 const OBJECT: &[u8] = include_bytes!("../../../../redirector-user/bpf/redirector.bpf.o");
@@ -25,10 +25,6 @@ pub struct Older {
 }
 
 impl Older {
-    /// Makes it.
-    ///
-    /// # Errors
-    /// When the binary under test does not carry the object that is in the repository.
     pub fn make() -> anyhow::Result<Self> {
         let mut bytes = std::fs::read(binary()).context("the binary")?;
         let mut programs = OBJECT.to_vec();
@@ -50,8 +46,6 @@ impl Older {
         Ok(older)
     }
 
-    /// Where it is.
-    #[must_use]
     pub fn path(&self) -> PathBuf {
         self.directory.path().join("redirector")
     }

@@ -15,9 +15,6 @@ pub struct Cgroup {
 
 impl Cgroup {
     /// Makes a cgroup directly below the mount point.
-    ///
-    /// # Errors
-    /// When no cgroup2 file system is mounted or the directory cannot be made.
     pub fn new(name: &str) -> anyhow::Result<Self> {
         let root = mount_point()?;
         remove_stale(&root);
@@ -27,9 +24,6 @@ impl Cgroup {
     }
 
     /// One directly below the mount point that exists already and is ours from now on.
-    ///
-    /// # Errors
-    /// When no cgroup2 file system is mounted.
     pub fn existing(name: &str) -> anyhow::Result<Option<Self>> {
         let directory = mount_point()?.join(name);
         Ok(directory.exists().then_some(Self { directory }))
@@ -41,21 +35,12 @@ impl Cgroup {
     }
 
     /// Makes (or finds) a cgroup inside this one, as a container's is inside its pod's.
-    ///
-    /// # Errors
-    /// When the directory cannot be made.
     pub fn child(&self, name: &str) -> anyhow::Result<PathBuf> {
         let directory = self.directory.join(name);
-        match std::fs::create_dir(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                Err(error).with_context(|| directory.display().to_string())
-            }
-            _ => Ok(directory),
-        }
+        std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+        Ok(directory)
     }
 
-    /// Its directory.
-    #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -97,9 +82,6 @@ fn processes(directory: &Path) -> Vec<Pid> {
 }
 
 /// Where the cgroup v2 tree is mounted: not everywhere at /sys/fs/cgroup (hybrid layouts put it below).
-///
-/// # Errors
-/// When it is not mounted.
 pub fn mount_point() -> anyhow::Result<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     find_mount_point(&mounts).context("no cgroup2 file system is mounted")

@@ -17,14 +17,15 @@ pub mod cgroup;
 pub mod netns;
 
 use std::iter;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Command;
 
 use anyhow::Context;
 
 use crate::harness::command::run;
 use crate::harness::names;
-use crate::harness::probe::many::{Load, Report};
+use crate::harness::pair::matrix::SERVED;
+use crate::harness::probe::many::{Load, LoadReport};
 use crate::harness::probe::observation::Observation;
 use crate::harness::probe::scenario::{Owner, Scenario};
 use crate::harness::probe::serve::Listen;
@@ -33,17 +34,16 @@ use crate::harness::server::Server;
 use crate::harness::world::cgroup::Cgroup;
 use crate::harness::world::netns::Netns;
 
-/// An application's user.
 pub const APP: Owner = Owner { uid: 1000, gid: 1000 };
-/// The proxy's user.
 pub const PROXY: Owner = Owner { uid: 1337, gid: 1337 };
 /// The proxy's in TPROXY mode: listening for any address takes privileges, so it is known by its group.
 pub const TRANSPARENT_PROXY: Owner = Owner { uid: 0, gid: 1337 };
-/// Root.
 pub const ROOT: Owner = Owner { uid: 0, gid: 0 };
 
 /// A service of the world outside.
 pub const VIP4: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+/// It listens on the ordinary port.
+pub const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(VIP4), SERVED);
 /// The same, by IPv6.
 pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0x10);
 /// A service behind the pod's second interface.
@@ -76,11 +76,11 @@ const DEAD_ROUTES: &str = "route add unreachable 10.98.0.0/16\n\
 /// The kernel would make link-local addresses from the interface's random hardware address, and test them for a second.
 const NO_LINK_LOCAL: &[(&str, &str)] = &[("ipv6/conf/default/addr_gen_mode", "1")];
 
-/// What may differ between pods.
-#[derive(Clone, Debug)]
+/// Properties in which pods differ.
+#[derive(Clone, Debug, Default)]
 pub struct PodOptions {
-    /// Whether there is an IPv6 default route.
-    pub ipv6_default_route: bool,
+    /// Whether there is no IPv6 default route.
+    pub without_ipv6_default_route: bool,
     /// Whether there is a second interface, with routes of its own.
     pub second_interface: bool,
     /// Whether a user namespace of its own owns its network namespace (`hostUsers: false`).
@@ -91,22 +91,9 @@ pub struct PodOptions {
     pub extra: String,
 }
 
-impl Default for PodOptions {
-    fn default() -> Self {
-        Self {
-            ipv6_default_route: true,
-            second_interface: false,
-            user_namespace: false,
-            guest: false,
-            extra: String::new(),
-        }
-    }
-}
-
 /// A pod: namespace, cgroup, addresses.
 #[derive(Debug)]
 pub struct Pod {
-    /// Its network namespace.
     pub netns: Netns,
     /// Its cgroup; the containers' cgroups `app` and `proxy` are inside.
     pub cgroup: Cgroup,
@@ -117,57 +104,48 @@ pub struct Pod {
 
 impl Pod {
     /// Its IPv4 address.
-    #[must_use]
     pub fn v4(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 77, self.number, 2)
     }
 
     /// Its IPv6 address.
-    #[must_use]
     pub fn v6(&self) -> Ipv6Addr {
         Ipv6Addr::new(0xfd00, 0x77, self.number.into(), 0, 0, 0, 0, 2)
     }
 
     /// A process of this user in the pod: the proxy's in the proxy's container, all others in the app's.
-    ///
-    /// # Errors
-    /// When the container's cgroup cannot be made.
     pub fn place(&self, owner: Owner) -> anyhow::Result<Place> {
-        let container = if owner.uid == PROXY.uid || owner.gid == PROXY.gid { "proxy" } else { "app" };
-        let cgroup = Some(self.cgroup.child(container)?);
-        Ok(Place { netns: self.netns.file().to_owned(), cgroup, owner })
+        let is_proxy = owner.uid == PROXY.uid || owner.gid == PROXY.gid;
+        self.container(if is_proxy { "proxy" } else { "app" }, owner)
+    }
+
+    /// A process of this user in a container.
+    pub fn container(&self, name: &str, owner: Owner) -> anyhow::Result<Place> {
+        Ok(Place { netns: self.netns.file().to_owned(), cgroup: Some(self.cgroup.child(name)?), owner })
     }
 
     /// A process in the pod's guest.
-    ///
-    /// # Errors
-    /// When there is none.
     pub fn in_guest(&self) -> anyhow::Result<Place> {
         let guest = self.guest.as_ref().context("a pod without a guest")?;
         Ok(Place { netns: guest.file().to_owned(), cgroup: None, owner: ROOT })
     }
 
     /// Starts a server in the pod.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn serve(&self, owner: Owner, role: &str, listeners: Vec<Listen>) -> anyhow::Result<Server> {
         Server::start(&self.place(owner)?, role, listeners)
     }
 
     /// Runs scenarios, one after the other, as this user.
-    ///
-    /// # Errors
-    /// When the probe fails; what the connections do is in the observations.
     pub fn observe(&self, owner: Owner, scenarios: &[Scenario]) -> anyhow::Result<Vec<Observation>> {
         observe(&self.place(owner)?, scenarios)
     }
 
-    /// Makes many connections.
-    ///
-    /// # Errors
-    /// When the probe fails.
-    pub fn load(&self, owner: Owner, load: &Load) -> anyhow::Result<Report> {
+    /// Where the app's connection ends, in a few words.
+    pub fn connect(&self, to: SocketAddr) -> anyhow::Result<String> {
+        Ok(observe_one(&self.place(APP)?, to)?.summary())
+    }
+
+    pub fn load(&self, owner: Owner, load: &Load) -> anyhow::Result<LoadReport> {
         self.place(owner)?.load(load)
     }
 }
@@ -183,25 +161,16 @@ pub struct World {
 
 impl World {
     /// A world with one plain pod.
-    ///
-    /// # Errors
-    /// When the machine does not let us.
     pub fn new() -> anyhow::Result<Self> {
         Self::with(&[PodOptions::default()])
     }
 
     /// A world with pods as described.
-    ///
-    /// # Errors
-    /// When the machine does not let us.
     pub fn with(pods: &[PodOptions]) -> anyhow::Result<Self> {
         Self::named(&names::unique(), pods)
     }
 
     /// The same with a name of the caller's: namespaces NAME-client and NAME-podN, cgroups NAME-podN.
-    ///
-    /// # Errors
-    /// When the machine does not let us.
     pub fn named(name: &str, pods: &[PodOptions]) -> anyhow::Result<Self> {
         let client = Netns::new(&format!("{name}-client"))?;
         // Reverse path filtering would drop what comes from a pod's second address: not what is tested here.
@@ -233,7 +202,7 @@ impl World {
         let cgroup = Cgroup::new(name)?;
         wire(&self.client, &netns, FIRST_NET, number, [&format!("pod{number}"), "eth0"])?;
         netns.ip(&format!("route add default via 10.77.{number}.1\n{DEAD_ROUTES}"))?;
-        if options.ipv6_default_route {
+        if !options.without_ipv6_default_route {
             netns.ip(&format!("route add default via fd00:77:{number}::1\n"))?;
         }
         if options.second_interface {
@@ -279,9 +248,6 @@ impl World {
     }
 
     /// Removes what a world of this name left behind, with all that runs in its pods.
-    ///
-    /// # Errors
-    /// When no cgroup2 file system is mounted.
     pub fn remove(name: &str, pods: usize) -> anyhow::Result<()> {
         for number in 0..pods {
             drop(Cgroup::existing(&format!("{name}-pod{number}"))?);
@@ -291,33 +257,26 @@ impl World {
         Ok(())
     }
 
-    /// The first pod.
-    ///
-    /// # Panics
-    /// In a world without pods.
-    #[must_use]
     pub fn pod(&self) -> &Pod {
         &self.pods[0]
     }
 
     /// A process in the rest of the cluster.
-    #[must_use]
     pub fn outside(&self) -> Place {
         Place { netns: self.client.file().to_owned(), cgroup: None, owner: ROOT }
     }
 
     /// Starts a service in the rest of the cluster; it answers at every address of the outside.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn serve_outside(&self, listeners: Vec<Listen>) -> anyhow::Result<Server> {
         Server::start(&self.outside(), "remote", listeners)
     }
 
+    /// Where a connection from the rest of the cluster to the first pod's address ends, in a few words.
+    pub fn connect_to_pod(&self) -> anyhow::Result<String> {
+        Ok(observe_one(&self.outside(), at(self.pod().v4(), SERVED))?.summary())
+    }
+
     /// Runs scenarios from the rest of the cluster.
-    ///
-    /// # Errors
-    /// When the probe fails.
     pub fn observe_from_outside(&self, scenarios: &[Scenario]) -> anyhow::Result<Vec<Observation>> {
         observe(&self.outside(), scenarios)
     }
@@ -359,10 +318,12 @@ fn wire(
     Ok(())
 }
 
+/// Makes one connection in a place.
+pub fn observe_one(place: &Place, to: SocketAddr) -> anyhow::Result<Observation> {
+    observe(place, &[Scenario::to(to)])?.pop().context("an observation")
+}
+
 /// Runs scenarios in a place.
-///
-/// # Errors
-/// When the probe fails.
 pub fn observe(place: &Place, scenarios: &[Scenario]) -> anyhow::Result<Vec<Observation>> {
     let mut input = String::new();
     for scenario in scenarios {
@@ -374,7 +335,6 @@ pub fn observe(place: &Place, scenarios: &[Scenario]) -> anyhow::Result<Vec<Obse
 }
 
 /// An address with a port.
-#[must_use]
-pub fn at(address: impl Into<std::net::IpAddr>, port: u16) -> SocketAddr {
+pub fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
     SocketAddr::new(address.into(), port)
 }

@@ -39,10 +39,6 @@ pub const MAPPED_GROUPS: u32 = 300_000;
 pub const MAPPED_COUNT: u32 = 65_536;
 
 impl Netns {
-    /// Makes a namespace.
-    ///
-    /// # Errors
-    /// When `ip netns add` fails.
     pub fn new(name: &str) -> anyhow::Result<Self> {
         {
             let _one_at_a_time = ADDING.lock().map_err(|_| anyhow!("another thread failed while adding"))?;
@@ -53,9 +49,6 @@ impl Netns {
     }
 
     /// Makes a namespace that is owned by a user namespace of its own, as a pod with `hostUsers: false` has it.
-    ///
-    /// # Errors
-    /// When the machine does not let us.
     pub fn in_user_namespace(name: &str) -> anyhow::Result<Self> {
         // A process that only waits for its input to end; then both namespaces live on by what we hold of them.
         let mut first = Command::new("unshare");
@@ -85,7 +78,6 @@ impl Netns {
     }
 
     /// One that exists already and is ours from now on.
-    #[must_use]
     pub fn existing(name: &str) -> Option<Self> {
         let file = Path::new(DIRECTORY).join(name);
         file.exists().then(|| Self { name: name.to_owned(), file, owner: None })
@@ -97,7 +89,6 @@ impl Netns {
     }
 
     /// The same, and what is left in hand is the file.
-    #[must_use]
     pub fn keep_file(self) -> PathBuf {
         let file = self.file.clone();
         self.keep();
@@ -105,22 +96,17 @@ impl Netns {
     }
 
     /// The name under which `ip netns` knows it.
-    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// The file that stands for it.
-    #[must_use]
     pub fn file(&self) -> &Path {
         &self.file
     }
 
     /// Runs lines of `ip` commands (without the leading `ip`) in the namespace, as one batch; on a kernel without IPv6
     /// without those that name an address of it.
-    ///
-    /// # Errors
-    /// When one of them fails; the error names its line.
     pub fn ip(&self, lines: &str) -> anyhow::Result<()> {
         let possible: String = lines
             .lines()
@@ -133,9 +119,6 @@ impl Netns {
     }
 
     /// Runs `work` in a thread that has entered the namespace.
-    ///
-    /// # Errors
-    /// When the namespace cannot be entered, or what `work` gives.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
         let file = File::open(&self.file).with_context(|| self.file.display().to_string())?;
         std::thread::scope(|scope| {
@@ -151,9 +134,6 @@ impl Netns {
     }
 
     /// Sets kernel parameters below `/proc/sys/net`, which shows the namespace of whoever looks.
-    ///
-    /// # Errors
-    /// When one cannot be written.
     pub fn sysctl(&self, settings: &[(&str, &str)]) -> anyhow::Result<()> {
         self.enter(|| {
             for (name, value) in settings {
@@ -168,9 +148,6 @@ impl Netns {
     }
 
     /// Waits until all interfaces carry packets: the kernel gets them ready in the background, and drops until then.
-    ///
-    /// # Errors
-    /// When one does not come up.
     pub fn wait_until_links_are_up(&self) -> anyhow::Result<()> {
         let up = || -> anyhow::Result<bool> {
             let links = run(Command::new("ip").args(["-n", &self.name, "-json", "link", "show"]), "")?;
@@ -185,9 +162,6 @@ impl Netns {
     }
 
     /// Waits until somebody listens on a TCP port: for programs that do not say when they are ready.
-    ///
-    /// # Errors
-    /// When nobody does.
     pub fn wait_for_listener(&self, port: u16) -> anyhow::Result<()> {
         retry::until(&format!("a listener on port {port} in {}", self.name), || {
             // Of the thread: /proc/net would be that of the process.
@@ -198,7 +172,6 @@ impl Netns {
     }
 
     /// A command that will run inside the namespace, with the host's mounts; as root of the user namespace that owns it.
-    #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         if let Some(owner) = &self.owner {
