@@ -1,7 +1,7 @@
 //! `redirector check`: what is there and what is not.
 
 use crate::instance::directory::Directory;
-use crate::kernel::{Kernel, privileges};
+use crate::kernel::{Kernel, Subject, privileges};
 use crate::pod::cgroup;
 use crate::programs::hooks;
 use crate::programs::object::{Loaded, Maps};
@@ -159,8 +159,8 @@ fn of_kernel(kernel: &Kernel) -> Vec<Finding> {
         ),
     ];
     // With every feature and with `--trace`: the most the verifier is ever given. The namespace is made up.
-    let constants = kernel.constants(1, 1, 1, u32::MAX);
-    match Loaded::without_programs(&constants, Maps::New { capacity: 1 }, true) {
+    let constants = kernel.constants(Subject { netns_cookie: 1, netns_inode: 1, cgroup: 1 }, u32::MAX);
+    match Loaded::without_programs(&constants, Maps::New { max_connections: 1 }, true) {
         Err(e) => list.push(finding("our programs load", false, true, "everything", &e.on_command_line())),
         Ok(mut loaded) => {
             let mut programs: Vec<Finding> = hooks::ALL

@@ -228,7 +228,7 @@ impl CniServer {
         let Some(InventoryItem { identity, state, .. }) = old else { return Ok(()) };
         let is_another = match state {
             InstanceState::Active(active) => {
-                active.netns_cookie != target.netns.cookie || active.cgroup_id != target.cgroup.id
+                active.netns_cookie != target.netns.id.number() || active.cgroup_id != target.cgroup.id
             }
             // Inode numbers suffice: both namespaces exist, or the old one is gone.
             InstanceState::Foreign { netns: Some(inode), .. } => inode != target.netns.inode,

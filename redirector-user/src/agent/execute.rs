@@ -7,10 +7,11 @@ use super::pods::cache::PodCache;
 use super::refresh::Refresher;
 use super::retry::{Failures, Subject};
 use crate::base::error::{Error, Result};
+use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::instance::attach::{self, Attached, Outcome};
 use crate::instance::directory::Directory;
 use crate::instance::{detach, find, upgrade};
-use crate::netdev::virtual_interfaces;
+use crate::netdev;
 use crate::pod::{kubernetes, live_rules};
 use std::sync::Arc;
 use std::time::Instant;
@@ -79,8 +80,8 @@ impl Executor {
         let _reading = self.refresher.reading();
         let renewed = upgrade::upgrade(&self.root, name)?;
         // A namespace that is not followed yet is adopted by the next pass.
-        if self.refresher.namespaces.follows(renewed.netns_cookie) {
-            self.refresher.store(renewed.netns_cookie, renewed.routes);
+        if self.refresher.namespaces.follows(renewed.netns.number()) {
+            self.refresher.store(renewed.netns.number(), renewed.routes);
         }
         Ok(renewed.notes)
     }
@@ -91,7 +92,8 @@ impl Executor {
         name: &str,
         Present { target, policy, allow_partial }: &Present,
     ) -> Result<Attached> {
-        virtual_interfaces::check(policy)?;
+        netdev::check_virtual_interfaces(policy)?;
+        let mapped = IdMappedPolicy::new(policy.clone(), target)?;
         if let Some(strays) = target.describe_processes_outside()? {
             if !allow_partial {
                 return Err(Error::input(format!(
@@ -103,11 +105,12 @@ impl Executor {
         live_rules::refuse_istio(&target.netns)?;
         // Followed before the attach reads it, so that no later change is missed.
         self.refresher.follow(&target.netns)?;
-        let cookie = target.netns.cookie;
+        let cookie = target.netns.id.number();
         let begin = Instant::now();
         let report = {
             let _reading = self.refresher.reading();
-            let attached = attach::attach(&self.root, name, target, policy, decisions::enabled());
+            let request = attach::Request { name, target, policy: &mapped, trace: decisions::enabled() };
+            let attached = attach::attach(&self.root, &request);
             // An attach that failed may have repaired something before.
             let mut report = attached.inspect_err(|_| self.refresher.forget(cookie))?;
             if let Some(facts) = report.routes.take() {

@@ -6,7 +6,7 @@
 //! (`unhash_nsid` in net/core/net_namespace.c). The ids end with the agent. It takes CAP_NET_BROADCAST.
 
 use super::sync::lock;
-use crate::base::error::{Context, Error, Result, chain};
+use crate::base::error::{Context, Result};
 use crate::netlink::{Message, Netlink, Payload, number};
 use crate::sys::netns::in_new;
 use crate::sys::{nsid, poll};
@@ -24,7 +24,6 @@ const NETNSA_FD: u16 = 3;
 /// sizeof(struct rtgenmsg), aligned.
 const RTGENMSG: usize = 4;
 const NLMSG_HEADER: usize = 16;
-const NLM_F_ACK: u16 = 4;
 /// LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, NSID (`enum rtnetlink_groups`).
 const GROUPS: [u32; 8] = [1, 5, 7, 8, 9, 11, 19, 28];
 /// Some thousand messages. If more are lost every namespace is compared.
@@ -63,10 +62,8 @@ impl Namespaces {
         let (events, requests) = in_new(|| -> Result<_> {
             let events = listen()
                 .context(|| "listen to the netlink of other namespaces (needs CAP_NET_BROADCAST)".into())?;
-            let requests = Netlink::open().map_err(|e| Error::failed(chain(&e)))?;
-            Ok((events, requests))
-        })
-        .context(|| "make a network namespace for the netlink socket".into())??;
+            Ok((events, Netlink::open()?))
+        })?;
         let events = poll::readable(events).context(|| "wait for netlink".into())?;
         let inner = Inner { requests, next: 0, cookies: HashMap::new() };
         Ok(Self { events, inner: Mutex::new(inner) })
@@ -95,14 +92,11 @@ impl Namespaces {
             return Ok(());
         }
         let id = inner.next;
-        let request = Message::new(RTM_NEWNSID, NLM_F_ACK, &[0; RTGENMSG])
+        let request = Message::new(RTM_NEWNSID, 0, &[0; RTGENMSG])
             .attribute(NETNSA_NSID, &id.to_ne_bytes())
             .attribute(NETNSA_FD, &netns.as_raw_fd().to_ne_bytes());
-        let answers = inner
-            .requests
-            .ask("an id for a network namespace", std::iter::once(request), |_| Some(()))
-            .map_err(|e| Error::failed(chain(&e)))?;
-        if let Some(Err(errno)) = answers.first().filter(|answer| **answer != Err(0)) {
+        let answers = inner.requests.change("an id for a network namespace", vec![request])?;
+        if let Some(errno) = answers.first().filter(|errno| **errno != 0) {
             return Err(io::Error::from_raw_os_error(*errno))
                 .context(|| "give the network namespace an id, to follow its addresses and routes".into());
         }

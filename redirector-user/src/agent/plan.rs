@@ -46,7 +46,8 @@ pub struct Present {
 
 impl Present {
     pub fn desired(&self) -> Desired {
-        let location = Location::Present { netns: self.target.netns.cookie, cgroup: self.target.cgroup.id };
+        let location =
+            Location::Present { netns: self.target.netns.id.number(), cgroup: self.target.cgroup.id };
         Desired { location, policy: Some(self.policy.clone()) }
     }
 }

@@ -8,12 +8,13 @@ use super::retry::{Failures, Subject};
 use super::sync::lock;
 use crate::base::error::Result;
 use crate::instance::directory::Directory;
+use crate::instance::find;
 use crate::instance::inventory::{InstanceState, InventoryItem, take_inventory};
-use crate::instance::{find, refresh};
+use crate::instance::refresh::{self, Refreshed};
 use crate::routes::{self, RouteSnapshot};
 use crate::sys::netns::NetNs;
+use redirector_common::Addr;
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
@@ -95,7 +96,7 @@ impl Refresher {
             };
             let adopted = {
                 let _reading = lock(&self.reading);
-                self.follow(&netns).and_then(|()| self.refresh(name))
+                self.follow(&netns).and_then(|()| self.refreshed(name, refresh::refresh(&self.root, name)))
             };
             self.health.step_done();
             match adopted {
@@ -116,7 +117,7 @@ impl Refresher {
 
     /// Receives the changes of a namespace from now on.
     pub fn follow(&self, netns: &NetNs) -> Result<()> {
-        self.namespaces.follow(netns.as_fd(), netns.cookie)
+        self.namespaces.follow(netns.as_fd(), netns.id.number())
     }
 
     /// To be held while an instance reads its namespace, until [`Self::store`].
@@ -160,16 +161,16 @@ impl Refresher {
         if !lock(&self.changed).remove(&cookie) {
             return true;
         }
-        let now = find::netns(&self.root, name).and_then(|netns| routes::read(netns.as_fd()).ok());
-        let Some(now) = now.map(without_ours) else {
+        let now = find::netns(&self.root, name).and_then(|netns| routes::read(&netns).ok());
+        let Some(now) = now else {
             lock(&self.changed).insert(cookie);
             return false;
         };
-        if lock(&self.snapshots).get(&cookie) == Some(&now) {
+        if lock(&self.snapshots).get(&cookie) == Some(&without_ours(now.clone())) {
             tracing::debug!(instance = name, "its namespace has changed, which makes no difference");
             return true;
         }
-        match self.refresh(name) {
+        match self.refreshed(name, refresh::refresh_with(&self.root, name, now)) {
             Ok(()) => {
                 self.metrics.step("refresh");
                 tracing::info!(instance = name, "refreshed: addresses, routes or interfaces have changed");
@@ -183,22 +184,18 @@ impl Refresher {
         true
     }
 
-    fn refresh(&self, name: &str) -> Result<()> {
-        let renewed = refresh::refresh(&self.root, name)?;
-        for note in renewed.notes {
+    fn refreshed(&self, name: &str, refreshed: Result<Refreshed>) -> Result<()> {
+        let refreshed = refreshed?;
+        for note in refreshed.notes {
             tracing::warn!(instance = name, "{note}");
         }
-        self.store(renewed.netns_cookie, renewed.routes);
+        self.store(refreshed.netns.number(), refreshed.routes);
         Ok(())
     }
 }
 
 /// A snapshot without what an attach adds.
 fn without_ours(mut snapshot: RouteSnapshot) -> RouteSnapshot {
-    let ours = IpAddr::from(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
-    snapshot.routes.retain(|route| !(route.prefix.addr() == ours && route.prefix.prefix_len() == 128));
-    for interface in snapshot.interfaces.iter_mut().filter(|interface| interface.loopback) {
-        interface.addresses.retain(|net| net.addr() != ours);
-    }
+    snapshot.remove_from_lo(Addr::PASSTHROUGH_V6.into());
     snapshot
 }

@@ -3,6 +3,7 @@
 use super::env::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Kind, Result};
+use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::instance::attach::{self, Outcome, default_name};
 use crate::instance::{detach, find, status};
 use crate::pod::Target;
@@ -96,7 +97,7 @@ pub(super) fn resolve(env: &Env, flags: &CaptureFlags, target: &Target) -> Resul
     for remark in &resolved.notes {
         env.note(&format!("{}: {}", remark.about, remark.text));
     }
-    crate::netdev::virtual_interfaces::check(&resolved.policy)?;
+    crate::netdev::check_virtual_interfaces(&resolved.policy)?;
     Ok(resolved)
 }
 
@@ -107,7 +108,7 @@ pub(super) fn work(env: &Env, target: &Target, resolved: &Resolved, how: &How) -
         // Before anything is attached that would have to be taken away again.
         kernel::privileges::require_to_verify()?;
     }
-    crate::compile::mapped_policy::IdMappedPolicy::new(policy, target)?;
+    let mapped = IdMappedPolicy::new(policy.clone(), target)?;
     if requests.run_validation && requests.skip_apply && !requests.dry_run {
         let name = find::by_netns(&env.root, &target.netns)?.ok_or_else(|| {
             let netns = target.netns_path.display();
@@ -127,12 +128,13 @@ pub(super) fn work(env: &Env, target: &Target, resolved: &Resolved, how: &How) -
         return dry_run(env, &name, target, policy);
     }
 
-    let report = attach::attach(&env.root, &name, target, policy, how.trace)?;
+    let attach = attach::Request { name: &name, target, policy: &mapped, trace: how.trace };
+    let report = attach::attach(&env.root, &attach)?;
     for remark in &report.notes {
         env.note(remark);
     }
     let validation = if requests.run_validation {
-        Some(validate(env, &name, requests).map_err(|e| undone(env, &report, e))?)
+        Some(validate(env, &name, requests).map_err(|e| undone(env, &name, report.outcome, e))?)
     } else {
         None
     };
@@ -188,15 +190,15 @@ fn validate(env: &Env, name: &str, requests: &Requests) -> Result<Report> {
 }
 
 /// A failed attach leaves nothing behind: what was there before stays.
-fn undone(env: &Env, attached: &attach::Attached, error: Error) -> Error {
-    if attached.outcome != Outcome::Attached {
+fn undone(env: &Env, name: &str, outcome: Outcome, error: Error) -> Error {
+    if outcome != Outcome::Attached {
         return error;
     }
-    let end = match detach::detach(&env.root, &attached.name, None) {
+    let end = match detach::detach(&env.root, name, None) {
         Ok(_) => "the new instance has been detached".to_owned(),
         Err(e) => format!("and it could not be detached: {}", e.on_command_line()),
     };
-    let text = |why: &str| format!("the validation of {} failed{why}; {end}", attached.name);
+    let text = |why: &str| format!("the validation of {name} failed{why}; {end}");
     match error.kind() {
         Kind::Validation => Error::validation(text("")),
         // The same exit code: what the kernel lacks it will lack again.

@@ -2,7 +2,7 @@
 
 use super::env::Env;
 use super::output::{Format, json, print};
-use crate::base::error::{Error, Result, chain};
+use crate::base::error::{Error, Result};
 use crate::explain::{self, Arriving, Explanation, Offline, Outgoing};
 use crate::instance::{find, status};
 use crate::policy::{self, CaptureFlags, Policy, TargetFacts, VARIABLES_HELP};
@@ -10,7 +10,6 @@ use crate::routes;
 use crate::rules::Protocol;
 use clap::Parser;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
@@ -169,7 +168,7 @@ fn imagined(env: &Env, args: &Args) -> Result<(Policy, Offline)> {
         env.note(&remark.to_string());
     }
     let policy = resolved.policy;
-    crate::netdev::virtual_interfaces::check(&policy)?;
+    crate::netdev::check_virtual_interfaces(&policy)?;
     let offline = match (&args.oif, &args.iif) {
         (Some(output), _) => Offline::leaving_on(&policy, &args.local_addr, output),
         (None, input) => {
@@ -196,8 +195,8 @@ fn live(env: &Env, args: &Args, name: &str) -> Result<(Policy, Offline)> {
     // Not by its file alone: that may lead to another namespace by now.
     let gone = || Error::input(format!("the namespace of {name} ({}) is gone", record.netns.display()));
     let netns = find::netns(&env.root, name).ok_or_else(gone)?;
-    let mirror = routes::read(netns.as_fd()).map_err(|e| Error::failed(chain(&e)))?;
-    let offline = Offline::of(&record.policy, &mirror);
+    let snapshot = routes::read(&netns)?;
+    let offline = Offline::of(&record.policy, &snapshot);
     if let Some(interface) = args.iif.as_deref().filter(|interface| offline.index(interface) == 0) {
         return Err(Error::input(format!(
             "--iif {interface}: the namespace of {name} has no such interface"

@@ -9,10 +9,12 @@ use crate::policy::Policy;
 use crate::routes::RouteSnapshot;
 use std::path::Path;
 
-/// A policy with the kernel's numbers of its users, groups and cgroup.
+/// A policy for a target, and the same with the kernel's numbers of its users, groups and cgroup.
 #[derive(Debug)]
 pub struct IdMappedPolicy {
-    policy: Policy,
+    /// As the user has given it.
+    pub policy: Policy,
+    mapped: Policy,
     proxy_cgroup: u64,
 }
 
@@ -23,12 +25,12 @@ impl IdMappedPolicy {
     ///
     /// [`Error::input`] for a user or group that is not mapped (`xt_owner` refuses such a rule), and
     /// for a cgroup of the proxy that is not below the target's.
-    pub fn new(policy: &Policy, target: &Target) -> Result<Self> {
+    pub fn new(policy: Policy, target: &Target) -> Result<Self> {
         let proxy_cgroup = match &policy.proxy_cgroup {
             Some(path) => proxy_cgroup(path, target)?,
             None => 0,
         };
-        Ok(Self { policy: as_the_kernel_counts(policy, &target.netns)?, proxy_cgroup })
+        Ok(Self { mapped: as_the_kernel_counts(&policy, &target.netns)?, proxy_cgroup, policy })
     }
 
     /// Id of the proxy's cgroup, 0 for none.
@@ -37,8 +39,8 @@ impl IdMappedPolicy {
     }
 
     /// In the form of the maps.
-    pub fn compile(&self, facts: &RouteSnapshot) -> Compiled {
-        let mut compiled = Compiled::new(&self.policy, facts);
+    pub fn compile(&self, snapshot: &RouteSnapshot) -> Compiled {
+        let mut compiled = Compiled::new(&self.mapped, snapshot);
         compiled.policy.proxy_cgroup = self.proxy_cgroup;
         compiled
     }
@@ -60,11 +62,11 @@ fn proxy_cgroup(path: &Path, target: &Target) -> Result<u64> {
     Ok(cgroup.id)
 }
 
-/// What is wrong if the path of the proxy's cgroup leads to another one than `known`, which the programs
-/// were told, or nowhere: its container or unit was started anew.
-pub fn problem_of_proxy_cgroup(policy: &Policy, known: u64) -> Option<String> {
+/// What is wrong if the path of the proxy's cgroup leads to another one than `recorded`, which the programs
+/// use, or nowhere: its container or unit was started again.
+pub fn problem_of_proxy_cgroup(policy: &Policy, recorded: u64) -> Option<String> {
     let path = policy.proxy_cgroup.as_ref()?;
-    let same = Cgroup::open(path).is_ok_and(|cgroup| cgroup.id == known);
+    let same = Cgroup::open(path).is_ok_and(|cgroup| cgroup.id == recorded);
     (!same).then(|| {
         format!(
             "the proxy's cgroup {} is gone or another one than at the attach, so the proxy's own connections are \

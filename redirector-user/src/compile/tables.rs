@@ -10,7 +10,7 @@ use redirector_common::Addr;
 use redirector_common::abi::{self, List, ListKey, Route, Slot, flag};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// A policy and the namespace's facts, ready to be written.
+/// A policy and a snapshot of its namespace, ready to be written.
 pub struct Compiled {
     /// Scalars.
     pub policy: abi::Policy,
@@ -19,12 +19,12 @@ pub struct Compiled {
 
 impl Compiled {
     /// Translates a policy; names of interfaces become the indices they have now.
-    pub fn new(wanted: &Policy, mirror: &RouteSnapshot) -> Self {
+    pub fn new(wanted: &Policy, snapshot: &RouteSnapshot) -> Self {
         let mut this = Self { policy: scalars(wanted), entries: Vec::new() };
-        for route in &mirror.routes {
+        for route in &snapshot.routes {
             this.prefix(List::Routes, &route.prefix, kernel_route(&route.outcome));
         }
-        if spreadable(mirror) {
+        if spreadable(snapshot) {
             this.policy.flags |= flag::SPREAD;
         }
         let ports = |list: &[u16]| list.iter().map(|p| u32::from(*p)).collect::<Vec<_>>();
@@ -37,7 +37,7 @@ impl Compiled {
         this.numbers(List::ExcludeInPorts, flag::HAS_EXCLUDE_IN_PORTS, ports(&wanted.inbound_exclude_ports));
         this.numbers(List::IncludeInPorts, flag::INBOUND_LIST, ports(wanted.inbound_ports.items()));
         let indices = |names: &[String]| {
-            let known = mirror.interfaces.iter().filter(|i| names.contains(&i.name));
+            let known = snapshot.interfaces.iter().filter(|i| names.contains(&i.name));
             known.map(|i| i.index).collect::<Vec<_>>()
         };
         this.numbers(
@@ -45,7 +45,7 @@ impl Compiled {
             flag::HAS_EXCLUDE_INTERFACES,
             indices(&wanted.exclude_interfaces),
         );
-        this.virtual_interfaces(&wanted.virtual_interfaces, mirror);
+        this.virtual_interfaces(&wanted.virtual_interfaces, snapshot);
         this.numbers(List::ProxyUids, 0, wanted.proxy_uids.clone());
         this.numbers(List::ProxyGids, 0, wanted.proxy_gids.clone());
         this.numbers(List::OwnerGroups, flag::OWNER_GROUPS_LIST, wanted.owner_groups.items().to_vec());
@@ -92,11 +92,11 @@ impl Compiled {
     }
 
     /// The flag does not depend on the interfaces being there: they may come later.
-    fn virtual_interfaces(&mut self, names: &[String], mirror: &RouteSnapshot) {
+    fn virtual_interfaces(&mut self, names: &[String], snapshot: &RouteSnapshot) {
         if !names.is_empty() {
             self.policy.flags |= flag::HAS_VIRTUAL_INTERFACES;
         }
-        for interface in mirror.interfaces.iter().filter(|i| names.contains(&i.name)) {
+        for interface in snapshot.interfaces.iter().filter(|i| names.contains(&i.name)) {
             for (list, v6) in [(List::VirtualInterfaces, false), (List::VirtualInterfaces6, true)] {
                 let source = redirect_address(interface, v6).map_or(Addr::UNSPECIFIED, Addr::from);
                 let key = ListKey::number(Slot::FIRST, list, interface.index);
@@ -184,9 +184,10 @@ fn kernel_route(outcome: &Outcome) -> Route {
 }
 
 /// Whether all of 127.0.0.0/8 is local, as it is unless somebody has changed lo.
-fn spreadable(mirror: &RouteSnapshot) -> bool {
+fn spreadable(snapshot: &RouteSnapshot) -> bool {
     let lo = IpNet::from(IpAddr::from(Ipv4Addr::new(127, 128, 128, 128)));
-    let best = mirror.routes.iter().filter(|r| r.prefix.contains(&lo)).max_by_key(|r| r.prefix.prefix_len());
+    let best =
+        snapshot.routes.iter().filter(|r| r.prefix.contains(&lo)).max_by_key(|r| r.prefix.prefix_len());
     best.is_some_and(|r| matches!(r.outcome, Outcome::Local { .. }))
 }
 

@@ -4,23 +4,36 @@
 //! so. Whatever happens before that one write, nothing is captured; what a killed command
 //! leaves is swept by the next one.
 
-use super::change;
 use super::directory::{self, Directory, check_name};
 use super::lock::WriteLock;
 use super::maps::{Instance, Phase};
-use super::record::Record;
-use super::{detach, drain, find, links, listeners, record, surroundings, sweep};
+use super::record::{self, Record};
+use super::{change, detach, drain, find, journal, links, listeners, sweep};
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::compile::mapped_policy::IdMappedPolicy;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Subject};
+use crate::netdev;
 use crate::pod::Target;
 use crate::policy::Policy;
 use crate::programs::hooks;
 use crate::programs::object::{Loaded, Maps};
-use crate::routes::RouteSnapshot;
+use crate::routes::{self, RouteSnapshot};
 use crate::sys::bpf;
 use redirector_common::abi::{ABI_VERSION, ActiveWord, Meta, Slot, meta_flag, name};
 use std::path::{Path, PathBuf};
+
+/// What to attach.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Name of the instance.
+    pub name: &'a str,
+    /// What is captured.
+    pub target: &'a Target,
+    /// How.
+    pub policy: &'a IdMappedPolicy,
+    /// A new instance tells its decisions to `redirector trace`.
+    pub trace: bool,
+}
 
 /// What attach came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +49,9 @@ pub enum Outcome {
 /// Result of attach, with what the user should know.
 #[derive(Debug)]
 pub struct Attached {
-    /// Name of the instance.
-    pub name: String,
     /// What happened.
     pub outcome: Outcome,
-    /// Remarks.
+    /// What the user should know.
     pub notes: Vec<String>,
     /// Addresses, routes and interfaces of the namespace as they are in force now; None if they were not read.
     pub routes: Option<RouteSnapshot>,
@@ -48,78 +59,58 @@ pub struct Attached {
 
 /// Default name: by the namespace's cookie, which is never reused.
 pub fn default_name(target: &Target) -> String {
-    format!("n{}", target.netns.cookie)
+    format!("n{}", target.netns.id.number())
 }
 
-/// Attaches a policy to a target, or changes the policy of the instance that is there. With `trace`
-/// a new instance tells its decisions to `redirector trace`.
+/// Attaches a policy to a target, or changes the policy of the instance that is there.
 ///
 /// # Errors
 ///
 /// [`Error::input`] if the target has an instance of another name or another cgroup;
 /// [`Error::unsupported`] if the kernel lacks something. Nothing is left behind on any error.
-pub fn attach(
-    root: &Directory,
-    name: &str,
-    target: &Target,
-    policy: &Policy,
-    trace: bool,
-) -> Result<Attached> {
-    check_name(name)?;
-    let mut notes: Vec<String> = root.create()?.into_iter().collect();
+pub fn attach(root: &Directory, request: &Request<'_>) -> Result<Attached> {
+    check_name(request.name)?;
+    let mounted = root.create()?;
     let lock = WriteLock::take(root)?;
-    let result = locked(root, name, target, policy, trace, &lock);
+    let result = attach_locked(root, request, &lock);
     if result.is_err() {
         root.remove_if_empty();
     }
-    let (outcome, more, routes) = result?;
-    notes.extend(more);
-    Ok(Attached { name: name.to_owned(), outcome, notes, routes })
+    result.map(|mut attached| {
+        attached.notes.splice(0..0, mounted);
+        attached
+    })
 }
 
-fn locked(
-    root: &Directory,
-    name: &str,
-    target: &Target,
-    policy: &Policy,
-    trace: bool,
-    lock: &WriteLock,
-) -> Result<(Outcome, Vec<String>, Option<RouteSnapshot>)> {
+fn attach_locked(root: &Directory, request: &Request<'_>, lock: &WriteLock) -> Result<Attached> {
     let mut notes = sweep::sweep(root, lock)?;
-    let (outcome, more, facts) = match existing(root, name, target, &mut notes)? {
+    let attached = match existing(root, request, &mut notes)? {
         Some(there) => {
-            if trace && there.meta()?.flags & meta_flag::TRACE == 0 {
+            if request.trace && there.meta()?.flags & meta_flag::TRACE == 0 {
                 notes.push(format!(
-                    "--trace: {name} was attached without it and does not tell its decisions; detach it \
-                     and attach it again"
+                    "--trace: {} was attached without it and does not tell its decisions; detach it and attach it again",
+                    request.name
                 ));
             }
-            change::change(there, target, policy, lock)?
+            change::change(there, request, lock)?
         }
-        None => {
-            let (notes, facts) = create(root, name, target, policy, trace)?;
-            (Outcome::Attached, notes, Some(facts))
-        }
+        None => create(root, request)?,
     };
-    notes.extend(more);
-    Ok((outcome, notes, facts))
+    notes.extend(attached.notes);
+    Ok(Attached { notes, ..attached })
 }
 
 /// The instance of this name, or of this namespace: they must be the same one.
-fn existing(
-    root: &Directory,
-    name: &str,
-    target: &Target,
-    notes: &mut Vec<String>,
-) -> Result<Option<Instance>> {
+fn existing(root: &Directory, request: &Request<'_>, notes: &mut Vec<String>) -> Result<Option<Instance>> {
+    let Request { name, target, .. } = request;
     let mut same = None;
     for other in root.names()? {
         let dir = root.instance(&other);
-        let (instance, meta) = match Instance::open(root, &other).and_then(|i| i.meta().map(|meta| (i, meta)))
-        {
+        let opened = Instance::open(root, &other).and_then(|i| i.meta().map(|meta| (i, meta)));
+        let (instance, meta) = match opened {
             Ok(found) => found,
             // Somebody else's misfortune is no reason to refuse a pod its sidecar.
-            Err(_) if other != name && find::linked_to(&dir) != Some(target.netns.inode) => continue,
+            Err(_) if other != *name && find::linked_to(&dir) != Some(target.netns.inode) => continue,
             Err(e) if e.kind() == Kind::Unsupported => return Err(e),
             Err(e) => {
                 return Err(Error::failed(format!(
@@ -128,43 +119,48 @@ fn existing(
             }
         };
         // Of the same number, too: before 5.14 it is the inode's, and used again.
-        let ours = meta.netns_cookie == target.netns.cookie;
-        if (other == name || ours) && find::netns_is_gone(&dir, &meta) {
+        let ours = find::netns_id(&meta) == target.netns.id;
+        if (other == *name || ours) && find::netns_is_gone(&dir, &meta) {
             detach::remove_dir(&dir)?;
             notes.push(format!("removed the older {other}, whose network namespace is gone"));
             continue;
         }
-        if other == name && !ours {
-            return Err(Error::input(format!(
-                "the name {name} belongs to another network namespace (inode {})",
-                meta.netns_inode
-            ))
-            .usage("choose another --name, or detach it"));
+        if other == *name || ours {
+            check_same(request, &other, &meta)?;
+            same = Some(instance);
         }
-        if !ours {
-            continue;
-        }
-        if other != name {
-            return Err(Error::input(format!(
-                "this network namespace is captured by the instance {other} already"
-            ))
-            .usage(format!("use --name {other}, or detach it")));
-        }
-        if meta.cgroup_id != target.cgroup.id {
-            return Err(Error::input(format!(
-                "the instance {name} is attached to another cgroup (id {}, not {} with id {})",
-                meta.cgroup_id,
-                target.cgroup.path.display(),
-                target.cgroup.id
-            ))
-            .remedy("detach it first"));
-        }
-        if Phase::of(&meta) == Phase::Draining {
-            return Err(drain::is_draining(name, &meta));
-        }
-        same = Some(instance);
     }
     Ok(same)
+}
+
+/// Refuses an instance that has the name of the request but not its target, or the other way round.
+fn check_same(Request { name, target, .. }: &Request<'_>, other: &str, meta: &Meta) -> Result<()> {
+    if find::netns_id(meta) != target.netns.id {
+        return Err(Error::input(format!(
+            "the name {name} belongs to another network namespace (inode {})",
+            meta.netns_inode
+        ))
+        .usage("choose another --name, or detach it"));
+    }
+    if other != *name {
+        return Err(Error::input(format!(
+            "this network namespace is captured by the instance {other} already"
+        ))
+        .usage(format!("use --name {other}, or detach it")));
+    }
+    if meta.cgroup_id != target.cgroup.id {
+        return Err(Error::input(format!(
+            "the instance {name} is attached to another cgroup (id {}, not {} with id {})",
+            meta.cgroup_id,
+            target.cgroup.path.display(),
+            target.cgroup.id
+        ))
+        .remedy("detach it first"));
+    }
+    if Phase::of(meta) == Phase::Draining {
+        return Err(drain::is_draining(name, meta));
+    }
+    Ok(())
 }
 
 /// Takes a half-made instance away again, unless it was finished.
@@ -179,59 +175,47 @@ impl Drop for Staging {
             return;
         }
         if let Ok(meta) = Instance::open_unchecked(&self.dir, "").and_then(|i| i.meta()) {
-            surroundings::restore(&self.dir, &meta);
+            journal::restore(&self.dir, &meta);
         }
         let _ = detach::remove_dir(&self.dir);
     }
 }
 
-fn create(
-    root: &Directory,
-    name: &str,
-    target: &Target,
-    policy: &Policy,
-    trace: bool,
-) -> Result<(Vec<String>, RouteSnapshot)> {
-    let kernel = Kernel::probe()?;
-    let counted = IdMappedPolicy::new(policy, target)?;
-    let mut facts = surroundings::facts(target)?;
-    let needs = surroundings::foresee(policy, &mut facts);
-    let compiled = counted.compile(&facts);
+fn create(root: &Directory, request: &Request<'_>) -> Result<Attached> {
+    let Request { name, target, policy: mapped, trace } = *request;
+    let policy = &mapped.policy;
+    let mut snapshot = routes::read(&target.netns)?;
+    let needs = netdev::foresee(policy, &mut snapshot);
+    let compiled = mapped.compile(&snapshot);
     let flags = compiled.policy.flags;
+    let kernel = Kernel::probe()?;
     kernel.require(flags)?;
-    let maps = Maps::New { capacity: policy.max_connections };
-    let constants = kernel.target(target, flags);
-    let loaded = Loaded::new(&constants, maps, trace, hooks::wanted(policy))?;
+    let constants = kernel.constants(Subject::of(target), flags);
+    let maps = Maps::New { max_connections: policy.max_connections };
+    let loaded = Loaded::new(&constants, maps, trace, hooks::needed_by(policy))?;
 
     let mut staging = Staging { dir: root.staging(name), done: false };
     let dir = staging.dir.clone();
     directory::make_dir(&dir).context(|| format!("create {}", dir.display()))?;
     pin_maps(&loaded, &dir)?;
-    let mut instance = open_staged(&dir, name, target, flags)?;
+    let mut instance = open_staged(&dir, request, flags)?;
     compiled.write(&mut instance.tables()?, Slot::FIRST)?;
-    instance.policies()?.set(Slot::FIRST.index(), compiled.policy, 0).context(|| "write POLICIES".into())?;
+    instance.write_policy(Slot::FIRST, compiled.policy)?;
     record::write(&dir, Slot::FIRST, &Record::of(target, policy))?;
     pin_programs(&loaded, policy, flags, &dir)?;
-    links::attach_wanted(&dir, target, policy)?;
-
-    let mut meta = instance.meta()?;
-    if trace {
-        meta.flags |= meta_flag::TRACE;
-        instance.set_meta(&meta)?;
-    }
-    surroundings::apply(&mut instance, &mut meta, target, policy, needs)?;
-    // After the links: from then on sockops registers what listens anew.
-    let mut notes = surroundings::remarks(policy, &facts);
+    links::attach_missing(&dir, target, policy)?;
+    journal::apply(&mut instance, target, policy, needs)?;
+    // After the links: from then on sockops registers what listens.
+    let mut notes = netdev::without_effect(policy, &snapshot);
     notes.extend(listeners::register(&instance, target, policy, Slot::FIRST)?);
 
     let home = root.instance(name);
     std::fs::rename(&dir, &home).context(|| format!("rename {} to {}", dir.display(), home.display()))?;
     staging.dir.clone_from(&home);
     instance = Instance::open(root, name)?;
-    meta.active = ActiveWord::of(Slot::FIRST);
-    instance.set_meta(&meta)?;
+    instance.activate(Slot::FIRST)?;
     staging.done = true;
-    Ok((notes, facts))
+    Ok(Attached { outcome: Outcome::Attached, notes, routes: Some(snapshot) })
 }
 
 fn pin_maps(loaded: &Loaded, dir: &Path) -> Result<()> {
@@ -244,16 +228,16 @@ fn pin_maps(loaded: &Loaded, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Opens the new maps and writes the head, inert.
-fn open_staged(dir: &Path, name: &str, target: &Target, program_flags: u32) -> Result<Instance> {
-    let mut instance = Instance::open_unchecked(dir, name)?;
+/// Opens the new maps and writes META, inert.
+fn open_staged(dir: &Path, request: &Request<'_>, program_flags: u32) -> Result<Instance> {
+    let mut instance = Instance::open_unchecked(dir, request.name)?;
     instance.set_meta(&Meta {
         abi: ABI_VERSION,
         active: ActiveWord::INERT,
-        netns_cookie: target.netns.cookie,
-        netns_inode: target.netns.inode,
-        cgroup_id: target.cgroup.id,
-        flags: 0,
+        netns_cookie: request.target.netns.id.number(),
+        netns_inode: request.target.netns.inode,
+        cgroup_id: request.target.cgroup.id,
+        flags: if request.trace { meta_flag::TRACE } else { 0 },
         program_flags,
         drain_until: 0,
     })?;
@@ -262,8 +246,8 @@ fn open_staged(dir: &Path, name: &str, target: &Target, program_flags: u32) -> R
 
 fn pin_programs(loaded: &Loaded, policy: &Policy, flags: u32, dir: &Path) -> Result<()> {
     let guest = hooks::has_guests(flags).then(|| (hooks::GUEST, hooks::GUEST_PIN.to_owned()));
-    let wanted = hooks::wanted(policy).map(|hook| (hook.program, hook.program_pin()));
-    for (program, pin) in wanted.chain(guest) {
+    let needed = hooks::needed_by(policy).map(|hook| (hook.program, hook.program_pin()));
+    for (program, pin) in needed.chain(guest) {
         let path = dir.join(pin);
         bpf::obj_pin(loaded.program(program)?, &path)
             .context(|| format!("pin the program {}", path.display()))?;

@@ -4,9 +4,9 @@
 use super::directory::Directory;
 use super::lock::WriteLock;
 use super::maps::{Instance, no_instance};
-use super::{drain, surroundings};
+use super::{drain, journal};
 use crate::base::error::{Context, Kind, Result};
-use crate::netdev::tproxy;
+use crate::netdev;
 use crate::programs::hooks;
 use crate::sys::bpf::Link;
 use redirector_common::abi::{ActiveWord, Meta};
@@ -83,15 +83,15 @@ fn remove(root: &Directory, name: &str) -> Result<Detached> {
             let meta = instance.meta()?;
             instance.set_meta(&Meta { active: ActiveWord::INERT, ..meta })?;
             report.alive = instance.live().ok();
-            if meta.flags & tproxy::ALL_FLAGS != 0 && report.alive != Some(0) {
+            if meta.flags & netdev::TPROXY != 0 && report.alive != Some(0) {
                 report.notes.push(BROKEN_BY_LEAVING_TPROXY.into());
             }
-            report.notes.extend(surroundings::restore(&dir, &meta));
+            report.notes.extend(journal::restore(&dir, &meta));
         }
         Err(e) if e.kind() == Kind::NothingMatched => return Err(e),
         Err(e) => {
             report.notes.push(format!("the instance was damaged and has been removed as it was: {e}"));
-            report.notes.extend(surroundings::unknown(&dir));
+            report.notes.extend(journal::unknown(&dir));
         }
     }
     remove_dir(&dir)?;

@@ -10,8 +10,8 @@ use crate::pod::cgroup::Cgroup;
 use crate::pod::{Target, process};
 use crate::programs::hooks;
 use crate::sys::bpf::Link;
-use crate::sys::netns::NetNs;
-use redirector_common::abi::{Meta, Slot};
+use crate::sys::netns::{NetNs, NetnsId};
+use redirector_common::abi::Meta;
 use std::path::{Path, PathBuf};
 
 /// Name of the instance of an open namespace.
@@ -22,13 +22,12 @@ pub fn by_netns(root: &Directory, netns: &NetNs) -> Result<Option<String>> {
 /// The same, with what tells it from a later one of the same name ([`Directory::identity`]).
 pub fn identified(root: &Directory, netns: &NetNs) -> Result<Option<(String, u64)>> {
     let of_it = |name: &String| match Instance::open(root, name).and_then(|i| i.meta()) {
-        Ok(meta) => meta.netns_cookie == netns.cookie,
+        Ok(meta) => netns_id(&meta) == netns.id,
         // Inode numbers are used again, but the kernel's link is of now.
         Err(_) => match linked_to(&root.instance(name)) {
             Some(inode) => inode == netns.inode,
-            None => any_record(&root.instance(name)).is_some_and(|record| {
-                NetNs::open(&record.netns).is_ok_and(|given| given.cookie == netns.cookie)
-            }),
+            None => any_record(&root.instance(name))
+                .is_some_and(|record| NetNs::open(&record.netns).is_ok_and(|given| given.id == netns.id)),
         },
     };
     // Before the look: see `take_inventory`.
@@ -67,6 +66,11 @@ pub fn netns(root: &Directory, name: &str) -> Option<NetNs> {
     netns_of(&any_record(&root.instance(name))?, &meta)
 }
 
+/// The namespace that an instance was attached to.
+pub(super) fn netns_id(meta: &Meta) -> NetnsId {
+    NetnsId::recorded(meta.netns_cookie, meta.netns_inode)
+}
+
 /// Inode number of the namespace that an instance's programs are attached to; 0 if it is gone.
 pub(super) fn linked_to(dir: &Path) -> Option<u64> {
     let hook = hooks::ALL.iter().find(|hook| hook.netns)?;
@@ -81,11 +85,11 @@ pub(super) fn netns_is_gone(dir: &Path, meta: &Meta) -> bool {
 }
 
 fn netns_is_found(record: &Record, meta: &Meta) -> bool {
-    if meta.netns_cookie != meta.netns_inode {
+    if netns_id(meta).is_unique() {
         return netns_of(record, meta).is_some();
     }
-    // Before 5.14 the cookie is the inode's number, and the file may lead to a later namespace of it. Processes of the same
-    // cgroup tell; ids of cgroups are not used again.
+    // The file may lead to a later namespace with the same inode number. Processes of the same cgroup tell; ids of cgroups
+    // are not used again.
     let cgroup = Cgroup::open(&record.cgroup).ok().filter(|cgroup| cgroup.id == meta.cgroup_id);
     let pids = cgroup.and_then(|cgroup| cgroup.processes().ok()).unwrap_or_default();
     pids.into_iter().any(|pid| process::netns_inode(pid) == Some(meta.netns_inode))
@@ -103,12 +107,12 @@ pub(super) fn cgroup_is_gone(dir: &Path, meta: &Meta) -> bool {
 
 /// A record of an instance, whatever its policy slot.
 pub(super) fn any_record(dir: &Path) -> Option<Record> {
-    Slot::BOTH.into_iter().find_map(|slot| record::read(dir, slot).ok())
+    record::all(dir).into_iter().next()
 }
 
 /// The instance's namespace, by the file it was given, or by any process that is in it.
 pub(super) fn netns_of(record: &Record, meta: &Meta) -> Option<NetNs> {
-    let same = |path: &Path| NetNs::open(path).ok().filter(|netns| netns.cookie == meta.netns_cookie);
+    let same = |path: &Path| NetNs::open(path).ok().filter(|netns| netns.id == netns_id(meta));
     same(&record.netns).or_else(|| {
         let pids = process::in_netns(meta.netns_inode).ok()?;
         pids.iter().find_map(|pid| same(Path::new(&format!("/proc/{pid}/ns/net"))))

@@ -114,7 +114,7 @@ fn active(instance: &Instance, meta: &Meta, slot: Slot) -> ActiveInstance {
     let record = record::read(&instance.dir, slot).ok();
     let policy = record.as_ref().map(|record| record.policy.clone());
     let complete = policy.as_ref().is_some_and(|policy| {
-        hooks::wanted(policy).all(|hook| !links::is_missing(&instance.dir, &hook).unwrap_or(false))
+        hooks::needed_by(policy).all(|hook| !links::is_missing(&instance.dir, &hook).unwrap_or(false))
             && knows_the_proxy(instance, policy, slot)
     });
     ActiveInstance {
@@ -131,6 +131,6 @@ fn active(instance: &Instance, meta: &Meta, slot: Slot) -> ActiveInstance {
 
 /// A proxy that is known by its cgroup gets another one when its container or unit is started anew.
 fn knows_the_proxy(instance: &Instance, policy: &Policy, slot: Slot) -> bool {
-    let in_force = instance.policies().ok().and_then(|policies| policies.get(&slot.index(), 0).ok());
-    in_force.is_some_and(|told| mapped_policy::problem_of_proxy_cgroup(policy, told.proxy_cgroup).is_none())
+    let in_force = instance.policy(slot).ok();
+    in_force.is_some_and(|it| mapped_policy::problem_of_proxy_cgroup(policy, it.proxy_cgroup).is_none())
 }

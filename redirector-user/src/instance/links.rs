@@ -2,7 +2,7 @@
 
 use super::maps::Instance;
 use crate::base::error::{Context, Error, Result};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Subject};
 use crate::pod::Target;
 use crate::policy::Policy;
 use crate::programs::hooks::{self, Hook};
@@ -33,8 +33,8 @@ pub(super) fn are_dead(dir: &Path) -> bool {
 }
 
 /// Attaches the pinned programs of the hooks that the policy needs and that are not attached.
-pub(super) fn attach_wanted(dir: &Path, target: &Target, policy: &Policy) -> Result<()> {
-    for hook in hooks::wanted(policy) {
+pub(super) fn attach_missing(dir: &Path, target: &Target, policy: &Policy) -> Result<()> {
+    for hook in hooks::needed_by(policy) {
         let pin = dir.join(hook.link_pin());
         if pin.exists() {
             if !is_missing(dir, &hook)? {
@@ -59,7 +59,7 @@ pub(super) fn attach_wanted(dir: &Path, target: &Target, policy: &Policy) -> Res
 /// Swaps in programs that were loaded for more flags, link by link: each does what the one it
 /// replaces does, so it does not matter where this is interrupted.
 pub(super) fn replace_programs(instance: &Instance, target: &Target, flags: u32) -> Result<()> {
-    // The loader would make what is missing anew, and programs with other maps would be mixed.
+    // The loader would make what is missing again, and programs with other maps would be mixed.
     if let Some(map) = name::MAPS.iter().find(|map| !instance.dir.join(map).exists()) {
         return Err(Error::failed(format!(
             "the instance {} is damaged: {} is missing",
@@ -71,7 +71,7 @@ pub(super) fn replace_programs(instance: &Instance, target: &Target, flags: u32)
     let trace = instance.meta()?.flags & meta_flag::TRACE != 0;
     let kernel = Kernel::probe()?;
     kernel.require(flags)?;
-    let constants = kernel.target(target, flags);
+    let constants = kernel.constants(Subject::of(target), flags);
     let loaded = Loaded::new(&constants, Maps::Of(&instance.dir), trace, hooks::ALL.into_iter())?;
     for hook in hooks::ALL {
         // Those that are not attached too: a later policy may need them, under the same flags.
@@ -109,8 +109,8 @@ fn replace(
 }
 
 /// Detaches the hooks that the policy does not need.
-pub(super) fn detach_unwanted(instance: &Instance, policy: &Policy) -> Result<()> {
-    for hook in hooks::ALL.iter().filter(|hook| !hook.wanted(policy)) {
+pub(super) fn detach_unneeded(instance: &Instance, policy: &Policy) -> Result<()> {
+    for hook in hooks::ALL.iter().filter(|hook| !hook.is_needed_by(policy)) {
         let path = instance.dir.join(hook.link_pin());
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

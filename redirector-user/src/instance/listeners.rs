@@ -11,7 +11,7 @@ use crate::sys::{bpf, sockopt};
 use aya::maps::{MapData, SkStorage};
 use redirector_common::Addr;
 use redirector_common::abi::{LISTENER_SLOTS, LISTENERS_OF_POLICY, ListenerRole, Slot, SockKind, SockState};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The ports of the proxy, with the role of their listeners.
 pub fn roles(policy: &Policy) -> [(u16, ListenerRole); 3] {
@@ -26,74 +26,86 @@ pub fn roles(policy: &Policy) -> [(u16, ListenerRole); 3] {
 /// returns what could not be.
 pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: Slot) -> Result<Vec<String>> {
     let roles = roles(policy);
-    let Found { listeners: found, elsewhere, incomplete } =
-        listeners::find(&target.netns, &target.cgroup, &roles.map(|(port, _)| port))?;
-    let map = instance.listeners()?;
-    let mut sockets = instance.sockets()?;
+    let found = listeners::find(&target.netns, &target.cgroup, &roles.map(|(port, _)| port))?;
+    let mut notes = missing(&found, target, policy);
+    let mut registry = Registry { map: instance.listeners()?, sockets: instance.sockets()?, slot };
+    for listener in &found.listeners {
+        let role = roles.into_iter().find(|(port, _)| *port == listener.port);
+        if let Some((_, role)) = role
+            && !registry.add(listener, role, role == ListenerRole::Outbound && needs_transparent(policy))?
+        {
+            notes.push(format!(
+                "{listener} could not be registered: it is an MPTCP listener, or there are more than {LISTENER_SLOTS}; \
+                 connections from the network will be refused if there is no other"
+            ));
+        }
+    }
+    Ok(notes)
+}
+
+/// What the search has not found. What the application sends finds its listener by the address; what comes from the
+/// network, by the registry.
+fn missing(found: &Found, target: &Target, policy: &Policy) -> Vec<String> {
     let mut notes = Vec::new();
-    // What the app sends finds its listener by the address; what comes from the network, by this registry.
-    if incomplete {
+    let cgroup = target.cgroup.path.display();
+    if found.incomplete {
         notes.push(format!(
-            "the processes of the cgroup {} have more open files than are searched for the proxy's listeners ({} in \
+            "the processes of the cgroup {cgroup} have more open files than are searched for the proxy's listeners ({} in \
              one process, {} in all, {} seconds): one that is among the others does not get what comes from the network",
-            target.cgroup.path.display(),
-            listeners::OF_ONE,
-            listeners::OF_ALL,
-            listeners::TIME.as_secs()
+            listeners::MAX_DESCRIPTORS_OF_ONE,
+            listeners::MAX_DESCRIPTORS,
+            listeners::SEARCH_TIMEOUT.as_secs()
         ));
-    } else if elsewhere.contains(&policy.inbound_port) {
+    } else if found.elsewhere.contains(&policy.inbound_port) {
         notes.push(format!(
-            "port {} has a listener that is of no process in the cgroup {}: it does not get what comes from the network",
+            "port {} has a listener that is of no process in the cgroup {cgroup}: it does not get what comes from the network",
             policy.inbound_port,
-            target.cgroup.path.display()
         ));
     }
-    if needs_transparent(policy) && !found.iter().any(|l| l.port == policy.outbound_port) {
+    if needs_transparent(policy) && !found.listeners.iter().any(|l| l.port == policy.outbound_port) {
         notes.push(format!(
             "-k: no listener of the proxy on port {} yet; what enters a virtual interface over IPv4 is dropped until \
              `redirector refresh` has found one and made it transparent",
             policy.outbound_port
         ));
     }
-    for listener in found {
-        let Some((port, role)) = roles.iter().find(|(port, _)| *port == listener.port) else { continue };
-        let transparent = *role == ListenerRole::Outbound && needs_transparent(policy);
+    notes
+}
+
+/// The registry of a policy slot.
+struct Registry {
+    map: OwnedFd,
+    sockets: SkStorage<MapData, SockState>,
+    slot: Slot,
+}
+
+impl Registry {
+    /// Adds a listener; false if it cannot be in any place.
+    fn add(&mut self, listener: &Listener, role: ListenerRole, transparent: bool) -> Result<bool> {
         let make = transparent && !sockopt::is_transparent(listener.socket.as_fd()).unwrap_or(false);
-        let made = make || is_made_transparent(&sockets, &listener);
+        let made = make || is_made_transparent(&self.sockets, listener);
         let state = SockState {
             kind: SockKind::LISTENER,
             bound_by_us: u8::from(made),
             pending: 0,
-            verdict: *role as u16,
+            verdict: role as u16,
             orig: Addr::UNSPECIFIED,
             proxy: Addr::UNSPECIFIED,
             orig_port: 0,
-            proxy_port: *port,
+            proxy_port: listener.port,
             rule: 0,
         };
-        sockets
-            .insert(&listener.socket, state, 0)
-            .context(|| format!("attach state to the listener on port {port} of process {}", listener.pid))?;
+        let stored = self.sockets.insert(&listener.socket, state, 0);
+        stored.context(|| format!("attach state to {listener}"))?;
         if make {
             // Noted in its state first.
-            sockopt::set_transparent(listener.socket.as_fd(), true).context(|| {
-                format!("set IP_TRANSPARENT on the listener on port {port} of process {}", listener.pid)
-            })?;
+            sockopt::set_transparent(listener.socket.as_fd(), true)
+                .context(|| format!("set IP_TRANSPARENT on {listener}"))?;
         }
-        let first = role.first_element(slot, listener.v6);
-        match put(map.as_fd(), first, listener.socket.as_fd()) {
-            Ok(true) => {}
-            Ok(false) => notes.push(format!(
-                "the listener on port {port} of process {} could not be registered: it is an MPTCP listener, or there \
-                 are more than {LISTENER_SLOTS}; connections from the network will be refused if there is no other",
-                listener.pid
-            )),
-            Err(e) => return Err(e).context(|| {
-                format!("register the listener on port {port} of process {} in LISTENERS", listener.pid)
-            }),
-        }
+        let first = role.first_element(self.slot, listener.v6);
+        put(self.map.as_fd(), first, listener.socket.as_fd())
+            .context(|| format!("register {listener} in LISTENERS"))
     }
-    Ok(notes)
 }
 
 /// The kernel answers no SYN from an address that is not its own (`inet_csk_route_req`), unless the
@@ -107,13 +119,13 @@ fn is_made_transparent(sockets: &SkStorage<MapData, SockState>, listener: &Liste
 }
 
 /// Takes IP_TRANSPARENT from the listeners on `ports` to which [`register`] gave it.
-pub fn make_opaque(instance: &Instance, netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<()> {
+pub fn clear_transparent(instance: &Instance, netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<()> {
     let mut sockets = instance.sockets()?;
     for listener in listeners::find(netns, cgroup, ports)?.listeners {
         if !is_made_transparent(&sockets, &listener) {
             continue;
         }
-        let what = || format!("clear IP_TRANSPARENT of a listener of process {}", listener.pid);
+        let what = || format!("clear IP_TRANSPARENT of {listener}");
         sockopt::set_transparent(listener.socket.as_fd(), false).context(what)?;
         let state = sockets.get(&listener.socket, 0).context(what)?;
         sockets.insert(&listener.socket, SockState { bound_by_us: 0, ..state }, 0).context(what)?;
@@ -122,7 +134,7 @@ pub fn make_opaque(instance: &Instance, netns: &NetNs, cgroup: &Cgroup, ports: &
 }
 
 /// What is wrong with the outbound listeners of a policy with virtual interfaces.
-pub fn problem(netns: &NetNs, cgroup: &Cgroup, policy: &Policy) -> Option<String> {
+pub fn problem_of_transparency(netns: &NetNs, cgroup: &Cgroup, policy: &Policy) -> Option<String> {
     if !needs_transparent(policy) {
         return None;
     }
@@ -133,9 +145,7 @@ pub fn problem(netns: &NetNs, cgroup: &Cgroup, policy: &Policy) -> Option<String
     let opaque = |l: &&Listener| !sockopt::is_transparent(l.socket.as_fd()).unwrap_or(false);
     let listener = found.iter().find(opaque)?;
     Some(format!(
-        "that of process {} is not transparent: what enters a virtual interface over IPv4 is dropped; run \
-         `redirector refresh`",
-        listener.pid
+        "{listener} is not transparent: what enters a virtual interface over IPv4 is dropped; run `redirector refresh`"
     ))
 }
 
@@ -172,14 +182,13 @@ pub fn clear(instance: &Instance, slot: Slot) -> Result<()> {
 
 /// How many listeners are registered in a policy slot for a role, IPv4 and IPv6 ones.
 pub fn count(instance: &Instance, slot: Slot, role: ListenerRole) -> Result<[u32; 2]> {
-    let policy = instance.policies()?.get(&slot.index(), 0).context(|| "read POLICIES".into())?;
-    let role = role.registered(&policy);
+    let role = role.registered(&instance.policy(slot)?);
     let map = instance.listeners()?;
     let mut counts = [0; 2];
     for (count, v6) in counts.iter_mut().zip([false, true]) {
         let first = role.first_element(slot, v6);
-        for slot in first..first + LISTENER_SLOTS {
-            if bpf::sockmap_cookie(map.as_fd(), slot).context(|| "read LISTENERS".into())?.is_some() {
+        for element in first..first + LISTENER_SLOTS {
+            if bpf::sockmap_cookie(map.as_fd(), element).context(|| "read LISTENERS".into())?.is_some() {
                 *count += 1;
             }
         }

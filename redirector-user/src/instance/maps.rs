@@ -1,6 +1,7 @@
 //! An instance's maps, opened from their pins.
 
 use super::directory::Directory;
+use super::drain;
 use crate::base::error::{Context, Error, Result};
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapInfo, PerCpuArray, SkStorage};
 use redirector_common::abi::{
@@ -66,7 +67,7 @@ impl Instance {
         }
     }
 
-    /// Opens a directory whose head may not be written yet.
+    /// Opens a directory whose META may not be written yet.
     pub(super) fn open_unchecked(dir: &Path, name: &str) -> Result<Self> {
         let path = dir.join(name::META);
         let data = open_map(&path, size_of::<u32>(), size_of::<Meta>())?;
@@ -90,18 +91,52 @@ impl Instance {
         Ok(this)
     }
 
-    /// The instance's head.
+    /// What the instance is attached to and does.
     pub fn meta(&self) -> Result<Meta> {
         self.meta.get(&0, 0).context(|| format!("read META of {}", self.name))
     }
 
-    /// Writes the head: the one write that activates, swaps or stops.
+    /// Writes META: the one write that activates, swaps or stops.
     pub fn set_meta(&mut self, meta: &Meta) -> Result<()> {
         self.meta.set(0, meta, 0).context(|| format!("write META of {}", self.name))
     }
 
-    /// Policy slots.
-    pub fn policies(&self) -> Result<Array<MapData, Policy>> {
+    /// Brings a slot into force.
+    pub fn activate(&mut self, slot: Slot) -> Result<()> {
+        let meta = self.meta()?;
+        self.set_meta(&Meta { active: ActiveWord::of(slot), ..meta })
+    }
+
+    /// The slot that is in force.
+    ///
+    /// # Errors
+    ///
+    /// If none is: what would change it has to wait, or to begin again.
+    pub fn active_slot(&self) -> Result<Slot> {
+        let meta = self.meta()?;
+        match Phase::of(&meta) {
+            Phase::Active(slot) => Ok(slot),
+            Phase::Draining => Err(drain::is_draining(&self.name, &meta)),
+            Phase::Inert => Err(Error::failed(format!(
+                "the instance {} was left half-made or half-removed by a command that was killed",
+                self.name
+            ))
+            .usage("`redirector list` sweeps it")),
+        }
+    }
+
+    /// The scalars of the policy in a slot.
+    pub fn policy(&self, slot: Slot) -> Result<Policy> {
+        self.policies()?.get(&slot.index(), 0).context(|| format!("read POLICIES of {}", self.name))
+    }
+
+    /// Writes the scalars of the policy in a slot.
+    pub fn write_policy(&self, slot: Slot, policy: Policy) -> Result<()> {
+        let written = self.policies()?.set(slot.index(), policy, 0);
+        written.context(|| format!("write POLICIES of {}", self.name))
+    }
+
+    fn policies(&self) -> Result<Array<MapData, Policy>> {
         let data = self.map(name::POLICIES, 4, size_of::<Policy>())?;
         Array::try_from(Map::Array(data)).context(|| "open POLICIES".into())
     }

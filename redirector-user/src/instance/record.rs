@@ -92,3 +92,8 @@ pub fn read(dir: &Path, slot: Slot) -> Result<Record> {
     serde_json::from_slice(&bytes[..end])
         .map_err(|e| Error::failed(format!("{}: not a record of this version: {e}", path.display())))
 }
+
+/// Every record that can be read: of the policy in force and, if a change was killed, of another.
+pub fn all(dir: &Path) -> Vec<Record> {
+    Slot::BOTH.into_iter().filter_map(|slot| read(dir, slot).ok()).collect()
+}

@@ -5,41 +5,62 @@ use super::find::target_of;
 use super::lock::WriteLock;
 use super::maps::{Instance, no_instance};
 use super::record::{self, Record};
-use super::swap::{active_slot, repair, swap};
-use super::{links, surroundings};
+use super::swap::{Swap, repair};
+use super::{journal, links};
 use crate::base::error::Result;
+use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::routes::RouteSnapshot;
+use crate::sys::netns::NetnsId;
 
 /// What a refresh or an upgrade came to.
 #[derive(Debug)]
 pub struct Refreshed {
-    /// Remarks.
+    /// What the user should know.
     pub notes: Vec<String>,
-    /// Cookie of the network namespace.
-    pub netns_cookie: u64,
+    /// The network namespace.
+    pub netns: NetnsId,
     /// Its addresses, routes and interfaces as they are in force now.
     pub routes: RouteSnapshot,
 }
 
-/// Reads addresses, routes, interfaces and listeners anew under the same policy.
+/// Reads addresses, routes, interfaces and listeners again under the same policy.
+///
+/// # Errors
+///
+/// If there is no such instance, or what it is attached to is gone.
 pub fn refresh(root: &Directory, name: &str) -> Result<Refreshed> {
-    renew(root, name, false)
+    renew(root, name, None, false)
 }
 
-pub(super) fn renew(root: &Directory, name: &str, programs: bool) -> Result<Refreshed> {
+/// The same for somebody who has just read addresses, routes and interfaces.
+///
+/// # Errors
+///
+/// As [`refresh`].
+pub fn refresh_with(root: &Directory, name: &str, snapshot: RouteSnapshot) -> Result<Refreshed> {
+    renew(root, name, Some(snapshot), false)
+}
+
+pub(super) fn renew(
+    root: &Directory,
+    name: &str,
+    snapshot: Option<RouteSnapshot>,
+    programs: bool,
+) -> Result<Refreshed> {
     let lock = WriteLock::take_if_any(root)?.ok_or_else(|| no_instance(name))?;
     let mut instance = Instance::open(root, name)?;
-    let slot = active_slot(&instance)?;
+    let slot = instance.active_slot()?;
     let mut record = record::read(&instance.dir, slot)?;
     let meta = instance.meta()?;
     let target = target_of(name, &record, &meta)?;
-    surroundings::settle(&mut instance, &target, slot)?;
+    journal::settle(&mut instance, &target, slot)?;
     let mut notes = repair(&instance, slot, &target, &record.policy)?;
     if programs {
         links::replace_programs(&instance, &target, meta.program_flags)?;
         record = Record::of(&target, &record.policy);
     }
-    let (more, snapshot) = swap(instance, slot, &target, &record, &lock)?;
-    notes.extend(more);
-    Ok(Refreshed { notes, netns_cookie: target.netns.cookie, routes: snapshot })
+    let mapped = &IdMappedPolicy::new(record.policy.clone(), &target)?;
+    let swapped = Swap { instance, target: &target, record, mapped, snapshot }.run(slot, &lock)?;
+    notes.extend(swapped.notes);
+    Ok(Refreshed { notes, netns: target.netns.id, routes: swapped.routes })
 }

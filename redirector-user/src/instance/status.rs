@@ -35,7 +35,7 @@ pub(super) fn problem(instance: &Instance, meta: &Meta, record: &Record) -> Resu
             drain::time_left(meta)
         ))),
         Phase::Active(slot) => {
-            let in_force = instance.policies()?.get(&slot.index(), 0).context(|| "read POLICIES".into())?;
+            let in_force = instance.policy(slot)?;
             Ok(mapped_policy::problem_of_proxy_cgroup(&record.policy, in_force.proxy_cgroup))
         }
     }
@@ -129,7 +129,7 @@ pub fn status(root: &Directory, name: &str) -> Result<Status> {
     let phase = Phase::of(&meta);
     let record = any_record(&instance, phase)?;
     let hooks: Vec<HookStatus> =
-        hooks::wanted(&record.policy).map(|hook| hook_status(&instance, &hook, &record)).collect();
+        hooks::needed_by(&record.policy).map(|hook| hook_status(&instance, &hook, &record)).collect();
     let slot = if let Phase::Active(slot) = phase { slot } else { Slot::FIRST };
     let policy = &record.policy;
     let dns = policy.dns != crate::policy::Dns::Off;
@@ -142,7 +142,7 @@ pub fn status(root: &Directory, name: &str) -> Result<Status> {
         } else if role == ListenerRole::Outbound && !policy.virtual_interfaces.is_empty() {
             let netns = find::netns_of(&record, &meta);
             let target = netns.zip(Cgroup::open(&record.cgroup).ok());
-            target.and_then(|(netns, cgroup)| listeners::problem(&netns, &cgroup, policy))
+            target.and_then(|(netns, cgroup)| listeners::problem_of_transparency(&netns, &cgroup, policy))
         } else {
             None
         };

@@ -3,9 +3,9 @@
 use super::detach::remove_dir;
 use super::directory::Directory;
 use super::drain::boot_seconds;
+use super::journal;
 use super::lock::WriteLock;
 use super::maps::{Instance, Phase};
-use super::surroundings;
 use crate::base::error::Result;
 use crate::programs::hooks;
 use redirector_common::abi;
@@ -19,7 +19,7 @@ pub fn sweep(root: &Directory, _lock: &WriteLock) -> Result<Vec<String>> {
     let mut remarks = Vec::new();
     for dir in dirs {
         if let Ok(meta) = Instance::open_unchecked(&dir, "").and_then(|i| i.meta()) {
-            remarks.extend(surroundings::restore(&dir, &meta));
+            remarks.extend(journal::restore(&dir, &meta));
         }
         remarks.push(match remove_dir(&dir) {
             Ok(()) => format!("swept {}, left by a command that was killed", dir.display()),

@@ -11,5 +11,5 @@ use crate::base::error::Result;
 ///
 /// [`Error::unsupported`] if the instance has another map layout: its programs would not understand it.
 pub fn upgrade(root: &Directory, name: &str) -> Result<Refreshed> {
-    renew(root, name, true)
+    renew(root, name, None, true)
 }

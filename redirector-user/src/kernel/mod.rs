@@ -17,6 +17,25 @@ pub struct Kernel {
     pub(crate) has_netns_cookie: bool,
 }
 
+/// Numbers of what an instance is attached to.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject {
+    /// Cookie of the network namespace.
+    pub netns_cookie: u64,
+    /// Its inode number.
+    pub netns_inode: u64,
+    /// Id of the cgroup.
+    pub cgroup: u64,
+}
+
+impl Subject {
+    /// Of a pod.
+    pub fn of(target: &crate::pod::Target) -> Self {
+        let (netns, cgroup) = (&target.netns, target.cgroup.id);
+        Self { netns_cookie: netns.id.number(), netns_inode: netns.inode, cgroup }
+    }
+}
+
 impl Kernel {
     /// Asks the running kernel.
     ///
@@ -68,27 +87,16 @@ impl Kernel {
         Ok(())
     }
 
-    /// Load-time constants for an instance in a network namespace and on a cgroup, whose policies
-    /// set no other flags than these.
-    pub fn target(&self, target: &crate::pod::Target, flags: u32) -> ProgramConstants {
-        self.constants(target.netns.cookie, target.netns.inode, target.cgroup.id, flags)
-    }
-
-    pub(crate) fn constants(
-        &self,
-        netns_cookie: u64,
-        netns_inode: u64,
-        cgroup_id: u64,
-        flags: u32,
-    ) -> ProgramConstants {
+    /// Load-time constants for an instance whose policies set no other flags than these.
+    pub fn constants(&self, subject: Subject, flags: u32) -> ProgramConstants {
         let o = self.offsets;
         let (sock_net, net_inum) = o.netns.unwrap_or_default();
         let c = o.cgroup.unwrap_or_default();
         ProgramConstants {
-            netns_cookie: if self.has_netns_cookie { netns_cookie } else { 0 },
-            cgroup_id,
+            netns_cookie: if self.has_netns_cookie { subject.netns_cookie } else { 0 },
+            cgroup_id: subject.cgroup,
             // The kernel has 32 bits of it (ns_common.inum).
-            netns_inode: netns_inode as u32,
+            netns_inode: subject.netns_inode as u32,
             sock_net,
             net_inum,
             has_ingress_ifindex: u32::from(o.has_ingress_ifindex),

@@ -3,14 +3,14 @@
 //! A filter of a clsact qdisc, as every kernel has them, also beside tcx (6.6). It is told from others by its
 //! name, and by its handle whether the qdisc was there before: whoever cleans up needs to know nothing else.
 
-use crate::base::error::{Context, Error, Result, chain};
-use crate::netdev::virtual_interfaces::{PROTOCOL, REVERSE};
-use crate::netlink::{Answer, Message, Netlink, Payload};
-use crate::routes::RouteError;
+use super::virtual_interfaces::{PROTOCOL, REVERSE};
+use crate::base::error::{Context, Result};
+use crate::netlink::{self, Message, Netlink, Payload, family};
+use crate::routes::{Interface, list_interfaces};
 use crate::sys::netns::NetNs;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Number among the filters of an interface; those of `tc` without one come later.
 const PREFERENCE: u32 = 151;
@@ -19,8 +19,7 @@ const QDISC_THEIRS: u32 = 0x1337_0001;
 const QDISC_OURS: u32 = 0x1337_0002;
 const NAME: &[u8] = b"redirector\0";
 
-/// sizeof of struct ifinfomsg and struct tcmsg.
-const LINK: usize = 16;
+/// sizeof(struct tcmsg).
 const TCMSG: usize = 20;
 /// TC_H_CLSACT, which is TC_H_INGRESS; its two chains of filters.
 const CLSACT: u32 = 0xffff_fff1;
@@ -35,15 +34,16 @@ const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 const WHAT: &str = "the classifiers of the virtual interfaces";
 
 /// Attaches the program to those of the interfaces that are there, or replaces the one that is attached.
-pub fn add(netns: &NetNs, interfaces: &[String], program: BorrowedFd<'_>) -> Result<()> {
-    run(netns, || {
-        let mut netlink = Netlink::open().map_err(failed)?;
-        for (index, name) in links(&mut netlink)?.iter().filter(|(_, name)| interfaces.contains(name)) {
-            let before = ours(&mut netlink, *index)?;
+pub(super) fn add(netns: &NetNs, interfaces: &[String], program: &OwnedFd) -> Result<()> {
+    netlink::within(netns, |netlink| {
+        for Interface { index, name, .. } in
+            list_interfaces(netlink, &[])?.iter().filter(|it| interfaces.contains(&it.name))
+        {
+            let before = ours(netlink, *index)?;
             let mut messages = Vec::new();
             let handle = match before {
                 Some(handle) => handle,
-                None if has_qdisc(&mut netlink, *index)? => QDISC_THEIRS,
+                None if has_qdisc(netlink, *index)? => QDISC_THEIRS,
                 None => {
                     messages.push(qdisc(libc::RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, *index));
                     QDISC_OURS
@@ -52,16 +52,16 @@ pub fn add(netns: &NetNs, interfaces: &[String], program: BorrowedFd<'_>) -> Res
             messages.push(filter(*index, handle, program));
             // In one piece: nobody is killed between the two.
             let new_qdisc = messages.len() == 2;
-            if let Err(e) = change(&mut netlink, messages) {
+            if let Err(e) = change(netlink, messages) {
                 if new_qdisc {
-                    let _ = change(&mut netlink, vec![qdisc(libc::RTM_DELQDISC, 0, *index)]);
+                    let _ = change(netlink, vec![qdisc(libc::RTM_DELQDISC, 0, *index)]);
                 }
                 if matches!(e.raw_os_error(), Some(libc::ENODEV)) {
                     continue; // It has gone meanwhile.
                 }
                 return Err(e).context(|| format!("attach a tc classifier to {name}"));
             }
-            match change(&mut netlink, vec![route(libc::RTM_NEWROUTE, NLM_F_CREATE, *index)]) {
+            match change(netlink, vec![route(libc::RTM_NEWROUTE, NLM_F_CREATE, *index)]) {
                 // There is none from an interface that is down or gone; the refresh that follows will make it.
                 Err(e) if !matches!(e.raw_os_error(), Some(libc::EEXIST | libc::ENETDOWN | libc::ENODEV)) => {
                     return Err(e).context(|| format!("add the route dev {name} table {REVERSE}"));
@@ -74,19 +74,20 @@ pub fn add(netns: &NetNs, interfaces: &[String], program: BorrowedFd<'_>) -> Res
 }
 
 /// Takes the classifier from all other interfaces.
-pub fn keep(netns: &NetNs, interfaces: &[String]) -> Result<()> {
-    run(netns, || {
-        let mut netlink = Netlink::open().map_err(failed)?;
-        for (index, name) in links(&mut netlink)?.iter().filter(|(_, name)| !interfaces.contains(name)) {
-            let Some(handle) = ours(&mut netlink, *index)? else { continue };
+pub(super) fn keep(netns: &NetNs, interfaces: &[String]) -> Result<()> {
+    netlink::within(netns, |netlink| {
+        for Interface { index, name, .. } in
+            list_interfaces(netlink, &[])?.iter().filter(|it| !interfaces.contains(&it.name))
+        {
+            let Some(handle) = ours(netlink, *index)? else { continue };
             // As it is made last, it goes first.
-            let _ = change(&mut netlink, vec![route(libc::RTM_DELROUTE, 0, *index)]);
-            let kind = Message::new(libc::RTM_DELTFILTER, NLM_F_ACK, &header(*index, handle, INGRESS));
+            let _ = change(netlink, vec![route(libc::RTM_DELROUTE, 0, *index)]);
+            let kind = Message::new(libc::RTM_DELTFILTER, 0, &header(*index, handle, INGRESS));
             let mut messages = vec![kind.attribute(TCA_KIND, b"bpf\0")];
-            if handle == QDISC_OURS && is_alone(&mut netlink, *index)? {
+            if handle == QDISC_OURS && is_alone(netlink, *index)? {
                 messages.push(qdisc(libc::RTM_DELQDISC, 0, *index));
             }
-            match change(&mut netlink, messages) {
+            match change(netlink, messages) {
                 Err(e) if !matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {
                     return Err(e).context(|| format!("detach the tc classifier from {name}"));
                 }
@@ -95,17 +96,6 @@ pub fn keep(netns: &NetNs, interfaces: &[String]) -> Result<()> {
         }
         Ok(())
     })
-}
-
-/// Index and name of every interface.
-fn links(netlink: &mut Netlink) -> Result<Vec<(u32, String)>> {
-    let request = Message::new(libc::RTM_GETLINK, 0, &[0; LINK]);
-    let list = netlink.list(WHAT, &request, |payload| {
-        let link = Payload::split(payload, LINK)?;
-        let name = link.get(libc::IFLA_IFNAME)?.split(|byte| *byte == 0).next()?;
-        Some((link.number(4), String::from_utf8_lossy(name).into_owned()))
-    });
-    list.map_err(failed)
 }
 
 /// Handle of our filter.
@@ -129,7 +119,7 @@ fn filters(netlink: &mut Netlink, index: u32, parent: u32) -> Result<Vec<(u32, b
         // Each preference has a head of its own, without handle and options.
         filter.get(TCA_OPTIONS).is_some().then_some((handle, ours))
     });
-    list.map_err(failed)
+    Ok(list?)
 }
 
 fn has_qdisc(netlink: &mut Netlink, index: u32) -> Result<bool> {
@@ -138,20 +128,19 @@ fn has_qdisc(netlink: &mut Netlink, index: u32) -> Result<bool> {
         let qdisc = Payload::split(payload, TCMSG)?;
         (qdisc.number(4) == index && qdisc.number(12) == CLSACT).then_some(())
     });
-    Ok(!list.map_err(failed)?.is_empty())
+    Ok(!list?.is_empty())
 }
 
 fn qdisc(kind: u16, flags: u16, index: u32) -> Message {
-    Message::new(kind, NLM_F_ACK | flags, &tcmsg(index, CLSACT & 0xffff_0000, CLSACT, 0))
-        .attribute(TCA_KIND, b"clsact\0")
+    Message::new(kind, flags, &tcmsg(index, CLSACT & 0xffff_0000, CLSACT, 0)).attribute(TCA_KIND, b"clsact\0")
 }
 
-fn filter(index: u32, handle: u32, program: BorrowedFd<'_>) -> Message {
+fn filter(index: u32, handle: u32, program: &OwnedFd) -> Message {
     let options = Message::new(0, 0, &[])
         .attribute(TCA_BPF_FD, &program.as_raw_fd().to_ne_bytes())
         .attribute(TCA_BPF_NAME, NAME)
         .attribute(TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
-    let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+    let flags = NLM_F_CREATE | NLM_F_REPLACE;
     Message::new(libc::RTM_NEWTFILTER, flags, &header(index, handle, INGRESS))
         .attribute(TCA_KIND, b"bpf\0")
         .attribute(TCA_OPTIONS, options.body())
@@ -160,9 +149,8 @@ fn filter(index: u32, handle: u32, program: BorrowedFd<'_>) -> Message {
 /// The way back to the guest, for the validation of sources: `default dev IF table 15002`.
 fn route(kind: u16, flags: u16, index: u32) -> Message {
     // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags.
-    let (family, scope) = (libc::AF_INET as u8, libc::RT_SCOPE_LINK);
-    let header = [family, 0, 0, 0, 0, PROTOCOL, scope, libc::RTN_UNICAST, 0, 0, 0, 0];
-    Message::new(kind, NLM_F_ACK | flags, &header)
+    let header = [family(false), 0, 0, 0, 0, PROTOCOL, libc::RT_SCOPE_LINK, libc::RTN_UNICAST, 0, 0, 0, 0];
+    Message::new(kind, flags, &header)
         .attribute(libc::RTA_OIF, &index.to_ne_bytes())
         .attribute(libc::RTA_TABLE, &REVERSE.to_ne_bytes())
 }
@@ -184,15 +172,7 @@ fn tcmsg(index: u32, handle: u32, parent: u32, info: u32) -> [u8; TCMSG] {
 
 /// All of the messages, in one piece; the first that fails.
 fn change(netlink: &mut Netlink, messages: Vec<Message>) -> io::Result<()> {
-    let answers = netlink.ask::<()>(WHAT, messages.into_iter(), |_| None).map_err(io::Error::other)?;
-    let refused = answers.into_iter().find_map(|answer: Answer<()>| answer.err().filter(|errno| *errno != 0));
+    let answers = netlink.change(WHAT, messages).map_err(|e| io::Error::other(crate::Error::from(e)))?;
+    let refused = answers.into_iter().find(|errno| *errno != 0);
     refused.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
-}
-
-fn run(netns: &NetNs, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
-    netns.run(work).context(|| "enter the network namespace".into())?
-}
-
-fn failed(e: RouteError) -> Error {
-    Error::failed(chain(&e))
 }

@@ -1,55 +1,44 @@
 //! What `-k` needs in the namespace: TCP that enters a virtual interface must be delivered here
 //! although its destination is elsewhere; sk_lookup then gives it to the proxy. `ip rule iif IF
 //! fwmark 0/0x40000000 ipproto tcp lookup 15001` (4.17) and, for each network of `-i`, `local NETWORK dev lo` in
-//! that table. What [`crate::netdev::classifier`] has marked is none of ours, and routed as ever.
+//! that table. What [`super::classifier`] has marked is none of ours, and routed as ever.
 //! A network of `-i '*'` is everything; what no route covers is forwarded as ever.
 //!
 //! Of what is forwarded TO a guest, IPv4 looks up the way back (`__fib_validate_source`): as if it had entered the virtual
 //! interface, and without a mark. A local route would be the end of it, so such a lookup ends in table 15002, in a route
-//! that leads back to the guest. [`crate::netdev::classifier`] makes it for the interfaces it is attached to, and it goes with them:
+//! that leads back to the guest. [`super::classifier`] makes it for the interfaces it is attached to, and it goes with them:
 //! packets without a mark are captured where there is no classifier, and never leave the pod where there was one.
 //!
 //! Rules and routes carry a protocol number of their own, so whoever cleans up can tell them from
 //! those of others, and needs to know nothing else.
 
-use crate::base::error::{Context, Error, Result, chain};
-use crate::netdev::routing_table;
-use crate::netlink::{Message, Netlink, Payload};
+use super::rules::{self, Change};
+use crate::base::error::{Error, Result};
+use crate::netlink::{self, Netlink};
 use crate::policy::{Mode, Policy, Selection};
-use crate::routes::RouteError;
 use crate::sys::netns::NetNs;
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
 use redirector_common::abi::guest_mark;
 use std::collections::BTreeSet;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The table of the routes; named after the port that everything in it goes to.
-pub const TABLE: u32 = 15001;
+const TABLE: u32 = 15001;
 /// The table in which the source of what is sent to a guest is validated.
-pub const REVERSE: u32 = 15002;
+pub(super) const REVERSE: u32 = 15002;
 /// Who made a route or rule (rtm_protocol, FRA_PROTOCOL). Of 5 to 255 the kernel lets anybody choose;
 /// iproute2's list has nobody at this number.
-pub(crate) const PROTOCOL: u8 = 151;
-/// Right after the table `local` (0): netfilter would redirect before any routing.
-const PRIORITY: u32 = 2;
-const REVERSE_PRIORITY: u32 = 1;
+pub(super) const PROTOCOL: u8 = 151;
+/// Priority and mask of the rules that lead to [`TABLE`]: right after the table `local` (0), as netfilter would
+/// redirect before any routing.
+const CAPTURE_RULE: (u32, u32) = (2, guest_mark::FOREIGN);
+/// The same of those that lead to [`REVERSE`].
+const REVERSE_RULE: (u32, u32) = (1, guest_mark::BOTH);
 
-/// sizeof of struct fib_rule_hdr and of struct rtmsg.
-const HEADER: usize = 12;
-const FRA_IIFNAME: u16 = 3;
-const FRA_PRIORITY: u16 = 6;
-const FRA_FWMARK: u16 = 10;
-const FRA_TABLE: u16 = 15;
-const FRA_FWMASK: u16 = 16;
-const FRA_PROTOCOL: u16 = 21;
-const FRA_IP_PROTO: u16 = 22;
 const WHAT: &str = "the rules and routes of the virtual interfaces";
 
-/// A rule or a route.
+/// A rule or a route, rules before routes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Piece {
+enum Entry {
     /// What enters the interface is routed by the table, but for what is marked otherwise.
     Rule { v6: bool, interface: String, table: u32 },
     /// Destinations that are captured.
@@ -68,179 +57,102 @@ pub fn check(policy: &Policy) -> Result<()> {
 }
 
 /// Makes what a policy needs and is not there. What an older policy needed stays.
-pub fn add(netns: &NetNs, policy: &Policy) -> Result<()> {
-    let pieces = of(policy);
-    if pieces.is_empty() {
+pub(super) fn add(netns: &NetNs, policy: &Policy) -> Result<()> {
+    let entries = of(policy);
+    if entries.is_empty() {
         return Ok(());
     }
-    run(netns, || {
-        let mut netlink = open()?;
-        routing_table::check_free(&mut netlink, TABLE, "remove them, or attach without -k")?;
-        change(&mut netlink, true, pieces)
+    netlink::within(netns, |netlink| {
+        rules::check_free(netlink, TABLE, "remove them, or attach without -k")?;
+        // No rule leads to half a table.
+        change(netlink, Change::Add, entries.into_iter().rev().collect())
     })
 }
 
 /// Takes away what is there and `policy` does not need; None needs nothing.
-pub fn keep(netns: &NetNs, policy: Option<&Policy>) -> Result<()> {
+pub(super) fn keep(netns: &NetNs, policy: Option<&Policy>) -> Result<()> {
     let needed = policy.map(of).unwrap_or_default();
-    run(netns, || {
-        let mut netlink = open()?;
-        let mut there = list(&mut netlink)?;
-        there.retain(|piece| !needed.contains(piece));
+    netlink::within(netns, |netlink| {
+        let mut there = list(netlink)?;
+        there.retain(|entry| !needed.contains(entry));
         // Rules first: without them nothing asks the table.
-        change(&mut netlink, false, there)
+        change(netlink, Change::Remove, there.into_iter().collect())
     })
 }
 
-fn of(policy: &Policy) -> BTreeSet<Piece> {
-    let mut pieces = BTreeSet::new();
+fn of(policy: &Policy) -> BTreeSet<Entry> {
+    let mut entries = BTreeSet::new();
     if policy.virtual_interfaces.is_empty() {
-        return pieces;
+        return entries;
     }
-    let everything: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-    let everything = everything.map(|addr| IpNet::new_assert(addr, 0));
+    let everything = [false, true].map(rules::everything);
     let captured = match &policy.outbound_cidrs {
         Selection::All => &everything[..],
         some => some.items(),
     };
     for v6 in [false, true].into_iter().take(1 + usize::from(policy.ipv6)) {
         let nets =
-            captured.iter().filter(|net| net.addr().is_ipv6() == v6).map(|net| Piece::Route(net.trunc()));
-        let before = pieces.len();
-        pieces.extend(nets);
-        if pieces.len() > before {
+            captured.iter().filter(|net| net.addr().is_ipv6() == v6).map(|net| Entry::Route(net.trunc()));
+        let before = entries.len();
+        entries.extend(nets);
+        if entries.len() > before {
             let tables = if v6 { &[TABLE][..] } else { &[TABLE, REVERSE] };
             for table in tables {
                 let interfaces = policy.virtual_interfaces.iter().cloned();
-                pieces.extend(interfaces.map(|interface| Piece::Rule { v6, interface, table: *table }));
+                entries.extend(interfaces.map(|interface| Entry::Rule { v6, interface, table: *table }));
             }
         }
     }
-    pieces
+    entries
 }
 
-/// In the order of the pieces, rules before routes; reversed when adding, so that no rule leads to half a table.
-fn change(netlink: &mut Netlink, add: bool, pieces: BTreeSet<Piece>) -> Result<()> {
-    let mut pieces: Vec<Piece> = pieces.into_iter().collect();
-    if add {
-        pieces.reverse();
+/// In the order of the entries; the first that fails is the error.
+fn change(netlink: &mut Netlink, change: Change, entries: Vec<Entry>) -> Result<()> {
+    let messages = entries.iter().map(|entry| entry.message(change)).collect();
+    let answers = netlink.change(WHAT, messages)?;
+    match entries.iter().zip(answers).find(|(_, errno)| !change.is_done(*errno)) {
+        Some((entry, errno)) => {
+            Err(rules::refused(format!("{} {}", change.verb(), entry.described(errno)), errno))
+        }
+        None => Ok(()),
     }
-    let messages: Vec<Message> = pieces.iter().map(|piece| message(add, piece)).collect();
-    let answers = netlink.ask::<()>(WHAT, messages.into_iter(), |_| None).map_err(failed)?;
-    for (piece, answer) in pieces.iter().zip(answers) {
-        match answer {
-            Err(0) => {}
-            Err(libc::EEXIST) if add => {}
-            Err(libc::ENOENT | libc::ESRCH) if !add => {}
-            Err(errno) => {
-                let verb = if add { "add" } else { "remove" };
-                let what = match piece {
-                    Piece::Rule { v6, interface, .. } => {
-                        format!("{verb} the IPv{} rule for what enters {interface}", if *v6 { 6 } else { 4 })
-                    }
-                    Piece::Route(net) => {
-                        let hint = routing_table::hint(net.addr().is_ipv6(), errno);
-                        format!("{verb} the route local {net} dev lo table {TABLE}{hint}")
-                    }
-                };
-                return Err(Error::os(what, io::Error::from_raw_os_error(errno)));
+}
+
+impl Entry {
+    fn message(&self, change: Change) -> netlink::Message {
+        match self {
+            Self::Rule { v6, interface, table } => {
+                let order = if *table == REVERSE { REVERSE_RULE } else { CAPTURE_RULE };
+                change.interface_rule(*v6, interface, order, *table, PROTOCOL)
             }
-            Ok(()) => return Err(Error::failed(format!("the kernel's answer to {WHAT} cannot be read"))),
+            Self::Route(net) => change.local_route(*net, TABLE, PROTOCOL),
         }
     }
-    Ok(())
-}
 
-fn message(add: bool, piece: &Piece) -> Message {
-    const FR_ACT_TO_TBL: u8 = 1;
-    const LOOPBACK_IFINDEX: u32 = 1;
-    let flags = NLM_F_ACK | if add { NLM_F_CREATE | NLM_F_EXCL } else { 0 };
-    match piece {
-        Piece::Rule { v6, interface, table } => {
-            let (priority, mask) = match *table {
-                REVERSE => (REVERSE_PRIORITY, guest_mark::BOTH),
-                _ => (PRIORITY, guest_mark::FOREIGN),
-            };
-            // struct fib_rule_hdr: family, dst_len, src_len, tos, table, 2 reserved, action, flags.
-            let header = [family(*v6), 0, 0, 0, 0, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0];
-            let kind = if add { libc::RTM_NEWRULE } else { libc::RTM_DELRULE };
-            let mut name = interface.clone().into_bytes();
-            name.push(0);
-            Message::new(kind, flags, &header)
-                .attribute(FRA_IIFNAME, &name)
-                .attribute(FRA_PRIORITY, &priority.to_ne_bytes())
-                .attribute(FRA_FWMARK, &0_u32.to_ne_bytes())
-                .attribute(FRA_FWMASK, &mask.to_ne_bytes())
-                .attribute(FRA_TABLE, &table.to_ne_bytes())
-                .attribute(FRA_PROTOCOL, &[PROTOCOL])
-                .attribute(FRA_IP_PROTO, &[libc::IPPROTO_TCP as u8])
-        }
-        Piece::Route(net) => {
-            // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags.
-            let (family, bits) = (family(net.addr().is_ipv6()), net.prefix_len());
-            let header = [family, bits, 0, 0, 0, PROTOCOL, libc::RT_SCOPE_HOST, libc::RTN_LOCAL, 0, 0, 0, 0];
-            let kind = if add { libc::RTM_NEWROUTE } else { libc::RTM_DELROUTE };
-            let message = Message::new(kind, flags, &header)
-                .attribute(libc::RTA_OIF, &LOOPBACK_IFINDEX.to_ne_bytes())
-                .attribute(libc::RTA_TABLE, &TABLE.to_ne_bytes());
-            if bits == 0 { message } else { message.address(libc::RTA_DST, net.addr()) }
+    fn described(&self, errno: i32) -> String {
+        match self {
+            Self::Rule { v6, interface, .. } => {
+                format!("the IPv{} rule for what enters {interface}", if *v6 { 6 } else { 4 })
+            }
+            Self::Route(net) => {
+                let hint = rules::hint(net.addr().is_ipv6(), errno);
+                format!("the route local {net} dev lo table {TABLE}{hint}")
+            }
         }
     }
 }
 
 /// Ours, of both families.
-fn list(netlink: &mut Netlink) -> Result<BTreeSet<Piece>> {
-    let mut pieces = BTreeSet::new();
+fn list(netlink: &mut Netlink) -> Result<BTreeSet<Entry>> {
+    let mut entries = BTreeSet::new();
     for v6 in [false, true] {
-        let mut header = [0; HEADER];
-        header[0] = family(v6);
-        let rules = Message::new(libc::RTM_GETRULE, 0, &header);
-        pieces.extend(listed(netlink.list(WHAT, &rules, |payload| rule(payload, v6)))?);
-        let routes = Message::new(libc::RTM_GETROUTE, 0, &header);
-        pieces.extend(listed(netlink.list(WHAT, &routes, |payload| route(payload, v6)))?);
+        let ours = rules::interface_rules(netlink, WHAT, v6, PROTOCOL)?.into_iter();
+        let ours = ours.filter(|(_, table)| matches!(*table, TABLE | REVERSE));
+        entries.extend(ours.map(|(interface, table)| Entry::Rule { v6, interface, table }));
+        let routes = rules::routes_in(netlink, WHAT, v6, TABLE, PROTOCOL)?;
+        entries.extend(routes.into_iter().map(Entry::Route));
     }
-    Ok(pieces)
-}
-
-/// A kernel without a family lists nothing of it.
-fn listed(list: std::result::Result<Vec<Piece>, RouteError>) -> Result<Vec<Piece>> {
-    match list {
-        Err(e) if routing_table::is_absent(&e) => Ok(Vec::new()),
-        list => list.map_err(failed),
-    }
-}
-
-fn rule(payload: &[u8], v6: bool) -> Option<Piece> {
-    let rule = Payload::split(payload, HEADER)?;
-    let table = rule.get_number(FRA_TABLE).filter(|table| matches!(*table, TABLE | REVERSE))?;
-    let ours = rule.get(FRA_PROTOCOL) == Some(&[PROTOCOL]);
-    let name = rule.get(FRA_IIFNAME)?.split(|byte| *byte == 0).next()?;
-    let interface = String::from_utf8_lossy(name).into_owned();
-    (ours && rule.byte(0) == family(v6)).then_some(Piece::Rule { v6, interface, table })
-}
-
-fn route(payload: &[u8], v6: bool) -> Option<Piece> {
-    let route = Payload::split(payload, HEADER)?;
-    let ours = route.byte(5) == PROTOCOL && route.get_number(libc::RTA_TABLE) == Some(TABLE);
-    let any = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-    let net = IpNet::new(route.get_address(libc::RTA_DST).unwrap_or(any), route.byte(1)).ok()?;
-    (ours && route.byte(0) == family(v6)).then_some(Piece::Route(net))
-}
-
-const fn family(v6: bool) -> u8 {
-    if v6 { libc::AF_INET6 as u8 } else { libc::AF_INET as u8 }
-}
-
-fn run(netns: &NetNs, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
-    netns.run(work).context(|| "enter the network namespace".into())?
-}
-
-fn open() -> Result<Netlink> {
-    Netlink::open().map_err(failed)
-}
-
-fn failed(e: RouteError) -> Error {
-    Error::failed(chain(&e))
+    Ok(entries)
 }
 
 #[cfg(test)]
@@ -248,9 +160,9 @@ mod tests {
     use super::*;
 
     fn text(policy: &Policy) -> Vec<String> {
-        let shown = |piece: &Piece| match piece {
-            Piece::Rule { v6, interface, table } => format!("{interface} {v6} {table}"),
-            Piece::Route(net) => net.to_string(),
+        let shown = |entry: &Entry| match entry {
+            Entry::Rule { v6, interface, table } => format!("{interface} {v6} {table}"),
+            Entry::Route(net) => net.to_string(),
         };
         of(policy).iter().map(shown).collect()
     }

@@ -1,13 +1,13 @@
 //! The TCP and UDP sockets of a network namespace, from `NETLINK_SOCK_DIAG`, and where its modules (`inet_diag`, `tcp_diag`,
 //! `udp_diag`) are missing from /proc/net, which tells less: what it does not tell is `None`, never "no".
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::proc_net;
-use super::{Message, Netlink, Payload};
-use crate::routes::RouteError;
+use super::{Message, Netlink, NetlinkError, Payload};
+use crate::base::error::{Context, Result};
+use rustix::net::netlink::SOCK_DIAG;
 
 /// `SOCK_DIAG_BY_FAMILY` of uapi/linux/sock_diag.h.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -103,39 +103,31 @@ pub struct Sockets {
 /// # Errors
 ///
 /// The kernel's. A kernel without the modules is none: then /proc/net is read.
-pub fn list(kind: Kind, storage: Option<BorrowedFd<'_>>) -> io::Result<Sockets> {
+pub fn list(kind: Kind, storage: Option<BorrowedFd<'_>>) -> Result<Sockets> {
     match ask(kind, storage) {
         Ok(list) => Ok(Sockets { list, complete: true }),
-        Err(e) if is_missing(&e) => Ok(Sockets { list: proc_net::list(kind)?, complete: false }),
-        Err(e) => Err(e),
+        Err(e) if is_missing(&e) => {
+            let list = proc_net::list(kind).context(|| "read the sockets in /proc/net".into())?;
+            Ok(Sockets { list, complete: false })
+        }
+        Err(e) => Err(e.into()),
     }
 }
 
 /// No netlink of this kind (EPROTONOSUPPORT), or no handler of the family (`__sock_diag_cmd`) or of the protocol
 /// (`inet_diag_lock_handler`), which are ENOENT.
-fn is_missing(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::ENOENT))
+fn is_missing(error: &NetlinkError) -> bool {
+    matches!(error.errno(), Some(libc::EPROTONOSUPPORT | libc::ENOENT))
 }
 
-fn ask(kind: Kind, storage: Option<BorrowedFd<'_>>) -> io::Result<Vec<Socket>> {
-    let mut netlink = Netlink::open_sock_diag().map_err(source_of)?;
+fn ask(kind: Kind, storage: Option<BorrowedFd<'_>>) -> Result<Vec<Socket>, NetlinkError> {
+    let mut netlink = Netlink::open_protocol(Some(SOCK_DIAG))?;
     let mut all = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         let request = request(kind, family as u8, storage);
-        all.extend(netlink.list("its sockets", &request, decode).map_err(source_of)?);
+        all.extend(netlink.list("the sockets", &request, decode)?);
     }
     Ok(all)
-}
-
-/// What the kernel said; the text around it speaks of routes.
-fn source_of(error: RouteError) -> io::Error {
-    match error {
-        RouteError::Socket { source, .. }
-        | RouteError::Send { source, .. }
-        | RouteError::Receive { source, .. }
-        | RouteError::Dump { source, .. } => source,
-        other => io::Error::other(other.to_string()),
-    }
 }
 
 fn request(kind: Kind, family: u8, storage: Option<BorrowedFd<'_>>) -> Message {

@@ -12,15 +12,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// So many descriptors of a process are looked at: a pod may have millions.
-pub const OF_ONE: usize = 65_536;
+pub const MAX_DESCRIPTORS_OF_ONE: usize = 65_536;
 /// And of all together.
-pub const OF_ALL: usize = 250_000;
+pub const MAX_DESCRIPTORS: usize = 250_000;
 /// And no longer than this: what the kernel tells of a descriptor may be long (`ep_show_fdinfo` in fs/eventpoll.c).
-pub const TIME: Duration = Duration::from_secs(5);
+pub const SEARCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a descriptor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum Descriptor {
     /// A socket with this inode.
     Socket(u64),
     /// Anything else, or closed by now.
@@ -34,7 +34,7 @@ pub(super) enum Seen {
 /// The directory fd of another user's process is closed to whoever lacks CAP_DAC_READ_SEARCH, as the agent in its container
 /// does. Its fdinfo is open to CAP_SYS_PTRACE (`proc_fdinfo_access_allowed` in fs/proc/fd.c, Linux 5.14), and tells the
 /// inode since then. Before there is only every number that the process may have.
-pub(super) fn of(pid: u32, sockets: Option<u64>) -> Box<dyn Iterator<Item = (i32, Seen)>> {
+pub(super) fn of(pid: u32, sockets: Option<u64>) -> Box<dyn Iterator<Item = (i32, Descriptor)>> {
     let dir = format!("/proc/{pid}/fd");
     match (read_dir(&dir), sockets) {
         (Ok(entries), _) => {
@@ -44,12 +44,12 @@ pub(super) fn of(pid: u32, sockets: Option<u64>) -> Box<dyn Iterator<Item = (i32
             let entries = read_dir(format!("{dir}info")).into_iter().flatten().flatten();
             Box::new(entries.filter_map(move |entry| {
                 let text = read_to_string(entry.path()).unwrap_or_default();
-                Some((number(&entry)?, told(&text, mount)))
+                Some((number(&entry)?, from_fdinfo(&text, mount)))
             }))
         }
         (Err(e), None) if e.kind() == ErrorKind::PermissionDenied => {
             let status = read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            Box::new((0..table_size(&status)).map(|number| (number, Seen::Unknown)))
+            Box::new((0..table_size(&status)).map(|number| (number, Descriptor::Unknown)))
         }
         (Err(_), _) => Box::new(std::iter::empty()),
     }
@@ -59,9 +59,11 @@ fn number(entry: &DirEntry) -> Option<i32> {
     entry.file_name().to_str()?.parse().ok()
 }
 
-fn linked(link: &Path) -> Seen {
+fn linked(link: &Path) -> Descriptor {
     let target = read_link(link).ok();
-    target.and_then(|target| socket_inode(&target.to_string_lossy())).map_or(Seen::Other, Seen::Socket)
+    target
+        .and_then(|target| socket_inode(&target.to_string_lossy()))
+        .map_or(Descriptor::Other, Descriptor::Socket)
 }
 
 fn socket_inode(link: &str) -> Option<u64> {
@@ -69,10 +71,10 @@ fn socket_inode(link: &str) -> Option<u64> {
 }
 
 /// From the text of an fdinfo: inodes of other mounts are other numbers.
-fn told(fdinfo: &str, sockets: u64) -> Seen {
+fn from_fdinfo(fdinfo: &str, sockets: u64) -> Descriptor {
     match (field(fdinfo, "ino:"), field(fdinfo, "mnt_id:")) {
-        (Some(inode), Some(mount)) if mount == sockets => Seen::Socket(inode),
-        _ => Seen::Other,
+        (Some(inode), Some(mount)) if mount == sockets => Descriptor::Socket(inode),
+        _ => Descriptor::Other,
     }
 }
 
@@ -107,12 +109,12 @@ pub(super) struct Budget {
 
 impl Budget {
     pub fn new() -> Self {
-        Self { left: OF_ALL, end: Instant::now() + TIME, exceeded: false }
+        Self { left: MAX_DESCRIPTORS, end: Instant::now() + SEARCH_TIMEOUT, exceeded: false }
     }
 
     /// Whether one more may be looked at, before which there were so many of its process.
     pub fn allows(&mut self, before: usize) -> bool {
-        let allowed = before < OF_ONE && !self.is_spent();
+        let allowed = before < MAX_DESCRIPTORS_OF_ONE && !self.is_spent();
         self.left -= usize::from(allowed);
         self.exceeded |= !allowed;
         allowed
@@ -136,15 +138,15 @@ mod tests {
         assert_eq!((socket_inode("socket:[77]"), socket_inode("pipe:[77]")), (Some(77), None));
         assert_eq!((table_size("Name:\tx\nFDSize:\t256\n"), table_size("")), (256, 0));
         let text = "pos:\t0\nflags:\t02000002\nmnt_id:\t10\nino:\t7917627\nscm_fds: 0\n";
-        assert_eq!(told(text, 10), Seen::Socket(7_917_627));
-        assert_eq!(told(text, 11), Seen::Other);
+        assert_eq!(from_fdinfo(text, 10), Descriptor::Socket(7_917_627));
+        assert_eq!(from_fdinfo(text, 11), Descriptor::Other);
         // Before 5.14.
-        assert_eq!(told("pos:\t0\nflags:\t02\nmnt_id:\t10\n", 10), Seen::Other);
+        assert_eq!(from_fdinfo("pos:\t0\nflags:\t02\nmnt_id:\t10\n", 10), Descriptor::Other);
         // What an epoll watches is not itself.
         let epoll = "pos:\t0\nflags:\t02\nmnt_id:\t16\nino:\t5\ntfd: 4 events: 19 data: 4  pos:0 ino:7 sdev:8\nmnt_id:\t10\n";
         assert_eq!(
-            (told(epoll, 10), told("", 10), told("ino:\tx\nmnt_id:\t10", 10)),
-            (Seen::Other, Seen::Other, Seen::Other)
+            (from_fdinfo(epoll, 10), from_fdinfo("", 10), from_fdinfo("ino:\tx\nmnt_id:\t10", 10)),
+            (Descriptor::Other, Descriptor::Other, Descriptor::Other)
         );
     }
 
@@ -154,21 +156,22 @@ mod tests {
         let (dev_null, number) = (std::fs::File::open("/dev/null").unwrap(), socket.as_raw_fd());
         let seen =
             |wanted: i32| of(std::process::id(), None).find(|(number, _)| *number == wanted).unwrap().1;
-        assert!(matches!(seen(number), Seen::Socket(_)));
-        assert_eq!(seen(dev_null.as_raw_fd()), Seen::Other);
+        assert!(matches!(seen(number), Descriptor::Socket(_)));
+        assert_eq!(seen(dev_null.as_raw_fd()), Descriptor::Other);
         // None before 5.14.
         if let Some(mount) = mount_of_sockets() {
-            let of =
-                |number: i32| told(&read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap(), mount);
-            assert_eq!((of(number), of(dev_null.as_raw_fd())), (seen(number), Seen::Other));
+            let of = |number: i32| {
+                from_fdinfo(&read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap(), mount)
+            };
+            assert_eq!((of(number), of(dev_null.as_raw_fd())), (seen(number), Descriptor::Other));
         }
     }
 
     #[test]
     fn a_search_has_an_end() {
         let mut budget = Budget { left: 3, ..Budget::new() };
-        assert!(budget.allows(0) && budget.allows(OF_ONE - 1) && !budget.exceeded);
-        assert!(!budget.allows(OF_ONE) && budget.exceeded && !budget.is_spent());
+        assert!(budget.allows(0) && budget.allows(MAX_DESCRIPTORS_OF_ONE - 1) && !budget.exceeded);
+        assert!(!budget.allows(MAX_DESCRIPTORS_OF_ONE) && budget.exceeded && !budget.is_spent());
         assert!(budget.allows(0) && budget.is_spent() && !budget.allows(0));
         let mut late = Budget { end: Instant::now(), ..Budget::new() };
         assert!(late.is_spent() && !late.allows(0) && late.exceeded);

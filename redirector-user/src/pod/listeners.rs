@@ -2,14 +2,16 @@
 //! over with pidfd_getfd (5.6).
 
 use super::cgroup::Cgroup;
-use super::descriptors::{self, Budget, Seen};
-pub use super::descriptors::{OF_ALL, OF_ONE, TIME};
+use super::descriptors::{self, Budget, Descriptor};
+pub use super::descriptors::{MAX_DESCRIPTORS, MAX_DESCRIPTORS_OF_ONE, SEARCH_TIMEOUT};
 use crate::base::error::{Context, Result};
+use crate::netlink::sock_diag;
 use crate::sys::netns::NetNs;
 use rustix::fs::FileType;
 use rustix::net::{getsockname, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
@@ -26,6 +28,12 @@ pub struct Listener {
     pub pid: u32,
 }
 
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the listener on port {} of process {}", self.port, self.pid)
+    }
+}
+
 /// What a search for listeners gives.
 #[derive(Debug)]
 pub struct Found {
@@ -39,7 +47,7 @@ pub struct Found {
 
 /// Listeners on `ports` in the namespace, taken from the processes in the cgroup.
 pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Found> {
-    let mut wanted = netns.run(|| listening(ports)).context(|| "enter the network namespace".into())??;
+    let mut wanted = listening(netns, ports)?;
     let mut listeners = Vec::new();
     let (sockets, mut budget) = (descriptors::mount_of_sockets(), Budget::new());
     for pid in cgroup.processes()? {
@@ -48,14 +56,14 @@ pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Found> {
         }
         // None: it has ended.
         let Some(process) = open(pid)? else { continue };
-        for (before, (number, seen)) in descriptors::of(pid, sockets).enumerate() {
+        for (before, (number, descriptor)) in descriptors::of(pid, sockets).enumerate() {
             if wanted.is_empty() || !budget.allows(before) {
                 break;
             }
-            match seen {
-                Seen::Socket(inode) if wanted.contains_key(&inode) => {}
-                Seen::Unknown => {}
-                Seen::Socket(_) | Seen::Other => continue,
+            match descriptor {
+                Descriptor::Socket(inode) if wanted.contains_key(&inode) => {}
+                Descriptor::Unknown => {}
+                Descriptor::Socket(_) | Descriptor::Other => continue,
             }
             let Some(socket) = take(&process, pid, number)? else { continue };
             // The number may have become that of another socket since it was looked at.
@@ -73,8 +81,7 @@ pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Found> {
 
 /// Port and family (true: AF_INET6) of every listener on `ports` in the namespace.
 pub fn present(netns: &NetNs, ports: &[u16]) -> Result<Vec<(u16, bool)>> {
-    let all = netns.run(|| listening(ports)).context(|| "enter the network namespace".into())??;
-    Ok(all.into_values().collect())
+    Ok(listening(netns, ports)?.into_values().collect())
 }
 
 /// A handle of a process; None if it has gone meanwhile.
@@ -117,35 +124,11 @@ fn is_of_use(socket: &OwnedFd) -> bool {
     })
 }
 
-/// Inode → (port, IPv6) of the listeners on `ports`, as the calling thread's namespace has them.
-fn listening(ports: &[u16]) -> Result<HashMap<u64, (u16, bool)>> {
-    let mut all = HashMap::new();
-    for (file, v6) in [("/proc/thread-self/net/tcp", false), ("/proc/thread-self/net/tcp6", true)] {
-        match std::fs::read_to_string(file) {
-            Ok(text) => all.extend(
-                text.lines()
-                    .skip(1)
-                    .filter_map(parse)
-                    .filter(|(_, port)| ports.contains(port))
-                    .map(|(inode, port)| (inode, (port, v6))),
-            ),
-            Err(e) if v6 && e.kind() == std::io::ErrorKind::NotFound => {} // no IPv6
-            Err(e) => return Err(e).context(|| format!("read {file}")),
-        }
-    }
-    Ok(all)
-}
-
-/// Inode and port of a line of /proc/net/tcp that is in state LISTEN (0A).
-fn parse(line: &str) -> Option<(u64, u16)> {
-    let mut fields = line.split_ascii_whitespace();
-    let local = fields.nth(1)?;
-    if fields.nth(1)? != "0A" {
-        return None;
-    }
-    let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
-    let inode = fields.nth(5)?.parse().ok()?;
-    Some((inode, port))
+/// Inode → (port, IPv6) of the listeners on `ports` in the namespace.
+fn listening(netns: &NetNs, ports: &[u16]) -> Result<HashMap<u64, (u16, bool)>> {
+    let sockets = netns.run(|| sock_diag::list(sock_diag::Kind::TcpListeners, None))?.list.into_iter();
+    let ours = sockets.filter(|socket| ports.contains(&socket.local.port()));
+    Ok(ours.map(|socket| (socket.inode, (socket.local.port(), socket.v6))).collect())
 }
 
 #[cfg(test)]
@@ -153,15 +136,6 @@ mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;
-
-    #[test]
-    fn proc_net_tcp() {
-        let listen = "   0: 00000000:3A99 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1337        0 \
-                      12345 1 ffff 100 0 0 10 0";
-        assert_eq!(parse(listen), Some((12345, 15001)));
-        assert_eq!(parse(&listen.replace(" 0A ", " 01 ")), None);
-        assert_eq!(parse("garbage"), None);
-    }
 
     #[test]
     fn a_descriptor_that_became_another_socket() {

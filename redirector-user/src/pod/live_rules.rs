@@ -1,9 +1,10 @@
 //! Live rules of Istio in a namespace: attaching beside them would redirect twice.
 
 use crate::base::error::{Context, Error, Result};
+use crate::netlink::{Message, Netlink, Payload};
 use crate::sys::netns::NetNs;
 use crate::sys::xtables;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use rustix::net::netlink::NETFILTER;
 
 /// Refuses a namespace whose netfilter has `ISTIO_*` chains, or chains in nftables tables of Istio.
 ///
@@ -11,7 +12,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 ///
 /// [`Error::input`] with the chains' names and how to remove them.
 pub fn refuse_istio(netns: &NetNs) -> Result<()> {
-    let chains = netns.run(istio_chains).context(|| "enter the network namespace".into())??;
+    let chains = netns.run(istio_chains)?;
     if chains.is_empty() {
         return Ok(());
     }
@@ -72,84 +73,35 @@ fn legacy_chains(entries: &[u8]) -> Vec<String> {
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFT_MSG_GETCHAIN: u16 = 4;
-const NLM_F_REQUEST_DUMP: u16 = 0x301;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
-const HEADERS: usize = 20; // nlmsghdr and nfgenmsg
+/// sizeof(struct nfgenmsg): any family, version 0, resource 0.
+const NFGENMSG: usize = 4;
 
-/// Dumps the chains of nf_tables, which iptables-nft uses, too. A kernel without nf_tables has none.
+/// Istio's among the chains of nf_tables, which iptables-nft uses, too. A kernel without nf_tables has none.
 fn nft_chains() -> Result<Vec<String>> {
-    let what = || "ask nf_tables for its chains".to_owned();
-    let mut socket = match Socket::new(NETLINK_NETFILTER) {
-        Err(e) if e.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(Vec::new()),
-        other => other.context(what)?,
-    };
-    socket.bind_auto().context(what)?;
-    let mut request = Vec::with_capacity(HEADERS);
-    request.extend((HEADERS as u32).to_ne_bytes());
-    request.extend((NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN).to_ne_bytes());
-    request.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
-    request.extend([0; 8]); // sequence, port
-    request.extend([0; 4]); // any family, version 0, resource 0
-    socket.send_to(&request, &SocketAddr::new(0, 0), 0).context(what)?;
-
-    let mut names = Vec::new();
-    loop {
-        let (datagram, _) = socket.recv_from_full().context(what)?;
-        let mut rest = datagram.as_slice();
-        while let Some((kind, message, next)) = split(rest) {
-            match kind {
-                NLMSG_DONE => return Ok(names),
-                NLMSG_ERROR => match errno(message) {
-                    // nfnetlink knows no nf_tables.
-                    0 | libc::EINVAL | libc::EOPNOTSUPP => return Ok(names),
-                    errno => return Err(std::io::Error::from_raw_os_error(errno)).context(what),
-                },
-                _ => names.extend(of_istio(message)),
-            }
-            rest = next;
+    let request = Message::new(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN, 0, &[0; NFGENMSG]);
+    let chains = Netlink::open_protocol(Some(NETFILTER))
+        .and_then(|mut netlink| netlink.list("the chains of nf_tables", &request, of_istio));
+    match chains {
+        // No netfilter netlink, or nfnetlink knows no nf_tables.
+        Err(e) if matches!(e.errno(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP)) => {
+            Ok(Vec::new())
         }
+        chains => Ok(chains?),
     }
-}
-
-/// Type and bytes of the first netlink message, and what follows it.
-fn split(data: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let len = u32::from_ne_bytes(data.get(..4)?.try_into().ok()?) as usize;
-    let kind = u16::from_ne_bytes(data.get(4..6)?.try_into().ok()?);
-    let message = data.get(..len)?;
-    Some((kind, message, data.get(len.next_multiple_of(4)..).unwrap_or_default()))
-}
-
-/// The error of a `struct nlmsgerr`, positive.
-fn errno(message: &[u8]) -> i32 {
-    let bytes = message.get(16..20).and_then(|bytes| bytes.try_into().ok());
-    bytes.map_or(libc::EBADMSG, |bytes| i32::from_ne_bytes(bytes).saturating_neg())
 }
 
 /// What to call a chain if it is one of Istio's: its name, or for a table of Istio's own that table's.
-fn of_istio(message: &[u8]) -> Option<String> {
-    let name = attribute(message, NFTA_CHAIN_NAME)?;
+fn of_istio(payload: &[u8]) -> Option<String> {
+    let chain = Payload::split(payload, NFGENMSG)?;
+    let text = |kind| Some(String::from_utf8_lossy(chain.get(kind)?).trim_end_matches('\0').to_owned());
+    let name = text(NFTA_CHAIN_NAME)?;
     if name.as_bytes().starts_with(PREFIX) {
         return Some(name);
     }
-    let table = attribute(message, NFTA_CHAIN_TABLE)?;
+    let table = text(NFTA_CHAIN_TABLE)?;
     (table.starts_with(NATIVE) && name.starts_with(NATIVE)).then(|| format!("nftables table {table}"))
-}
-
-/// An attribute of a chain that is a text.
-fn attribute(message: &[u8], wanted: u16) -> Option<String> {
-    let mut attributes = message.get(HEADERS..)?;
-    loop {
-        let len = u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?) as usize;
-        let kind = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
-        let value = attributes.get(4..len)?;
-        if kind == wanted {
-            return Some(String::from_utf8_lossy(value).trim_end_matches('\0').to_owned());
-        }
-        attributes = attributes.get(len.next_multiple_of(4)..)?;
-    }
 }
 
 #[cfg(test)]
@@ -173,11 +125,8 @@ mod tests {
     }
 
     #[test]
-    fn malformed_messages_end_without_a_panic() {
-        assert_eq!(of_istio(&[0; 21]), None);
+    fn malformed_messages_are_no_chains() {
+        assert_eq!(of_istio(&[0; 3]), None);
         assert_eq!(of_istio(&[0; 40]), None);
-        assert!(split(&[1, 0, 0]).is_none());
-        assert_eq!(errno(&[0; 4]), libc::EBADMSG);
-        assert!(split(&[255, 255, 255, 255, 0, 0, 0, 0]).is_none());
     }
 }

@@ -9,7 +9,7 @@ pub mod live_rules;
 pub mod process;
 
 use crate::base::error::{Context, Error, Result};
-use crate::sys::netns::NetNs;
+use crate::sys::netns::{NetNs, NetnsId};
 use cgroup::Cgroup;
 use std::path::{Path, PathBuf};
 
@@ -130,16 +130,16 @@ impl Target {
     /// [`Error::input`] if its processes are in several namespaces, or all in the machine's own.
     pub fn of_cgroup(cgroup: Cgroup) -> Result<Option<Self>> {
         let (mut found, mut machines_own): (Option<(NetNs, u32)>, _) = (None, None);
-        let own = own_cookies();
+        let own = own_ids();
         for pid in cgroup.processes()? {
             // It may have ended meanwhile.
             let Ok(netns) = NetNs::open(&PathBuf::from(format!("/proc/{pid}/ns/net"))) else { continue };
-            if own.contains(&netns.cookie) {
+            if own.contains(&netns.id) {
                 machines_own = Some(pid);
                 continue;
             }
             match &found {
-                Some((first, other)) if first.cookie != netns.cookie => {
+                Some((first, other)) if first.id != netns.id => {
                     return Err(Error::input(format!(
                         "the processes of the cgroup {} are in several network namespaces (those of {other} \
                          and {pid}, for instance)",
@@ -215,15 +215,15 @@ pub fn open_netns(path: &Path, missing: impl FnOnce() -> String) -> Result<NetNs
 /// Capturing the namespace of the machine itself would cut its own connections. Process 1 may be
 /// out of our sight (another pid namespace, more capabilities than ours); then our own counts.
 fn refuse_own(netns: &NetNs, path: &Path) -> Result<()> {
-    if own_cookies().contains(&netns.cookie) {
+    if own_ids().contains(&netns.id) {
         return Err(machines(path));
     }
     Ok(())
 }
 
-fn own_cookies() -> Vec<u64> {
+fn own_ids() -> Vec<NetnsId> {
     let files = ["/proc/1/ns/net", "/proc/self/ns/net"];
-    files.iter().filter_map(|file| NetNs::open(Path::new(file)).ok()).map(|netns| netns.cookie).collect()
+    files.iter().filter_map(|file| NetNs::open(Path::new(file)).ok()).map(|netns| netns.id).collect()
 }
 
 fn machines(path: &Path) -> Error {

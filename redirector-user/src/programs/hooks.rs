@@ -19,7 +19,7 @@ pub struct Hook {
 
 impl Hook {
     /// Whether a policy needs this hook.
-    pub fn wanted(&self, policy: &Policy) -> bool {
+    pub fn is_needed_by(&self, policy: &Policy) -> bool {
         !self.dns || policy.dns != Dns::Off
     }
 
@@ -77,11 +77,11 @@ pub const ALL: [Hook; 13] = [
 ];
 
 /// The hooks that a policy needs.
-pub fn wanted(policy: &Policy) -> impl Iterator<Item = Hook> {
-    ALL.into_iter().filter(|hook| hook.wanted(policy))
+pub fn needed_by(policy: &Policy) -> impl Iterator<Item = Hook> {
+    ALL.into_iter().filter(|hook| hook.is_needed_by(policy))
 }
 
-/// The classifier of virtual interfaces. It has no link: [`crate::netdev::classifier`] attaches it, surroundings take it back.
+/// The classifier of virtual interfaces. It has no link: netdev/classifier.rs attaches it to the interfaces, and takes it back.
 pub const GUEST: &str = "rd_guest";
 /// Its pin.
 pub const GUEST_PIN: &str = "prog_guest";

@@ -12,11 +12,11 @@ use std::path::Path;
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/redirector.bpf.o"));
 
-/// What tells this object from another: the beginning of its sha256, as `cargo xtask ebpf` has recorded it.
+/// Identifies this object: the beginning of its sha256, as `cargo xtask ebpf` has recorded it.
 pub const ID: &str = include_str!("../../bpf/redirector.bpf.sources").split_at(16).0;
 
 /// More entries than connections: those that are made while the limit is reached.
-const SLACK: u32 = 1024;
+const BEYOND_MAX_CONNECTIONS: u32 = 1024;
 
 /// A loaded object; nothing of it is attached.
 pub struct Loaded {
@@ -29,7 +29,7 @@ pub enum Maps<'a> {
     /// New ones, for at most so many redirected connections.
     New {
         /// Size of `ORIGINAL_DST`.
-        capacity: u32,
+        max_connections: u32,
     },
     /// Those pinned in an instance's directory.
     Of(&'a Path),
@@ -80,8 +80,11 @@ impl Loaded {
             loader.map_max_entries("GUESTS", 1);
         }
         match maps {
-            Maps::New { capacity } => {
-                loader.map_max_entries(name::ORIGINAL_DST, capacity.saturating_add(SLACK));
+            Maps::New { max_connections } => {
+                loader.map_max_entries(
+                    name::ORIGINAL_DST,
+                    max_connections.saturating_add(BEYOND_MAX_CONNECTIONS),
+                );
             }
             Maps::Of(dir) => {
                 for map in name::MAPS {

@@ -7,9 +7,10 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
+use super::Outcome;
 use super::lists::ROUTE_HEADER;
 use super::prefix::{Block, representatives};
-use super::{Outcome, RouteError};
+use crate::base::error::{Context, Result};
 use crate::netlink::{Answer, Message, Netlink, Payload, number};
 
 const WHAT: &str = "the route to a destination";
@@ -47,7 +48,7 @@ impl<'a> Asker<'a> {
     ///
     /// A prefix without addresses of its own says what its first child says, which lets that child be merged
     /// away.
-    pub(super) fn outcomes(&mut self, blocks: &[Block]) -> Result<Vec<(Block, Outcome)>, RouteError> {
+    pub(super) fn outcomes(&mut self, blocks: &[Block]) -> Result<Vec<(Block, Outcome)>> {
         let spoken: Vec<(usize, IpAddr, IpAddr)> = representatives(blocks)
             .into_iter()
             .enumerate()
@@ -114,7 +115,7 @@ impl<'a> Asker<'a> {
     /// source; EADDRNOTAVAIL if there is none. Without a route it first chooses any source (EADDRNOTAVAIL if
     /// there is none) and tries again with it. Netlink does not offer that choice, so a raw socket, which
     /// takes the same path and sends nothing, is connected to learn it.
-    fn connect(&mut self, destinations: &[IpAddr]) -> Result<Vec<Verdict>, RouteError> {
+    fn connect(&mut self, destinations: &[IpAddr]) -> Result<Vec<Verdict>> {
         let questions: Vec<_> = destinations.iter().map(|destination| (*destination, None)).collect();
         let mut verdicts = self.routes(&questions)?;
 
@@ -138,7 +139,7 @@ impl<'a> Asker<'a> {
     }
 
     /// `ip route get DESTINATION [from SOURCE] ipproto tcp`: inet_rtm_getroute, inet6_rtm_getroute.
-    fn routes(&mut self, questions: &[(IpAddr, Option<IpAddr>)]) -> Result<Vec<Verdict>, RouteError> {
+    fn routes(&mut self, questions: &[(IpAddr, Option<IpAddr>)]) -> Result<Vec<Verdict>> {
         let messages = questions.iter().map(|(destination, source)| {
             // connect(2) takes the unspecified address for the loopback address. So does inet_rtm_getroute,
             // but the second lookup of ip_route_connect is for the address the first one put in its place,
@@ -173,19 +174,19 @@ impl<'a> Asker<'a> {
     }
 
     /// connect(2) of a datagram socket: the source it chooses, or the errno.
-    fn probe(&mut self, destination: Ipv6Addr) -> Result<Result<IpAddr, i32>, RouteError> {
-        let fail = |source: Errno| RouteError::Socket { what: "a probing socket", source: source.into() };
+    fn probe(&mut self, destination: Ipv6Addr) -> Result<Result<IpAddr, i32>> {
+        let what = || "use a probing socket in the network namespace".to_owned();
         let socket = match &self.probe {
             Some(socket) => socket,
-            None => self.probe.insert(open_probe().map_err(fail)?),
+            None => self.probe.insert(open_probe().context(what)?),
         };
         // Port 0 as in the netlink question: no rule on ports matches.
         let connected = net::connect(socket, &SocketAddr::new(destination.into(), 0));
         match connected {
             Ok(()) => {
-                let name = net::getsockname(socket).map_err(fail)?;
-                net::connect_unspec(socket).map_err(fail)?;
-                let name = SocketAddr::try_from(name).map_err(fail)?;
+                let name = net::getsockname(socket).context(what)?;
+                net::connect_unspec(socket).context(what)?;
+                let name = SocketAddr::try_from(name).context(what)?;
                 Ok(Ok(name.ip()))
             }
             Err(errno) => Ok(Err(errno.raw_os_error())),
@@ -229,7 +230,7 @@ pub(super) fn decode(payload: &[u8]) -> Option<Verdict> {
 }
 
 /// Tells what the routes say from a kernel that could not answer.
-fn verdict(destination: IpAddr, answer: Answer<Verdict>) -> Result<Verdict, RouteError> {
+fn verdict(destination: IpAddr, answer: Answer<Verdict>) -> Result<Verdict> {
     match answer {
         Ok(verdict) => Ok(verdict),
         Err(
@@ -240,7 +241,8 @@ fn verdict(destination: IpAddr, answer: Answer<Verdict>) -> Result<Verdict, Rout
             | libc::EAGAIN
             | libc::EINTR
             | libc::EOPNOTSUPP),
-        ) => Err(RouteError::Route { destination, source: io::Error::from_raw_os_error(errno) }),
+        ) => Err(io::Error::from_raw_os_error(errno))
+            .context(|| format!("ask the kernel how it routes {destination}")),
         Err(errno) => Ok(Err(errno)),
     }
 }

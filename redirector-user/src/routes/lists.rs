@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+use super::Interface;
 use super::prefix::{Block, source_splits};
-use super::{Interface, RouteError};
-use crate::netlink::{Message, Netlink, Payload};
+use crate::netlink::{Message, Netlink, NetlinkError, Payload, family, family_header, if_present};
 
 /// sizeof(struct ifinfomsg).
 const LINK_HEADER: usize = 16;
@@ -19,7 +19,7 @@ pub(super) const ROUTE_HEADER: usize = 12;
 
 const IFLA_EXT_MASK: u16 = 29;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
-pub(super) const IFA_FLAGS: u16 = 8;
+const IFA_FLAGS: u16 = 8;
 const FRA_DST: u16 = 1;
 const IFAL_ADDRESS: u16 = 1;
 
@@ -49,7 +49,7 @@ const SPECIAL_V6: [(Ipv6Addr, u8); 7] = [
 pub(super) const V4_MAPPED: (Ipv6Addr, u8) = (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96);
 
 /// The interfaces, sorted by index; their addresses in the order of the kernel, IPv4 first.
-pub(super) fn interfaces(netlink: &mut Netlink, families: &[u8]) -> Result<Vec<Interface>, RouteError> {
+pub(crate) fn interfaces(netlink: &mut Netlink, families: &[bool]) -> Result<Vec<Interface>, NetlinkError> {
     const WHAT: &str = "the interfaces";
     let request = Message::new(libc::RTM_GETLINK, 0, &[0; LINK_HEADER])
         .attribute(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
@@ -65,12 +65,12 @@ pub(super) fn interfaces(netlink: &mut Netlink, families: &[u8]) -> Result<Vec<I
     })?;
     interfaces.sort_by_key(|interface| interface.index);
 
-    for family in families {
-        let request = Message::new(libc::RTM_GETADDR, 0, &family_header::<ADDRESS_HEADER>(*family));
+    for family in families.iter().map(|v6| family(*v6)) {
+        let request = Message::new(libc::RTM_GETADDR, 0, &family_header::<ADDRESS_HEADER>(family));
         let addresses = netlink.list("the addresses", &request, |payload| {
             let address = Payload::split(payload, ADDRESS_HEADER)?;
             let flags = address.get_number(IFA_FLAGS).unwrap_or_else(|| u32::from(address.byte(2)));
-            if address.byte(0) != *family || flags & libc::IFA_F_DADFAILED != 0 {
+            if address.byte(0) != family || flags & libc::IFA_F_DADFAILED != 0 {
                 return None;
             }
             // With a peer IFA_ADDRESS is the peer's and IFA_LOCAL ours.
@@ -93,7 +93,7 @@ pub(super) fn prefixes(
     netlink: &mut Netlink,
     family: u8,
     interfaces: &[Interface],
-) -> Result<Vec<Block>, RouteError> {
+) -> Result<Vec<Block>, NetlinkError> {
     let v6 = family == libc::AF_INET6 as u8;
     let mut blocks = BTreeSet::new();
     if v6 {
@@ -116,12 +116,16 @@ pub(super) fn prefixes(
         Block::new(route.get_address(libc::RTA_DST).unwrap_or(unspecified), route.byte(1))
     })?);
     // A kernel without CONFIG_IP_MULTIPLE_TABLES has no rules, one without CONFIG_IPV6 no labels.
-    blocks.extend(optional(destinations(netlink, "the policy rules", libc::RTM_GETRULE, family, |rule| {
-        Block::new(rule.get_address(FRA_DST)?, rule.byte(1))
-    }))?);
+    blocks.extend(if_present(destinations(
+        netlink,
+        "the policy rules",
+        libc::RTM_GETRULE,
+        family,
+        |rule| Block::new(rule.get_address(FRA_DST)?, rule.byte(1)),
+    ))?);
     if v6 {
         // RFC 6724 rule 6: the label of the destination picks among source addresses.
-        blocks.extend(optional(destinations(
+        blocks.extend(if_present(destinations(
             netlink,
             "the address labels",
             libc::RTM_GETADDRLABEL,
@@ -138,7 +142,7 @@ fn destinations(
     kind: u16,
     family: u8,
     mut decode: impl FnMut(Payload<'_>) -> Option<Block>,
-) -> Result<Vec<Block>, RouteError> {
+) -> Result<Vec<Block>, NetlinkError> {
     let request = Message::new(kind, 0, &family_header::<ROUTE_HEADER>(family));
     netlink.list(what, &request, |payload| {
         // Without a handler of its own for a family the kernel lists all families (rtnl_dump_all).
@@ -147,28 +151,10 @@ fn destinations(
     })
 }
 
-fn optional(list: Result<Vec<Block>, RouteError>) -> Result<Vec<Block>, RouteError> {
-    match list {
-        Err(RouteError::Dump { source, .. })
-            if matches!(source.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT)) =>
-        {
-            Ok(Vec::new())
-        }
-        list => list,
-    }
-}
-
 /// IPv6 addresses that compete as source of a connection (`ipv6_dev_get_saddr`).
 fn candidate_sources(interface: &Interface) -> impl Iterator<Item = (Ipv6Addr, u8)> + '_ {
     interface.addresses.iter().filter_map(|address| match address.addr() {
         IpAddr::V6(v6) if !v6.is_loopback() => Some((v6, address.prefix_len())),
         _ => None,
     })
-}
-
-/// A fixed part of zeros but for the family.
-fn family_header<const LEN: usize>(family: u8) -> [u8; LEN] {
-    let mut header = [0; LEN];
-    header[0] = family;
-    header
 }

@@ -1,4 +1,4 @@
-//! How a network namespace answers connect(2), mirrored into a longest-prefix table.
+//! How a network namespace answers connect(2): a snapshot of its routing as a longest-prefix table.
 //!
 //! Under iptables routing comes before NAT: a connect(2) to a destination without a route fails with the
 //! kernel's errno although the connection would have been redirected to the local proxy, and the interface
@@ -11,7 +11,7 @@
 //! For each one an address that is in it and in no more specific one is put to the kernel's own lookup
 //! (RTM_GETROUTE, `inet_rtm_getroute` and `inet6_rtm_getroute`), in the way `tcp_v4_connect` and
 //! `tcp_v6_connect` do it; prefixes that say what their nearest less specific one says are left out. The
-//! lookup applies the policy rules. tests/mirror/ compares the outcomes with real connects.
+//! lookup applies the policy rules. tests/routes/ compares the outcomes with real connects.
 //!
 //! # What is not in it
 //! - It speaks for TCP sockets without a mark, a bound device or a bound source, on ports no rule selects, of
@@ -26,29 +26,24 @@
 //!   changed.
 
 mod ask;
-mod error;
 mod lists;
-mod loopback;
 mod prefix;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod wire_tests;
 
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::fd::{AsFd, BorrowedFd};
 
 use ipnet::IpNet;
-use rustix::fs::{fstat, stat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-pub use self::error::RouteError;
+pub(crate) use self::lists::interfaces as list_interfaces;
 
 use self::ask::Asker;
 use self::prefix::Block;
-use crate::netlink::Netlink;
+use crate::base::error::{Context, Result};
+use crate::netlink::{self, family};
+use crate::sys::netns::NetNs;
 
 /// How a namespace routes, and its interfaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,23 +111,59 @@ pub struct Interface {
     pub loopback: bool,
 }
 
-/// Mirrors a network namespace.
+impl RouteSnapshot {
+    /// Whether an interface has this address.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.interfaces.iter().any(|interface| interface.has(address))
+    }
+
+    /// The loopback interface.
+    pub fn lo(&self) -> Option<&Interface> {
+        self.interfaces.iter().find(|interface| interface.loopback)
+    }
+
+    /// Whether IPv6 is in use: somewhere there is an address.
+    pub fn has_ipv6(&self) -> bool {
+        self.interfaces.iter().flat_map(|it| &it.addresses).any(|net| net.addr().is_ipv6())
+    }
+
+    /// Adds an address to lo, as it will be when it has been added to the namespace.
+    pub fn add_to_lo(&mut self, address: IpAddr) {
+        self.routes.push(Route { prefix: address.into(), outcome: Outcome::Local { source: None } });
+    }
+
+    /// Takes an address of lo away, with its route.
+    pub fn remove_from_lo(&mut self, address: IpAddr) {
+        self.routes.retain(|route| route.prefix != IpNet::from(address));
+        for interface in self.interfaces.iter_mut().filter(|interface| interface.loopback) {
+            interface.addresses.retain(|net| net.addr() != address);
+        }
+    }
+}
+
+impl Interface {
+    /// Whether it has this address.
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|net| net.addr() == address)
+    }
+}
+
+/// Asks a network namespace how it routes.
 ///
-/// Blocks for about half a millisecond in a typical pod. A thread of its own enters the namespace with setns(2),
-/// unless the caller is in it, which takes CAP_SYS_ADMIN over it; reading takes no privilege. Nothing is sent
-/// to the network.
+/// Blocks for about half a millisecond in a typical pod. Entering the namespace takes CAP_SYS_ADMIN over it, reading takes
+/// no privilege. Nothing is sent to the network.
 ///
 /// # Errors
-/// [`RouteError`]. That the namespace has no route to somewhere, or no IPv6, is no error.
-pub fn read(netns: BorrowedFd<'_>) -> Result<RouteSnapshot, RouteError> {
-    inside(netns, |netlink| {
+///
+/// The kernel's. That the namespace has no route to somewhere, or no IPv6, is no error.
+pub fn read(netns: &NetNs) -> Result<RouteSnapshot> {
+    netlink::within(netns, |netlink| {
         let ipv6 = has_ipv6()?;
-        let (v4, v6) = (libc::AF_INET as u8, libc::AF_INET6 as u8);
-        let families: &[u8] = if ipv6 { &[v4, v6] } else { &[v4] };
+        let families = &[false, true][..1 + usize::from(ipv6)];
         let interfaces = lists::interfaces(netlink, families)?;
-        let mut blocks = lists::prefixes(netlink, v4, &interfaces)?;
-        if ipv6 {
-            blocks.extend(lists::prefixes(netlink, v6, &interfaces)?);
+        let mut blocks = Vec::new();
+        for v6 in families {
+            blocks.extend(lists::prefixes(netlink, family(*v6), &interfaces)?);
         }
         let loopbacks = interfaces.iter().filter(|it| it.loopback).map(|it| it.index).collect();
         let mut outcomes = Asker::new(netlink, loopbacks).outcomes(&blocks)?;
@@ -147,62 +178,24 @@ pub fn read(netns: BorrowedFd<'_>) -> Result<RouteSnapshot, RouteError> {
     })
 }
 
-/// Adds `address`/128 to the namespace's lo without duplicate address detection; `false` if lo has it
-/// already.
-///
-/// istio-iptables adds ::6 so that the proxy can bind it. Do it before [`read`]: the address then belongs to
-/// the mirror.
+/// The interfaces of a network namespace with their addresses, without its routes.
 ///
 /// # Errors
-/// [`RouteError::LoopbackAddress`] (EPERM, EACCES if IPv6 is disabled on lo, EOPNOTSUPP in a kernel without
-/// IPv6) and those of [`read`].
-pub fn add_loopback_address(netns: BorrowedFd<'_>, address: Ipv6Addr) -> Result<bool, RouteError> {
-    inside(netns, |netlink| loopback::add(netlink, address))
-}
-
-/// Removes `address`/128 from the namespace's lo; `false` if lo does not have it.
 ///
-/// # Errors
-/// Those of [`add_loopback_address`].
-pub fn remove_loopback_address(netns: BorrowedFd<'_>, address: Ipv6Addr) -> Result<bool, RouteError> {
-    inside(netns, |netlink| loopback::remove(netlink, address))
-}
-
-/// Runs `work` on a thread in the namespace, which ends with it.
-fn inside<T: Send>(
-    netns: BorrowedFd<'_>,
-    work: impl FnOnce(&mut Netlink) -> Result<T, RouteError> + Send,
-) -> Result<T, RouteError> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("mirror".into()).spawn_scoped(scope, move || {
-            if !is_current(netns) {
-                move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
-                    .map_err(|errno| RouteError::Enter(errno.into()))?;
-            }
-            work(&mut Netlink::open()?)
-        });
-        match thread.map_err(RouteError::Thread)?.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+/// The kernel's.
+pub fn interfaces(netns: &NetNs) -> Result<Vec<Interface>> {
+    netlink::within(netns, |netlink| {
+        let families = &[false, true][..1 + usize::from(has_ipv6()?)];
+        Ok(lists::interfaces(netlink, families)?)
     })
-}
-
-/// Whether the calling thread is in the namespace: entering it again would take privileges that reading does
-/// not.
-fn is_current(netns: BorrowedFd<'_>) -> bool {
-    match (fstat(netns), stat("/proc/thread-self/ns/net")) {
-        (Ok(theirs), Ok(ours)) => (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino),
-        _ => false,
-    }
 }
 
 /// Whether the kernel has IPv6 at all (not with `ipv6.disable=1`; `disable_ipv6` only takes the addresses
 /// away).
-fn has_ipv6() -> Result<bool, RouteError> {
+fn has_ipv6() -> Result<bool> {
     match rustix::net::socket_with(AddressFamily::INET6, SocketType::DGRAM, SocketFlags::CLOEXEC, None) {
         Ok(_) => Ok(true),
         Err(Errno::AFNOSUPPORT) => Ok(false),
-        Err(errno) => Err(RouteError::Socket { what: "an IPv6 socket", source: errno.into() }),
+        Err(errno) => Err(errno).context(|| "open an IPv6 socket in the network namespace".into()),
     }
 }

@@ -1,4 +1,4 @@
-//! The arithmetic of prefixes, checked address by address in ranges small enough for it; tests/mirror/ has
+//! The arithmetic of prefixes, checked address by address in ranges small enough for it; tests/routes/ has
 //! the kernel.
 
 use std::collections::BTreeSet;

@@ -34,7 +34,7 @@ pub struct Row {
 pub enum Count {
     /// So many: this rule and those that refer to it.
     Own(u64),
-    /// IdMappedPolicy together with this rule of the chain.
+    /// Counted together with this rule of the chain.
     With(usize),
     /// It decides nothing itself.
     None,

@@ -44,7 +44,7 @@ pub(super) fn add(rules: &mut Builder, policy: &Policy) {
     rules.both(OUTPUT, None, restore);
 
     for name in &policy.exclude_interfaces {
-        // IdMappedPolicy by the rule in nat, which says the same.
+        // Counted by the rule in nat, which says the same.
         rules.both(PREROUTING, None, from(name, Spec::default()));
     }
     if captures {

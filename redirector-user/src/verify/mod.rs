@@ -10,7 +10,7 @@ mod plan;
 mod seen;
 mod sockets;
 
-use crate::base::error::{Context, Error, Result, chain};
+use crate::base::error::{Context, Error, Result};
 use crate::compile::id_map;
 use crate::instance::directory::Directory;
 use crate::instance::maps::{Instance, Phase};
@@ -68,7 +68,7 @@ pub fn verify(root: &Directory, name: &str, options: &Options) -> Result<Report>
     };
     let record = record::read(&instance.dir, slot)?;
     let target = find::target_of(name, &record, &meta)?;
-    let mirror = routes::read(target.netns.as_fd()).map_err(|e| Error::failed(chain(&e)))?;
+    let snapshot = routes::read(&target.netns)?;
     let room = Room::new(&target.cgroup.path)?;
     let proxys_room = record.policy.proxy_cgroup.as_deref().map(Room::new).transpose()?;
     let policy = id_map::as_the_kernel_counts(&record.policy, &target.netns)?;
@@ -88,7 +88,7 @@ pub fn verify(root: &Directory, name: &str, options: &Options) -> Result<Report>
     let ports = &ports[..if policy.dns == crate::policy::Dns::Off { 2 } else { 3 }];
     run.listen(ports, policy.ipv6, plan::proxy(&policy).unwrap_or(plan::ROOT))?;
     let mut probes = Vec::new();
-    for attempt in plan::plan(&policy, &mirror, options.probe_port) {
+    for attempt in plan::plan(&policy, &snapshot, options.probe_port) {
         probes.push(match attempt {
             Ok(attempt) => run.probe(&attempt)?,
             Err(Skipped { kind, v6, why }) => Probe::skipped(kind, v6, why),
@@ -123,7 +123,7 @@ impl Run<'_> {
             return Ok(());
         }
         let mut any: Vec<IpAddr> = vec![Ipv4Addr::UNSPECIFIED.into()];
-        if ipv6 && self.target.netns.run(sockets::has_ipv6).context(|| "enter the namespace".into())? {
+        if ipv6 && self.target.netns.run(|| Ok(sockets::has_ipv6()))? {
             any.push(Ipv6Addr::UNSPECIFIED.into());
         }
         let addresses = any.iter().flat_map(|ip| free.iter().map(|port| SocketAddr::new(*ip, *port)));
@@ -204,9 +204,8 @@ impl Run<'_> {
         let Some(from) = &self.options.from else { return Ok(()) };
         probe.how = "connection";
         probe.bind = None;
-        let result = from.run(|| sockets::connect(None, attempt.to, self.options.patience));
-        let (_open, connected) =
-            result.context(|| "enter the namespace of --from".into())?.context(|| "make a socket".into())?;
+        let connect = || sockets::connect(None, attempt.to, self.options.patience);
+        let (_open, connected) = from.run(|| connect().context(|| "make a socket in --from".into()))?;
         probe.seen.of_client(&connected);
         self.accepted(probe, connected.local)?;
         probe.judge_arrival(attempt);
@@ -224,9 +223,7 @@ impl Run<'_> {
             return Ok(());
         };
         let from = SocketAddr::new(attempt.bind.unwrap_or(attempt.to.ip()), 40_000);
-        let asked = self.target.netns.run(|| test_run::sk_lookup(program.as_fd(), from, attempt.to));
-        let lookup = asked.context(|| "enter the network namespace".into())?;
-        match lookup {
+        match self.target.netns.run(|| Ok(test_run::sk_lookup(program.as_fd(), from, attempt.to)))? {
             Ok(lookup) => probe.judge_lookup(lookup),
             // Before 5.14.
             Err(e) => probe

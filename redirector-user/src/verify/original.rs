@@ -3,6 +3,7 @@
 
 use super::sockets;
 use crate::base::error::{Context, Error, Result};
+use redirector_common::Addr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 ///
 /// [`Error::validation`] when the time is over, or if nobody can listen.
 pub fn validate(ports: [u16; 2], probe_port: u16, patience: Duration) -> Result<Vec<IpAddr>> {
-    let passthrough6: IpAddr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6).into();
-    let v4 = (Ipv4Addr::LOCALHOST.into(), Ipv4Addr::new(127, 0, 0, 6).into());
+    let [passthrough4, passthrough6] = [Addr::PASSTHROUGH_V4, Addr::PASSTHROUGH_V6].map(IpAddr::from);
+    let v4 = (Ipv4Addr::LOCALHOST.into(), passthrough4);
     let v6 = sockets::listen(SocketAddr::new(passthrough6, 0))
         .is_ok()
         .then_some((Ipv6Addr::LOCALHOST.into(), passthrough6));

@@ -5,6 +5,7 @@ use crate::explain::{self, Arriving, Explanation, Offline, Outgoing};
 use crate::policy::{Dns, Policy, Selection};
 use crate::routes::RouteSnapshot;
 use crate::rules::Protocol;
+use redirector_common::Addr;
 use redirector_common::rule::{Outcome, Verdict};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -16,7 +17,7 @@ const APP: u32 = 65_530;
 /// Who listens in the place of a proxy that no user stands for.
 pub const ROOT: User = User { uid: 0, gid: 0, proxy_cgroup: false };
 /// Networks of a list that are looked at.
-const FEW: usize = 64;
+const MAX_NETWORKS_TRIED: usize = 64;
 
 /// Who makes a connection; ids as the kernel counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,9 +60,9 @@ pub struct Skipped {
 }
 
 /// Everything that can be tried.
-pub fn plan(policy: &Policy, mirror: &RouteSnapshot, probe_port: u16) -> Plan {
-    let offline = Offline::of(policy, mirror);
-    let of = |v6| Family { policy, mirror, offline: &offline, v6 };
+pub fn plan(policy: &Policy, snapshot: &RouteSnapshot, probe_port: u16) -> Plan {
+    let offline = Offline::of(policy, snapshot);
+    let of = |v6| Family { policy, snapshot, offline: &offline, v6 };
     let mut plan = of(false).all(probe_port);
     if policy.ipv6 {
         plan.extend(of(true).all(probe_port));
@@ -80,7 +81,7 @@ pub fn proxy(policy: &Policy) -> Option<User> {
 
 struct Family<'a> {
     policy: &'a Policy,
-    mirror: &'a RouteSnapshot,
+    snapshot: &'a RouteSnapshot,
     offline: &'a Offline,
     v6: bool,
 }
@@ -109,13 +110,12 @@ impl Family<'_> {
         let Some(user) = proxy(self.policy) else {
             return self.skipped(KIND, "the policy names no user of the proxy");
         };
-        let passthrough6 = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
-        let lo = self.mirror.interfaces.iter().filter(|it| it.loopback);
-        if self.v6 && !lo.flat_map(|it| &it.addresses).any(|net| net.addr() == IpAddr::from(passthrough6)) {
+        let [passthrough4, passthrough6] = [Addr::PASSTHROUGH_V4, Addr::PASSTHROUGH_V6].map(IpAddr::from);
+        if self.v6 && !self.snapshot.lo().is_some_and(|lo| lo.has(passthrough6)) {
             return self.skipped(KIND, "::6 is not on lo: IPv6 is off there");
         }
         let bind = self.pick(Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
-        let to = self.pick(Ipv4Addr::new(127, 0, 0, 6).into(), passthrough6.into());
+        let to = self.pick(passthrough4, passthrough6);
         Ok(self.attempt(KIND, user, Some(bind), SocketAddr::new(to, port)))
     }
 
@@ -124,10 +124,11 @@ impl Family<'_> {
         let kind = "outbound";
         let mut to: Vec<(IpAddr, u16)> = vec![(self.pick(NOBODY4.into(), NOBODY6.into()), 80)];
         if let Selection::List(nets) = &self.policy.outbound_cidrs {
-            let of_family = nets.iter().filter(|net| net.addr().is_ipv6() == self.v6).take(FEW);
+            let of_family =
+                nets.iter().filter(|net| net.addr().is_ipv6() == self.v6).take(MAX_NETWORKS_TRIED);
             to.extend(of_family.filter_map(|net| net.hosts().next()).map(|host| (host, 80)));
         }
-        let ports: Vec<u16> = self.policy.outbound_ports.iter().copied().take(FEW).collect();
+        let ports: Vec<u16> = self.policy.outbound_ports.iter().copied().take(MAX_NETWORKS_TRIED).collect();
         let listed: Vec<_> = to.iter().flat_map(|(ip, _)| ports.iter().map(|port| (*ip, *port))).collect();
         to.extend(listed);
         self.captured(kind, Verdict::Outbound, &to)
@@ -201,7 +202,7 @@ impl Family<'_> {
             IpAddr::V6(v6) => self.v6 && !v6.is_unicast_link_local(),
         };
         let named = |name| self.policy.exclude_interfaces.contains(name);
-        let interfaces = self.mirror.interfaces.iter().filter(|it| !it.loopback && !named(&it.name));
+        let interfaces = self.snapshot.interfaces.iter().filter(|it| !it.loopback && !named(&it.name));
         let mut addresses = interfaces.flat_map(|it| &it.addresses).map(ipnet::IpNet::addr);
         let Some(own) = addresses.find(usable) else {
             return self.skipped(kind, "the namespace has no address of its own");

@@ -4,13 +4,15 @@
 //! ends of every prefix of the mirror and their neighbours, what the mirror says with the errno and the
 //! source address of a connect(2) nobody redirects.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::Ipv6Addr;
-use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use redirector_user::routes::{self, Interface, Outcome, RouteError};
+use redirector_user::netdev::passthrough;
+use redirector_user::routes::{Interface, Outcome};
+use redirector_user::sys::netns::NetNs;
 
 use namespace::{Namespace, run};
 use oracle::{describe, look_up, try_bind};
@@ -266,10 +268,10 @@ fn any_address_is_local() {
 #[test]
 fn loopback_addresses_come_and_go() {
     let pod = need!(Namespace::pod());
-    let (netns, six) = (pod.file.as_fd(), Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
+    let (netns, six) = (&pod.netns, Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
     let change = |add: bool| match add {
-        true => routes::add_loopback_address(netns, six).unwrap(),
-        false => routes::remove_loopback_address(netns, six).unwrap(),
+        true => passthrough::add(netns).unwrap(),
+        false => passthrough::remove(netns).unwrap(),
     };
     let before = pod.expect(&[("::6", "eth0 fd00:1::3")]);
     assert!(!change(false), "it is not there yet");
@@ -282,8 +284,8 @@ fn loopback_addresses_come_and_go() {
     assert_eq!(pod.read(), before);
 
     pod.sysctl("ipv6/conf/lo/disable_ipv6", "1");
-    let error = routes::add_loopback_address(netns, six).unwrap_err();
-    assert_eq!(error.errno(), Some(libc::EACCES), "{error}");
+    let error = passthrough::add(netns).unwrap_err();
+    assert_eq!(error.why().and_then(|why| why.raw_os_error()), Some(libc::EACCES), "{error}");
     assert!(error.to_string().contains("disable_ipv6"), "{error}");
 }
 
@@ -320,7 +322,6 @@ fn ten_thousand_routes() {
 #[test]
 fn another_file_is_refused() {
     need!(Namespace::new());
-    let error = routes::read(File::open("/dev/null").unwrap().as_fd()).unwrap_err();
-    assert!(matches!(error, RouteError::Enter(_)), "{error}");
-    assert_eq!(error.errno(), Some(libc::EINVAL));
+    let error = NetNs::open(Path::new("/dev/null")).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "{error}");
 }

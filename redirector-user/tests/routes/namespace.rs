@@ -1,17 +1,19 @@
 //! A network namespace of its own for each test.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use redirector_user::sys::netns::NetNs;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A namespace that goes away with its value.
 pub struct Namespace {
     pub name: String,
-    pub file: File,
+    pub netns: NetNs,
 }
 
 impl Namespace {
@@ -28,8 +30,8 @@ impl Namespace {
         let name =
             format!("redirtest-{}-mirror{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         run("ip", &["netns", "add", &name]);
-        let file = File::open(format!("/var/run/netns/{name}")).unwrap();
-        Some(Self { name, file })
+        let netns = NetNs::open(Path::new(&format!("/var/run/netns/{name}"))).unwrap();
+        Some(Self { name, netns })
     }
 
     /// A namespace with lo up and interfaces eth0, eth1... whose peers take everything and answer nothing.
@@ -69,7 +71,7 @@ impl Namespace {
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let enter = || {
-                move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                move_into_link_name_space(self.netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
                 work()
             };
             scope.spawn(enter).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

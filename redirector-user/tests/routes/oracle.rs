@@ -1,7 +1,6 @@
 //! What the mirror says beside what connect(2) does.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::os::fd::AsFd;
 
 use ipnet::IpNet;
 use redirector_user::routes::{self, Outcome, RouteSnapshot};
@@ -12,7 +11,7 @@ use crate::namespace::Namespace;
 
 impl Namespace {
     pub fn read(&self) -> RouteSnapshot {
-        routes::read(self.file.as_fd()).unwrap()
+        routes::read(&self.netns).unwrap()
     }
 
     /// Reads the mirror, compares it with the expectations and, everywhere, with the kernel.

@@ -154,7 +154,7 @@ impl Gathering<'_> {
         else {
             return found;
         };
-        if active.netns_cookie != found.netns.cookie || active.cgroup_id == found.cgroup.id {
+        if active.netns_cookie != found.netns.id.number() || active.cgroup_id == found.cgroup.id {
             return found;
         }
         let captured = find::target(self.root, name).ok();

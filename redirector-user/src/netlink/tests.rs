@@ -7,8 +7,8 @@ use netlink_packet_core::{NLM_F_DUMP_INTR, NLM_F_MULTIPART};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
-use super::RouteError;
-use crate::netlink::{ATTEMPTS, Message, Netlink, WINDOW, number};
+use super::socket::WINDOW;
+use super::{Message, Netlink, NetlinkError, number};
 
 const ERROR: u16 = libc::NLMSG_ERROR as u16;
 const DONE: u16 = libc::NLMSG_DONE as u16;
@@ -65,11 +65,11 @@ fn serve(socket: &OwnedFd, answer: &mut impl FnMut(&[u32]) -> Vec<Vec<u8>>) {
     }
 }
 
-fn list(netlink: &mut Netlink) -> Result<Vec<u32>, RouteError> {
+fn list(netlink: &mut Netlink) -> Result<Vec<u32>, NetlinkError> {
     netlink.list("numbers", &Message::new(1, 0, &[]), number)
 }
 
-fn ask(netlink: &mut Netlink, count: usize) -> Result<Vec<Result<u32, i32>>, RouteError> {
+fn ask(netlink: &mut Netlink, count: usize) -> Result<Vec<Result<u32, i32>>, NetlinkError> {
     let questions: Vec<_> = (0..count).map(|_| Message::new(1, 0, &[0; 12])).collect();
     netlink.ask("numbers", questions.into_iter(), number)
 }
@@ -103,7 +103,7 @@ fn an_interrupted_list_is_read_again() {
 fn a_list_that_never_rests_is_given_up() {
     let answer = |sequences: &[u32]| vec![message(DONE, NLM_F_DUMP_INTR, sequences[0], 0)];
     let error = against(answer, list).unwrap_err();
-    assert!(matches!(error, RouteError::Restless { attempts: ATTEMPTS, .. }), "{error}");
+    assert!(matches!(error, NetlinkError::Restless { .. }), "{error:?}");
 }
 
 #[test]
@@ -133,6 +133,6 @@ fn a_malformed_answer_is_refused() {
     for datagram in [vec![1, 2, 3], vec![255; 32], vec![0; 16], message(ERROR, 0, 1, 0)[..16].to_vec()] {
         let answer = move |_: &[u32]| vec![datagram.clone()];
         let error = against(answer, |netlink| ask(netlink, 1)).unwrap_err();
-        assert!(matches!(error, RouteError::Malformed { .. }), "{error}");
+        assert!(matches!(error, NetlinkError::Malformed { .. }), "{error:?}");
     }
 }
