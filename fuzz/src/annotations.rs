@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use redirector_user::policy::annotations::{Pod, parse};
-use redirector_user::policy::{CaptureFlags, TargetFacts, resolve_pod};
+use redirector_user::policy::{CaptureFlags, TargetDetails, resolve_pod};
 
 use super::{connections, round_trip};
 
@@ -13,7 +13,8 @@ pub fn run(text: &str) {
     let Ok(pod) = parse(text) else { return };
     let _ = pod.membership(&["kube-system"]);
     assert_eq!(parse(&downward(&pod)).expect("what the kubelet writes").annotations, printable(&pod));
-    let facts = TargetFacts { addresses: Some(vec![IpAddr::from([10, 0, 0, 1])]), ..TargetFacts::default() };
+    let facts =
+        TargetDetails { addresses: Some(vec![IpAddr::from([10, 0, 0, 1])]), ..TargetDetails::default() };
     if let Ok(resolved) = resolve_pod(&pod, &CaptureFlags::default(), &facts) {
         round_trip::check(&resolved.policy);
         connections::check(&resolved.policy, text);

@@ -1,7 +1,7 @@
 //! A policy, written down in every way there is, and read again.
 
 use redirector_user::import::{Flags, import};
-use redirector_user::policy::{Dns, Given, Mode, Policy, Selection, TargetFacts, file, resolve};
+use redirector_user::policy::{Dns, Mode, Policy, Selection, TargetDetails, file, resolve};
 use redirector_user::rules::Rules;
 
 use super::flags;
@@ -38,14 +38,11 @@ fn as_flags(policy: &Policy) {
     };
     let printed = Flags::of(&expected);
     let words: Vec<&str> = printed.flags.iter().map(String::as_str).collect();
-    let mut given = flags::parse(&words).unwrap_or_else(|| panic!("{printed}: not understood"));
-    let variable = |name: &str| printed.variables.get(name).map(|text| Given::variable(name, text));
-    given.variables.owner_groups = variable("ISTIO_OUTBOUND_OWNER_GROUPS");
-    given.variables.owner_groups_exclude = variable("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE");
-    given.variables.loopback_cidr = variable("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR");
+    let mut input = flags::parse(&words).unwrap_or_else(|| panic!("{printed}: not understood"));
+    input.read_variables(|name| printed.variables.get(name).cloned());
     let servers = if let Dns::Servers(servers) = &policy.dns { Some(servers.clone()) } else { None };
-    let facts = TargetFacts { nameservers: servers, ..TargetFacts::default() };
-    let resolved = resolve(&given, &facts).unwrap_or_else(|error| panic!("{printed}: {error}"));
+    let target = TargetDetails { nameservers: servers, ..TargetDetails::default() };
+    let resolved = resolve(&input, &target).unwrap_or_else(|error| panic!("{printed}: {error}"));
     assert_eq!(resolved.policy, expected, "{printed}");
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use redirector_user::policy::options::{all, docs};
+
 /// Flags of istio-iptables (`tools/istio-iptables/pkg/constants/constants.go`), with their letters.
 const FLAGS: [&str; 37] = [
     "-p",
@@ -170,5 +172,49 @@ fn every_row_has_a_test_that_exists() {
         assert!(!named.is_empty(), "no test: {row:?}");
         let unknown: Vec<_> = named.into_iter().filter(|name| !names.contains(*name)).collect();
         assert!(unknown.is_empty(), "{unknown:?}: {row:?}");
+    }
+}
+
+#[test]
+fn flags_and_letters_are_istios() {
+    let mut expected: BTreeSet<(Option<String>, &str)> = BTreeSet::new();
+    let mut letter = None;
+    for name in FLAGS.iter().chain(&OPERATIONAL) {
+        match name.strip_prefix("--") {
+            Some(long) => drop(expected.insert((letter.take(), long))),
+            None => letter = Some(name[1..].to_owned()),
+        }
+    }
+    let actual = all()
+        .filter_map(|option| Some((option.short.map(String::from), option.long?)))
+        .collect::<BTreeSet<_>>();
+    assert_eq!(actual, expected);
+    let variables: BTreeSet<&str> = all()
+        .flat_map(|option| [option.second_variable, option.variable.filter(|_| option.long.is_none())])
+        .flatten()
+        .collect();
+    assert_eq!(variables, VARIABLES.into_iter().collect());
+}
+
+/// With REDIRECTOR_WRITE_DOCS the tables are written instead.
+#[test]
+fn the_tables_are_those_of_the_options() {
+    let path = root().join("docs/options.md");
+    let text = fs::read_to_string(&path).expect("docs/options.md");
+    let mut expected = text.clone();
+    for (name, table) in [
+        ("capture", docs::capture_table()),
+        ("operation", docs::operation_table()),
+        ("annotations", docs::annotation_table()),
+    ] {
+        let begin = format!("<!-- {name}: from redirector-user/src/policy/options -->\n");
+        let from = expected.find(&begin).expect(&begin) + begin.len();
+        let to = from + expected[from..].find("<!-- end -->").expect("an end");
+        expected.replace_range(from..to, &table);
+    }
+    if std::env::var_os("REDIRECTOR_WRITE_DOCS").is_some() {
+        fs::write(&path, &expected).expect("docs/options.md");
+    } else {
+        assert_eq!(text, expected, "write it by REDIRECTOR_WRITE_DOCS=1");
     }
 }

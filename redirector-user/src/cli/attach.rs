@@ -7,7 +7,7 @@ use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::instance::attach::{self, Outcome, default_name};
 use crate::instance::{detach, find, status};
 use crate::pod::Target;
-use crate::policy::{self, CaptureFlags, Policy, Requests, Resolved, VARIABLES_HELP};
+use crate::policy::{self, CaptureFlags, Policy, Requests, Resolved, variables_help};
 use crate::verify::{self, Report};
 use crate::{kernel, pod};
 use std::path::PathBuf;
@@ -57,7 +57,7 @@ pub struct Args {
 
 /// What follows the options; the flattened flags bring a text of their own, which would replace it.
 pub fn long_help() -> String {
-    format!("{EXAMPLES}\n\n{VARIABLES_HELP}")
+    format!("{EXAMPLES}\n\n{}", variables_help())
 }
 
 pub fn run(env: &Env, args: Args) -> Result<ExitCode> {

@@ -5,7 +5,7 @@ use super::output::{Format, json, print};
 use crate::base::error::{Error, Result};
 use crate::explain::{self, Arriving, Explanation, Offline, Outgoing};
 use crate::instance::{find, status};
-use crate::policy::{self, CaptureFlags, Policy, TargetFacts, VARIABLES_HELP};
+use crate::policy::{self, CaptureFlags, Policy, TargetDetails, variables_help};
 use crate::routes;
 use crate::rules::Protocol;
 use clap::Parser;
@@ -104,7 +104,7 @@ struct Answer<'a> {
 
 /// The end of `--help`.
 pub fn long_help() -> String {
-    format!("{EXAMPLES}\n\n{VARIABLES_HELP}")
+    format!("{EXAMPLES}\n\n{}", variables_help())
 }
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
@@ -150,7 +150,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
 
 /// The policy of the flags, and what they say of the pod.
 fn imagined(env: &Env, args: &Args) -> Result<(Policy, Offline)> {
-    let facts = TargetFacts {
+    let facts = TargetDetails {
         root: None,
         nameservers: args.resolver.clone(),
         addresses: (!args.local_addr.is_empty()).then(|| args.local_addr.clone()),

@@ -7,10 +7,11 @@ use crate::base::error::{Kind, Result};
 use crate::instance::{detach, find};
 use crate::kernel;
 use crate::pod::{Target, open_netns};
-use crate::policy::{CaptureFlags, Requests, TargetFacts};
+use crate::policy::options::{ENVOY_PORT, INBOUND_CAPTURE_PORT, NETWORK_NAMESPACE};
+use crate::policy::{CaptureFlags, Ipv6, OwnFlags, Requests, TargetDetails};
 use crate::verify::original;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Args as _, Command, FromArgMatches};
+use clap::{ArgMatches, Args as _, Command, FromArgMatches};
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,9 +25,6 @@ Set up the redirection of the pod this is called in, as istio-iptables does, by 
 Flags, variables and defaults are those of istio-iptables: without flags nothing is captured. The target is the network
 namespace of this process and the innermost cgroup that holds all its processes; both must be a pod's. More can be said
 with `redirector attach`.";
-
-/// Flags of istio-iptables that are listed among redirector's own.
-const SHARED: [&str; 2] = ["dual_stack", "dry_run"];
 
 /// The original's logger has flags, which Istio's injector gives.
 #[derive(Debug, clap::Args)]
@@ -46,12 +44,11 @@ pub fn is_called(program: Option<&OsStr>) -> bool {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let command = command();
-    let parsed = command.clone().try_get_matches().and_then(|matches| {
-        refuse_own_flags(&command, &matches)?;
+    let parsed = command().try_get_matches().and_then(|matches| {
+        refuse_own_flags(&matches)?;
         Ok((CaptureFlags::from_arg_matches(&matches)?, Logging::from_arg_matches(&matches)?))
     });
-    let (flags, logging) = match parsed {
+    let (mut flags, logging) = match parsed {
         Ok(parsed) => parsed,
         Err(e) => return super::env::usage(&e),
     };
@@ -59,7 +56,8 @@ pub fn main() -> ExitCode {
     if logging.level.is_some() || logging.json.is_some() {
         env.note("--log_output_level and --log_as_json have no effect here");
     }
-    match run(&env, CaptureFlags { istio_defaults: true, ..flags }) {
+    flags.own.istio_defaults = true;
+    match run(&env, flags) {
         Ok(code) => code,
         Err(e) if e.kind() == Kind::Validation => {
             fail(&e, env.format);
@@ -72,22 +70,18 @@ pub fn main() -> ExitCode {
 fn command() -> Command {
     let command = Command::new(NAME).version(env!("CARGO_PKG_VERSION"));
     let command = Logging::augment_args(CaptureFlags::augment_args(command)).about(ABOUT);
-    let own = own_flags(&command);
-    own.into_iter().fold(command, |command, id| command.mut_arg(id, |arg| arg.hide(true)))
+    own_flags().into_iter().fold(command, |command, id| command.mut_arg(id, |arg| arg.hide(true)))
 }
 
 /// Ids of redirector's own flags, which the original does not have.
-fn own_flags(command: &Command) -> Vec<String> {
-    let is_own = |arg: &&Arg| {
-        let headed = arg.get_help_heading() == Some(CaptureFlags::OWN_HEADING);
-        (headed && !SHARED.contains(&arg.get_id().as_str())) || arg.get_id() == CaptureFlags::OWN_OF_THE_PROXY
-    };
-    command.get_arguments().filter(is_own).map(|arg| arg.get_id().to_string()).collect()
+fn own_flags() -> Vec<String> {
+    let own = OwnFlags::augment_args(Command::new(NAME));
+    own.get_arguments().map(|arg| arg.get_id().to_string()).collect()
 }
 
-fn refuse_own_flags(command: &Command, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+fn refuse_own_flags(matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
     let given = |id: &&String| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
-    match own_flags(command).iter().find(given) {
+    match own_flags().iter().find(given) {
         Some(id) => {
             let flag = id.replace('_', "-");
             let text = format!("istio-iptables has no flag --{flag}; use `redirector attach` for it\n");
@@ -97,7 +91,7 @@ fn refuse_own_flags(command: &Command, matches: &ArgMatches) -> std::result::Res
     }
 }
 
-fn run(env: &Env, flags: CaptureFlags) -> Result<ExitCode> {
+fn run(env: &Env, mut flags: CaptureFlags) -> Result<ExitCode> {
     let requests = flags.requests()?;
     if requests.run_validation && requests.skip_apply && !requests.dry_run && !requests.cleanup_only {
         return validate(env, &flags, &requests);
@@ -111,7 +105,7 @@ fn run(env: &Env, flags: CaptureFlags) -> Result<ExitCode> {
         None => Target::own()?,
     };
     // It has been obeyed: nothing is to be said about it.
-    let flags = CaptureFlags { network_namespace: None, ..flags };
+    flags.remove(&NETWORK_NAMESPACE);
     let resolved = attach::resolve(env, &flags, &target)?;
     attach::work(env, &target, &resolved, &attach::How::default())
 }
@@ -120,13 +114,14 @@ fn run(env: &Env, flags: CaptureFlags) -> Result<ExitCode> {
 fn validate(env: &Env, flags: &CaptureFlags, requests: &Requests) -> Result<ExitCode> {
     // Only the ports are of interest; nothing of the pod needs to be known for them.
     let facts =
-        TargetFacts { root: Some("/".into()), nameservers: Some(Vec::new()), addresses: Some(Vec::new()) };
-    let ports = CaptureFlags {
-        envoy_port: flags.envoy_port.clone(),
-        inbound_capture_port: flags.inbound_capture_port.clone(),
-        ipv6: Some(crate::policy::Ipv6::On),
-        ..CaptureFlags::default()
-    };
+        TargetDetails { root: Some("/".into()), nameservers: Some(Vec::new()), addresses: Some(Vec::new()) };
+    let mut ports = CaptureFlags::default();
+    ports.own.ipv6 = Some(Ipv6::On);
+    for option in [&ENVOY_PORT, &INBOUND_CAPTURE_PORT] {
+        if let Some(input) = flags.input(option) {
+            ports.set(option, input.clone());
+        }
+    }
     let policy = crate::policy::resolve(&ports, &facts)?.policy;
     let ports = [policy.outbound_port, policy.inbound_port];
     let passed = original::validate(ports, requests.probe_port, requests.probe_timeout)?;
@@ -161,9 +156,8 @@ mod tests {
     use super::*;
 
     fn refused(args: &[&str]) -> bool {
-        let command = command();
-        let matches = command.clone().try_get_matches_from([&[NAME], args].concat()).expect("known flags");
-        refuse_own_flags(&command, &matches).is_err()
+        let matches = command().try_get_matches_from([&[NAME], args].concat()).expect("known flags");
+        refuse_own_flags(&matches).is_err()
     }
 
     #[test]

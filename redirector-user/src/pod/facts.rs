@@ -2,14 +2,14 @@
 
 use super::Target;
 use crate::base::error::Result;
-use crate::policy::TargetFacts;
+use crate::policy::TargetDetails;
 use crate::routes::{self, Interface};
 use redirector_common::Addr;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// The target's root filesystem and addresses.
-pub fn of(target: &Target) -> Result<TargetFacts> {
+pub fn of(target: &Target) -> Result<TargetDetails> {
     let interfaces = routes::interfaces(&target.netns)?;
     // Not our own ::6, or `--ipv6 auto` would find IPv6 in use because of an earlier attach.
     let ours = |i: &Interface, ip: IpAddr| i.loopback && ip == IpAddr::from(Addr::PASSTHROUGH_V6);
@@ -17,7 +17,7 @@ pub fn of(target: &Target) -> Result<TargetFacts> {
     let mut addresses: Vec<IpAddr> = all.filter(|(i, ip)| !ours(i, *ip)).map(|(_, ip)| ip).collect();
     // The kernel lists IPv4 before IPv6, whatever the interface (rtnl_dump_all).
     addresses.sort_by_key(IpAddr::is_ipv6);
-    Ok(TargetFacts {
+    Ok(TargetDetails {
         root: target.pid.map(|pid| PathBuf::from(format!("/proc/{pid}/root"))),
         nameservers: None,
         addresses: Some(addresses),

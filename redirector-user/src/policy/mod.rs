@@ -1,37 +1,33 @@
-//! What to capture: from istio-iptables' flags and variables, a policy file and facts about the target to a
-//! [`Policy`].
+//! What to capture: from istio-iptables' flags and variables, a policy file or a pod's annotations to a [`Policy`].
 //!
-//! A pod's annotations become such flags in [`annotations`].
-//!
-//! A verb flattens [`CaptureFlags`] into its arguments and calls [`resolve`] with the [`Facts`] of its
-//! target.
+//! [`options`] has one entry for each option. A verb flattens [`CaptureFlags`] into its arguments and calls [`resolve`]
+//! with the [`TargetInfo`] of its target.
 
 pub mod annotations;
+mod draft;
 mod error;
-mod facts;
 pub mod file;
+mod flag_input;
 mod flags;
-mod given;
 mod model;
 mod normal;
 mod note;
-mod operational;
-mod owners;
+pub mod options;
 pub mod parse;
+mod range;
+mod requests;
 mod resolve;
 mod serial;
-mod variables;
+mod target_info;
 
 #[cfg(test)]
 mod tests;
 
-pub use annotations::resolve_pod;
 pub use error::ConfigError;
-pub use facts::{FactError, Facts, TargetFacts};
-pub use flags::{CaptureFlags, Ipv6};
-pub use given::{Given, Origin, SwitchParser, TextParser, parse_bool};
+pub use flag_input::{FlagInput, Origin, SwitchParser, TextParser, parse_bool};
+pub use flags::{CaptureFlags, Ipv6, OwnFlags, variables_help};
 pub use model::{Dns, MAX_CONNECTIONS, Mode, Policy, Selection};
 pub use note::{Note, Severity};
-pub use operational::Requests;
-pub use resolve::{Resolved, detect_ipv6, resolve};
-pub use variables::{VARIABLES_HELP, Variables};
+pub use requests::Requests;
+pub use resolve::{Resolved, resolve, resolve_pod};
+pub use target_info::{LookupError, TargetDetails, TargetInfo};

@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::parse;
+use super::range;
 
 /// Highest `max_connections`.
 pub const MAX_CONNECTIONS: u32 = 1 << 24;
@@ -188,25 +188,23 @@ impl Policy {
     }
 
     pub(super) fn has_unset_uids(&self) -> bool {
-        self.proxy_uids == [parse::NO_ID]
+        self.proxy_uids == [range::NO_ID]
     }
 
     pub(super) fn has_unset_gids(&self) -> bool {
-        self.proxy_gids == [parse::NO_ID]
+        self.proxy_gids == [range::NO_ID]
     }
 }
 
 /// The users or groups of a file that says nothing of them, until the rest of it is known.
 fn unset() -> Vec<u32> {
-    vec![parse::NO_ID]
+    vec![range::NO_ID]
 }
 
 /// Those of a file that does; they cannot look like [`unset`].
 fn set<'de, D: Deserializer<'de>>(deserializer: D, name: &str) -> Result<Vec<u32>, D::Error> {
-    let ids = Vec::deserialize(deserializer)?;
-    ids.iter()
-        .try_for_each(|id: &u32| parse::id(name, &id.to_string()).map(drop))
-        .map_err(D::Error::custom)?;
+    let ids: Vec<u32> = Vec::deserialize(deserializer)?;
+    range::check_ids(name, &ids).map_err(D::Error::custom)?;
     Ok(ids)
 }
 

@@ -8,7 +8,8 @@ use ipnet::IpNet;
 
 use super::error::ConfigError;
 use super::model::{Dns, MAX_CONNECTIONS, Policy, Selection};
-use super::parse;
+use super::range::{check, check_ids};
+use super::{parse, range};
 
 impl Policy {
     /// Brings the policy into normal form: equal meaning becomes equal value. Sets are sorted and lose
@@ -50,28 +51,30 @@ impl Policy {
 
     /// Refuses what no flag could have said either. Errors name the field.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let port = |field, port: u16| parse::port(field, &port.to_string()).map(drop);
-        port("outbound_port", self.outbound_port)?;
-        port("inbound_port", self.inbound_port)?;
-        port("tunnel_port", self.tunnel_port)?;
-        port("dns_port", self.dns_port)?;
-        let lists: [(&str, &[u16]); 4] = [
+        let number = |(field, number)| check(field, number, range::port);
+        [
+            ("outbound_port", self.outbound_port),
+            ("inbound_port", self.inbound_port),
+            ("tunnel_port", self.tunnel_port),
+            ("dns_port", self.dns_port),
+        ]
+        .into_iter()
+        .try_for_each(number)?;
+        for (field, ports) in [
             ("inbound_ports", self.inbound_ports.items()),
             ("inbound_exclude_ports", &self.inbound_exclude_ports),
             ("outbound_ports", &self.outbound_ports),
             ("outbound_exclude_ports", &self.outbound_exclude_ports),
-        ];
-        for (field, ports) in lists {
-            ports.iter().try_for_each(|p| port(field, *p))?;
+        ] {
+            ports.iter().try_for_each(|port| number((field, *port)))?;
         }
-        let lists: [(&str, &[u32]); 4] = [
-            ("proxy_uids", &self.proxy_uids),
+        for (field, ids) in [
+            ("proxy_uids", self.proxy_uids.as_slice()),
             ("proxy_gids", &self.proxy_gids),
             ("owner_groups", self.owner_groups.items()),
             ("owner_groups_exclude", &self.owner_groups_exclude),
-        ];
-        for (field, ids) in lists {
-            ids.iter().try_for_each(|id| parse::id(field, &id.to_string()).map(drop))?;
+        ] {
+            check_ids(field, ids)?;
         }
         for (field, names) in [
             ("exclude_interfaces", &self.exclude_interfaces),
@@ -79,15 +82,17 @@ impl Policy {
         ] {
             names.iter().try_for_each(|name| parse::interface(field, name).map(drop))?;
         }
-        parse::mark("tproxy_mark", &self.tproxy_mark.to_string())?;
-        parse::table("tproxy_table", &self.tproxy_table.to_string())?;
-        parse::loopback("loopback_cidr", &self.loopback_cidr.to_string())?;
+        check("tproxy_mark", self.tproxy_mark, range::mark)?;
+        check("tproxy_table", self.tproxy_table, range::table)?;
+        range::loopback(&self.loopback_cidr).map_err(|(why, remedy)| {
+            ConfigError::invalid("loopback_cidr", &self.loopback_cidr.to_string(), why, remedy)
+        })?;
         if let Some(path) = self.proxy_cgroup.as_ref().filter(|path| !path.is_absolute()) {
             let item = path.display().to_string();
             let remedy = "write the whole path of the cgroup's directory";
             return Err(ConfigError::invalid("proxy_cgroup", &item, "is not an absolute path", remedy));
         }
-        group_limit("owner_groups", self.owner_groups.items().len())?;
+        range::group_limit("owner_groups", self.owner_groups.items().len())?;
         if self.max_connections == 0 || self.max_connections > MAX_CONNECTIONS {
             let remedy = format!("write a number from 1 to {MAX_CONNECTIONS}");
             let item = self.max_connections.to_string();
@@ -95,16 +100,6 @@ impl Policy {
         }
         Ok(())
     }
-}
-
-/// At most 64 included groups (`ValidateOwnerGroups`), counted as they were written.
-pub(super) fn group_limit(name: &str, count: usize) -> Result<(), ConfigError> {
-    if count <= parse::MAX_OWNER_GROUPS {
-        return Ok(());
-    }
-    let why = format!("groups are more than the {} allowed", parse::MAX_OWNER_GROUPS);
-    let remedy = "list fewer, or capture all (`*`) and exclude some (ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE)";
-    Err(ConfigError::invalid(name, &count.to_string(), why, remedy))
 }
 
 /// Masks included networks. A network written with a loopback address counts as a loopback prefix for

@@ -11,9 +11,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::error::ConfigError;
 use super::model::Selection;
-
-/// Owner groups that may be included; the original makes one iptables rule of them (`maxOwnerGroupsInclude`).
-pub const MAX_OWNER_GROUPS: usize = 64;
+use super::range::{self, Refusal};
 
 const NO_BLANKS: &str = "write the list without blanks, as in `80,443`";
 
@@ -24,19 +22,14 @@ pub fn items(text: &str) -> impl Iterator<Item = &str> {
 
 /// One port, 1 to 65535.
 pub fn port(name: &str, item: &str) -> Result<u16, ConfigError> {
-    let range = "write a number from 1 to 65535";
     if item.is_empty() {
-        return Err(ConfigError::invalid(name, item, "is not a port", range));
+        return Err(ConfigError::invalid(name, item, "is not a port", range::PORTS));
     }
     if item.contains([':', '-']) && item.bytes().all(|b| b.is_ascii_digit() || matches!(b, b':' | b'-')) {
         let remedy = "ranges are not known here: write every port on its own";
         return Err(ConfigError::invalid(name, item, "is not a single port", remedy));
     }
-    match u16::try_from(decimal(name, item, "a port", range)?) {
-        Ok(0) => Err(ConfigError::invalid(name, item, "is not a port that can be captured", range)),
-        Ok(port) => Ok(port),
-        Err(_) => Err(ConfigError::invalid(name, item, "is above the highest port", range)),
-    }
+    number(name, item, ("is not a port", range::PORTS), range::port)
 }
 
 /// A duration as Go's `time.ParseDuration` reads it, without signs: `5s`, `1m30s`, `1.5s`, `500ms`.
@@ -109,7 +102,7 @@ pub fn cidr(name: &str, item: &str) -> Result<IpNet, ConfigError> {
     };
     let most = if addr.is_ipv4() { 32 } else { 128 };
     let length = format!("write a prefix length from 0 to {most}");
-    let Ok(bits) = decimal(name, bits, "a prefix length", &length) else {
+    let Ok(bits) = decimal(name, bits, range::NO_USER_OR_GROUP) else {
         return refuse("has no decimal prefix length", length);
     };
     let bits = u8::try_from(bits).ok();
@@ -143,31 +136,16 @@ pub fn excluded_cidrs(name: &str, text: &str) -> Result<Vec<IpNet>, ConfigError>
 
 /// The IPv4 loopback range (`ValidateIPv4LoopbackCidr`): a loopback address with a mask from 8 to 32.
 pub fn loopback(name: &str, text: &str) -> Result<Ipv4Net, ConfigError> {
-    let remedy = "write an IPv4 loopback network as in `127.0.0.1/32` or `127.0.0.0/8`";
+    let refuse = |(why, remedy): Refusal| ConfigError::invalid(name, text, why, remedy);
     match cidr(name, text)? {
-        IpNet::V4(net) if is_loopback(&net) => Ok(net),
-        IpNet::V4(net) if net.addr().is_loopback() => {
-            Err(ConfigError::invalid(name, text, "has a mask shorter than 8", remedy))
-        }
-        _ => Err(ConfigError::invalid(name, text, "is not an IPv4 loopback network", remedy)),
+        IpNet::V4(net) => range::loopback(&net).map(|()| net).map_err(refuse),
+        IpNet::V6(_) => Err(refuse(range::NO_LOOPBACK)),
     }
 }
-
-/// Whether `net` is a range [`loopback`] accepts.
-pub(super) fn is_loopback(net: &Ipv4Net) -> bool {
-    net.addr().is_loopback() && net.prefix_len() >= 8
-}
-
-/// The number that is no user and no group to the kernel.
-pub(super) const NO_ID: u32 = u32::MAX;
 
 /// One user or group number.
 pub fn id(name: &str, item: &str) -> Result<u32, ConfigError> {
-    let range = "give a number from 0 to 4294967294";
-    match u32::try_from(decimal(name, item, "a user or group number", range)?) {
-        Ok(id) if id != NO_ID => Ok(id),
-        _ => Err(ConfigError::invalid(name, item, "is above the highest id", range)),
-    }
+    number(name, item, range::NO_USER_OR_GROUP, range::id)
 }
 
 /// A comma list of user or group numbers, in the order given.
@@ -175,24 +153,14 @@ pub fn ids(name: &str, text: &str) -> Result<Vec<u32>, ConfigError> {
     items(text).map(|item| id(name, starless(name, item)?)).collect()
 }
 
-/// A packet mark. 0 would send every packet of the namespace to itself.
+/// A packet mark.
 pub fn mark(name: &str, item: &str) -> Result<u32, ConfigError> {
-    let range = "write a decimal number from 1 to 4294967295";
-    match u32::try_from(decimal(name, item, "a packet mark", range)?) {
-        Ok(0) => Err(ConfigError::invalid(name, item, "is the mark of every unmarked packet", range)),
-        Ok(mark) => Ok(mark),
-        Err(_) => Err(ConfigError::invalid(name, item, "does not fit 32 bits", range)),
-    }
+    number(name, item, ("is not a packet mark", range::MARKS), range::mark)
 }
 
-/// A routing table of the redirector's own: none of the kernel's (0, 253 to 255), which its route would ruin.
+/// A routing table.
 pub fn table(name: &str, item: &str) -> Result<u32, ConfigError> {
-    let range = "write a decimal number from 1 to 4294967295 without 253, 254 and 255";
-    match u32::try_from(decimal(name, item, "a routing table", range)?) {
-        Ok(0 | 253..=255) => Err(ConfigError::invalid(name, item, "is a table of the kernel's own", range)),
-        Ok(table) => Ok(table),
-        Err(_) => Err(ConfigError::invalid(name, item, "does not fit 32 bits", range)),
-    }
+    number(name, item, ("is not a routing table", range::TABLES), range::table)
 }
 
 /// An interface name as the kernel takes it (`dev_valid_name`), without iptables' `+` for "and all that begin
@@ -232,13 +200,24 @@ pub(super) fn starless<'a>(name: &str, item: &'a str) -> Result<&'a str, ConfigE
     Ok(item)
 }
 
+/// A decimal number, and what it may be.
+fn number<T>(
+    name: &str,
+    item: &str,
+    no_number: Refusal,
+    check: fn(u64) -> Result<T, Refusal>,
+) -> Result<T, ConfigError> {
+    check(decimal(name, item, no_number)?)
+        .map_err(|(why, remedy)| ConfigError::invalid(name, item, why, remedy))
+}
+
 /// Decimal digits only: no sign, no blank, no leading zero (octal to iptables, decimal to Go).
-fn decimal(name: &str, item: &str, what: &str, remedy: &str) -> Result<u64, ConfigError> {
+fn decimal(name: &str, item: &str, (why, remedy): Refusal) -> Result<u64, ConfigError> {
     if item.contains(char::is_whitespace) {
         return Err(ConfigError::invalid(name, item, "has a blank in it", NO_BLANKS));
     }
     if item.is_empty() || !item.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(ConfigError::invalid(name, item, format!("is not {what}"), remedy));
+        return Err(ConfigError::invalid(name, item, why, remedy));
     }
     if item.len() > 1 && item.starts_with('0') {
         let why = "begins with a zero, which iptables reads as octal";

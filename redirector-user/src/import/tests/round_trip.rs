@@ -4,7 +4,7 @@ use clap::Parser;
 use proptest::prelude::*;
 
 use super::super::{Flags, import};
-use crate::policy::{CaptureFlags, Dns, Given, Policy, Selection, TargetFacts, resolve};
+use crate::policy::{CaptureFlags, Dns, Policy, Selection, TargetDetails, resolve};
 use crate::rules::Rules;
 use crate::rules::tests::policy;
 
@@ -32,12 +32,9 @@ struct Command {
 /// What `redirector attach` would make of the flags.
 fn resolved(flags: &Flags, servers: &Dns) -> Policy {
     let mut capture = Command::try_parse_from(&flags.flags).expect("flags").capture;
-    let variable = |name: &str| flags.variables.get(name).map(|text| Given::variable(name, text));
-    capture.variables.owner_groups = variable("ISTIO_OUTBOUND_OWNER_GROUPS");
-    capture.variables.owner_groups_exclude = variable("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE");
-    capture.variables.loopback_cidr = variable("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR");
+    capture.read_variables(|name| flags.variables.get(name).cloned());
     let nameservers = if let Dns::Servers(servers) = servers { Some(servers.clone()) } else { None };
-    let facts = TargetFacts { nameservers, ..TargetFacts::default() };
+    let facts = TargetDetails { nameservers, ..TargetDetails::default() };
     resolve(&capture, &facts).expect("policy").policy
 }
 

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::pod::{PROXY_CONTAINER, Pod};
-use super::values::Key;
-use crate::policy::given::parse_bool;
+use super::values::key;
+use crate::policy::flag_input::parse_bool;
 use crate::policy::note::Note;
 
 /// The init container that has set the rules already.
@@ -51,8 +51,8 @@ impl fmt::Display for Outside {
             Self::EnvoyDisabled => write!(f, "DISABLE_ENVOY of {PROXY_CONTAINER} is true"),
             Self::NoProxy => write!(f, "it has no container {PROXY_CONTAINER}"),
             Self::ProxyType(kind) => write!(f, "its proxy is a {kind:?} and no sidecar"),
-            Self::InjectionDisabled => write!(f, "{} is false", Key::INJECT),
-            Self::NotInjected => write!(f, "it has no annotation {}", Key::STATUS),
+            Self::InjectionDisabled => write!(f, "{} is false", key::INJECT),
+            Self::NotInjected => write!(f, "it has no annotation {}", key::STATUS),
         }
     }
 }
@@ -91,10 +91,10 @@ impl Pod {
             return Some(Outside::ProxyType(kind.into()));
         }
         // The label wins, even an empty one; what is no boolean excludes nothing.
-        let inject = self.labels.get(Key::INJECT).or_else(|| self.annotations.get(Key::INJECT));
+        let inject = self.labels.get(key::INJECT).or_else(|| self.annotations.get(key::INJECT));
         if inject.and_then(|text| parse_bool(text)) == Some(false) {
             return Some(Outside::InjectionDisabled);
         }
-        (!self.annotations.contains_key(Key::STATUS)).then_some(Outside::NotInjected)
+        (!self.annotations.contains_key(key::STATUS)).then_some(Outside::NotInjected)
     }
 }

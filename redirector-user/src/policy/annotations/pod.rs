@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::policy::flag_input::FlagInput;
 use serde::Deserialize;
 
 /// The container whose traffic is the proxy's.
@@ -24,6 +25,14 @@ pub struct Pod {
     pub proxy: Option<Proxy>,
     /// Whether it uses the machine's network namespace.
     pub host_network: bool,
+}
+
+impl Pod {
+    /// A variable of the container istio-proxy.
+    pub(in crate::policy) fn variable(&self, name: &str) -> Option<FlagInput> {
+        let text = self.proxy.as_ref()?.env.get(name)?;
+        Some(FlagInput::new(format!("variable {name} of {PROXY_CONTAINER}"), text.as_str()))
+    }
 }
 
 /// The container istio-proxy.

@@ -2,83 +2,70 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
+
 use crate::policy::error::{ConfigError, SHOWN};
-use crate::policy::given::Given;
+use crate::policy::model::{Mode, Selection};
 use crate::policy::note::Note;
 use crate::policy::parse;
 
-/// Names of annotations.
-pub(super) struct Key;
-
-impl Key {
+/// Annotations that more than one option or question looks at.
+pub mod key {
+    /// Whether Istio may inject a proxy.
     pub const INJECT: &str = "sidecar.istio.io/inject";
+    /// Set by the injector.
     pub const STATUS: &str = "sidecar.istio.io/status";
-    pub const INTERCEPTION_MODE: &str = "sidecar.istio.io/interceptionMode";
-    pub const STATUS_PORT: &str = "status.sidecar.istio.io/port";
-    pub const INCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
-    pub const EXCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
-    pub const INCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeInboundPorts";
-    pub const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
-    pub const INCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeOutboundPorts";
-    pub const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
-    pub const EXCLUDE_INTERFACES: &str = "traffic.sidecar.istio.io/excludeInterfaces";
+    /// The old name of the interfaces of virtual machines.
     pub const KUBEVIRT_INTERFACES: &str = "traffic.sidecar.istio.io/kubevirtInterfaces";
+    /// Interfaces of virtual machines.
     pub const REROUTE_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
-
-    /// All annotations of the group that says what is captured; another name in it is a mistake.
-    const TRAFFIC: [&str; 8] = [
-        Self::INCLUDE_OUTBOUND_IP_RANGES,
-        Self::EXCLUDE_OUTBOUND_IP_RANGES,
-        Self::INCLUDE_INBOUND_PORTS,
-        Self::EXCLUDE_INBOUND_PORTS,
-        Self::INCLUDE_OUTBOUND_PORTS,
-        Self::EXCLUDE_OUTBOUND_PORTS,
-        Self::EXCLUDE_INTERFACES,
-        Self::KUBEVIRT_INTERFACES,
-    ];
 }
 
-/// Reads annotations with the plugin's defaults and validation; the values come out as flags take them.
-pub(super) struct Reader<'a> {
+/// Reads annotations with the plugin's validation.
+pub struct Reader<'a> {
     annotations: &'a BTreeMap<String, String>,
-    pub notes: Vec<Note>,
 }
 
 impl<'a> Reader<'a> {
+    /// Reads these.
     pub fn new(annotations: &'a BTreeMap<String, String>) -> Self {
-        Self { annotations, notes: Vec::new() }
+        Self { annotations }
     }
 
-    pub fn given(&self, key: &str) -> bool {
-        self.annotations.contains_key(key)
-    }
-
-    fn get(&self, key: &str, default: &'static str) -> &'a str {
-        self.annotations.get(key).map_or(default, String::as_str)
+    /// An annotation as it was written.
+    pub fn get(&self, key: &str) -> Option<&'a str> {
+        self.annotations.get(key).map(String::as_str)
     }
 
     /// `validateInterceptionMode`: unlike the injector's, NONE is an error.
-    pub fn mode(&self, key: &str) -> Result<Given, ConfigError> {
-        let remedy = "write REDIRECT or TPROXY";
-        match self.get(key, "REDIRECT") {
-            mode @ ("REDIRECT" | "TPROXY") => Ok(Given::new(key, mode)),
-            "NONE" => {
+    pub fn mode(&self, key: &str) -> Result<Mode, ConfigError> {
+        match self.get(key) {
+            None | Some("REDIRECT") => Ok(Mode::Redirect),
+            Some("TPROXY") => Ok(Mode::Tproxy),
+            Some("NONE") => {
                 let why = "is nothing that can be attached";
                 let remedy =
                     "write REDIRECT or TPROXY, or keep the pod out (label sidecar.istio.io/inject=false)";
                 Err(ConfigError::invalid(key, "NONE", why, remedy))
             }
-            mode => Err(ConfigError::invalid(key, mode, "is no interception mode", remedy)),
+            Some(mode) => {
+                Err(ConfigError::invalid(key, mode, "is no interception mode", "write REDIRECT or TPROXY"))
+            }
+        }
+    }
+
+    /// `*`, or ports; absent is `*`.
+    pub fn port_selection(&self, key: &str, notes: &mut Vec<Note>) -> Result<Selection<u16>, ConfigError> {
+        match self.get(key) {
+            None | Some("*") => Ok(Selection::All),
+            Some(_) => self.ports(key, "", notes).map(Selection::of),
         }
     }
 
     /// `validatePortList`: blanks around items are trimmed, empty items are refused, 0 is allowed. The plugin
     /// lets `*` through where iptables then refuses the rule, which fails the pod all the same.
-    pub fn ports(&mut self, key: &str, default: &'static str, star: bool) -> Result<Given, ConfigError> {
-        let value = self.get(key, default);
-        if value == "*" && star {
-            return Ok(Given::new(key, value));
-        }
+    pub fn ports(&self, key: &str, absent: &str, notes: &mut Vec<Note>) -> Result<Vec<u16>, ConfigError> {
+        let value = self.get(key).unwrap_or(absent);
         let mut ports = Vec::new();
         for item in list(value.trim()) {
             let item = item.trim();
@@ -87,64 +74,46 @@ impl<'a> Reader<'a> {
                 return Err(ConfigError::invalid(key, value, "has an empty item", remedy));
             }
             if item == "0" {
-                self.notes.push(Note::remark(key, "port 0 is left out: no connection has it"));
+                notes.push(Note::remark(key, "port 0 is left out: no connection has it"));
                 continue;
             }
-            parse::starless(key, item)
-                .and_then(|item| parse::port(key, item))
-                .map_err(|error| of_value(error, value))?;
-            if !ports.contains(&item) {
-                ports.push(item);
-            }
+            let port = parse::starless(key, item).and_then(|item| parse::port(key, item));
+            ports.push(port.map_err(|error| of_value(error, value))?);
         }
-        Ok(Given::new(key, ports.join(",")))
+        Ok(ports)
     }
 
     /// `validateCIDRList`: nothing is trimmed, empty items are refused.
-    pub fn cidrs(&self, key: &str, default: &'static str, star: bool) -> Result<Given, ConfigError> {
-        let value = self.get(key, default);
-        if value == "*" && star {
-            return Ok(Given::new(key, value));
-        }
+    pub fn cidrs(&self, key: &str) -> Result<Vec<IpNet>, ConfigError> {
+        let value = self.get(key).unwrap_or_default();
         if value == "*" {
-            parse::excluded_cidrs(key, value)?;
+            return parse::excluded_cidrs(key, value);
         }
-        for item in list(value) {
+        let net = |item: &str| {
             if item.is_empty() {
                 let remedy = "write networks separated by single commas, as in `10.0.0.0/8,fd00::/8`";
                 return Err(ConfigError::invalid(key, value, "has an empty item", remedy));
             }
-            parse::starless(key, item)
-                .and_then(|item| parse::cidr(key, item))
-                .map_err(|error| of_value(error, value))?;
-        }
-        Ok(Given::new(key, value))
+            let net = parse::starless(key, item).and_then(|item| parse::cidr(key, item));
+            net.map_err(|error| of_value(error, value))
+        };
+        list(value).map(net).collect()
     }
 
     /// `ValidateInterfaceNames` (`pkg/util/net/ip.go`): blanks around names are trimmed, empty ones refused.
-    pub fn interfaces(&self, key: &str) -> Result<Given, ConfigError> {
-        let value = self.get(key, "");
-        let mut names = Vec::new();
-        for item in list(value) {
+    pub fn interfaces(&self, key: &str) -> Result<Vec<String>, ConfigError> {
+        let value = self.get(key).unwrap_or_default();
+        let named = |item: &str| {
             let name = item.trim();
-            if !interface(name) {
-                let why = "is no interface name";
-                let remedy = "write names of at most 15 letters, digits, `_`, `.` and `-` that begin with a letter, \
-                              separated by single commas";
-                return Err(of_value(ConfigError::invalid(key, name, why, remedy), value));
+            if interface(name) {
+                return Ok(name.to_owned());
             }
-            names.push(name);
-        }
-        Ok(Given::new(key, names.join(",")))
-    }
-
-    /// Remarks on annotations that look like settings and are none.
-    pub fn unknown(&mut self) {
-        for key in self.annotations.keys() {
-            if key.starts_with("traffic.sidecar.istio.io/") && !Key::TRAFFIC.contains(&key.as_str()) {
-                self.notes.push(Note::warning(key, "is not read: Istio has no annotation of this name"));
-            }
-        }
+            let why = "is no interface name";
+            let remedy = "write names of at most 15 letters, digits, `_`, `.` and `-` that begin with a letter, \
+                          separated by single commas";
+            Err(of_value(ConfigError::invalid(key, name, why, remedy), value))
+        };
+        list(value).map(named).collect()
     }
 }
 

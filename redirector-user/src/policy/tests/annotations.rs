@@ -1,6 +1,6 @@
 //! A pod's annotations, held against Istio's CNI plugin (`sidecar_redirect.go` and its tests).
 
-use super::super::annotations::{Membership, Outside, Pod, Proxy, parse, resolve_pod};
+use super::super::annotations::{Membership, Outside, Pod, Proxy, parse};
 use super::table::nets;
 use super::*;
 

@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use super::table::{CASES, Empty, SWITCHES, VALUES, expectations, variable};
+use super::super::options::Empty;
+use super::table::{SWITCHES, VALUES, cases, expectations, variable};
 use super::*;
 
 const ARGS: &str = "REDIRECTOR_TEST_ARGS";
@@ -42,12 +43,11 @@ fn child() {
 
 #[test]
 fn every_value_from_its_variable() {
-    for case in &CASES {
-        let Some(name) = case.env else { continue };
-        for (base, policy) in expectations(case.means) {
-            assert_eq!(run(base, &[(name, case.value)]).expect(name).0, policy, "{name} {base:?}");
+    for (option, example) in cases() {
+        let Some(name) = option.variable else { continue };
+        for (base, policy) in expectations(example.means) {
+            assert_eq!(run(base, &[(name, example.value)]).expect(name).0, policy, "{name} {base:?}");
         }
-        assert_eq!(case.env, Some(variable(case.long).as_str()));
     }
     let unread = run(&[], &[("ENVOY_PORT", "1")]).expect("a policy");
     assert_eq!(unread.0, Policy::default(), "envoy-port is a flag only");
@@ -55,9 +55,9 @@ fn every_value_from_its_variable() {
 
 #[test]
 fn an_empty_variable_is_given() {
-    for case in &CASES {
-        let Some(name) = case.env else { continue };
-        match case.empty {
+    for (option, example) in cases() {
+        let Some(name) = option.variable else { continue };
+        match example.empty {
             Empty::Means(change) => {
                 for (base, policy) in expectations(change) {
                     assert_eq!(run(base, &[(name, "")]).expect(name).0, policy, "{name} {base:?}");

@@ -26,21 +26,21 @@ struct Fake {
     addresses: Option<Vec<IpAddr>>,
 }
 
-impl Facts for Fake {
-    fn user(&self, name: &str) -> Result<u32, FactError> {
-        self.users.get(name).copied().ok_or(FactError::Absent)
+impl TargetInfo for Fake {
+    fn user(&self, name: &str) -> Result<u32, LookupError> {
+        self.users.get(name).copied().ok_or(LookupError::Absent)
     }
 
-    fn group(&self, name: &str) -> Result<u32, FactError> {
-        self.groups.as_ref().ok_or(FactError::Unknown)?.get(name).copied().ok_or(FactError::Absent)
+    fn group(&self, name: &str) -> Result<u32, LookupError> {
+        self.groups.as_ref().ok_or(LookupError::Unknown)?.get(name).copied().ok_or(LookupError::Absent)
     }
 
-    fn nameservers(&self) -> Result<Vec<IpAddr>, FactError> {
-        self.nameservers.clone().ok_or(FactError::Unknown)
+    fn nameservers(&self) -> Result<Vec<IpAddr>, LookupError> {
+        self.nameservers.clone().ok_or(LookupError::Unknown)
     }
 
-    fn addresses(&self) -> Result<Vec<IpAddr>, FactError> {
-        self.addresses.clone().ok_or(FactError::Unknown)
+    fn addresses(&self) -> Result<Vec<IpAddr>, LookupError> {
+        self.addresses.clone().ok_or(LookupError::Unknown)
     }
 }
 
@@ -65,9 +65,7 @@ fn command() -> Command {
 
 fn try_flags(args: &[&str]) -> Result<CaptureFlags, clap::Error> {
     let without_env = command().mut_args(|arg| arg.env(Resettable::Reset));
-    let mut flags = CaptureFlags::from_arg_matches(&without_env.try_get_matches_from(args)?)?;
-    flags.variables = Variables::default();
-    Ok(flags)
+    CaptureFlags::of_matches(&without_env.try_get_matches_from(args)?)
 }
 
 /// Flags of a command line in an empty environment.
@@ -75,11 +73,12 @@ fn flags(args: &[&str]) -> CaptureFlags {
     try_flags(args).unwrap_or_else(|error| panic!("{args:?}: {error}"))
 }
 
-/// Flags of a command line and the variables without a flag of their own.
+/// Flags of a command line, and variables.
 fn flags_with(args: &[&str], variables: &[(&str, &str)]) -> CaptureFlags {
     let variables: BTreeMap<&str, &str> = variables.iter().copied().collect();
-    let read = Variables::read(|name| variables.get(name).map(|text| (*text).to_owned()));
-    CaptureFlags { variables: read, ..flags(args) }
+    let mut flags = flags(args);
+    flags.read_variables(|name| variables.get(name).map(|text| (*text).to_owned()));
+    flags
 }
 
 fn resolved(flags: &CaptureFlags) -> Resolved {

@@ -147,10 +147,11 @@ proptest! {
 
     #[test]
     fn no_flag_panics(texts in proptest::collection::vec(listlike(), 16), istio: bool) {
-        let longs = table::CASES.iter().map(|case| format!("--{}", case.long));
+        let longs = table::cases().map(|(option, _)| format!("--{}", option.name()));
         let args: Vec<String> = longs.zip(&texts).map(|(long, text)| format!("{long}={text}")).collect();
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let flags = CaptureFlags { istio_defaults: istio, ..flags(&args) };
+        let mut flags = flags(&args);
+        flags.own.istio_defaults = istio;
         let _ = resolve(&flags, &pod());
     }
 

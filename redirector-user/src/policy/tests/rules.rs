@@ -1,8 +1,9 @@
 //! What a combination of settings means.
 
+use super::super::options::whole::detect_ipv6;
 use super::*;
 
-fn refused(flags: &CaptureFlags, facts: &dyn Facts) -> String {
+fn refused(flags: &CaptureFlags, facts: &dyn TargetInfo) -> String {
     shown(resolve(flags, facts).expect_err("an error"))
 }
 
@@ -223,6 +224,7 @@ fn a_verb_keeps_its_description_and_gets_grouped_help() {
 #[test]
 fn flags_can_be_filled_by_code() {
     let name = "traffic.sidecar.istio.io/includeInboundPorts";
-    let flags = CaptureFlags { inbound_ports: Some(Given::new(name, "x")), ..CaptureFlags::default() };
+    let mut flags = CaptureFlags::default();
+    flags.set(&super::super::options::ENVOY_PORT, FlagInput::new(name, "x"));
     assert!(refused(&flags, &pod()).starts_with(name));
 }

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
-/// Why a fact is missing.
+/// Why something about the target is not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FactError {
-    /// The target is known without its root filesystem, or the fact was not collected.
+pub enum LookupError {
+    /// The target is known without its root filesystem, or nobody has looked.
     #[error("it is not known for this target")]
     Unknown,
     /// It was looked for and is not there.
@@ -21,23 +21,22 @@ pub enum FactError {
     Unreadable(String),
 }
 
-/// Facts about the target, looked up only when a setting needs them.
-pub trait Facts {
+/// Looks things up in the target, only when a setting needs them.
+pub trait TargetInfo {
     /// The uid of a user of the target.
-    fn user(&self, name: &str) -> Result<u32, FactError>;
+    fn user(&self, name: &str) -> Result<u32, LookupError>;
     /// The gid of a group of the target.
-    fn group(&self, name: &str) -> Result<u32, FactError>;
+    fn group(&self, name: &str) -> Result<u32, LookupError>;
     /// The nameservers of the target's `resolv.conf`; an empty list if it names none.
-    fn nameservers(&self) -> Result<Vec<IpAddr>, FactError>;
+    fn nameservers(&self) -> Result<Vec<IpAddr>, LookupError>;
     /// The addresses of the target's interfaces in the kernel's order, all of them (as Go's
     /// `net.InterfaceAddrs`).
-    fn addresses(&self) -> Result<Vec<IpAddr>, FactError>;
+    fn addresses(&self) -> Result<Vec<IpAddr>, LookupError>;
 }
 
-/// Facts from the target's root filesystem and from whoever looked at its interfaces. The default knows
-/// nothing.
+/// The target's root filesystem and addresses. The default knows nothing.
 #[derive(Debug, Clone, Default)]
-pub struct TargetFacts {
+pub struct TargetDetails {
     /// The target's root filesystem: `/proc/PID/root`, or `/` for the own one. Looked up inside without
     /// leaving it.
     pub root: Option<PathBuf>,
@@ -47,37 +46,37 @@ pub struct TargetFacts {
     pub addresses: Option<Vec<IpAddr>>,
 }
 
-impl Facts for TargetFacts {
-    fn user(&self, name: &str) -> Result<u32, FactError> {
+impl TargetInfo for TargetDetails {
+    fn user(&self, name: &str) -> Result<u32, LookupError> {
         database_id(&self.read("etc/passwd")?, name)
     }
 
-    fn group(&self, name: &str) -> Result<u32, FactError> {
+    fn group(&self, name: &str) -> Result<u32, LookupError> {
         database_id(&self.read("etc/group")?, name)
     }
 
-    fn nameservers(&self) -> Result<Vec<IpAddr>, FactError> {
+    fn nameservers(&self) -> Result<Vec<IpAddr>, LookupError> {
         match &self.nameservers {
             Some(servers) => Ok(servers.clone()),
             None => Ok(resolv_conf(&self.read("etc/resolv.conf")?)),
         }
     }
 
-    fn addresses(&self) -> Result<Vec<IpAddr>, FactError> {
-        self.addresses.clone().ok_or(FactError::Unknown)
+    fn addresses(&self) -> Result<Vec<IpAddr>, LookupError> {
+        self.addresses.clone().ok_or(LookupError::Unknown)
     }
 }
 
-impl TargetFacts {
-    fn read(&self, file: &str) -> Result<String, FactError> {
-        let root = self.root.as_ref().ok_or(FactError::Unknown)?;
+impl TargetDetails {
+    fn read(&self, file: &str) -> Result<String, LookupError> {
+        let root = self.root.as_ref().ok_or(LookupError::Unknown)?;
         read_inside(root, file)
-            .map_err(|error| FactError::Unreadable(format!("{}: {error}", root.join(file).display())))
+            .map_err(|error| LookupError::Unreadable(format!("{}: {error}", root.join(file).display())))
     }
 }
 
 /// More than any of these files has; a target cannot make us read without end.
-const LIMIT: u64 = 16 << 20;
+const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// Reads a regular file of a foreign root filesystem: its symbolic links stay inside.
 fn read_inside(root: &Path, file: &str) -> std::io::Result<String> {
@@ -88,20 +87,20 @@ fn read_inside(root: &Path, file: &str) -> std::io::Result<String> {
         return Err(std::io::Error::other("not a regular file"));
     }
     let mut bytes = Vec::new();
-    File::from(fd).take(LIMIT).read_to_end(&mut bytes)?;
+    File::from(fd).take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The id of `name` in a passwd or group file: the third field of its line.
-fn database_id(text: &str, name: &str) -> Result<u32, FactError> {
+fn database_id(text: &str, name: &str) -> Result<u32, LookupError> {
     let id = |line: &str| {
         let mut fields = line.split(':');
         (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
     };
     if name.is_empty() {
-        return Err(FactError::Absent);
+        return Err(LookupError::Absent);
     }
-    text.lines().find_map(id).ok_or(FactError::Absent)
+    text.lines().find_map(id).ok_or(LookupError::Absent)
 }
 
 /// The nameservers of a resolv.conf as istio-iptables reads it (miekg/dns `ClientConfigFromFile`, then
@@ -128,9 +127,9 @@ mod tests {
         assert_eq!(database_id(passwd, "root"), Ok(0));
         assert_eq!(database_id(passwd, "istio-proxy"), Ok(1337), "the first line counts");
         for name in ["broken", "bad", "", "nobody"] {
-            assert_eq!(database_id(passwd, name), Err(FactError::Absent), "{name}");
+            assert_eq!(database_id(passwd, name), Err(LookupError::Absent), "{name}");
         }
-        assert_eq!(database_id(":x:7:", ""), Err(FactError::Absent));
+        assert_eq!(database_id(":x:7:", ""), Err(LookupError::Absent));
     }
 
     #[test]
@@ -146,11 +145,11 @@ mod tests {
 
     #[test]
     fn nothing_is_known_by_default() {
-        let facts = TargetFacts::default();
-        assert_eq!(facts.user("root"), Err(FactError::Unknown));
-        assert_eq!(facts.group("root"), Err(FactError::Unknown));
-        assert_eq!(facts.nameservers(), Err(FactError::Unknown));
-        assert_eq!(facts.addresses(), Err(FactError::Unknown));
+        let details = TargetDetails::default();
+        assert_eq!(details.user("root"), Err(LookupError::Unknown));
+        assert_eq!(details.group("root"), Err(LookupError::Unknown));
+        assert_eq!(details.nameservers(), Err(LookupError::Unknown));
+        assert_eq!(details.addresses(), Err(LookupError::Unknown));
     }
 
     #[test]
@@ -162,13 +161,13 @@ mod tests {
         std::os::unix::fs::symlink("/groups", etc.join("group")).expect("link");
         std::os::unix::fs::symlink("../../../../../../../../etc/passwd", etc.join("passwd")).expect("link");
         std::fs::create_dir(etc.join("resolv.conf")).expect("directory");
-        let facts = TargetFacts { root: Some(root.clone()), ..TargetFacts::default() };
-        let found = (facts.group("app"), facts.user("root"), facts.nameservers());
+        let details = TargetDetails { root: Some(root.clone()), ..TargetDetails::default() };
+        let found = (details.group("app"), details.user("root"), details.nameservers());
         std::fs::remove_dir_all(&root).expect("removal");
         assert_eq!(found.0, Ok(77), "an absolute link is the target's");
-        assert!(matches!(&found.1, Err(FactError::Unreadable(_))), "{:?}", found.1);
+        assert!(matches!(&found.1, Err(LookupError::Unreadable(_))), "{:?}", found.1);
         assert!(
-            matches!(&found.2, Err(FactError::Unreadable(why)) if why.contains("regular")),
+            matches!(&found.2, Err(LookupError::Unreadable(why)) if why.contains("regular")),
             "{:?}",
             found.2
         );

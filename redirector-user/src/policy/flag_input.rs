@@ -5,13 +5,14 @@
 //! does not parse is refused. So nothing is parsed further here than needed for that; `resolve` does the
 //! rest.
 
+use super::error::ConfigError;
 use std::ffi::OsStr;
 
-use clap::builder::{TypedValueParser, ValueParserFactory};
+use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 
-/// Where a [`Given`] comes from.
+/// Where a [`FlagInput`] comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// The command line, or code that fills the flags from elsewhere (annotations).
@@ -22,13 +23,13 @@ pub enum Origin {
 
 /// A value as it was given, even if it is empty, and the flag, variable or annotation that gave it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Given {
+pub struct FlagInput {
     name: String,
     text: String,
     origin: Origin,
 }
 
-impl Given {
+impl FlagInput {
     /// A value given explicitly under `name` (a flag with its dashes, or an annotation).
     pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
         Self { name: name.into(), text: text.into(), origin: Origin::Explicit }
@@ -54,6 +55,16 @@ impl Given {
         self.origin
     }
 
+    /// Replaces a field by what `parse` makes of the value.
+    pub(super) fn store<T>(
+        &self,
+        field: &mut T,
+        parse: impl FnOnce(&str, &str) -> Result<T, ConfigError>,
+    ) -> Result<(), ConfigError> {
+        *field = parse(&self.name, &self.text)?;
+        Ok(())
+    }
+
     /// The value as a boolean, `None` if it is none.
     pub fn switch(&self) -> Option<bool> {
         parse_bool(&self.text)
@@ -69,31 +80,23 @@ pub fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
-impl ValueParserFactory for Given {
-    type Parser = TextParser;
-
-    fn value_parser() -> TextParser {
-        TextParser
-    }
-}
-
-/// Takes any text as a [`Given`].
+/// Takes any text as a [`FlagInput`].
 #[derive(Debug, Clone, Copy)]
 pub struct TextParser;
 
-/// Takes a boolean as a [`Given`]: refused on the command line if it is none, kept as it is from a variable.
+/// Takes a boolean as a [`FlagInput`]: refused on the command line if it is none, kept as it is from a variable.
 #[derive(Debug, Clone, Copy)]
 pub struct SwitchParser;
 
 impl TypedValueParser for TextParser {
-    type Value = Given;
+    type Value = FlagInput;
 
     fn parse_ref(
         &self,
         cmd: &clap::Command,
         arg: Option<&clap::Arg>,
         value: &OsStr,
-    ) -> Result<Given, clap::Error> {
+    ) -> Result<FlagInput, clap::Error> {
         self.parse_ref_(cmd, arg, value, ValueSource::CommandLine)
     }
 
@@ -103,26 +106,26 @@ impl TypedValueParser for TextParser {
         arg: Option<&clap::Arg>,
         value: &OsStr,
         source: ValueSource,
-    ) -> Result<Given, clap::Error> {
+    ) -> Result<FlagInput, clap::Error> {
         let from_variable = source == ValueSource::EnvVariable;
         let name = if from_variable { variable_name(arg) } else { flag_name(arg) };
         let Some(text) = value.to_str() else {
             let message = format!("{name}: the value is not UTF-8; write it in ASCII\n");
             return Err(clap::Error::raw(ErrorKind::InvalidUtf8, message).with_cmd(cmd));
         };
-        Ok(if from_variable { Given::variable(name, text) } else { Given::new(name, text) })
+        Ok(if from_variable { FlagInput::variable(name, text) } else { FlagInput::new(name, text) })
     }
 }
 
 impl TypedValueParser for SwitchParser {
-    type Value = Given;
+    type Value = FlagInput;
 
     fn parse_ref(
         &self,
         cmd: &clap::Command,
         arg: Option<&clap::Arg>,
         value: &OsStr,
-    ) -> Result<Given, clap::Error> {
+    ) -> Result<FlagInput, clap::Error> {
         self.parse_ref_(cmd, arg, value, ValueSource::CommandLine)
     }
 
@@ -132,16 +135,16 @@ impl TypedValueParser for SwitchParser {
         arg: Option<&clap::Arg>,
         value: &OsStr,
         source: ValueSource,
-    ) -> Result<Given, clap::Error> {
-        let given = TextParser.parse_ref_(cmd, arg, value, source)?;
-        if given.origin == Origin::Explicit && given.switch().is_none() {
+    ) -> Result<FlagInput, clap::Error> {
+        let input = TextParser.parse_ref_(cmd, arg, value, source)?;
+        if input.origin == Origin::Explicit && input.switch().is_none() {
             let message = format!(
                 "{}: {:?} is not a boolean; write {}=true or =false\n",
-                given.name, given.text, given.name
+                input.name, input.text, input.name
             );
             return Err(clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(cmd));
         }
-        Ok(given)
+        Ok(input)
     }
 }
 
@@ -181,8 +184,8 @@ mod tests {
 
     #[test]
     fn a_value_keeps_its_name_and_origin() {
-        let flag = Given::new("--proxy-uid", "");
+        let flag = FlagInput::new("--proxy-uid", "");
         assert_eq!((flag.name(), flag.text(), flag.origin()), ("--proxy-uid", "", Origin::Explicit));
-        assert_eq!(Given::variable("DUAL_STACK", "t").switch(), Some(true));
+        assert_eq!(FlagInput::variable("DUAL_STACK", "t").switch(), Some(true));
     }
 }
