@@ -12,6 +12,7 @@ pub mod cni;
 pub mod cni_install;
 pub mod compile;
 pub mod explain;
+pub mod health;
 pub mod import;
 pub mod instance;
 pub mod kernel;

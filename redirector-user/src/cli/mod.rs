@@ -16,9 +16,11 @@ mod output;
 mod refresh;
 mod rules;
 mod show;
+mod status;
 mod trace;
 mod upgrade;
 mod verify;
+mod which;
 
 use clap::{Parser, Subcommand};
 use env::{BPFFS, Env, fail, usage};
@@ -31,6 +33,7 @@ Examples:
   redirector attach --pid 4711            capture a pod, by any of its processes
   redirector attach --netns /run/netns/pod1 --cgroup /sys/fs/cgroup/pod1 \\
       -o 22
+  redirector status                       what is wrong, and what to do
   redirector list
   redirector show n4097
   redirector original-dst n4097           original destinations of connections
@@ -67,6 +70,7 @@ enum Verb {
     Upgrade(upgrade::Args),
     List(list::Args),
     Show(show::Args),
+    Status(status::Args),
     OriginalDst(original_dst::Args),
     Trace(trace::Args),
     Check(check::Args),
@@ -88,6 +92,7 @@ impl Verb {
             | Self::Upgrade(_)
             | Self::List(_)
             | Self::Show(_)
+            | Self::Status(_)
             | Self::OriginalDst(_)
             | Self::Trace(_)
             | Self::Verify(_) => true,
@@ -134,6 +139,7 @@ pub fn main() -> ExitCode {
         Verb::Upgrade(args) => upgrade::run(&env, &args),
         Verb::List(args) => list::run(&env, &args),
         Verb::Show(args) => show::run(&env, &args),
+        Verb::Status(args) => status::run(&env, &args),
         Verb::OriginalDst(args) => original_dst::run(&env, &args),
         Verb::Trace(args) => trace::run(&env, &args),
         Verb::Check(args) => check::run(&env, &args),

@@ -63,6 +63,46 @@ impl Compiled {
         this
     }
 
+    /// What is in force in a policy slot.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn in_force(
+        policy: abi::Policy,
+        tables: &LpmTrie<MapData, ListKey, Route>,
+        slot: Slot,
+    ) -> Result<Self> {
+        let what = || "read the map TABLES".to_owned();
+        let mut entries = Vec::new();
+        for key in tables.keys() {
+            let key = key.context(what)?;
+            let data = key.data();
+            let Some(list) = list_of(&data, slot) else { continue };
+            match tables.get(&key, 0) {
+                Ok(value) => {
+                    entries.push((list, data.addr, key.prefix_len() - ListKey::LIST_BITS, value));
+                }
+                // Another policy is being written.
+                Err(aya::maps::MapError::KeyNotFound) => {}
+                Err(e) => return Err(e).context(what),
+            }
+        }
+        Ok(Self { policy, entries })
+    }
+
+    /// Keys of a list whose value another one does not have, with their values: address, bits, value.
+    pub fn beyond<'a>(
+        &'a self,
+        other: &'a Self,
+        list: List,
+    ) -> impl Iterator<Item = (Addr, u32, Route)> + 'a {
+        let of = move |(of, ..): &&(List, Addr, u32, Route)| *of == list;
+        let theirs: std::collections::HashSet<_> = other.entries.iter().filter(of).map(identity).collect();
+        let ours = self.entries.iter().filter(of).filter(move |entry| !theirs.contains(&identity(entry)));
+        ours.map(|(_, addr, bits, value)| (*addr, *bits, *value))
+    }
+
     /// Writes the lists of one slot. What the slot held before must have been cleared.
     pub fn write(&self, tables: &mut LpmTrie<MapData, ListKey, Route>, slot: Slot) -> Result<()> {
         for (table, addr, bits, value) in &self.entries {
@@ -164,6 +204,33 @@ pub fn clear(tables: &mut LpmTrie<MapData, ListKey, Route>, slot: Slot) -> Resul
         tables.remove(&key).context(|| "clear the map TABLES".into())?;
     }
     Ok(())
+}
+
+/// What tells an entry of a list from every other.
+fn identity((_, addr, bits, value): &(List, Addr, u32, Route)) -> (Addr, u32, Vec<u8>) {
+    (*addr, *bits, bytemuck::bytes_of(value).to_vec())
+}
+
+/// Which list of a slot a key is of; None: of another slot.
+fn list_of(key: &ListKey, slot: Slot) -> Option<List> {
+    const LISTS: [List; 15] = [
+        List::Routes,
+        List::IncludeCidrs,
+        List::ExcludeCidrs,
+        List::DnsServers,
+        List::ExcludeOutPorts,
+        List::IncludeOutPorts,
+        List::ExcludeInPorts,
+        List::IncludeInPorts,
+        List::ExcludeInterfaces,
+        List::VirtualInterfaces,
+        List::ProxyUids,
+        List::ProxyGids,
+        List::OwnerGroups,
+        List::OwnerGroupsExclude,
+        List::VirtualInterfaces6,
+    ];
+    LISTS.into_iter().find(|list| ListKey::address(slot, *list, key.addr) == *key)
 }
 
 fn kernel_route(outcome: &Outcome) -> Route {

@@ -25,6 +25,12 @@ impl Offline {
         Self { compiled: Compiled::new(policy, mirror), interfaces }
     }
 
+    /// Of lists and routes that are in force, and the interfaces that there are.
+    pub fn in_force(compiled: Compiled, mirror: &RouteSnapshot) -> Self {
+        let interfaces = mirror.interfaces.iter().map(|it| (it.name.clone(), it.index)).collect();
+        Self { compiled, interfaces }
+    }
+
     /// Of a namespace of which only these addresses and interfaces are known. Nothing is known of its routes: what
     /// leaves it leaves on no interface in particular.
     pub fn new(policy: &Policy, local: &[IpAddr], interfaces: &[&str]) -> Self {

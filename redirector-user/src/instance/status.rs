@@ -10,7 +10,8 @@ use crate::base::error::{Context, Result};
 use crate::compile::mapped_policy;
 use crate::pod::cgroup::Cgroup;
 use crate::programs::hooks::{self, Hook};
-use crate::sys::bpf::{self, Link};
+use crate::sys::bpf::Link;
+use crate::sys::program_query;
 use redirector_common::abi::{ABI_VERSION, ListenerRole, Meta, Slot};
 use redirector_common::rule::Counter;
 use serde::Serialize;
@@ -187,7 +188,7 @@ fn inspect(instance: &Instance, hook: &Hook, record: &Record, status: &mut HookS
         status.effective = true;
     } else {
         let cgroup = Cgroup::open(&record.cgroup)?;
-        let running = bpf::effective_programs(cgroup.as_fd(), hook.at)
+        let running = program_query::effective(cgroup.as_fd(), hook.at)
             .context(|| format!("ask for the effective programs of {}", record.cgroup.display()))?;
         match running.iter().position(|id| *id == info.program) {
             Some(at) => {

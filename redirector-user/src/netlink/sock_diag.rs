@@ -24,6 +24,8 @@ const SKV6ONLY: u16 = 11;
 const ULP_INFO: u16 = 19;
 const SK_BPF_STORAGES: u16 = 20;
 const CGROUP_ID: u16 = 21;
+/// What only listeners are asked for: `INET_DIAG_INFO`, without which `inet_sk_diag_fill` does not tell the ULP either.
+const INET_DIAG_INFO: u8 = 2;
 /// In `INET_DIAG_ULP_INFO`: `INET_ULP_INFO_NAME`.
 const ULP_NAME: u16 = 1;
 /// In `INET_DIAG_SK_BPF_STORAGES`: `SK_DIAG_BPF_STORAGE`, and in it `SK_DIAG_BPF_STORAGE_MAP_VALUE`.
@@ -83,7 +85,7 @@ pub struct Socket {
     pub cgroup: Option<u64>,
     /// An IPv6 listener does not take IPv4.
     pub v6_only: Option<bool>,
-    /// It is the TCP socket of an MPTCP one.
+    /// Of a listener: it is the TCP socket of an MPTCP one.
     pub mptcp: Option<bool>,
     /// What the map that was asked for holds of it (BPF_MAP_TYPE_SK_STORAGE).
     pub storage: Option<Vec<u8>>,
@@ -125,7 +127,7 @@ fn ask(kind: Kind, storage: Option<BorrowedFd<'_>>) -> Result<Vec<Socket>, Netli
     let mut all = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         let request = request(kind, family as u8, storage);
-        all.extend(netlink.list("the sockets", &request, decode)?);
+        all.extend(netlink.list("the sockets", &request, |payload| decode(payload, kind))?);
     }
     Ok(all)
 }
@@ -134,6 +136,9 @@ fn request(kind: Kind, family: u8, storage: Option<BorrowedFd<'_>>) -> Message {
     let mut header = [0; REQUEST_LEN];
     header[0] = family;
     header[1] = if kind.is_tcp() { libc::IPPROTO_TCP } else { libc::IPPROTO_UDP } as u8;
+    if kind == Kind::TcpListeners {
+        header[2] = 1 << (INET_DIAG_INFO - 1);
+    }
     let states = kind.states().iter().fold(0u32, |all, state| all | 1 << state);
     header[4..8].copy_from_slice(&states.to_ne_bytes());
     let request = Message::new(SOCK_DIAG_BY_FAMILY, 0, &header);
@@ -148,7 +153,7 @@ fn request(kind: Kind, family: u8, storage: Option<BorrowedFd<'_>>) -> Message {
 }
 
 /// A `struct inet_diag_msg` and its attributes.
-fn decode(payload: &[u8]) -> Option<Socket> {
+fn decode(payload: &[u8], kind: Kind) -> Option<Socket> {
     let message = Payload::split(payload, ANSWER_LEN)?;
     let v6 = message.byte(0) == libc::AF_INET6 as u8;
     let port = |at| u16::from_be_bytes([message.byte(at), message.byte(at + 1)]);
@@ -170,7 +175,7 @@ fn decode(payload: &[u8]) -> Option<Socket> {
         inode: message.number(68).into(),
         cgroup: message.get(CGROUP_ID).and_then(|id| Some(u64::from_ne_bytes(*id.first_chunk()?))),
         v6_only: message.get(SKV6ONLY).and_then(|only| Some(*only.first()? != 0)),
-        mptcp: Some(ulp.is_some_and(|name| name.starts_with(b"mptcp"))),
+        mptcp: (kind == Kind::TcpListeners).then(|| ulp.is_some_and(|name| name.starts_with(b"mptcp"))),
         storage: storage(&message),
     })
 }
@@ -211,7 +216,8 @@ mod tests {
             let [told, proc] = find(kind, address);
             assert_eq!(told.cookie, sockopt::cookie(fd).ok(), "{kind:?}");
             assert_eq!(told.uid, rustix::process::geteuid().as_raw(), "{kind:?}");
-            assert_eq!((told.device, told.mptcp), (Some(0), Some(false)), "{kind:?}");
+            let mptcp = (kind == Kind::TcpListeners).then_some(false);
+            assert_eq!((told.device, told.mptcp), (Some(0), mptcp), "{kind:?}");
             assert_eq!(told.inode, rustix::fs::fstat(fd).unwrap().st_ino, "{kind:?}");
             let less =
                 Socket { device: None, cookie: None, cgroup: None, v6_only: None, mptcp: None, ..told };
@@ -234,10 +240,10 @@ mod tests {
     #[test]
     fn what_is_cut_off_is_no_socket() {
         for length in [0, 1, ANSWER_LEN - 1] {
-            assert_eq!(decode(&vec![0; length]), None);
+            assert_eq!(decode(&vec![0; length], Kind::TcpListeners), None);
         }
         let mut bytes = vec![0; ANSWER_LEN];
         bytes.extend([255, 255, CGROUP_ID as u8, 0, 1]);
-        assert_eq!(decode(&bytes).unwrap().cgroup, None);
+        assert_eq!(decode(&bytes, Kind::TcpListeners).unwrap().cgroup, None);
     }
 }

@@ -3,6 +3,7 @@
 //! A descriptor that is taken (pidfd_getfd) is closed again, which asks its file system (`filp_flush` in fs/open.c): one of FUSE or
 //! NFS may never answer.
 
+use std::collections::HashMap;
 use std::fs::{DirEntry, read_dir, read_link, read_to_string};
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
@@ -53,6 +54,26 @@ pub(super) fn of(pid: u32, sockets: Option<u64>) -> Box<dyn Iterator<Item = (i32
         }
         (Err(_), _) => Box::new(std::iter::empty()),
     }
+}
+
+/// Whose sockets they are: inode → the processes that have it open. False if not all descriptors could be looked at.
+pub(crate) fn owners_of_sockets(pids: impl Iterator<Item = u32>) -> (HashMap<u64, Vec<u32>>, bool) {
+    let mount = mount_of_sockets();
+    let (mut owners, mut budget, mut all) = (HashMap::<u64, Vec<u32>>::new(), Budget::new(), true);
+    for pid in pids {
+        for (before, (_, seen)) in of(pid, mount).enumerate() {
+            if !budget.allows(before) {
+                break;
+            }
+            match seen {
+                Descriptor::Socket(inode) => owners.entry(inode).or_default().push(pid),
+                Descriptor::Unknown => all = false,
+                Descriptor::Other => {}
+            }
+        }
+    }
+    owners.values_mut().for_each(Vec::dedup);
+    (owners, all && !budget.exceeded)
 }
 
 fn number(entry: &DirEntry) -> Option<i32> {

@@ -12,7 +12,7 @@ use rustix::net::netlink::NETFILTER;
 ///
 /// [`Error::input`] with the chains' names and how to remove them.
 pub fn refuse_istio(netns: &NetNs) -> Result<()> {
-    let chains = netns.run(istio_chains)?;
+    let chains = istio_chains_of(netns)?;
     if chains.is_empty() {
         return Ok(());
     }
@@ -25,6 +25,15 @@ pub fn refuse_istio(netns: &NetNs) -> Result<()> {
         "remove them first (istio-iptables --cleanup-only in the namespace, with \
          --native-nftables if it has made tables), or restart the pod without istio-init",
     ))
+}
+
+/// Names of the `ISTIO_*` chains of a namespace, and of Istio's own nftables tables.
+///
+/// # Errors
+///
+/// If the kernel does not tell.
+pub fn istio_chains_of(netns: &NetNs) -> Result<Vec<String>> {
+    netns.run(istio_chains)
 }
 
 /// Names of the `ISTIO_*` chains of the calling thread's namespace, by both iptables flavours, and of Istio's own

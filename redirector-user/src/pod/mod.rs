@@ -1,7 +1,7 @@
 //! What an instance is attached to: a network namespace and a cgroup.
 
 pub mod cgroup;
-mod descriptors;
+pub(crate) mod descriptors;
 pub mod facts;
 pub mod kubernetes;
 pub mod listeners;

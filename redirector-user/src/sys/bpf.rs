@@ -15,11 +15,9 @@ const BPF_MAP_DELETE_ELEM: i32 = 3;
 const BPF_OBJ_PIN: i32 = 6;
 const BPF_OBJ_GET: i32 = 7;
 const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
-const BPF_PROG_QUERY: i32 = 16;
 const BPF_LINK_CREATE: i32 = 28;
 const BPF_LINK_UPDATE: i32 = 29;
 const BPF_LINK_DETACH: i32 = 34;
-const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 const BPF_NOEXIST: u64 = 1;
 
 /// Where a program is attached (`enum bpf_attach_type`).
@@ -194,44 +192,6 @@ pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
     let path = path_bytes(path)?;
     let mut attr = ObjAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
     bpf(BPF_OBJ_GET, &mut attr).map(owned)
-}
-
-/// Ids of the programs that run at a hook of a cgroup, its parents' included, in the order in
-/// which they run.
-pub fn effective_programs(cgroup: BorrowedFd<'_>, at: AttachType) -> io::Result<Vec<u32>> {
-    // All of it, though the last four are not asked for: Linux 6.18 writes `revision` whatever size it
-    // is told, and with less room over what stands behind.
-    #[repr(C)]
-    struct Attr {
-        target_fd: u32,
-        attach_type: u32,
-        query_flags: u32,
-        attach_flags: u32,
-        prog_ids: u64,
-        prog_cnt: u32,
-        pad: u32,
-        prog_attach_flags: u64,
-        link_ids: u64,
-        link_attach_flags: u64,
-        revision: u64,
-    }
-    let mut ids = vec![0_u32; 128];
-    let mut attr = Attr {
-        target_fd: cgroup.as_raw_fd() as u32,
-        attach_type: at as u32,
-        query_flags: BPF_F_QUERY_EFFECTIVE,
-        attach_flags: 0,
-        prog_ids: ids.as_mut_ptr() as u64,
-        prog_cnt: ids.len() as u32,
-        pad: 0,
-        prog_attach_flags: 0,
-        link_ids: 0,
-        link_attach_flags: 0,
-        revision: 0,
-    };
-    bpf(BPF_PROG_QUERY, &mut attr)?;
-    ids.truncate(attr.prog_cnt as usize);
-    Ok(ids)
 }
 
 #[repr(C)]

@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod netns;
 pub mod nsid;
 pub mod poll;
+pub mod program_query;
 pub mod sockopt;
 pub mod test_run;
 pub mod userns;

@@ -9,6 +9,7 @@ use crate::cni::protocol::{CNI_VERSIONS, Operation, PodName, Reply, Request, VER
 use config::{Command, Config, Variables};
 use error::{CniError, Result};
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// No configuration is as long.
@@ -17,6 +18,26 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// Whether a container runtime has called this program.
 pub fn is_called() -> bool {
     std::env::var_os("CNI_COMMAND").is_some()
+}
+
+/// Asks the agent whether it could capture a pod.
+///
+/// # Errors
+///
+/// Why it could not, or that it does not answer.
+pub fn ask_status(socket: &Path) -> std::result::Result<(), String> {
+    let request = Request {
+        version: VERSION,
+        operation: Operation::Status,
+        container: String::new(),
+        netns: String::new(),
+        pod: None,
+    };
+    match client::ask(socket, &request) {
+        Ok(Reply::Failed { why, .. }) => Err(why),
+        Ok(_) => Ok(()),
+        Err(e) => Err(e.details),
+    }
 }
 
 /// Does what the environment and standard input say.

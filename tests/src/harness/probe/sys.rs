@@ -154,6 +154,63 @@ fn encode(address: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
     (storage, length as libc::socklen_t)
 }
 
+/// Attaches a program that lets every IPv4 connect() through to a cgroup, as somebody else's load balancer would. It stays
+/// as long as the cgroup.
+///
+/// # Errors
+/// What `bpf` says.
+pub fn attach_foreign_connect4(cgroup: impl AsFd, name: &str) -> io::Result<()> {
+    const BPF_PROG_LOAD: i32 = 5;
+    const BPF_PROG_ATTACH: i32 = 8;
+    const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+    const BPF_CGROUP_INET4_CONNECT: u32 = 10;
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+    /// The head of `union bpf_attr` for BPF_PROG_LOAD.
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        instructions: u32,
+        code: u64,
+        license: u64,
+        log: [u64; 2],
+        version_and_flags: [u32; 2],
+        name: [u8; 16],
+        interface: u32,
+        attach_type: u32,
+    }
+    // r0 = 1; exit
+    let code: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
+    let mut text = [0; 16];
+    for (to, from) in text.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    let mut load = Load {
+        kind: BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
+        instructions: 2,
+        code: code.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log: [0; 2],
+        version_and_flags: [0; 2],
+        name: text,
+        interface: 0,
+        attach_type: BPF_CGROUP_INET4_CONNECT,
+    };
+    // SAFETY: the attributes and what they point to live through the call.
+    let program = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw mut load, size_of::<Load>()) };
+    if program < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut attach =
+        [cgroup.as_fd().as_raw_fd() as u32, program as u32, BPF_CGROUP_INET4_CONNECT, BPF_F_ALLOW_MULTI];
+    // SAFETY: as above.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw mut attach, size_of_val(&attach)) };
+    let result = if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+    // SAFETY: a descriptor made above, which nobody else has.
+    unsafe { libc::close(program as i32) };
+    result
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

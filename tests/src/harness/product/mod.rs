@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod bpffs;
+pub mod health;
 pub mod objects;
 pub mod older;
 pub mod test_pod;

@@ -1,0 +1,382 @@
+//! Reads what the kernel shows of an instance, and has it judged.
+
+use super::connections::{self, Connection};
+use super::finding::{Finding, Health};
+use super::listeners::{self, Listener, Role, Surroundings};
+use super::processes::{self, NodeProcesses, Process};
+use super::proxy_user::{self, Owner};
+use super::snapshot::{self, Difference};
+use super::{captures, hooks, rules_of_others};
+use crate::base::error::{Context, Error, Result};
+use crate::compile::id_map::as_the_kernel_counts;
+use crate::compile::mapped_policy::IdMappedPolicy;
+use crate::compile::tables::Compiled;
+use crate::explain::Offline;
+use crate::instance::directory::Directory;
+use crate::instance::find;
+use crate::instance::maps::{Instance, Phase};
+use crate::instance::status::{self, Status};
+use crate::netlink::sock_diag::{self, Kind, Socket, Sockets};
+use crate::pod::{Target, descriptors};
+use crate::policy::Policy;
+use crate::routes::{self, RouteSnapshot};
+use crate::sys::bpf;
+use redirector_common::abi::{LISTENERS_OF_POLICY, Slot, name};
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// So long the proxy of a pod may take to listen, from the sandbox's network on: images are pulled and the proxy is
+/// configured meanwhile.
+const STARTING: Duration = Duration::from_secs(120);
+
+/// Looks at an instance.
+///
+/// # Errors
+///
+/// Only if there is no such instance; what is wrong with it is in the findings.
+pub fn instance(root: &Directory, name: &str, node: &NodeProcesses) -> Result<Health> {
+    let status = match status::status(root, name) {
+        Ok(status) => status,
+        Err(e) if !root.instance(name).exists() => return Err(e),
+        Err(e) => return Ok(damaged(name, &e)),
+    };
+    let mut findings = Vec::new();
+    let policy = &status.record.policy;
+    let ended = status.problem.as_ref().is_some_and(|problem| problem.contains("is gone;"));
+    if let Some(problem) = &status.problem {
+        findings.push(told_by_status(name, problem));
+    }
+    if status.state == "inert" {
+        findings.push(Finding::fault(
+            "inert",
+            "a command that made it or took it down was killed".into(),
+            "nothing is captured",
+            "redirector list sweeps it".into(),
+        ));
+    }
+    if status.state == "active" && !ended {
+        match Gathered::new(root, &status, node) {
+            Ok(gathered) => gathered.judge(&status, &mut findings),
+            Err(e) => findings.push(Finding::unknown("the pod", &e.to_string())),
+        }
+    }
+    findings.sort_by_key(|finding| finding.level);
+    Ok(Health {
+        name: name.to_owned(),
+        state: status.state,
+        captures: Some(captures::line(policy)),
+        findings,
+    })
+}
+
+/// The connections of an instance's pod.
+///
+/// # Errors
+///
+/// If the instance is not there or not active, or the kernel does not list sockets.
+pub fn connections_of(root: &Directory, name: &str) -> Result<Vec<Connection>> {
+    let status = status::status(root, name)?;
+    let gathered = Gathered::new(root, &status, &NodeProcesses::read()?)?;
+    Ok(gathered.connections()?.1)
+}
+
+fn damaged(name: &str, error: &Error) -> Health {
+    let finding = Finding::fault(
+        "damaged",
+        error.to_string(),
+        "what is captured is not certain",
+        format!("redirector detach --name {name}, then attach again"),
+    );
+    Health { name: name.to_owned(), state: "damaged", captures: None, findings: vec![finding] }
+}
+
+/// `problem; remedy`.
+fn told_by_status(name: &str, problem: &str) -> Finding {
+    let (what, remedy) = problem.split_once("; ").unwrap_or((problem, ""));
+    let (kind, effect) = if what.contains("captures nothing new") {
+        ("draining", "new connections go past the proxy")
+    } else if what.contains("is gone") && !what.contains("proxy's cgroup") {
+        ("target_gone", "there is nothing left to capture")
+    } else {
+        ("proxy_cgroup_gone", "the proxy's own connections loop")
+    };
+    let remedy = if kind == "proxy_cgroup_gone" {
+        remedy.to_owned()
+    } else {
+        format!("redirector detach --name {name}")
+    };
+    Finding::fault(kind, what.to_owned(), effect, remedy)
+}
+
+/// What was read of an active instance.
+struct Gathered {
+    instance: Instance,
+    slot: Slot,
+    target: Target,
+    /// With the kernel's numbers of users and groups.
+    policy: Policy,
+    in_force: Offline,
+    now: RouteSnapshot,
+    /// Captured cgroups by id: the instance's and those below.
+    cgroups: HashMap<u64, PathBuf>,
+    processes: Vec<Process>,
+    outside: HashSet<u32>,
+    owners: HashMap<u64, Vec<u32>>,
+}
+
+impl Gathered {
+    fn new(root: &Directory, status: &Status, node: &NodeProcesses) -> Result<Self> {
+        let instance = Instance::open(root, &status.name)?;
+        let Phase::Active(slot) = Phase::of(&instance.meta()?) else {
+            return Err(Error::failed(format!("the instance {} is not active", status.name))
+                .usage("see `redirector list`"));
+        };
+        let target = find::target(root, &status.name)?;
+        let policy = as_the_kernel_counts(&status.record.policy, &target.netns)?;
+        let now = routes::read(&target.netns)?;
+        let scalars = instance.policy(slot)?;
+        let compiled = Compiled::in_force(scalars, &instance.tables()?, slot)?;
+        let in_force = Offline::in_force(compiled, &now);
+        let mut cgroups = HashMap::new();
+        walk(&target.cgroup.path, &mut cgroups);
+        let pids = node.of(target.netns.inode);
+        let inside = target.cgroup.processes()?;
+        let outside = if pids.iter().any(|pid| !inside.contains(pid)) {
+            target.processes_outside()?
+        } else {
+            Vec::new()
+        };
+        let processes: Vec<Process> = pids.iter().filter_map(|pid| Process::read(*pid)).collect();
+        let (owners, _) = descriptors::owners_of_sockets(processes.iter().map(|process| process.pid));
+        let outside = outside.into_iter().collect();
+        Ok(Self { instance, slot, target, policy, in_force, now, cgroups, processes, outside, owners })
+    }
+
+    fn judge(&self, status: &Status, findings: &mut Vec<Finding>) {
+        let name = &status.name;
+        findings.extend(hooks::judge_own(name, &status.hooks));
+        let mut add = |subject: &str, part: Result<Vec<Finding>>| match part {
+            Ok(found) => findings.extend(found),
+            Err(e) => findings.push(Finding::unknown(subject, &e.to_string())),
+        };
+        let below: Vec<PathBuf> =
+            self.cgroups.values().filter(|path| **path != self.target.cgroup.path).cloned().collect();
+        let foreign = hooks::foreign(&status.hooks, &self.target.cgroup, self.target.netns.as_fd(), &below);
+        add("programs of others", foreign.map(|foreign| hooks::judge_foreign(name, &foreign)));
+        add("listeners", self.listeners(status));
+        add("processes", Ok(self.judge_processes()));
+        add("connections", self.judge_connections());
+        add("addresses and routes", self.snapshot(status));
+        add("rules of netfilter", rules_of_others::judge(&self.target.netns, &self.policy));
+        add("room", Ok(room(status).into_iter().collect()));
+    }
+
+    /// Sockets of the namespace.
+    fn sockets(&self, kind: Kind) -> Result<Sockets> {
+        let map = bpf::obj_get(&self.instance.dir.join(name::SOCKETS)).ok();
+        self.target.netns.run(|| {
+            let all = sock_diag::list(kind, map.as_ref().map(AsFd::as_fd));
+            // A kernel that does not tell what maps hold (before 5.7) refuses the question.
+            if map.is_some() && all.is_err() { sock_diag::list(kind, None) } else { all }
+        })
+    }
+
+    fn process(&self, pid: u32) -> Option<&Process> {
+        self.processes.iter().find(|process| process.pid == pid)
+    }
+
+    fn owners_of(&self, socket: &Socket) -> Vec<&Process> {
+        let pids = self.owners.get(&socket.inode).map(Vec::as_slice).unwrap_or_default();
+        pids.iter().filter_map(|pid| self.process(*pid)).collect()
+    }
+
+    fn listeners(&self, status: &Status) -> Result<Vec<Finding>> {
+        let ports: Vec<u16> = Role::of(&self.policy).iter().map(|role| role.port(&self.policy)).collect();
+        let all = self.sockets(Kind::TcpListeners)?;
+        let registered = self.registered()?;
+        let of_ports: Vec<Listener> = all
+            .list
+            .into_iter()
+            .filter(|socket| ports.contains(&socket.local.port()))
+            .map(|socket| Listener {
+                owner: self.owners_of(&socket).first().map(|process| process.told()),
+                inside: self.is_inside(&socket),
+                registered: socket.cookie.map(|cookie| registered.contains(&cookie)),
+                socket,
+            })
+            .collect();
+        let around = self.surroundings(status);
+        let mut findings = listeners::judge(&self.policy, &of_ports, &around);
+        let servers = self.sockets(Kind::UdpServers)?.list;
+        findings.extend(listeners::judge_udp(&self.policy, &servers, around.young));
+        let transparent = status.listeners.iter().filter_map(|l| l.problem.as_ref());
+        findings.extend(transparent.filter(|problem| problem.contains("transparent")).map(|problem| {
+            let remedy = format!("redirector refresh {}", status.name);
+            Finding::fault("listener_not_transparent", problem.clone(), "", remedy)
+        }));
+        let owners: Vec<Vec<Owner>> = of_ports.iter().map(|listener| self.owners(listener)).collect();
+        findings.extend(proxy_user::judge(&self.policy, &self.in_force, &owners));
+        let listening: HashSet<u32> =
+            of_ports.iter().flat_map(|l| self.owners_of(&l.socket)).map(|process| process.pid).collect();
+        let whole = self.target.cgroup.path.display().to_string();
+        findings.extend(processes::judge_impostors(
+            &self.processes,
+            &listening,
+            &self.policy.proxy_uids,
+            whole.rsplit('/').next().unwrap_or_default(),
+        ));
+        Ok(findings)
+    }
+
+    /// Whether a socket was made in a captured cgroup. Where that is not told its process stands for it.
+    fn is_inside(&self, socket: &Socket) -> Option<bool> {
+        if let Some(id) = socket.cgroup {
+            return Some(self.cgroups.contains_key(&id));
+        }
+        let owners = self.owners_of(socket);
+        (!owners.is_empty()).then(|| owners.iter().any(|process| !self.outside.contains(&process.pid)))
+    }
+
+    fn owners(&self, listener: &Listener) -> Vec<Owner> {
+        let (socket, port) = (&listener.socket, listener.socket.local.port());
+        let in_proxy = |id: u64| {
+            let path = self.cgroups.get(&id);
+            path.zip(self.policy.proxy_cgroup.as_ref()).is_some_and(|(path, proxy)| path.starts_with(proxy))
+        };
+        let proxy = socket.cgroup.is_some_and(in_proxy);
+        let processes = self.owners_of(socket);
+        if processes.is_empty() {
+            return vec![Owner { port, uid: socket.uid, gid: None, proxy, told: None }];
+        }
+        let owner = |process: &&Process| Owner {
+            port,
+            uid: process.uid,
+            gid: Some(process.gid),
+            proxy,
+            told: Some(process.told()),
+        };
+        processes.iter().map(owner).collect()
+    }
+
+    /// Cookies of the listeners in the registry of the policy slot.
+    fn registered(&self) -> Result<HashSet<u64>> {
+        let map = self.instance.listeners()?;
+        let first = self.slot.index() * LISTENERS_OF_POLICY;
+        let mut cookies = HashSet::new();
+        for slot in first..first + LISTENERS_OF_POLICY {
+            cookies.extend(bpf::sockmap_cookie(map.as_fd(), slot).context(|| "read LISTENERS".into())?);
+        }
+        Ok(cookies)
+    }
+
+    fn surroundings(&self, status: &Status) -> Surroundings {
+        let reachable = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if !v6.is_unicast_link_local());
+        let others = self.now.interfaces.iter().filter(|interface| !interface.loopback);
+        Surroundings {
+            instance: status.name.clone(),
+            interfaces: self.now.interfaces.iter().map(|it| (it.index, it.name.clone())).collect(),
+            has_ipv6: others.flat_map(|it| &it.addresses).any(|net| reachable(net.addr())),
+            young: status.name.starts_with("pod-")
+                && age(&self.instance.dir).is_some_and(|age| age < STARTING),
+        }
+    }
+
+    fn judge_processes(&self) -> Vec<Finding> {
+        let outside: Vec<&Process> =
+            self.processes.iter().filter(|process| self.outside.contains(&process.pid)).collect();
+        let cgroup = self.target.cgroup.path.display().to_string();
+        processes::judge_outside(&outside, &cgroup).into_iter().collect()
+    }
+
+    fn connections(&self) -> Result<(bool, Vec<Connection>)> {
+        let listeners = self.sockets(Kind::TcpListeners)?;
+        let sockets = self.sockets(Kind::TcpConnections)?;
+        let mut owners = HashMap::new();
+        for socket in &sockets.list {
+            if let Some(process) = self.owners_of(socket).first() {
+                owners.insert(socket.inode, (process.pid, process.name.clone(), process.gid));
+            }
+        }
+        let pod = connections::Pod {
+            policy: &self.policy,
+            in_force: &self.in_force,
+            cgroups: self.cgroups.clone(),
+            listening: listeners.list.iter().map(|socket| socket.local.port()).collect(),
+            owners,
+        };
+        Ok((sockets.complete, connections::list(&pod, &sockets.list, sockets.complete)))
+    }
+
+    fn judge_connections(&self) -> Result<Vec<Finding>> {
+        let (complete, connections) = self.connections()?;
+        if !complete {
+            return Err(Error::unsupported(
+                "the kernel has no sock_diag (modules inet_diag and tcp_diag), so which connections are captured is not told",
+            ));
+        }
+        Ok(connections::judge_missed(&connections, &self.outside))
+    }
+
+    fn snapshot(&self, status: &Status) -> Result<Vec<Finding>> {
+        let expected = IdMappedPolicy::new(status.record.policy.clone(), &self.target)?.compile(&self.now);
+        let difference = Difference::between(&self.in_force.compiled, &expected);
+        Ok(snapshot::judge(&status.name, &difference).into_iter().collect())
+    }
+}
+
+/// Whether there is room for more connections, and whether anything is captured at all.
+fn room(status: &Status) -> Vec<Finding> {
+    let (policy, live) = (&status.record.policy, status.connections);
+    let most = u64::from(policy.max_connections);
+    let mut findings = Vec::new();
+    let raise = || format!("detach {}, and attach again with a larger --max-connections", status.name);
+    if live >= most {
+        let what = format!("connections {live} of {most}: full");
+        findings.push(Finding::fault("full", what, "further connections are refused (ENOBUFS)", raise()));
+    } else if live * 10 >= most * 9 {
+        let what = format!("connections {live} of {most}: nearly full");
+        findings.push(Finding::notice(
+            "nearly_full",
+            what,
+            "beyond that they are refused (ENOBUFS)",
+            raise(),
+        ));
+    }
+    if !captures::outbound(policy) && !captures::inbound(policy) && policy.dns == crate::policy::Dns::Off {
+        findings.push(Finding::notice(
+            "captures_nothing",
+            "the policy captures nothing".into(),
+            "all traffic goes past the proxy",
+            "attach again without --istio-defaults, or with -i '*' -b '*'".into(),
+        ));
+    } else if !policy.ipv6 {
+        findings.push(Finding::notice(
+            "ipv4_only",
+            "captures IPv4 only".into(),
+            "IPv6 goes past the proxy",
+            "attach again with --ipv6 on, if the pod uses IPv6".into(),
+        ));
+    }
+    findings
+}
+
+/// How long ago an instance was made: a pin keeps the time of its making.
+fn age(dir: &Path) -> Option<Duration> {
+    let made = std::fs::metadata(dir.join(name::META)).ok()?.modified().ok()?;
+    made.elapsed().ok()
+}
+
+/// Ids of a cgroup and of those below.
+fn walk(dir: &Path, ids: &mut HashMap<u64, PathBuf>) {
+    // One that goes meanwhile has no processes any more.
+    let Ok(metadata) = std::fs::metadata(dir) else { return };
+    ids.insert(metadata.ino(), dir.to_owned());
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        walk(&entry.path(), ids);
+    }
+}

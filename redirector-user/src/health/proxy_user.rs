@@ -1,0 +1,147 @@
+//! Whether the proxy's own connections are known as the proxy's: if not, they come back to it.
+
+use super::finding::{Finding, Level};
+use crate::explain::{self, Offline, Outgoing};
+use crate::policy::{Policy, Selection};
+use crate::rules::Protocol;
+use redirector_common::rule::{Outcome, Verdict};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// The documentation's networks (RFC 5737, RFC 3849): nobody is there.
+const NOBODY: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
+/// Networks and ports of a list that are tried.
+const TRIED: usize = 64;
+
+/// Who has a listener of the proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    /// Port of the listener.
+    pub port: u16,
+    /// User of the process; of the socket where the process is not told.
+    pub uid: u32,
+    /// Group of the process.
+    pub gid: Option<u32>,
+    /// It is in the proxy's cgroup.
+    pub proxy: bool,
+    /// For people.
+    pub told: Option<String>,
+}
+
+/// Some destination that an application's connection to is captured.
+pub(super) fn captured_destination(policy: &Policy, in_force: &Offline) -> Option<SocketAddr> {
+    let mut hosts: Vec<IpAddr> = NOBODY.into();
+    if let Selection::List(nets) = &policy.outbound_cidrs {
+        hosts.extend(nets.iter().take(TRIED).filter_map(|net| net.hosts().next()));
+    }
+    let ports: Vec<u16> =
+        [80, 9].into_iter().chain(policy.outbound_ports.iter().copied().take(TRIED)).collect();
+    let all = hosts.iter().flat_map(|ip| ports.iter().map(|port| SocketAddr::new(*ip, *port)));
+    let captured = |to: &SocketAddr| is_captured(policy, in_force, *to, None);
+    all.into_iter().find(captured)
+}
+
+fn is_captured(policy: &Policy, in_force: &Offline, to: SocketAddr, by: Option<&Owner>) -> bool {
+    let query = Outgoing {
+        protocol: Protocol::Tcp,
+        uid: by.map(|owner| owner.uid),
+        gid: by.and_then(|owner| owner.gid),
+        proxy: by.is_some_and(|owner| owner.proxy),
+        source: None,
+        to,
+    };
+    explain::outgoing(policy, in_force, &query).verdict == Outcome::Decided(Verdict::Outbound)
+}
+
+/// What is to be said of those who listen for the proxy. A listener may have several owners (a master and its workers): one
+/// that is the proxy's user is enough.
+pub(super) fn judge(policy: &Policy, in_force: &Offline, listeners: &[Vec<Owner>]) -> Vec<Finding> {
+    let Some(to) = captured_destination(policy, in_force) else { return Vec::new() };
+    let mut findings: Vec<Finding> = Vec::new();
+    for owners in listeners {
+        if owners.is_empty() || owners.iter().any(|owner| !is_captured(policy, in_force, to, Some(owner))) {
+            continue;
+        }
+        let finding = looping(policy, &owners[0]);
+        let same = |other: &Finding| other.what == finding.what;
+        if !findings.iter().any(same) {
+            findings.push(finding);
+        }
+    }
+    findings
+}
+
+fn looping(policy: &Policy, owner: &Owner) -> Finding {
+    let list = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let known = match (&policy.proxy_cgroup, policy.proxy_uids.as_slice()) {
+        (Some(cgroup), _) => format!("the proxy's cgroup is {}", cgroup.display()),
+        (None, []) => "the policy names no user of the proxy".into(),
+        (None, [uid]) => format!("the proxy's user is {uid}"),
+        (None, uids) => format!("the proxy's users are {}", list(uids)),
+    };
+    let whose = owner.told.as_ref().map(|told| format!(" ({told})")).unwrap_or_default();
+    // Its group is not known, and may be the proxy's.
+    let level =
+        if owner.gid.is_none() && !policy.proxy_gids.is_empty() { Level::Unknown } else { Level::Fault };
+    Finding::new(
+        level,
+        "proxy_user",
+        format!("port {} belongs to uid {}{whose}, and {known}", owner.port, owner.uid),
+        "the proxy's own connections are captured and loop",
+        format!(
+            "run the proxy as the user that the policy names, or attach with -u {} -g {}",
+            owner.uid,
+            owner.gid.unwrap_or(owner.uid)
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+
+    fn owner(uid: u32, gid: Option<u32>) -> Owner {
+        Owner { port: 15001, uid, gid, proxy: false, told: Some("pid 7 envoy".into()) }
+    }
+
+    #[test]
+    fn who_loops() {
+        let sidecar = Policy::default();
+        let by_cgroup = Policy {
+            proxy_cgroup: Some("/c/proxy".into()),
+            proxy_uids: Vec::new(),
+            proxy_gids: Vec::new(),
+            ..sidecar.clone()
+        };
+        let inside = Owner { proxy: true, ..owner(0, Some(0)) };
+        let cases: [(&Policy, Vec<Owner>, Option<Level>); 8] = [
+            (&sidecar, vec![owner(1337, Some(1337))], None),
+            (&sidecar, vec![owner(2000, Some(2000))], Some(Level::Fault)),
+            // TPROXY's proxy is known by its group.
+            (&sidecar, vec![owner(0, Some(1337))], None),
+            (&sidecar, vec![owner(0, Some(0)), owner(1337, Some(1337))], None),
+            (&sidecar, vec![owner(2000, None)], Some(Level::Unknown)),
+            (&sidecar, vec![], None),
+            (&by_cgroup, vec![inside], None),
+            (
+                &Policy { outbound_cidrs: Selection::None, ..sidecar.clone() },
+                vec![owner(2000, Some(2000))],
+                None,
+            ),
+        ];
+        for (policy, owners, level) in cases {
+            let offline = Offline::new(policy, &[], &[]);
+            let found = judge(policy, &offline, std::slice::from_ref(&owners));
+            assert_eq!(found.first().map(|finding| finding.level), level, "{owners:?}");
+        }
+        let offline = Offline::new(&sidecar, &[], &[]);
+        let found =
+            judge(&sidecar, &offline, &[vec![owner(2000, Some(2000))], vec![owner(2000, Some(2000))]]);
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            found[0].what,
+            "port 15001 belongs to uid 2000 (pid 7 envoy), and the proxy's user is 1337"
+        );
+    }
+}

@@ -1,0 +1,142 @@
+//! `redirector status` of pods whose proxy does not get what is captured.
+
+use redirector_tests::harness::kernel;
+use redirector_tests::harness::names;
+use redirector_tests::harness::probe::scenario::Owner;
+use redirector_tests::harness::probe::serve::Listen;
+use redirector_tests::harness::process::Place;
+use redirector_tests::harness::product::exit;
+use redirector_tests::harness::product::health::Setup;
+use redirector_tests::harness::server::{Server, any4, proxy_listeners};
+use redirector_tests::harness::world::cgroup::Cgroup;
+use redirector_tests::harness::world::{PROXY, ROOT};
+
+#[test]
+fn a_proxy_that_listens_is_well() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    // Older than the attach, and younger.
+    let proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    setup.expect_well()?;
+    drop(proxy);
+    let _proxy = setup.proxy()?;
+    setup.expect_well()?;
+    let run = setup.node.run(&["status", "nobody"])?;
+    run.refused(exit::NOTHING, &["there is no instance nobody"])?;
+    Ok(())
+}
+
+#[test]
+fn nobody_listens() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    setup.attach(&[])?;
+    setup.expect_fault("no_listener", &["nobody listens on port 15001", "refused", "start the proxy"])?;
+    let _proxy = setup.proxy()?;
+    setup.expect_well()?;
+    Ok(())
+}
+
+#[test]
+fn only_on_loopback() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy_with(|listen| {
+        let loopback = if listen.address.is_ipv4() { "127.0.0.1" } else { "::1" };
+        listen.address.set_ip(loopback.parse().unwrap());
+    })?;
+    setup.attach(&[])?;
+    setup.expect_fault("listener_on_loopback", &["15006", "127.0.0.1 only", "network"])?;
+    Ok(())
+}
+
+#[test]
+fn only_ipv4() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let listeners = [15001, 15006].map(any4).map(Listen::on).to_vec();
+    let _proxy = setup.world.pod().serve(PROXY, "proxy", listeners)?;
+    setup.attach(&[])?;
+    setup.expect_fault("no_listener_of_family", &["15001", "IPv6"])?;
+    setup.attach(&["--ipv6", "off"])?;
+    let notices = setup.expect_well()?;
+    assert!(notices.iter().any(|notice| notice["kind"] == "ipv4_only"), "{notices:#?}");
+    Ok(())
+}
+
+#[test]
+fn outside_the_cgroup() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let elsewhere = Cgroup::new(&names::unique())?;
+    let place = Place {
+        netns: setup.world.pod().netns.file().to_owned(),
+        cgroup: Some(elsewhere.directory().to_owned()),
+        owner: PROXY,
+    };
+    setup.attach(&[])?;
+    let _proxy = Server::start(&place, "proxy", proxy_listeners(1))?;
+    setup.expect_fault("listener_outside", &["15006", "outside the cgroup", "probe"])?;
+    setup.expect_fault("process_outside", &["1 process"])?;
+    Ok(())
+}
+
+#[test]
+fn of_another_user() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let other = Owner { uid: 2000, gid: 2000 };
+    let _proxy = setup.world.pod().serve(other, "proxy", proxy_listeners(1))?;
+    setup.attach(&[])?;
+    setup.expect_fault("proxy_user", &["uid 2000", "1337", "loop", "-u 2000"])?;
+    setup.attach(&["-u", "2000"])?;
+    setup.expect_well()?;
+    Ok(())
+}
+
+/// A proxy that is known by its group, and one that is known by its cgroup.
+#[test]
+fn of_a_group_or_cgroup() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let pod = setup.world.pod();
+    let proxy = pod.serve(Owner { uid: 0, gid: 1337 }, "proxy", proxy_listeners(1))?;
+    setup.attach(&[])?;
+    setup.expect_well()?;
+    drop(proxy);
+    let container = pod.cgroup.child("proxy")?;
+    let place = Place { netns: pod.netns.file().to_owned(), cgroup: Some(container.clone()), owner: ROOT };
+    let _proxy = Server::start(&place, "proxy", proxy_listeners(1))?;
+    setup.expect_fault("proxy_user", &["uid 0"])?;
+    setup.attach(&["--proxy-cgroup", &container.display().to_string()])?;
+    setup.expect_well()?;
+    Ok(())
+}
+
+#[test]
+fn with_mptcp() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    if !kernel::has_mptcp() {
+        return Ok(());
+    }
+    let _proxy = setup.proxy_with(|listen| listen.mptcp = true)?;
+    setup.attach(&[])?;
+    setup.expect_fault("listener_mptcp", &["15006", "MPTCP", "plain TCP"])?;
+    Ok(())
+}
+
+#[test]
+fn more_than_the_registry_holds() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy_with(|listen| listen.sockets = 20)?;
+    setup.attach(&[])?;
+    let notices = setup.expect_well()?;
+    assert!(notices.iter().any(|notice| notice["kind"] == "listeners_beyond_registry"), "{notices:#?}");
+    Ok(())
+}
+
+#[test]
+fn names_are_asked_over_udp() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let mut proxy = setup.proxy()?;
+    setup.attach(&["--redirect-dns", "--capture-all-dns"])?;
+    setup.expect_fault("no_dns_server", &["15053", "UDP", "not resolved"])?;
+    proxy.open(Listen::udp("127.0.0.1:15053".parse()?))?;
+    let notices = setup.expect_well()?;
+    assert!(notices.iter().any(|notice| notice["kind"] == "no_listener"), "{notices:#?}");
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! `redirector status` of pods whose traffic goes past the proxy, or twice through it, and of what captures them.
+
+use std::fs::File;
+
+use anyhow::Context;
+use redirector_tests::harness::names;
+use redirector_tests::harness::probe::hold::Held;
+use redirector_tests::harness::probe::serve::Listen;
+use redirector_tests::harness::probe::sys;
+use redirector_tests::harness::process::Place;
+use redirector_tests::harness::product::bpffs::Bpffs;
+use redirector_tests::harness::product::health::{NAME, Setup};
+use redirector_tests::harness::product::objects::detach_link;
+use redirector_tests::harness::product::{self, Run, exit};
+use redirector_tests::harness::server::any4;
+use redirector_tests::harness::world::cgroup::Cgroup;
+use redirector_tests::harness::world::{APP, PROXY, VIP4, at};
+
+fn outside(setup: &Setup, cgroup: &Cgroup) -> Place {
+    Place {
+        netns: setup.world.pod().netns.file().to_owned(),
+        cgroup: Some(cgroup.directory().to_owned()),
+        owner: APP,
+    }
+}
+
+#[test]
+fn an_app_in_another_cgroup() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let (_proxy, _service) = (setup.proxy()?, setup.world.serve_outside(vec![Listen::on(any4(80))])?);
+    setup.attach(&[])?;
+    let elsewhere = Cgroup::new(&names::unique())?;
+    let _held = Held::start(&outside(&setup, &elsewhere), at(VIP4, 80))?;
+    let found = setup.expect_fault("process_outside", &["outside the cgroup", "1 process", "probe"])?;
+    assert!(
+        found["what"]
+            .as_str()
+            .context("what")?
+            .contains(&setup.world.pod().cgroup.directory().display().to_string())
+    );
+    // Its connection is no finding of its own.
+    assert_eq!(setup.findings()?.iter().filter(|finding| finding["level"] == "fault").count(), 1);
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_is_older_than_the_attach() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let (_proxy, _service) = (setup.proxy()?, setup.world.serve_outside(vec![Listen::on(any4(80))])?);
+    let app = setup.world.pod().place(APP)?;
+    let older = Held::start(&app, at(VIP4, 80))?;
+    setup.attach(&[])?;
+    let younger = Held::start(&app, at(VIP4, 80))?;
+    setup.expect_fault(
+        "connection_older",
+        &["1 connection is older than the attach", "10.96.0.10:80", "probe"],
+    )?;
+    drop(older);
+    setup.expect_well()?;
+    drop(younger);
+    Ok(())
+}
+
+#[test]
+fn a_socket_that_was_made_in_another_cgroup() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let (_proxy, _service) = (setup.proxy()?, setup.world.serve_outside(vec![Listen::on(any4(80))])?);
+    let elsewhere = Cgroup::new(&names::unique())?;
+    let _held = Held::start(&outside(&setup, &elsewhere), at(VIP4, 80))?;
+    let pids = std::fs::read_to_string(elsewhere.directory().join("cgroup.procs"))?;
+    let app = setup.world.pod().cgroup.child("app")?;
+    for pid in pids.lines() {
+        std::fs::write(app.join("cgroup.procs"), pid)?;
+    }
+    setup.attach(&[])?;
+    setup.expect_fault("socket_made_outside", &["made outside the cgroup", "10.96.0.10:80"])?;
+    Ok(())
+}
+
+#[test]
+fn an_app_of_the_proxys_user() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let (_proxy, _service) = (setup.proxy()?, setup.world.serve_outside(vec![Listen::on(any4(80))])?);
+    setup.attach(&[])?;
+    let place = Place { owner: PROXY, ..setup.world.pod().place(APP)? };
+    let held = Held::start(&place, at(VIP4, 80))?;
+    setup.expect_fault("app_as_proxy_user", &["uid 1337", "not the proxy"])?;
+    drop(held);
+    setup.expect_well()?;
+    Ok(())
+}
+
+#[test]
+fn a_link_that_somebody_has_detached() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&["--redirect-dns", "--capture-all-dns"])?;
+    for (hook, effect) in [
+        ("connect4", "past the proxy"),
+        ("sk_lookup", "without the proxy"),
+        ("getsockopt", "original destinations"),
+        ("sockname4", "getsockname"),
+        ("sendmsg4", "DNS queries"),
+        ("sockops", "listeners are not registered"),
+    ] {
+        detach_link(&setup.node.instance(NAME).join(format!("link_{hook}")))?;
+        setup.expect_fault("hook_detached", &[hook, effect, "redirector refresh pod"])?;
+        setup.node.run(&["refresh", NAME])?.expect(exit::OK)?;
+    }
+    let faults: Vec<_> = setup.findings()?.into_iter().filter(|f| f["kind"] == "hook_detached").collect();
+    assert!(faults.is_empty(), "{faults:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_program_of_others() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let app = setup.world.pod().cgroup.child("app")?;
+    sys::attach_foreign_connect4(File::open(&app)?, "foreign_lb4")?;
+    setup.expect_fault("foreign_program", &["connect4 in", "/app", "foreign_lb4 runs before ours"])?;
+    Ok(())
+}
+
+#[test]
+fn a_program_of_others_at_the_same_cgroup() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    sys::attach_foreign_connect4(File::open(setup.world.pod().cgroup.directory())?, "older_lb4")?;
+    setup.attach(&[])?;
+    sys::attach_foreign_connect4(File::open(setup.world.pod().cgroup.directory())?, "younger_lb4")?;
+    setup.expect_fault("foreign_program", &["older_lb4 runs before ours"])?;
+    let younger = setup.findings()?;
+    let younger = younger.iter().find(|f| f.to_string().contains("younger_lb4")).context("younger_lb4")?;
+    assert_eq!(younger["level"], "notice", "{younger:#}");
+    Ok(())
+}
+
+#[test]
+fn a_second_instance_of_another_bpffs() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let other = Bpffs::new()?;
+    // Should attach refuse that, there is nothing to find.
+    if other.attach(setup.world.pod(), "other", &[])?.code == Some(exit::OK) {
+        setup.expect_fault("second_instance", &["another instance", "twice", "detach"])?;
+        other.run(&["detach", "--name", "other"])?.expect(exit::OK)?;
+    }
+    setup.expect_well()?;
+    Ok(())
+}
+
+#[test]
+fn no_room_for_more() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&["--max-connections", "1"])?;
+    let held = Held::start(&setup.world.pod().place(APP)?, at(VIP4, 80))?;
+    setup.expect_fault("full", &["connections 1 of 1: full", "ENOBUFS", "--max-connections"])?;
+    drop(held);
+    setup.expect_well()?;
+    Ok(())
+}
+
+#[test]
+fn an_address_that_has_changed() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    setup.expect_well()?;
+    setup.world.pod().netns.ip("address add 10.77.9.9/32 dev eth0\n")?;
+    setup.expect_fault("snapshot_stale", &["1 address (10.77.9.9)", "redirector refresh pod"])?;
+    setup.node.run(&["refresh", NAME])?.expect(exit::OK)?;
+    setup.expect_well()?;
+    setup.world.pod().netns.ip("route add prohibit 10.55.0.0/16\n")?;
+    setup.expect_fault("snapshot_stale", &["1 route (10.55.0.0/16)"])?;
+    Ok(())
+}
+
+#[test]
+fn rules_of_istio_that_came_later() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let iptables = setup
+        .world
+        .pod()
+        .netns
+        .command("iptables")
+        .args(["-w", "-t", "nat", "-N", "ISTIO_OUTPUT"])
+        .status()?;
+    assert!(iptables.success());
+    setup.expect_fault("istio_rules", &["ISTIO_OUTPUT", "twice"])?;
+    Ok(())
+}
+
+#[test]
+fn a_policy_that_captures_nothing() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    setup.attach(&["--istio-defaults"])?;
+    let notices = setup.expect_well()?;
+    assert!(notices.iter().any(|notice| notice["kind"] == "captures_nothing"), "{notices:#?}");
+    let answer = setup.node.run(&["status", NAME])?.json()?;
+    assert_eq!(answer["instances"][0]["captures"], "nothing");
+    Ok(())
+}
+
+#[test]
+fn a_target_that_is_gone() -> anyhow::Result<()> {
+    let Some(Setup { node, world }) = Setup::new()? else { return Ok(()) };
+    node.attach(world.pod(), NAME, &[])?.expect(exit::OK)?;
+    drop(world);
+    let answer = node.run(&["status", NAME])?.expect(exit::FAILED)?.json()?;
+    let finding = &answer["instances"][0]["findings"][0];
+    assert_eq!(finding["kind"], "target_gone", "{answer:#}");
+    assert_eq!(finding["remedy"], "redirector detach --name pod");
+    Ok(())
+}
+
+/// The whole node: its instances, and the agent that somebody counts on.
+#[test]
+fn the_node() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let dir = setup.node.path().with_extension("agent");
+    let (run_dir, targets, cni) = (dir.join("run"), dir.join("targets"), dir.join("cni"));
+    for dir in [&run_dir, &targets, &cni] {
+        std::fs::create_dir_all(dir)?;
+    }
+    let paths = [&run_dir, &targets, &cni].map(|path| path.display().to_string());
+    let node = || {
+        setup.node.run(&[
+            "status",
+            "--run-dir",
+            &paths[0],
+            "--config",
+            &paths[1],
+            "--cni-conf-dir",
+            &paths[2],
+        ])
+    };
+    let well = node()?.expect(exit::OK)?.json()?;
+    assert_eq!((&well["node"]["agent"], &well["ok"]), (&false.into(), &true.into()), "{well:#}");
+    std::fs::write(targets.join("shop.toml"), "unit = \"shop.service\"\n")?;
+    let missing = node()?.expect(exit::FAILED)?.json()?;
+    let finding = &missing["node"]["findings"][0];
+    assert_eq!((&finding["kind"], &finding["level"]), (&"no_agent".into(), &"fault".into()), "{missing:#}");
+    assert!(finding["what"].as_str().context("what")?.contains("no agent holds"), "{finding:#}");
+    std::fs::remove_file(targets.join("shop.toml"))?;
+    setup.attach(&[])?;
+    let faulty = node()?.expect(exit::FAILED)?.json()?;
+    assert_eq!(faulty["instances"][0]["findings"][0]["kind"], "no_listener", "{faulty:#}");
+    // For people, with the remedy on a line of its own.
+    let bpffs = setup.node.path().display().to_string();
+    let text = Run::of(product::command(&[]).args(["--bpffs", &bpffs, "status", NAME]))?
+        .expect(exit::FAILED)?
+        .stdout;
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "pod: active, 2 faults", "{text}");
+    assert!(lines[2].starts_with("  FAULT     nobody listens on port 15001: outbound"), "{text}");
+    assert!(lines[3].trim_start().starts_with("-> start the proxy"), "{text}");
+    std::fs::remove_dir_all(dir)?;
+    Ok(())
+}
+
+/// Links, programs and maps of the instance are all that is asked: nothing is changed by looking.
+#[test]
+fn looking_changes_nothing() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let before = (setup.node.pins()?, setup.node.show(NAME)?["counters"].clone());
+    setup.expect_well()?;
+    assert_eq!(before, (setup.node.pins()?, setup.node.show(NAME)?["counters"].clone()));
+    Ok(())
+}
