@@ -8,7 +8,7 @@ use crate::project;
 
 const PAGES: [&str; 2] = ["ARCHITECTURE.md", "CONTRIBUTING.md"];
 /// Where a path may begin, besides the root of the checkout.
-const ROOTS: [&str; 3] = ["", "redirector-user/src", "tests/src"];
+const ROOTS: [&str; 4] = ["", "redirector-user/src", "tests", "tests/src"];
 
 /// Fails with every path that leads nowhere.
 pub fn check() -> Result<()> {
