@@ -1,6 +1,7 @@
 //! Lines to tables: which table and family a line belongs to, in each of the layouts.
 
-use super::{ImportError, Placed, listing, save};
+use super::model::{ImportError, Placed};
+use super::{listing, save};
 use crate::rules::{Family, Spec, Table};
 
 /// Everything that was read.

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use super::flatten::{Flat, Item, given, meant};
-use super::{Inexpressible, Missing, Placed, is_istio};
+use super::model::{Inexpressible, Missing, Placed, is_istio};
 use crate::policy::{Dns, Policy, Selection};
 use crate::rules::{Family, Is, Protocol, Rules, Spec, Table, Target};
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::rules::{Protocol, Rules, Spec, Table, Target};
 
-use super::Placed;
+use super::model::Placed;
 use crate::rules::Family;
 
 /// A rule in that form.

@@ -10,7 +10,9 @@ mod flags;
 mod flatten;
 mod guess;
 mod listing;
+mod model;
 mod outbound;
+mod reading;
 mod save;
 #[cfg(test)]
 mod tests;
@@ -18,23 +20,11 @@ mod tests;
 use serde::Serialize;
 
 use crate::policy::{Dns, Mode, Policy};
-use crate::rules::{Family, Table};
+use crate::rules::Family;
 
 pub use flags::Flags;
-
-/// A rule in the text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Placed {
-    pub family: Family,
-    pub table: Table,
-    pub chain: String,
-    /// Number of its line, from 1.
-    pub line: usize,
-    /// The line.
-    pub text: String,
-    /// What it says, or why that cannot be said here.
-    pub spec: Result<crate::rules::Spec, String>,
-}
+use model::is_istio;
+pub use model::{ImportError, Inexpressible, Missing};
 
 /// What the text means.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -50,44 +40,6 @@ pub struct Import {
     pub missing: Vec<Missing>,
     /// Remarks.
     pub notes: Vec<String>,
-}
-
-/// A rule without an equivalent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Inexpressible {
-    /// Whose rule it is.
-    pub family: Family,
-    /// Number of its line.
-    pub line: usize,
-    /// The rule as it was written.
-    pub rule: String,
-    /// Why, or what there is instead.
-    pub why: String,
-}
-
-/// A rule that was not there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Missing {
-    /// Whose rule it would be.
-    pub family: Family,
-    /// Its table.
-    pub table: Table,
-    /// The rule as iptables-save would print it.
-    pub rule: String,
-}
-
-/// Why there is nothing to import.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ImportError {
-    /// No line is of iptables.
-    #[error("no rules in it; give what iptables-save prints (or iptables -t nat -S, or -vnL)")]
-    NoRules,
-    /// A listing that leaves out interfaces.
-    #[error("line {0}: a listing without -v does not show interfaces; give what iptables-save prints")]
-    ListingWithoutInterfaces(usize),
-    /// iptables has rules, none of which are of istio.
-    #[error("it has no chain of istio-iptables that is in use, so nothing is redirected")]
-    NotIstio,
 }
 
 /// Reads rules.
@@ -143,10 +95,6 @@ impl Import {
     pub fn is_exact(&self) -> bool {
         self.inexpressible.is_empty() && self.missing.is_empty()
     }
-}
-
-fn is_istio(chain: &str) -> bool {
-    chain.starts_with("ISTIO_")
 }
 
 /// What flags and rules do not tell each other.

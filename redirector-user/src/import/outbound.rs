@@ -4,7 +4,7 @@ use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::flatten::Flat;
-use super::guess::{Reading, counted};
+use super::reading::{Reading, counted};
 use crate::policy::{Dns, Selection};
 use crate::rules::{Family, Is, Protocol, Spec, Table, Target};
 

@@ -7,9 +7,9 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
-use super::Outcome;
 use super::lists::ROUTE_HEADER;
 use super::prefix::{Block, representatives};
+use super::snapshot::Outcome;
 use crate::base::error::{Context, Result};
 use crate::netlink::{Answer, Message, Netlink, Payload, number};
 

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::Interface;
 use super::prefix::{Block, source_splits};
+use super::snapshot::Interface;
 use crate::netlink::{Message, Netlink, NetlinkError, Payload, family, family_header, if_present};
 
 /// sizeof(struct ifinfomsg).

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Outcome, Route};
+use super::snapshot::{Outcome, Route};
 
 /// A prefix as an interval of numbers in host byte order. Sorted, a prefix comes right before everything
 /// inside it.
