@@ -1,6 +1,6 @@
 //! DNS capture.
 
-use super::{CaptureOption, Group, OPTION, Row};
+use super::{CaptureOption, Group, Value, flag};
 use crate::policy::draft::Draft;
 use crate::policy::error::ConfigError;
 use crate::policy::model::Dns;
@@ -10,32 +10,22 @@ pub(super) static GROUP: Group =
     Group { heading: Some("DNS capture"), options: &[&REDIRECT_DNS, &CAPTURE_ALL_DNS], finish: set_dns };
 
 /// `--redirect-dns`.
-pub static REDIRECT_DNS: CaptureOption = CaptureOption {
-    long: Some("redirect-dns"),
-    variable: Some("REDIRECT_DNS"),
-    second_variable: Some("ISTIO_META_DNS_CAPTURE"),
-    help: "Send DNS to the agent on port 15053 (variable ISTIO_META_DNS_CAPTURE, too)",
-    row: Row {
-        original: "false",
-        here: "DNS (port 53, UDP and TCP) to 15053; only to the servers of the target's resolv.conf, which takes `--pid`. No \
-               server there: off, with a note",
-        tested: "`dns` `resolvers_ask_the_proxy` (glibc, musl, dig)",
-    },
-    ..OPTION
-};
+pub static REDIRECT_DNS: CaptureOption = flag("redirect-dns", "REDIRECT_DNS", Value::Switch)
+    .second_variable("ISTIO_META_DNS_CAPTURE")
+    .help("Send DNS to the agent on port 15053 (variable ISTIO_META_DNS_CAPTURE, too)")
+    .row(
+        "false | DNS (port 53, UDP and TCP) to 15053; only to the servers of the target's \
+         resolv.conf, which takes `--pid`. No server there: off, with a note | `dns` \
+         `resolvers_ask_the_proxy` (glibc, musl, dig)",
+    );
 
 /// `--capture-all-dns`.
-pub static CAPTURE_ALL_DNS: CaptureOption = CaptureOption {
-    long: Some("capture-all-dns"),
-    variable: Some("CAPTURE_ALL_DNS"),
-    help: "With --redirect-dns: whatever the server, not only those in resolv.conf",
-    row: Row {
-        original: "false",
-        here: "with `--redirect-dns`: whatever the server",
-        tested: "`dns` `resolvers_that_ask_others_ask_the_proxy`, `parity_options` `options_one_by_one`",
-    },
-    ..OPTION
-};
+pub static CAPTURE_ALL_DNS: CaptureOption = flag("capture-all-dns", "CAPTURE_ALL_DNS", Value::Switch)
+    .help("With --redirect-dns: whatever the server, not only those in resolv.conf")
+    .row(
+        "false | with `--redirect-dns`: whatever the server | `dns` \
+         `resolvers_that_ask_others_ask_the_proxy`, `parity_options` `options_one_by_one`",
+    );
 
 /// Redirection without "all" means the nameservers of resolv.conf; without one of them it is off.
 fn set_dns(draft: &mut Draft<'_>) -> Result<(), ConfigError> {
@@ -64,8 +54,8 @@ fn set_dns(draft: &mut Draft<'_>) -> Result<(), ConfigError> {
 
 fn nameservers(draft: &mut Draft<'_>, name: &str) -> Result<Dns, ConfigError> {
     let servers = draft.target.nameservers().map_err(|error| {
-        let remedy = "name the target by --pid, capture every server (--capture-all-dns) or list them \
-                      in a policy file (dns = [\"10.96.0.10\"])";
+        let remedy = "name the target by --pid, capture every server (--capture-all-dns) or list them in a \
+                      policy file (dns = [\"10.96.0.10\"])";
         ConfigError::unavailable(name, format!("needs the target's resolv.conf: {error}"), remedy)
     })?;
     if servers.is_empty() {

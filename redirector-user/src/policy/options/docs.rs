@@ -13,7 +13,7 @@ pub fn capture_table() -> String {
             (Some(own), Some(second)) => format!("{own}, {second} (wins)"),
             (own, _) => own.unwrap_or("none").to_owned(),
         };
-        row(&mut text, &[&flag(option), &variable, option.row.original, option.row.here, option.row.tested]);
+        row(&mut text, &[&flag(option), &variable, option.row]);
     }
     text
 }
@@ -23,7 +23,7 @@ pub fn operation_table() -> String {
     let heading = "| Flag (its variable: upper case, `_` for `-`) | Original's default | Here | Tested |";
     let mut text = format!("{heading}\n|---|---|---|---|\n");
     for option in operational() {
-        row(&mut text, &[&flag(option), option.row.original, option.row.here, option.row.tested]);
+        row(&mut text, &[&flag(option), option.row]);
     }
     text
 }
@@ -37,7 +37,7 @@ pub fn annotation_table() -> String {
         let letter = option.short.map(|short| format!("`-{short}`")).unwrap_or_default();
         for annotation in option.annotations {
             let key = format!("`{}`", annotation.key);
-            row(&mut text, &[&key, &letter, annotation.without, annotation.allowed, annotation.tested]);
+            row(&mut text, &[&key, &letter, annotation.row]);
         }
     }
     text

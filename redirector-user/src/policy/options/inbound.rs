@@ -1,6 +1,6 @@
 //! Which inbound connections are captured, and how they reach the proxy.
 
-use super::{Annotation, CaptureOption, Empty, Group, OPTION, Row, Set, Value, example};
+use super::{CaptureOption, Empty, Group, Value, annotation, flag};
 use crate::policy::annotations::key;
 use crate::policy::draft::Draft;
 use crate::policy::error::ConfigError;
@@ -27,124 +27,97 @@ pub(super) static GROUP: Group = Group {
     finish: note_useless_exclusions,
 };
 
-static INTERCEPTION_MODE: CaptureOption = CaptureOption {
-    long: Some("istio-inbound-interception-mode"),
-    short: Some('m'),
-    variable: Some("ISTIO_INBOUND_INTERCEPTION_MODE"),
-    value: Value::Text("MODE"),
-    help: "REDIRECT or TPROXY (which keeps the client's address)",
-    row: Row {
-        original: "REDIRECT",
-        here: "only `TPROXY` is TPROXY; any other word is REDIRECT, with a note",
-        tested: "REDIRECT: `parity_default`; TPROXY: `tproxy` (both legs), `envoy` `tproxy`, parity, \
-                 `lifecycle_surroundings`",
-    },
-    set: Set::Text(|draft, input| {
-        draft.policy.mode = if input.text() == "TPROXY" { Mode::Tproxy } else { Mode::Redirect };
-        if !matches!(input.text(), "TPROXY" | "REDIRECT" | "") {
-            let text = format!(
-                "{:?} is taken as REDIRECT, as by istio-iptables: only TPROXY is another",
-                input.text()
-            );
-            draft.notes.push(Note::warning(input.name(), text));
-        }
-        Ok(())
-    }),
-    annotations: &[Annotation {
-        key: "sidecar.istio.io/interceptionMode",
-        without: "REDIRECT",
-        allowed: "REDIRECT, TPROXY; `NONE` is an error",
-        tested: "`one_by_one` (REDIRECT)",
-        read: |draft, reader, key| {
-            draft.policy.mode = reader.mode(key)?;
+static INTERCEPTION_MODE: CaptureOption =
+    flag("istio-inbound-interception-mode", "ISTIO_INBOUND_INTERCEPTION_MODE", Value::Text("MODE"))
+        .letter('m')
+        .help("REDIRECT or TPROXY (which keeps the client's address)")
+        .row(
+            "REDIRECT | only `TPROXY` is TPROXY; any other word is REDIRECT, with a note | \
+             REDIRECT: `parity_default`; TPROXY: `tproxy` (both legs), `envoy` `tproxy`, parity, \
+             `lifecycle_surroundings`",
+        )
+        .text(|draft, input| {
+            draft.policy.mode = if input.text() == "TPROXY" { Mode::Tproxy } else { Mode::Redirect };
+            if !matches!(input.text(), "TPROXY" | "REDIRECT" | "") {
+                let text = format!(
+                    "{:?} is taken as REDIRECT, as by istio-iptables: only TPROXY is another",
+                    input.text()
+                );
+                draft.notes.push(Note::warning(input.name(), text));
+            }
             Ok(())
-        },
-    }],
-    example: example("TPROXY", |p| p.mode = Mode::Tproxy, Empty::Means(|p| p.mode = Mode::Redirect)),
-    ..OPTION
-};
+        })
+        .annotations(&[annotation(
+            "sidecar.istio.io/interceptionMode",
+            "REDIRECT | REDIRECT, TPROXY; `NONE` is an error | `one_by_one` (REDIRECT)",
+            |draft, reader, key| reader.mode(key).map(|it| draft.policy.mode = it),
+        )])
+        .example("TPROXY", |p| p.mode = Mode::Tproxy, Empty::Means(|p| p.mode = Mode::Redirect));
 
-static INBOUND_PORTS: CaptureOption = CaptureOption {
-    long: Some("istio-inbound-ports"),
-    short: Some('b'),
-    variable: Some("ISTIO_INBOUND_PORTS"),
-    value: Value::Text("PORTS"),
-    help: "Comma list of ports whose connections are captured, `*` for all, empty for none",
-    row: Row {
-        original: "none",
-        here: "`*`, a list, or empty for none",
-        tested: "`*`: `parity_default` `inbound`; list and none: `parity_options` `options_one_by_one`",
-    },
-    set: Set::Text(|draft, input| input.store(&mut draft.policy.inbound_ports, parse::port_selection)),
-    annotations: &[Annotation {
-        key: "traffic.sidecar.istio.io/includeInboundPorts",
-        without: "`*`",
-        allowed: "`*`, or ports; empty for none",
-        tested: "`one_by_one`",
-        read: |draft, reader, key| {
-            draft.policy.inbound_ports = reader.port_selection(key, &mut draft.notes)?;
-            Ok(())
-        },
-    }],
-    example: example(
-        "6000,7000,",
-        |p| p.inbound_ports = Selection::List(vec![6000, 7000]),
-        Empty::Means(|p| p.inbound_ports = Selection::None),
-    ),
-    ..OPTION
-};
-
-static EXCLUDE_PORTS: CaptureOption = CaptureOption {
-    long: Some("istio-local-exclude-ports"),
-    short: Some('d'),
-    variable: Some("ISTIO_LOCAL_EXCLUDE_PORTS"),
-    value: Value::Text("PORTS"),
-    help: "Comma list of ports not captured, only with `-b '*'`",
-    row: Row {
-        original: "none",
-        here: "only with `-b '*'`, otherwise a note",
-        tested: "`parity_default` `inbound`, `parity_options` `options_one_by_one`",
-    },
-    set: Set::Text(|draft, input| {
-        input.store(&mut draft.policy.inbound_exclude_ports, parse::ports)?;
-        draft.excluded_ports = (input.name().into(), draft.policy.inbound_exclude_ports.clone());
-        Ok(())
-    }),
-    annotations: &[
-        Annotation {
-            key: "traffic.sidecar.istio.io/excludeInboundPorts",
-            without: "15020",
-            allowed: "ports; 15020, 15021 and 15090 are always added",
-            tested: "`one_by_one`",
-            read: |draft, reader, key| {
-                let mut ports = reader.ports(key, "15020", &mut draft.notes)?;
-                // Where only some ports are captured nothing is excluded; worth a remark only if somebody wanted it.
-                if ports.iter().all(|port| NEVER_CAPTURED.contains(port)) {
-                    draft.excluded_ports = (key.into(), Vec::new());
-                } else {
-                    draft.excluded_ports = (key.into(), ports.clone());
-                }
-                ports.extend(NEVER_CAPTURED);
-                draft.policy.inbound_exclude_ports = ports;
-                Ok(())
+static INBOUND_PORTS: CaptureOption =
+    flag("istio-inbound-ports", "ISTIO_INBOUND_PORTS", Value::Text("PORTS"))
+        .letter('b')
+        .help("Comma list of ports whose connections are captured, `*` for all, empty for none")
+        .row(
+            "none | `*`, a list, or empty for none | `*`: `parity_default` `inbound`; list and \
+             none: `parity_options` `options_one_by_one`",
+        )
+        .text(|draft, input| input.store(&mut draft.policy.inbound_ports, parse::port_selection))
+        .annotations(&[annotation(
+            "traffic.sidecar.istio.io/includeInboundPorts",
+            "`*` | `*`, or ports; empty for none | `one_by_one`",
+            |draft, reader, key| {
+                reader.port_selection(key, &mut draft.notes).map(|it| draft.policy.inbound_ports = it)
             },
-        },
-        Annotation {
-            key: "status.sidecar.istio.io/port",
-            without: "none",
-            allowed: "not read, as by the plugin: the injector adds it to excludeInboundPorts. A note if it is missing \
-                      there",
-            tested: "`annotations_without_effect_are_named`",
-            read: note_status_port,
-        },
-    ],
-    example: example(
-        "22,21",
-        |p| p.inbound_exclude_ports = vec![21, 22],
-        Empty::Means(|p| p.inbound_exclude_ports.clear()),
-    ),
-    ..OPTION
-};
+        )])
+        .example(
+            "6000,7000,",
+            |p| p.inbound_ports = Selection::List(vec![6000, 7000]),
+            Empty::Means(|p| p.inbound_ports = Selection::None),
+        );
+
+static EXCLUDE_PORTS: CaptureOption =
+    flag("istio-local-exclude-ports", "ISTIO_LOCAL_EXCLUDE_PORTS", Value::Text("PORTS"))
+        .letter('d')
+        .help("Comma list of ports not captured, only with `-b '*'`")
+        .row(
+            "none | only with `-b '*'`, otherwise a note | `parity_default` `inbound`, \
+             `parity_options` `options_one_by_one`",
+        )
+        .text(|draft, input| {
+            input.store(&mut draft.policy.inbound_exclude_ports, parse::ports)?;
+            draft.excluded_ports = (input.name().into(), draft.policy.inbound_exclude_ports.clone());
+            Ok(())
+        })
+        .annotations(&[
+            annotation(
+                "traffic.sidecar.istio.io/excludeInboundPorts",
+                "15020 | ports; 15020, 15021 and 15090 are always added | `one_by_one`",
+                |draft, reader, key| {
+                    let mut ports = reader.ports(key, "15020", &mut draft.notes)?;
+                    // Where only some ports are captured nothing is excluded; worth a remark only if somebody wanted it.
+                    if ports.iter().all(|port| NEVER_CAPTURED.contains(port)) {
+                        draft.excluded_ports = (key.into(), Vec::new());
+                    } else {
+                        draft.excluded_ports = (key.into(), ports.clone());
+                    }
+                    ports.extend(NEVER_CAPTURED);
+                    draft.policy.inbound_exclude_ports = ports;
+                    Ok(())
+                },
+            ),
+            annotation(
+                "status.sidecar.istio.io/port",
+                "none | not read, as by the plugin: the injector adds it to excludeInboundPorts. A \
+                 note if it is missing there | `annotations_without_effect_are_named`",
+                note_status_port,
+            ),
+        ])
+        .example(
+            "22,21",
+            |p| p.inbound_exclude_ports = vec![21, 22],
+            Empty::Means(|p| p.inbound_exclude_ports.clear()),
+        );
 
 #[expect(clippy::unnecessary_wraps, reason = "one type for all options")]
 fn note_status_port(
@@ -176,123 +149,95 @@ fn note_useless_exclusions(draft: &mut Draft<'_>) -> Result<(), ConfigError> {
     Ok(())
 }
 
-static VIRTUAL_INTERFACES: CaptureOption = CaptureOption {
-    long: Some("kube-virt-interfaces"),
-    short: Some('k'),
-    variable: Some("KUBE_VIRT_INTERFACES"),
-    value: Value::Dashes("IFS"),
-    help: "Comma list of interfaces (of VMs) whose incoming traffic is treated as outbound",
-    row: Row {
-        original: "none",
-        here: "TCP that enters them, the traffic of a guest, is outbound: by `-i` alone it goes to `-p` or passes. Known by \
-               name, also when they come later. Not beside TPROXY (exit code 2). The proxy's listener must be transparent for \
-               IPv4: attach and `refresh` make it so",
-        tested: "`virtual_interfaces`, `parity_options` `options_one_by_one`, `lifecycle_surroundings`",
-    },
-    set: Set::Text(|draft, input| input.store(&mut draft.policy.virtual_interfaces, parse::interfaces)),
-    annotations: &[
-        Annotation {
-            key: key::REROUTE_INTERFACES,
-            without: "none",
-            allowed: "interfaces",
-            tested: "`annotations_one_by_one`; the flag: `parity_options` `options_one_by_one`",
-            read: |draft, reader, key| {
-                draft.policy.virtual_interfaces = reader.interfaces(key)?;
-                Ok(())
-            },
-        },
-        Annotation {
-            key: key::KUBEVIRT_INTERFACES,
-            without: "none",
-            allowed: "interfaces; deprecated, read only without the former",
-            tested: "`annotations_one_by_one`",
-            read: |draft, reader, key| {
-                let new = key::REROUTE_INTERFACES;
-                if reader.get(key).is_none() {
-                    return Ok(());
-                }
-                if reader.get(new).is_some() {
-                    draft.notes.push(Note::remark(key, format!("is not read beside {new}")));
-                    return Ok(());
-                }
-                draft.notes.push(Note::remark(key, format!("is deprecated: write {new}")));
-                draft.policy.virtual_interfaces = reader.interfaces(key)?;
-                Ok(())
-            },
-        },
-    ],
-    example: example(
-        "vm0",
-        |p| p.virtual_interfaces = vec!["vm0".into()],
-        Empty::Means(|p| p.virtual_interfaces.clear()),
-    ),
-    ..OPTION
-};
+static VIRTUAL_INTERFACES: CaptureOption =
+    flag("kube-virt-interfaces", "KUBE_VIRT_INTERFACES", Value::Dashes("IFS"))
+        .letter('k')
+        .help("Comma list of interfaces (of VMs) whose incoming traffic is treated as outbound")
+        .row(
+            "none | TCP that enters them, the traffic of a guest, is outbound: by `-i` alone it \
+             goes to `-p` or passes. Known by name, also when they come later. Not beside TPROXY \
+             (exit code 2). The proxy's listener must be transparent for IPv4: attach and \
+             `refresh` make it so | `virtual_interfaces`, `parity_options` `options_one_by_one`, \
+             `lifecycle_surroundings`",
+        )
+        .text(|draft, input| input.store(&mut draft.policy.virtual_interfaces, parse::interfaces))
+        .annotations(&[
+            annotation(
+                key::REROUTE_INTERFACES,
+                "none | interfaces | `annotations_one_by_one`; the flag: `parity_options` \
+                 `options_one_by_one`",
+                |draft, reader, key| reader.interfaces(key).map(|it| draft.policy.virtual_interfaces = it),
+            ),
+            annotation(
+                key::KUBEVIRT_INTERFACES,
+                "none | interfaces; deprecated, read only without the former | \
+                 `annotations_one_by_one`",
+                |draft, reader, key| {
+                    let new = key::REROUTE_INTERFACES;
+                    if reader.get(key).is_none() {
+                        return Ok(());
+                    }
+                    if reader.get(new).is_some() {
+                        draft.notes.push(Note::remark(key, format!("is not read beside {new}")));
+                        return Ok(());
+                    }
+                    draft.notes.push(Note::remark(key, format!("is deprecated: write {new}")));
+                    draft.policy.virtual_interfaces = reader.interfaces(key)?;
+                    Ok(())
+                },
+            ),
+        ])
+        .example(
+            "vm0",
+            |p| p.virtual_interfaces = vec!["vm0".into()],
+            Empty::Means(|p| p.virtual_interfaces.clear()),
+        );
 
-static EXCLUDE_INTERFACES: CaptureOption = CaptureOption {
-    long: Some("istio-exclude-interfaces"),
-    short: Some('c'),
-    variable: Some("ISTIO_EXCLUDE_INTERFACES"),
-    value: Value::Dashes("IFS"),
-    help: "Comma list of interfaces on which nothing is captured, in or out",
-    row: Row {
-        original: "none",
-        here: "nothing captured on them, in or out; known by the indices of the attach or the last refresh; a note names those \
-               that are not there",
-        tested: "`parity_options` `options_one_by_one`; the route decides: `lifecycle_change` \
-                 `refresh_sees_new_routes_addresses_and_interfaces`, `interfaces_that_are_not_there_are_named`",
-    },
-    set: Set::Text(|draft, input| input.store(&mut draft.policy.exclude_interfaces, parse::interfaces)),
-    annotations: &[Annotation {
-        key: "traffic.sidecar.istio.io/excludeInterfaces",
-        without: "none",
-        allowed: "interfaces",
-        tested: "`one_by_one`",
-        read: |draft, reader, key| {
-            draft.policy.exclude_interfaces = reader.interfaces(key)?;
-            Ok(())
-        },
-    }],
-    example: example(
-        "net1,eth1",
-        |p| p.exclude_interfaces = vec!["eth1".into(), "net1".into()],
-        Empty::Means(|p| p.exclude_interfaces.clear()),
-    ),
-    ..OPTION
-};
+static EXCLUDE_INTERFACES: CaptureOption =
+    flag("istio-exclude-interfaces", "ISTIO_EXCLUDE_INTERFACES", Value::Dashes("IFS"))
+        .letter('c')
+        .help("Comma list of interfaces on which nothing is captured, in or out")
+        .row(
+            "none | nothing captured on them, in or out; known by the indices of the attach or \
+             the last refresh; a note names those that are not there | `parity_options` \
+             `options_one_by_one`; the route decides: `lifecycle_change` \
+             `refresh_sees_new_routes_addresses_and_interfaces`, \
+             `interfaces_that_are_not_there_are_named`",
+        )
+        .text(|draft, input| input.store(&mut draft.policy.exclude_interfaces, parse::interfaces))
+        .annotations(&[annotation(
+            "traffic.sidecar.istio.io/excludeInterfaces",
+            "none | interfaces | `one_by_one`",
+            |draft, reader, key| reader.interfaces(key).map(|it| draft.policy.exclude_interfaces = it),
+        )])
+        .example(
+            "net1,eth1",
+            |p| p.exclude_interfaces = vec!["eth1".into(), "net1".into()],
+            Empty::Means(|p| p.exclude_interfaces.clear()),
+        );
 
-static TPROXY_MARK: CaptureOption = CaptureOption {
-    long: Some("istio-inbound-tproxy-mark"),
-    short: Some('t'),
-    variable: Some("ISTIO_INBOUND_TPROXY_MARK"),
-    value: Value::Text("MARK"),
-    help: "Packet mark of the proxy's connections in TPROXY mode (1337)",
-    row: Row {
-        original: "1337",
-        here: "mark of the proxy's connections that carry the client's address; fixed while attached",
-        tested: "`tproxy` `another_mark_and_table_and_listed_ports`, parity",
-    },
-    set: Set::Text(|draft, input| only_tproxy(draft, input, |policy| &mut policy.tproxy_mark, parse::mark)),
-    example: example("5", |p| p.tproxy_mark = 5, Empty::Means(|_| ())),
-    ..OPTION
-};
+static TPROXY_MARK: CaptureOption =
+    flag("istio-inbound-tproxy-mark", "ISTIO_INBOUND_TPROXY_MARK", Value::Text("MARK"))
+        .letter('t')
+        .help("Packet mark of the proxy's connections in TPROXY mode (1337)")
+        .row(
+            "1337 | mark of the proxy's connections that carry the client's address; fixed while \
+             attached | `tproxy` `another_mark_and_table_and_listed_ports`, parity",
+        )
+        .text(|draft, input| only_tproxy(draft, input, |policy| &mut policy.tproxy_mark, parse::mark))
+        .example("5", |p| p.tproxy_mark = 5, Empty::Means(|_| ()));
 
-static TPROXY_TABLE: CaptureOption = CaptureOption {
-    long: Some("istio-inbound-tproxy-route-table"),
-    short: Some('r'),
-    variable: Some("ISTIO_INBOUND_TPROXY_ROUTE_TABLE"),
-    value: Value::Text("TABLE"),
-    help: "Routing table for the marked packets in TPROXY mode (133)",
-    row: Row {
-        original: "133",
-        here: "table of the marked packets; fixed while attached",
-        tested: "`tproxy` `another_mark_and_table_and_listed_ports`, parity, `lifecycle_surroundings` \
-                 `a_table_that_leads_elsewhere_is_refused`",
-    },
-    set: Set::Text(|draft, input| only_tproxy(draft, input, |policy| &mut policy.tproxy_table, parse::table)),
-    example: example("6", |p| p.tproxy_table = 6, Empty::Means(|_| ())),
-    ..OPTION
-};
+static TPROXY_TABLE: CaptureOption =
+    flag("istio-inbound-tproxy-route-table", "ISTIO_INBOUND_TPROXY_ROUTE_TABLE", Value::Text("TABLE"))
+        .letter('r')
+        .help("Routing table for the marked packets in TPROXY mode (133)")
+        .row(
+            "133 | table of the marked packets; fixed while attached | `tproxy` \
+             `another_mark_and_table_and_listed_ports`, parity, `lifecycle_surroundings` \
+             `a_table_that_leads_elsewhere_is_refused`",
+        )
+        .text(|draft, input| only_tproxy(draft, input, |policy| &mut policy.tproxy_table, parse::table))
+        .example("6", |p| p.tproxy_table = 6, Empty::Means(|_| ()));
 
 /// Empty is an error only where the original uses the number.
 fn only_tproxy(

@@ -42,8 +42,8 @@ pub struct CaptureOption {
     pub help: &'static str,
     /// What `--help` says more than `-h`.
     pub long_help: &'static str,
-    /// Its row of docs/options.md.
-    pub row: Row,
+    /// Cells of its row in docs/options.md: the default of istio-iptables, what it means here, tests.
+    pub row: &'static str,
     /// What it does to a policy.
     pub set: Set,
     /// Annotations of a pod that mean the same.
@@ -63,16 +63,6 @@ pub enum Value {
     Switch,
 }
 
-/// Cells of docs/options.md.
-pub struct Row {
-    /// The default of istio-iptables.
-    pub original: &'static str,
-    /// What the option means to redirector.
-    pub here: &'static str,
-    /// Tests, by file and name.
-    pub tested: &'static str,
-}
-
 /// What an option does to a policy. Set even if the text is empty; not called for an absent option.
 pub enum Set {
     /// Takes the text.
@@ -89,14 +79,10 @@ pub enum Set {
 pub struct Annotation {
     /// Its key.
     pub key: &'static str,
-    /// What the plugin takes if it is absent.
-    pub without: &'static str,
-    /// What it may hold.
-    pub allowed: &'static str,
-    /// The test beside iptables.
-    pub tested: &'static str,
+    /// Cells of its row in docs/options.md: what the plugin takes without it, what it may hold, tests.
+    pub row: &'static str,
     /// Sets the policy, also if the annotation is absent.
-    pub read: fn(&mut Draft<'_>, &Reader<'_>, &'static str) -> Result<(), ConfigError>,
+    pub read: Read,
 }
 
 /// A value that matters, for the tests and the documentation.
@@ -144,28 +130,40 @@ pub const WHOLE: &str = "Capture as a whole";
 /// Heading of the proxy's ports and users.
 pub const PROXY: &str = "The proxy";
 
-/// An option that says nothing, to be completed.
-const OPTION: CaptureOption = CaptureOption {
-    long: None,
-    short: None,
-    variable: None,
-    second_variable: None,
-    value: Value::Switch,
-    help: "",
-    long_help: "",
-    row: Row { original: "none", here: "", tested: "" },
-    set: Set::Later,
-    annotations: &[],
-    example: None,
-};
+/// A flag with its variable, or [`NO_VARIABLE`].
+const fn flag(long: &'static str, variable: &'static str, value: Value) -> CaptureOption {
+    CaptureOption { long: Some(long), value, ..self::variable(variable) }
+}
+
+/// A flag that no variable stands for.
+const NO_VARIABLE: &str = "";
+
+/// A variable alone.
+const fn variable(variable: &'static str) -> CaptureOption {
+    CaptureOption {
+        long: None,
+        short: None,
+        variable: if variable.is_empty() { None } else { Some(variable) },
+        second_variable: None,
+        value: Value::Text(""),
+        help: "",
+        long_help: "",
+        row: "",
+        set: Set::Later,
+        annotations: &[],
+        example: None,
+    }
+}
+
+type Read = fn(&mut Draft<'_>, &Reader<'_>, &'static str) -> Result<(), ConfigError>;
+
+const fn annotation(key: &'static str, row: &'static str, read: Read) -> Annotation {
+    Annotation { key, row, read }
+}
 
 /// All options.
 pub fn all() -> impl Iterator<Item = &'static CaptureOption> {
     GROUPS.iter().flat_map(|group| group.options.iter().copied())
-}
-
-const fn example(value: &'static str, means: fn(&mut Policy), empty: Empty) -> Option<Example> {
-    Some(Example { value, means, empty })
 }
 
 fn nothing(_: &mut Draft<'_>) -> Result<(), ConfigError> {
@@ -173,6 +171,46 @@ fn nothing(_: &mut Draft<'_>) -> Result<(), ConfigError> {
 }
 
 impl CaptureOption {
+    const fn letter(self, letter: char) -> Self {
+        Self { short: Some(letter), ..self }
+    }
+
+    const fn second_variable(self, name: &'static str) -> Self {
+        Self { second_variable: Some(name), ..self }
+    }
+
+    const fn help(self, help: &'static str) -> Self {
+        Self { help, ..self }
+    }
+
+    const fn long_help(self, long_help: &'static str) -> Self {
+        Self { long_help, ..self }
+    }
+
+    const fn row(self, row: &'static str) -> Self {
+        Self { row, ..self }
+    }
+
+    const fn text(self, set: fn(&mut Draft<'_>, &FlagInput) -> Result<(), ConfigError>) -> Self {
+        Self { set: Set::Text(set), ..self }
+    }
+
+    const fn switch(self, set: fn(&mut Draft<'_>, &str, bool)) -> Self {
+        Self { set: Set::Switch(set), ..self }
+    }
+
+    const fn note(self, text: &'static str) -> Self {
+        Self { set: Set::Note(text), ..self }
+    }
+
+    const fn annotations(self, annotations: &'static [Annotation]) -> Self {
+        Self { annotations, ..self }
+    }
+
+    const fn example(self, value: &'static str, means: fn(&mut Policy), empty: Empty) -> Self {
+        Self { example: Some(Example { value, means, empty }), ..self }
+    }
+
     /// The flag's name, or the variable's.
     pub fn name(&self) -> &'static str {
         self.long.or(self.variable).unwrap_or_default()

@@ -4,7 +4,7 @@
 //! iptables in the original, in the image it runs in, here in the target's root filesystem.
 
 use super::proxy::{PROXY_GID, PROXY_UID};
-use super::{CaptureOption, Group, OPTION, Row, Set, Value};
+use super::{CaptureOption, Group, variable};
 use crate::policy::draft::{Base, Draft};
 use crate::policy::error::ConfigError;
 use crate::policy::model::Selection;
@@ -26,60 +26,43 @@ pub(super) static GROUP: Group = Group {
     finish: note_useless_exclusions,
 };
 
-static OWNER_GROUPS: CaptureOption = CaptureOption {
-    variable: Some("ISTIO_OUTBOUND_OWNER_GROUPS"),
-    value: Value::Text(""),
-    help: "groups whose traffic is captured, up to 64 numbers or\nnames; `*` (default) for all, empty for none",
-    row: Row {
-        original: "`*`",
-        here: "up to 64 numbers, or names with `--pid`",
-        tested: "`parity_options` `options_one_by_one`; names: `owner_groups`",
-    },
-    set: Set::Text(|draft, input| {
+static OWNER_GROUPS: CaptureOption = variable("ISTIO_OUTBOUND_OWNER_GROUPS")
+    .help(
+        "groups whose traffic is captured, up to 64 numbers or\nnames; `*` (default) for all, \
+         empty for none",
+    )
+    .row(
+        "`*` | up to 64 numbers, or names with `--pid` | `parity_options` \
+         `options_one_by_one`; names: `owner_groups`",
+    )
+    .text(|draft, input| {
         range::group_limit(input.name(), parse::items(input.text()).count())?;
         draft.policy.owner_groups = match input.text() {
             "*" => Selection::All,
             list => Selection::of(groups(draft.target, input.name(), list)?),
         };
         Ok(())
-    }),
-    ..OPTION
-};
+    });
 
-static OWNER_GROUPS_EXCLUDE: CaptureOption = CaptureOption {
-    variable: Some("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE"),
-    value: Value::Text(""),
-    help: "groups whose traffic is not, where it is `*`",
-    row: Row {
-        original: "none",
-        here: "only where the former is `*`",
-        tested: "`parity_options` `options_one_by_one`",
-    },
-    set: Set::Text(|draft, input| {
+static OWNER_GROUPS_EXCLUDE: CaptureOption = variable("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE")
+    .help("groups whose traffic is not, where it is `*`")
+    .row("none | only where the former is `*` | `parity_options` `options_one_by_one`")
+    .text(|draft, input| {
         let all = draft.policy.owner_groups == Selection::All;
         if !all && parse::items(input.text()).next().is_some() {
-            let text = "has no effect: groups are excluded only where all are captured (ISTIO_OUTBOUND_OWNER_GROUPS='*')";
+            let text = "has no effect: groups are excluded only where all are captured \
+                        (ISTIO_OUTBOUND_OWNER_GROUPS='*')";
             draft.notes.push(Note::warning(input.name(), text));
         }
         // The original does not look at a list it does not use.
         draft.policy.owner_groups_exclude =
             if all { groups(draft.target, input.name(), input.text())? } else { Vec::new() };
         Ok(())
-    }),
-    ..OPTION
-};
+    });
 
-static ENVOY_USER: CaptureOption = CaptureOption {
-    variable: Some("ENVOY_USER"),
-    value: Value::Text(""),
-    help: "gives the uid where --proxy-uid is empty (istio-proxy)",
-    row: Row {
-        original: "istio-proxy",
-        here: "where `--proxy-uid` is empty",
-        tested: "not on the kernel: `the_proxys_users_and_groups`",
-    },
-    ..OPTION
-};
+static ENVOY_USER: CaptureOption = variable("ENVOY_USER")
+    .help("gives the uid where --proxy-uid is empty (istio-proxy)")
+    .row("istio-proxy | where `--proxy-uid` is empty | not on the kernel: `the_proxys_users_and_groups`");
 
 #[expect(clippy::unnecessary_wraps, reason = "one type for all options")]
 fn note_useless_exclusions(draft: &mut Draft<'_>) -> Result<(), ConfigError> {

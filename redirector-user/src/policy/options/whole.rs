@@ -1,6 +1,6 @@
 //! What concerns capture as a whole.
 
-use super::{CaptureOption, DRY_RUN, Group, OPTION, Row, WHOLE};
+use super::{CaptureOption, DRY_RUN, Group, Value, WHOLE, flag};
 use crate::policy::draft::{Base, Draft};
 use crate::policy::error::ConfigError;
 use crate::policy::flags::Ipv6;
@@ -10,18 +10,13 @@ use std::net::IpAddr;
 pub(super) static GROUP: Group =
     Group { heading: Some(WHOLE), options: &[&DUAL_STACK, &DRY_RUN], finish: set_ipv6 };
 
-static DUAL_STACK: CaptureOption = CaptureOption {
-    long: Some("dual-stack"),
-    variable: Some("DUAL_STACK"),
-    second_variable: Some("ISTIO_DUAL_STACK"),
-    help: "With --ipv6 auto: any IPv6 address turns IPv6 on (variable ISTIO_DUAL_STACK, too)",
-    row: Row {
-        original: "false",
-        here: "with `--ipv6 auto`: any IPv6 address of the target turns IPv6 on, not only the first address",
-        tested: "`annotations` `one_by_one`, parity",
-    },
-    ..OPTION
-};
+static DUAL_STACK: CaptureOption = flag("dual-stack", "DUAL_STACK", Value::Switch)
+    .second_variable("ISTIO_DUAL_STACK")
+    .help("With --ipv6 auto: any IPv6 address turns IPv6 on (variable ISTIO_DUAL_STACK, too)")
+    .row(
+        "false | with `--ipv6 auto`: any IPv6 address of the target turns IPv6 on, not only \
+         the first address | `annotations` `one_by_one`, parity",
+    );
 
 fn set_ipv6(draft: &mut Draft<'_>) -> Result<(), ConfigError> {
     let dual = draft.flags.switch(&DUAL_STACK);
