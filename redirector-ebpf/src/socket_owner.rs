@@ -2,14 +2,15 @@
 
 use crate::ctx::Sock;
 use crate::maps::{ActivePolicy, constant};
+use crate::verifier::opaque;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use redirector_common::abi::flag;
 use redirector_common::routing::Owner;
 
 #[inline(always)]
 pub fn of(sk: Sock, active: &ActivePolicy) -> Owner {
-    let (uid, gid) = credentials(sk);
-    let proxy = active.has(flag::PROXY_CGROUP) && is_in_cgroup(sk, active.policy.proxy_cgroup);
+    let (uid, gid) = opaque(credentials(sk));
+    let proxy = opaque(active.has(flag::PROXY_CGROUP) && is_in_cgroup(sk, active.policy.proxy_cgroup));
     Owner { uid, gid, proxy, mark: sk.mark() }
 }
 

@@ -1,6 +1,6 @@
 //! PREROUTING → ISTIO_INBOUND: connections that arrive from the network.
 
-use super::{Decision, Lists, Question};
+use super::{Decision, Lists, Question, fields};
 use crate::Addr;
 use crate::abi::{List, Policy, flag};
 use crate::rule::Counter;
@@ -56,27 +56,13 @@ pub fn is_included<L: Lists>(policy: &Policy, lists: &L, dst: &Addr) -> bool {
 }
 
 impl<L: Lists> Question<'_, L, Incoming> {
-    #[inline(always)]
-    fn dst(&self) -> Addr {
-        self.lists.read(&self.connection.dst)
-    }
-
-    #[inline(always)]
-    fn dport(&self) -> u16 {
-        self.lists.read(&self.connection.dport)
-    }
-
-    #[inline(always)]
-    fn iif(&self) -> u32 {
-        self.lists.read(&self.connection.iif)
-    }
+    fields! { dst: Addr, dport: u16, iif: u32, local: bool }
 
     /// The routes know the interface by its name, so it may be younger than the list.
     #[inline(always)]
     fn is_from_virtual_interface(&self) -> bool {
         self.has(flag::HAS_VIRTUAL_INTERFACES)
-            && (!self.lists.read(&self.connection.local)
-                || self.lists.holds(List::VirtualInterfaces, self.iif()))
+            && (!self.local() || self.lists.holds(List::VirtualInterfaces, self.iif()))
     }
 
     /// TPROXY's chain has no rule for the tunnel port.

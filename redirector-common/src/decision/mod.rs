@@ -65,6 +65,17 @@ impl Decision {
     }
 }
 
+/// Reads a field of the connection.
+macro_rules! fields {
+    ($($name:ident: $type:ty),*) => { $(
+        #[inline(always)]
+        fn $name(&self) -> $type {
+            self.lists.read(&self.connection.$name)
+        }
+    )* };
+}
+use fields;
+
 /// A policy that is asked about a connection.
 struct Question<'a, L, C> {
     policy: &'a Policy,

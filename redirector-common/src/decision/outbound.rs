@@ -1,6 +1,6 @@
 //! OUTPUT → ISTIO_OUTPUT: connections of the pod's own sockets.
 
-use super::{Decision, Lists, Question};
+use super::{Decision, Lists, Question, fields};
 use crate::Addr;
 use crate::abi::{List, Policy, flag};
 use crate::rule::Counter::{self, *};
@@ -100,7 +100,7 @@ impl<L: Lists> Question<'_, L, Outgoing> {
         if self.in_list(List::ExcludeOutPorts, self.dport().into()) {
             return Some(Decision::by(OutExcludedPort));
         }
-        if self.is_on_lo() && self.is_from_passthrough() {
+        if self.lo() && self.is_from_passthrough() {
             return Some(Decision::by(OutPassthroughSource));
         }
         None
@@ -110,7 +110,7 @@ impl<L: Lists> Question<'_, L, Outgoing> {
     #[inline(always)]
     fn by_owner(&self) -> Option<Decision> {
         if self.has(flag::PROXY_CGROUP)
-            && let Some(rule) = self.rules_of(&PROXY_CGROUP, self.is_created_by_proxy(), || false)
+            && let Some(rule) = self.rules_of(&PROXY_CGROUP, self.proxy(), || false)
         {
             return Some(rule);
         }
@@ -178,7 +178,7 @@ impl<L: Lists> Question<'_, L, Outgoing> {
         if self.in_networks(List::ExcludeCidrs, &self.dst()) {
             return Decision::by(OutExcludedCidr);
         }
-        if !self.is_tcp() {
+        if !self.tcp() {
             return Decision::by(OutDefault);
         }
         if self.in_list(List::IncludeOutPorts, self.dport().into()) {
@@ -199,8 +199,8 @@ impl<L: Lists> Question<'_, L, Outgoing> {
     #[inline(always)]
     fn mangle_captures(&self) -> bool {
         !self.in_list(List::ExcludeInterfaces, self.oif())
-            && self.is_on_lo()
-            && self.is_tcp()
+            && self.lo()
+            && self.tcp()
             && self.mark() != self.policy.tproxy_mark
             && !self.is_from_passthrough()
             && !self.policy.is_loopback_exempt(&self.dst())
@@ -210,7 +210,7 @@ impl<L: Lists> Question<'_, L, Outgoing> {
 
     #[inline(always)]
     fn is_proxys(&self) -> bool {
-        self.has(flag::PROXY_CGROUP) && self.is_created_by_proxy()
+        self.has(flag::PROXY_CGROUP) && self.proxy()
             || self.has(flag::HAS_UIDS)
                 && (self.uid() == self.policy.first_uid || self.in_list(List::ProxyUids, self.uid()))
             || self.has(flag::HAS_GIDS)
@@ -229,8 +229,8 @@ impl<L: Lists> Question<'_, L, Outgoing> {
 
     #[inline(always)]
     fn is_self_call(&self) -> bool {
-        self.is_on_lo()
-            && self.is_tcp()
+        self.lo()
+            && self.tcp()
             && self.dport() != self.policy.tunnel_port
             && !self.policy.is_loopback_exempt(&self.dst())
     }
@@ -238,9 +238,9 @@ impl<L: Lists> Question<'_, L, Outgoing> {
     /// The app's own traffic on lo passes; with DNS capture only TCP, and not to port 53.
     #[inline(always)]
     fn others_pass(&self) -> bool {
-        self.is_on_lo()
+        self.lo()
             && !self.has(flag::LOOPBACK_INCLUDED)
-            && ((self.is_tcp() && self.dport() != 53) || !self.has(flag::DNS))
+            && ((self.tcp() && self.dport() != 53) || !self.has(flag::DNS))
     }
 
     #[inline(always)]
@@ -248,53 +248,5 @@ impl<L: Lists> Question<'_, L, Outgoing> {
         self.src().same(&Addr::PASSTHROUGH_V4) || self.src().same(&Addr::PASSTHROUGH_V6)
     }
 
-    #[inline(always)]
-    fn dst(&self) -> Addr {
-        self.lists.read(&self.connection.dst)
-    }
-
-    #[inline(always)]
-    fn src(&self) -> Addr {
-        self.lists.read(&self.connection.src)
-    }
-
-    #[inline(always)]
-    fn dport(&self) -> u16 {
-        self.lists.read(&self.connection.dport)
-    }
-
-    #[inline(always)]
-    fn is_tcp(&self) -> bool {
-        self.lists.read(&self.connection.tcp)
-    }
-
-    #[inline(always)]
-    fn is_on_lo(&self) -> bool {
-        self.lists.read(&self.connection.lo)
-    }
-
-    #[inline(always)]
-    fn oif(&self) -> u32 {
-        self.lists.read(&self.connection.oif)
-    }
-
-    #[inline(always)]
-    fn uid(&self) -> u32 {
-        self.lists.read(&self.connection.uid)
-    }
-
-    #[inline(always)]
-    fn gid(&self) -> u32 {
-        self.lists.read(&self.connection.gid)
-    }
-
-    #[inline(always)]
-    fn is_created_by_proxy(&self) -> bool {
-        self.lists.read(&self.connection.proxy)
-    }
-
-    #[inline(always)]
-    fn mark(&self) -> u32 {
-        self.lists.read(&self.connection.mark)
-    }
+    fields! { dst: Addr, src: Addr, dport: u16, oif: u32, uid: u32, gid: u32, mark: u32, tcp: bool, lo: bool, proxy: bool }
 }

@@ -1,15 +1,15 @@
 //! connect(): the outbound decision, taken once for each connection.
 
+use super::outbound::{self, Outbound};
 use super::{ALLOW, ENOBUFS, refuse, udp_dns};
 use crate::ctx::{Family, IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr};
-use crate::maps::{self, ActivePolicy, count};
+use crate::maps::{self, count};
 use crate::source_address::{Bound, is_worth_binding};
 use crate::verifier::opaque;
-use crate::{listeners, netns, socket_owner, socket_state};
+use crate::{listeners, netns, socket_state};
 use redirector_common::Addr;
 use redirector_common::abi::{SockKind, SockState, flag};
-use redirector_common::decision::{self, Decision, Outgoing};
-use redirector_common::routing::{self, effective};
+use redirector_common::routing;
 use redirector_common::rule::{Counter, Verdict};
 
 const ENETUNREACH: u16 = 101;
@@ -52,34 +52,31 @@ fn handle(ctx: &SockAddr) -> Result<(), u16> {
     if !(tcp || dns) || !netns::is_ours(ctx) {
         return Ok(());
     }
-    if dns {
-        return udp_dns::connect(ctx, &active);
-    }
     let Some(sk) = ctx.sock() else { return Ok(()) };
-
-    let bound = Bound::of(ctx, sk, socket_state::get(sk).as_deref());
-    let (bound, dst) = opaque((bound, effective(ctx.addr(), &bound.addr)));
-    if !dst.is_v4() && !active.has(flag::IPV6) {
+    let bound = &opaque(Bound::of(ctx, sk, socket_state::get(sk).as_deref()));
+    if !tcp && ctx.port() != udp_dns::PORT {
+        udp_dns::pass(ctx, sk, bound);
         return Ok(());
     }
-    let route = &opaque(*active.route(dst));
-    let owner = socket_owner::of(sk, &active);
-    let outgoing = opaque(Outgoing::routed(true, &bound.addr, dst, ctx.port(), route, owner));
-    let decision = opaque(decision::outgoing(active.policy, &active, &outgoing));
-
-    if decision.is_pass() {
-        let kind = passing(&active, &outgoing, &bound);
+    let tcp = opaque(tcp);
+    let outbound = outbound::decide(ctx, &active, sk, bound, tcp);
+    if !tcp {
+        return udp_dns::connect(ctx, sk, bound, outbound.as_ref());
+    }
+    let Some(o) = outbound else { return Ok(()) };
+    if o.decision.is_pass() {
+        let kind = passing(&o);
         // By its ORIGINAL_DST entry sk_lookup tells it from a connection of the network. Without the entry it would
         // loop back to the proxy.
         if kind == SockKind::TRANSPARENT && active.is_full() {
             count(Counter::RefusedFull);
             return Err(ENOBUFS);
         }
-        count(decision.rule);
-        return pass(ctx, sk, &bound, kind, decision.rule);
+        count(o.decision.rule);
+        return pass(ctx, sk, bound, kind, o.decision.rule);
     }
     // netfilter sees a packet only after routing has accepted it, so routing's errors come first.
-    if let Some(errno) = routing::unroutable(&dst, &bound.addr, route, outgoing.lo) {
+    if let Some(errno) = routing::unroutable(&o.packet.dst, &bound.addr, &o.route, o.packet.lo) {
         count(Counter::RefusedByRoute);
         return Err(errno);
     }
@@ -87,18 +84,19 @@ fn handle(ctx: &SockAddr) -> Result<(), u16> {
         count(Counter::RefusedFull);
         return Err(ENOBUFS);
     }
-    count(decision.rule);
-    redirect(ctx, sk, &Redirect { active, bound, outgoing, decision, source: route.source_for(&dst) })
+    count(o.decision.rule);
+    redirect(ctx, sk, &o)
 }
 
 /// What a socket is whose connection passes: in TPROXY mode the proxy may connect from its client's address.
 #[inline(always)]
-fn passing(active: &ActivePolicy, outgoing: &Outgoing, bound: &Bound) -> SockKind {
-    let transparent = active.has(flag::TPROXY)
-        && outgoing.lo
-        && !bound.addr.is_unspecified()
-        && !bound.addr.is_loopback()
-        && !active.is_local(bound.addr);
+fn passing(o: &Outbound<'_>) -> SockKind {
+    let bound = &o.bound.addr;
+    let transparent = o.active.has(flag::TPROXY)
+        && o.packet.lo
+        && !bound.is_unspecified()
+        && !bound.is_loopback()
+        && !o.active.is_local(*bound);
     if transparent { SockKind::TRANSPARENT } else { SockKind::PASSED }
 }
 
@@ -122,74 +120,65 @@ fn pass(ctx: &SockAddr, sk: Sock, bound: &Bound, kind: SockKind, rule: Counter) 
     Ok(())
 }
 
-struct Redirect {
-    active: ActivePolicy,
-    bound: Bound,
-    outgoing: Outgoing,
-    decision: Decision,
-    /// The source address routing would choose.
-    source: Addr,
-}
-
 #[inline(always)]
-fn redirect(ctx: &SockAddr, sk: Sock, r: &Redirect) -> Result<(), u16> {
+fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound<'_>) -> Result<(), u16> {
     // Without memory for its state the connection would lose its destination.
     let Some(state) = socket_state::get_or_create(sk) else {
         count(Counter::RefusedUnstored);
         return Err(ENOBUFS);
     };
-    if r.decision.rule as u32 == Counter::OutTproxyLoopback as u32 {
+    if o.decision.rule as u32 == Counter::OutTproxyLoopback as u32 {
         // TPROXY changes no address: sk_lookup gives the connection to the listener.
-        *state = redirected(r, 0, r.outgoing.dst, r.outgoing.dport);
-        r.bound.undo(ctx);
+        *state = redirected(o, 0, o.packet.dst, o.packet.dport);
+        o.bound.undo(ctx);
         return Ok(());
     }
-    let proxy = opaque(source(ctx, r, state));
-    let policy = r.active.policy;
-    let port = match r.decision.verdict {
+    let proxy = opaque(source(ctx, o, state));
+    let policy = o.active.policy;
+    let port = match o.decision.verdict {
         Verdict::Inbound => policy.inbound_port,
         Verdict::Dns => policy.dns_port,
         _ => policy.outbound_port,
     };
-    *state = redirected(r, state.bound_by_us, proxy, port);
+    *state = redirected(o, state.bound_by_us, proxy, port);
     ctx.set_name(&proxy, port);
     Ok(())
 }
 
 #[inline(always)]
-fn redirected(r: &Redirect, bound_by_us: u8, proxy: Addr, proxy_port: u16) -> SockState {
+fn redirected(o: &Outbound<'_>, bound_by_us: u8, proxy: Addr, proxy_port: u16) -> SockState {
     SockState {
         kind: SockKind::REDIRECTED,
         bound_by_us,
         pending: 1,
-        verdict: r.decision.verdict as u16,
-        orig: r.outgoing.dst,
+        verdict: o.decision.verdict as u16,
+        orig: o.packet.dst,
         proxy,
-        orig_port: r.outgoing.dport,
+        orig_port: o.packet.dport,
         proxy_port,
-        rule: r.decision.rule as u32,
+        rule: o.decision.rule as u32,
     }
 }
 
 /// Sees to it that the proxy sees the source that routing would choose; returns the address to connect to.
 #[inline(always)]
-fn source(ctx: &SockAddr, r: &Redirect, state: &mut SockState) -> Addr {
-    let proxy = opaque(if r.outgoing.dst.is_v4() { spread(r) } else { Addr::LOOPBACK_V6 });
-    if !r.bound.addr.is_unspecified() || r.source.is_unspecified() {
+fn source(ctx: &SockAddr, o: &Outbound<'_>, state: &mut SockState) -> Addr {
+    let proxy = opaque(if o.packet.dst.is_v4() { spread(o) } else { Addr::LOOPBACK_V6 });
+    if !o.bound.addr.is_unspecified() || o.source.is_unspecified() {
         return proxy;
     }
-    if r.bound.port != 0 {
+    if o.bound.port != 0 {
         // bpf_bind takes no socket that has a port. To its own address the kernel chooses
         // the same source as to the original destination; getsockname of the proxy is repaired.
-        return if r.source.is_loopback() { proxy } else { r.source };
+        return if o.source.is_loopback() { proxy } else { o.source };
     }
-    if is_worth_binding(&r.source) {
+    if is_worth_binding(&o.source) {
         state.bound_by_us = 1;
-        if !ctx.bind(&r.source) {
+        if !ctx.bind(&o.source) {
             count(Counter::SourceNotBound);
         }
     } else {
-        r.bound.undo(ctx);
+        o.bound.undo(ctx);
     }
     proxy
 }
@@ -199,11 +188,11 @@ fn source(ctx: &SockAddr, r: &Redirect, state: &mut SockState) -> Addr {
 /// port and destination. sk_lookup brings every address to the proxy's listener, so this
 /// needs a registered one; getsockname shows 127.0.0.1 to the proxy.
 #[inline(always)]
-fn spread(r: &Redirect) -> Addr {
-    if !r.active.has(flag::SPREAD) || !listeners::is_registered(&r.active, r.decision.verdict as u32) {
+fn spread(o: &Outbound<'_>) -> Addr {
+    if !o.active.has(flag::SPREAD) || !listeners::is_registered(o.active, o.decision.verdict as u32) {
         return Addr::LOOPBACK_V4;
     }
-    let hash = (r.outgoing.dst.v4_be() ^ (r.outgoing.dport as u32).rotate_left(16)).wrapping_mul(0x9e37_79b1);
+    let hash = (o.packet.dst.v4_be() ^ (o.packet.dport as u32).rotate_left(16)).wrapping_mul(0x9e37_79b1);
     // Octets 1 to 254: never 127.0.0.x, never the broadcast address of lo.
     let octet = |shift: u32| ((hash >> shift) & 0xff) % 254 + 1;
     Addr::v4((0x7f00_0000 | octet(8) << 16 | octet(16) << 8 | octet(24)).to_be())

@@ -20,7 +20,7 @@ pub fn select(ctx: &Lookup) -> u32 {
     if guests && maps::is_probed(ctx.remote_port(), ctx.local_port()) {
         return SK_DROP;
     }
-    let answer = if is_from_lo(ctx, &active) { from_lo(ctx) } else { from_network(ctx, &active) };
+    let answer = if opaque(is_from_lo(ctx, &active)) { from_lo(ctx) } else { from_network(ctx, &active) };
     let wanted = match answer {
         Ok(Wanted { role, to, else_pass }) => {
             Wanted { role: opaque(role), to: opaque(to), else_pass: opaque(else_pass) }
@@ -59,11 +59,11 @@ fn from_network(ctx: &Lookup, active: &ActivePolicy) -> Result<Wanted, Other> {
     {
         return Err(other);
     }
-    let dst = ctx.local();
+    let dst = opaque(ctx.local());
     if !dst.is_v4() && !active.has(flag::IPV6) {
         return Err(Other::Pass);
     }
-    let local = !active.has(flag::HAS_VIRTUAL_INTERFACES) || active.is_local(dst);
+    let local = opaque(!active.has(flag::HAS_VIRTUAL_INTERFACES) || active.is_local(dst));
     let incoming = opaque(Incoming { dst, dport: ctx.local_port(), iif: interface(ctx), local });
     let decision = opaque(decision::incoming(active.policy, active, &incoming));
     count(decision.rule);

@@ -1,41 +1,50 @@
 //! DNS over UDP: queries go to the proxy's DNS server, answers seem to come from the server
 //! that was asked. (DNS over TCP is a connection like any other.)
 
+use super::outbound::{self, Outbound};
 use super::{ALLOW, ENOBUFS, refuse};
 use crate::ctx::{IPPROTO_UDP, Sock, SockAddr};
 use crate::maps::{self, ActivePolicy, count};
 use crate::source_address::{Bound, is_worth_binding};
 use crate::verifier::opaque;
-use crate::{netns, socket_owner, socket_state};
-use redirector_common::Addr;
+use crate::{netns, socket_state};
 use redirector_common::abi::{SockKind, SockState, flag};
-use redirector_common::decision::{self, Outgoing};
-use redirector_common::routing::{self, effective};
+use redirector_common::routing;
 use redirector_common::rule::{Counter, Verdict};
 
-/// connect() of a UDP socket. `active`: the policy captures DNS.
+/// The only port that is captured.
+pub const PORT: u16 = 53;
+
+/// connect() of a UDP socket. `outbound`: None if it is of IPv6, and that is not captured.
 #[inline(always)]
-pub fn connect(ctx: &SockAddr, active: &ActivePolicy) -> Result<(), u16> {
-    let Some(sk) = ctx.sock() else { return Ok(()) };
-    let state = socket_state::get(sk);
-    let bound = Bound::of(ctx, sk, state.as_deref());
-    let Some(captured) = captured(ctx, active, sk, &bound)? else {
-        if let Some(state) = state {
-            state.kind = SockKind::NONE;
-            bound.undo(ctx);
-        }
+pub fn connect(ctx: &SockAddr, sk: Sock, bound: &Bound, outbound: Option<&Outbound<'_>>) -> Result<(), u16> {
+    let Some(o) = outbound else {
+        pass(ctx, sk, bound);
         return Ok(());
     };
-    let state = remember(sk, &captured)?;
-    if bound.addr.is_unspecified() && bound.port == 0 && is_worth_binding(&captured.source) {
-        if ctx.bind(&captured.source) {
+    if !is_captured(o)? {
+        pass(ctx, sk, bound);
+        return Ok(());
+    }
+    let state = remember(sk, o)?;
+    if bound.addr.is_unspecified() && bound.port == 0 && is_worth_binding(&o.source) {
+        if ctx.bind(&o.source) {
             state.bound_by_us = 1;
         } else {
             count(Counter::SourceNotBound);
         }
     }
-    ctx.set_name(&captured.proxy, captured.proxy_port);
+    ctx.set_name(&state.proxy, state.proxy_port);
     Ok(())
+}
+
+/// The socket goes its own way. What an earlier redirect left on it is undone.
+#[inline(always)]
+pub fn pass(ctx: &SockAddr, sk: Sock, bound: &Bound) {
+    if let Some(state) = socket_state::get(sk) {
+        state.kind = SockKind::NONE;
+        bound.undo(ctx);
+    }
 }
 
 #[inline(always)]
@@ -51,17 +60,23 @@ pub fn sendmsg(ctx: &SockAddr) -> i32 {
 fn send(ctx: &SockAddr) -> Result<(), u16> {
     let Some(active) = dns_policy(ctx) else { return Ok(()) };
     let Some(sk) = ctx.sock() else { return Ok(()) };
-    let bound = Bound::of(ctx, sk, None);
-    let Some(captured) = captured(ctx, &active, sk, &bound)? else { return Ok(()) };
+    if ctx.port() != PORT {
+        return Ok(());
+    }
+    let bound = &opaque(Bound::of(ctx, sk, None));
+    let Some(o) = outbound::decide(ctx, &active, sk, bound, false) else { return Ok(()) };
+    if !is_captured(&o)? {
+        return Ok(());
+    }
     // A connected socket keeps its peer.
     if sk.peer_port() == 0 {
-        remember(sk, &captured)?;
+        remember(sk, &o)?;
     }
     // The proxy sees the address the query would have come from.
-    if bound.addr.is_unspecified() && is_worth_binding(&captured.source) {
-        ctx.set_source(&captured.source);
+    if bound.addr.is_unspecified() && is_worth_binding(&o.source) {
+        ctx.set_source(&o.source);
     }
-    ctx.set_name(&captured.proxy, captured.proxy_port);
+    ctx.set_name(&o.packet.dst.localhost(), active.policy.dns_port);
     Ok(())
 }
 
@@ -84,53 +99,24 @@ fn dns_policy(ctx: &SockAddr) -> Option<ActivePolicy> {
     ours.then_some(active)
 }
 
-/// A query that goes to the proxy.
-struct Captured {
-    dst: Addr,
-    dport: u16,
-    source: Addr,
-    rule: Counter,
-    proxy: Addr,
-    proxy_port: u16,
-}
-
-/// None if the datagram goes its own way.
+/// Whether the query goes to the proxy; the errno of routing, which comes first.
 #[inline(always)]
-fn captured(ctx: &SockAddr, active: &ActivePolicy, sk: Sock, bound: &Bound) -> Result<Option<Captured>, u16> {
-    let dport = ctx.port();
-    if dport != 53 {
-        return Ok(None);
+fn is_captured(o: &Outbound<'_>) -> Result<bool, u16> {
+    if o.decision.verdict as u16 != Verdict::Dns as u16 {
+        count(o.decision.rule);
+        return Ok(false);
     }
-    let dst = opaque(effective(ctx.addr(), &bound.addr));
-    if !dst.is_v4() && !active.has(flag::IPV6) {
-        return Ok(None);
-    }
-    let route = &opaque(*active.route(dst));
-    let owner = socket_owner::of(sk, active);
-    let outgoing = opaque(Outgoing::routed(false, &bound.addr, dst, dport, route, owner));
-    let decision = opaque(decision::outgoing(active.policy, active, &outgoing));
-    if decision.verdict as u16 != Verdict::Dns as u16 {
-        count(decision.rule);
-        return Ok(None);
-    }
-    if let Some(errno) = routing::refused(&dst, &bound.addr, route, outgoing.lo) {
+    if let Some(errno) = routing::refused(&o.packet.dst, &o.bound.addr, &o.route, o.packet.lo) {
         count(Counter::RefusedByRoute);
         return Err(errno);
     }
-    count(decision.rule);
-    Ok(Some(Captured {
-        dst,
-        dport,
-        source: route.source_for(&dst),
-        rule: decision.rule,
-        proxy: dst.localhost(),
-        proxy_port: active.policy.dns_port,
-    }))
+    count(o.decision.rule);
+    Ok(true)
 }
 
 /// Stores whom the socket has asked. Without memory for it the answer would come from a stranger.
 #[inline(always)]
-fn remember(sk: Sock, c: &Captured) -> Result<&'static mut SockState, u16> {
+fn remember(sk: Sock, o: &Outbound<'_>) -> Result<&'static mut SockState, u16> {
     let Some(state) = socket_state::get_or_create(sk) else {
         count(Counter::RefusedUnstored);
         return Err(ENOBUFS);
@@ -140,11 +126,11 @@ fn remember(sk: Sock, c: &Captured) -> Result<&'static mut SockState, u16> {
         bound_by_us: state.bound_by_us,
         pending: 0,
         verdict: Verdict::Dns as u16,
-        orig: c.dst,
-        proxy: c.proxy,
-        orig_port: c.dport,
-        proxy_port: c.proxy_port,
-        rule: c.rule as u32,
+        orig: o.packet.dst,
+        proxy: o.packet.dst.localhost(),
+        orig_port: o.packet.dport,
+        proxy_port: o.active.policy.dns_port,
+        rule: o.decision.rule as u32,
     };
     Ok(state)
 }
