@@ -1,15 +1,17 @@
 //! The registry of the proxy's listeners: a listener is registered when it starts to listen, and given the connections
 //! that are for it.
 
-use crate::ctx::{AF_INET6, Lookup, Ops, Sock};
+use crate::ctx::{AF_INET6, Family, Lookup, Ops, Sock};
 use crate::maps::{self, ActivePolicy, LISTENERS, count};
-use crate::verifier::opaque;
+use crate::verifier::{is_zero, opaque};
 use crate::{netns, socket_state};
-use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_sock_map_update};
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::helpers::generated::{
+    bpf_get_prandom_u32, bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_sock_map_update,
+};
 use core::hint::black_box;
 use redirector_common::Addr;
-use redirector_common::abi::{LISTENER_SLOTS, ListenerRole, SockKind};
+use redirector_common::abi::{LISTENER_SLOTS, LOOPBACK_IFINDEX, ListenerRole, SockKind};
 use redirector_common::rule::Counter;
 
 /// listen(): if it is on a port of the proxy, register the socket.
@@ -39,49 +41,86 @@ pub fn register(ops: &Ops) {
     let mut n = 0;
     while n < LISTENER_SLOTS {
         // Or LLVM would count the element instead, whose bounds the verifier does not know.
-        let mut element = first + black_box(n);
-        n += 1;
-        let key = &raw mut element;
-        // SAFETY: the context of this run, a map, a key. An element empties by itself when its socket closes.
-        if unsafe { bpf_sock_map_update(ops.raw(), LISTENERS.raw(), key.cast(), BPF_NOEXIST as u64) } == 0 {
+        if put(ops, first + black_box(n), BPF_NOEXIST) {
             return;
         }
+        n += 1;
     }
-    count(Counter::ListenerNotRegistered);
+    // All are taken: of a reload the newest are those that stay.
+    // SAFETY: a helper without arguments.
+    let any = unsafe { bpf_get_prandom_u32() } % LISTENER_SLOTS;
+    if !put(ops, first + any, BPF_ANY) {
+        count(Counter::ListenerNotRegistered);
+    }
 }
 
-/// Gives a connection to a registered listener: for IPv4 first to IPv4 listeners, then to dual-stack ones
-/// (their elements follow). `to`: where REDIRECT would send it.
 #[inline(always)]
-pub fn assign(ctx: &Lookup, active: &ActivePolicy, role: u32, to: &Addr) -> bool {
+fn put(ops: &Ops, mut element: u32, flags: u32) -> bool {
+    let key = &raw mut element;
+    // SAFETY: the context of this run, a map, a key. An element empties by itself when its socket closes.
+    unsafe { bpf_sock_map_update(ops.raw(), LISTENERS.raw(), key.cast(), flags.into()) == 0 }
+}
+
+/// Where REDIRECT would send a connection.
+#[derive(Clone, Copy)]
+pub struct RedirectedTo {
+    pub addr: Addr,
+    /// The interface that its packets enter by, 0 if the kernel does not tell.
+    pub interface: u32,
+}
+
+impl RedirectedTo {
+    /// What comes over lo: 127.0.0.1 or ::1.
+    #[inline(always)]
+    pub fn localhost(of: &Addr) -> Self {
+        Self { addr: of.localhost(), interface: LOOPBACK_IFINDEX }
+    }
+}
+
+/// Gives a connection to a registered listener that can take it: for IPv4 to an IPv4 listener or a dual-stack one.
+#[inline(always)]
+pub fn assign(ctx: &Lookup, active: &ActivePolicy, role: u32, to: &RedirectedTo) -> bool {
     let Some(first) = first_element(active, role) else { return false };
     let first = opaque(first);
-    let mut n = if ctx.family() == AF_INET6 { LISTENER_SLOTS } else { 0 };
-    while n < 2 * LISTENER_SLOTS {
+    let ipv4 = ctx.family() != AF_INET6;
+    let mut n = 0;
+    while n < LISTENER_SLOTS {
         // Or LLVM would count the element instead, whose bounds the verifier does not know.
         let element = first + black_box(n);
         n += 1;
-        let Some(sk) = get(element) else { continue };
-        let assigned = opaque(is_reachable(sk, to))
-            // SAFETY: helper of sk_lookup programs; EAFNOSUPPORT for a v6only socket and IPv4.
-            && unsafe { bpf_sk_assign(ctx.raw(), sk.0.cast(), 0) } == 0;
-        release(sk);
-        if assigned {
+        // In turn, so that a registry of dual-stack listeners alone is not searched to its end.
+        if ipv4 && give(ctx, element, Family::V4, to) || give(ctx, element + LISTENER_SLOTS, Family::V6, to) {
             return true;
         }
     }
     false
 }
 
-/// Whether a listener that takes IPv4 is registered (cheap: the first element of each family).
+/// Gives the connection to the listener in an element, if it can take it.
 #[inline(always)]
-pub fn is_registered(active: &ActivePolicy, role: u32) -> bool {
+fn give(ctx: &Lookup, element: u32, family: Family, to: &RedirectedTo) -> bool {
+    let Some(sk) = get(element) else { return false };
+    let given = can_take(sk, family, to)
+        // SAFETY: helper of sk_lookup programs; EAFNOSUPPORT for a v6only socket and IPv4.
+        && unsafe { bpf_sk_assign(ctx.raw(), sk.0.cast(), 0) } == 0;
+    release(sk);
+    given
+}
+
+/// Whether a listener is registered that can take a connection over lo (cheap: the first element of a family).
+#[inline(always)]
+pub fn is_registered(active: &ActivePolicy, role: u32, dst: &Addr) -> bool {
     let Some(first) = first_element(active, role) else { return false };
-    let found = get(first).or_else(|| get(first + LISTENER_SLOTS));
-    found.is_some_and(|sk| {
-        release(sk);
-        true
-    })
+    let to = &RedirectedTo::localhost(dst);
+    dst.is_v4() && is_usable(first, Family::V4, to) || is_usable(first + LISTENER_SLOTS, Family::V6, to)
+}
+
+#[inline(always)]
+fn is_usable(element: u32, family: Family, to: &RedirectedTo) -> bool {
+    let Some(sk) = get(element) else { return false };
+    let usable = can_take(sk, family, to);
+    release(sk);
+    usable
 }
 
 /// The first element for a role, which is given as a number.
@@ -91,12 +130,20 @@ fn first_element(active: &ActivePolicy, role: u32) -> Option<u32> {
     Some(ListenerRole::from_number(registered)?.first_element(active.slot, false))
 }
 
-/// Whether REDIRECT would reach this listener. It goes to 127.0.0.1 or ::1 on lo, and to the pod's address from the
-/// network: a listener on another address beside the proxy must not get the proxy's connections.
+/// Whether REDIRECT would reach this listener: a listener on another address or interface beside the proxy must not get
+/// the proxy's connections. Without branches: the verifier would follow each for every element.
 #[inline(always)]
-fn is_reachable(sk: Sock, to: &Addr) -> bool {
-    let bound = sk.local();
-    bound.is_unspecified() || bound.same(to)
+fn can_take(sk: Sock, family: Family, to: &RedirectedTo) -> bool {
+    let (bound, interface) = (sk.local_of(family), sk.bound_interface());
+    let any = is_zero(match family {
+        Family::V4 => bound.words[3],
+        Family::V6 => bound.words[0] | bound.words[1] | bound.words[2] | bound.words[3],
+    });
+    let same = is_zero(bound.difference(&to.addr));
+    // Without `ingress_ifindex` only lo is known.
+    let not_lo = is_zero(to.interface) & (is_zero(interface ^ LOOPBACK_IFINDEX) ^ 1);
+    let here = is_zero(interface) | is_zero(interface ^ to.interface) | not_lo;
+    (any | same) & here != 0
 }
 
 /// The listener in an element, with a reference that must be released.

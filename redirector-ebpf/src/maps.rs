@@ -255,7 +255,13 @@ pub fn is_probed(sport: u16, dport: u16) -> bool {
 
 #[inline(always)]
 pub fn count(counter: Counter) {
-    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+    count_number(counter as u32);
+}
+
+/// Nothing happens if there is no counter of this number.
+#[inline(always)]
+pub fn count_number(counter: u32) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter) {
         // SAFETY: this CPU's own element.
         unsafe { *value += 1 };
     }

@@ -1,6 +1,8 @@
 //! What keeps the verifier's work small. It follows every path on its own as long as any register or stack slot
 //! differs, and it remembers of a value in a register what was tested.
 
+use crate::hooks::sk_lookup::Wanted;
+use crate::listeners::RedirectedTo;
 use crate::source_address::Bound;
 use redirector_common::Addr;
 use redirector_common::abi::Route;
@@ -21,6 +23,12 @@ fn zero() -> u64 {
 #[inline(always)]
 pub fn opaque<T: Opaque>(value: T) -> T {
     value.xor(zero())
+}
+
+/// 1 for zero, else 0, without a branch.
+#[inline(always)]
+pub fn is_zero(value: u32) -> u64 {
+    (u64::from(value) ^ zero()).wrapping_sub(1) >> 63
 }
 
 /// The value, read from memory once more: the verifier follows what is tested of it on one path, and not each
@@ -71,6 +79,8 @@ structs! {
     Incoming { dst, dport, iif, local }
     Route { source, oif, errno, local }
     Bound { addr, port, ours }
+    RedirectedTo { addr, interface }
+    Wanted { role, rule, to, else_pass }
 }
 
 impl Opaque for Addr {

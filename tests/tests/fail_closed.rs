@@ -40,6 +40,19 @@ fn as_many_connections_as_allowed_and_no_more() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A connection that is refused is counted once, as refused, and not by the rule that would have captured it.
+#[test]
+fn the_rule_of_a_refused_connection_is_not_counted() -> anyhow::Result<()> {
+    require_root!("bpftool");
+    let mut tested = TestPod::attached(&[])?;
+    tested.fixture.proxy = None;
+    let pod = tested.pod();
+    let seen = tested.fixture.world.observe_from_outside(&[Scenario::to(at(pod.v4(), SERVED))])?;
+    assert_eq!(seen[0].summary(), "ECONNREFUSED");
+    assert_eq!((tested.counter("refused_no_listener")?, tested.counter("in_all")?), (1, 0));
+    Ok(())
+}
+
 /// Room that the count says is there, and is not: the connection is refused on lo.
 #[test]
 fn an_original_destination_that_cannot_be_stored() -> anyhow::Result<()> {

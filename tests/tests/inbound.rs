@@ -55,6 +55,43 @@ fn any_member_of_a_group_may_close() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// More workers than the registry has room for: whichever end, connections go to those that are left.
+#[test]
+fn a_group_larger_than_the_registry() -> anyhow::Result<()> {
+    const MEMBERS: usize = 40;
+    let setup = Setup { proxy: proxy_listeners(MEMBERS), ..Setup::default() };
+    each(&setup, |fixture| {
+        let Some(proxy) = &mut fixture.proxy else { unreachable!("the setup has a proxy") };
+        for member in 0..MEMBERS - 1 {
+            proxy.close(2 * MEMBERS + member)?;
+            proxy.close(3 * MEMBERS + member)?;
+        }
+        assert_eq!(knock(fixture)?, CAPTURED);
+        Ok(())
+    })
+}
+
+/// A listener for each interface: a connection goes to the one that is bound to its interface, whichever is older.
+#[test]
+fn a_listener_for_each_interface() -> anyhow::Result<()> {
+    let on = |device: &str| {
+        [any4(INBOUND), any6(INBOUND)].map(|at| Listen { device: Some(device.to_owned()), ..Listen::on(at) })
+    };
+    for devices in [["lo", "eth0"], ["eth0", "lo"]] {
+        each(
+            &Setup { proxy: devices.iter().flat_map(|it| on(it)).collect(), ..Setup::default() },
+            |fixture| {
+                assert_eq!(knock(fixture)?, CAPTURED, "{devices:?}");
+                Ok(())
+            },
+        )?;
+    }
+    each(&Setup { proxy: on("lo").to_vec(), ..Setup::default() }, |fixture| {
+        assert_eq!(knock(fixture)?, ["ECONNREFUSED"]);
+        Ok(())
+    })
+}
+
 /// A group is replaced member by member, as when the proxy restarts hot: there is always one, never the same.
 #[test]
 fn a_group_may_be_replaced() -> anyhow::Result<()> {

@@ -7,6 +7,10 @@ use serde_json::Value;
 use redirector_tests::harness::kernel::{is_at_least, refusal};
 use redirector_tests::harness::prelude::*;
 
+/// Instructions that the verifier may follow for a program with every feature: a twentieth of what the kernel allows, and
+/// each newer kernel follows more.
+const VERIFIER_BUDGET: u64 = 50_000;
+
 /// Features by the versions that brought them; a distribution may have brought them to an older kernel.
 #[test]
 fn check_tells_what_is_there() -> anyhow::Result<()> {
@@ -28,7 +32,9 @@ fn check_tells_what_is_there() -> anyhow::Result<()> {
     assert!(programs.len() >= 13, "{findings:#?}");
     for program in programs {
         assert_eq!(program["present"], true, "{program:#}");
-        assert_eq!(program["verified_instructions"].is_u64(), is_at_least(5, 16), "{program:#}");
+        let verified = program["verified_instructions"].as_u64();
+        assert_eq!(verified.is_some(), is_at_least(5, 16), "{program:#}");
+        assert!(verified.is_none_or(|count| count < VERIFIER_BUDGET), "{program:#}");
     }
     Ok(())
 }

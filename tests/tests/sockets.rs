@@ -6,6 +6,7 @@ use redirector_tests::harness::pair::matrix::CALLERS;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::scenario::How;
 use redirector_tests::harness::probe::scenario::Udp;
+use redirector_tests::harness::server::{any4, any6};
 
 /// Destinations of every kind of verdict and error.
 fn destinations(pod: &Pod) -> Vec<Scenario> {
@@ -232,12 +233,15 @@ fn compare(sequence: &str, to: SocketAddr, options: &Options) -> anyhow::Result<
 fn ends_of_connections() -> anyhow::Result<()> {
     require_root!();
     for to in [SERVICE, at(VIP6, SERVED)] {
-        for sequence in ["reset", "ended", "refused", "reset-by-client", "client-listens", "same-twice"] {
+        for sequence in
+            ["reset", "ended", "refused", "reset-by-client", "client-first", "client-listens", "same-twice"]
+        {
             let seen = compare(sequence, to, &Options::sidecar())?;
             assert!(!seen.is_empty());
             if sequence == "reset-by-client" {
                 assert!(seen[0].contains(&to.to_string()), "{seen:?}");
             }
+            assert!(sequence != "client-first" || seen == ["the proxy's socket is gone: true"], "{seen:?}");
         }
     }
     Ok(())
@@ -277,5 +281,24 @@ fn query_from_loopback() -> anyhow::Result<()> {
         addresses.into_iter().flat_map(|address| [Udp::Connect, Udp::SendTo].map(|udp| from(address, udp)));
     let seen = pair.check(&[Part::of(APP, scenarios.collect())])?;
     assert_eq!(seen[0].connect.as_deref(), Some("EINVAL"), "{seen:#?}");
+    Ok(())
+}
+
+/// A socket that is bound to the proxy's port is not redirected to itself.
+#[test]
+fn a_socket_with_the_proxys_port() -> anyhow::Result<()> {
+    require_root!();
+    for by in [Redirection::iptables(), Redirection::redirector()] {
+        let label = by.label();
+        let refused = if label == "iptables" { "ECONNREFUSED" } else { kernel::refusal("ECONNREFUSED") };
+        let fixture = Fixture::with(by, &Setup { proxy: Vec::new(), ..Setup::default() })?;
+        let scenarios = [
+            Scenario::to(SERVICE).bound(any4(OUTBOUND)),
+            Scenario::to(at(VIP6, SERVED)).bound(any6(OUTBOUND)),
+        ];
+        for seen in fixture.pod().observe(APP, &scenarios)? {
+            assert_eq!(seen.summary(), refused, "{label}: {seen:#?}");
+        }
+    }
     Ok(())
 }

@@ -85,11 +85,16 @@ impl Addr {
     /// Equality that LLVM keeps as four word comparisons (no `memcmp` call in BPF).
     #[inline(always)]
     pub const fn same(&self, other: &Self) -> bool {
-        ((self.words[0] ^ other.words[0])
+        self.difference(other) == 0
+    }
+
+    /// The bits in which the words differ; 0 if the addresses are equal.
+    #[inline(always)]
+    pub const fn difference(&self, other: &Self) -> u32 {
+        (self.words[0] ^ other.words[0])
             | (self.words[1] ^ other.words[1])
             | (self.words[2] ^ other.words[2])
-            | (self.words[3] ^ other.words[3]))
-            == 0
+            | (self.words[3] ^ other.words[3])
     }
 }
 

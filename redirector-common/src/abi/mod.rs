@@ -19,7 +19,7 @@ pub use socket::{
 
 /// Version of everything in this module. It goes up when a layout or a meaning changes; an
 /// instance made with another version is replaced as a whole, never edited.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Index of `lo` in every network namespace (LOOPBACK_IFINDEX).
 pub const LOOPBACK_IFINDEX: u32 = 1;

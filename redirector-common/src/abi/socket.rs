@@ -157,9 +157,9 @@ impl ListenerRole {
     }
 }
 
-/// Elements for each role and family. Envoy has one listener for each worker, all in one SO_REUSEPORT group; any of
-/// them leads to the group, so not all need an element.
-pub const LISTENER_SLOTS: u32 = 16;
+/// Elements for each role and family. A proxy may have one listener for each worker, all in one SO_REUSEPORT group; any of
+/// them leads to the group. Of more listeners than elements the newest are registered.
+pub const LISTENER_SLOTS: u32 = 32;
 /// Elements of one policy.
 pub const LISTENERS_OF_POLICY: u32 = ListenerRole::ALL.len() as u32 * 2 * LISTENER_SLOTS;
 /// Elements of `LISTENERS`: two policies, because another policy may have other ports.

@@ -13,6 +13,7 @@ use redirector_common::routing;
 use redirector_common::rule::{Counter, Verdict};
 
 const ENETUNREACH: u16 = 101;
+const ECONNREFUSED: u16 = 111;
 
 #[inline(always)]
 pub fn connect(ctx: &SockAddr) -> i32 {
@@ -72,7 +73,6 @@ fn handle(ctx: &SockAddr) -> Result<(), u16> {
             count(Counter::RefusedFull);
             return Err(ENOBUFS);
         }
-        count(o.decision.rule);
         return pass(ctx, sk, bound, kind, o.decision.rule);
     }
     // netfilter sees a packet only after routing has accepted it, so routing's errors come first.
@@ -84,7 +84,6 @@ fn handle(ctx: &SockAddr) -> Result<(), u16> {
         count(Counter::RefusedFull);
         return Err(ENOBUFS);
     }
-    count(o.decision.rule);
     redirect(ctx, sk, &o)
 }
 
@@ -117,6 +116,7 @@ fn pass(ctx: &SockAddr, sk: Sock, bound: &Bound, kind: SockKind, rule: Counter) 
         count(Counter::RefusedUnstored);
         return Err(ENOBUFS);
     }
+    count(rule);
     Ok(())
 }
 
@@ -130,16 +130,22 @@ fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound<'_>) -> Result<(), u16> {
     if o.decision.rule as u32 == Counter::OutTproxyLoopback as u32 {
         // TPROXY changes no address: sk_lookup gives the connection to the listener.
         *state = redirected(o, 0, o.packet.dst, o.packet.dport);
+        count(o.decision.rule);
         o.bound.undo(ctx);
         return Ok(());
     }
-    let proxy = opaque(source(ctx, o, state));
     let policy = o.active.policy;
     let port = match o.decision.verdict {
         Verdict::Inbound => policy.inbound_port,
         Verdict::Dns => policy.dns_port,
         _ => policy.outbound_port,
     };
+    let Some(proxy) = source(ctx, o, port, state) else {
+        count(Counter::RefusedNoListener);
+        return Err(ECONNREFUSED);
+    };
+    let proxy = opaque(proxy);
+    count(o.decision.rule);
     *state = redirected(o, state.bound_by_us, proxy, port);
     ctx.set_name(&proxy, port);
     Ok(())
@@ -160,27 +166,46 @@ fn redirected(o: &Outbound<'_>, bound_by_us: u8, proxy: Addr, proxy_port: u16) -
     }
 }
 
-/// Sees to it that the proxy sees the source that routing would choose; returns the address to connect to.
+/// Sees to it that the proxy sees the source that routing would choose; returns the address to connect to. None if the
+/// socket itself has the proxy's port there: it would connect to itself.
 #[inline(always)]
-fn source(ctx: &SockAddr, o: &Outbound<'_>, state: &mut SockState) -> Addr {
-    let proxy = opaque(if o.packet.dst.is_v4() { spread(o) } else { Addr::LOOPBACK_V6 });
-    if !o.bound.addr.is_unspecified() || o.source.is_unspecified() {
-        return proxy;
+fn source(ctx: &SockAddr, o: &Outbound<'_>, port: u16, state: &mut SockState) -> Option<Addr> {
+    let (bound, source) = (&o.bound.addr, &o.source);
+    if !bound.is_unspecified() {
+        let from = if o.bound.port == port { &Addr::UNSPECIFIED } else { bound };
+        return Some(proxy_address(o, from));
+    }
+    if !is_worth_binding(source) {
+        o.bound.undo(ctx);
+        return Some(proxy_address(o, &Addr::UNSPECIFIED));
     }
     if o.bound.port != 0 {
         // bpf_bind takes no socket that has a port. To its own address the kernel chooses
         // the same source as to the original destination; getsockname of the proxy is repaired.
-        return if o.source.is_loopback() { proxy } else { o.source };
+        return (o.bound.port != port).then_some(*source);
     }
-    if is_worth_binding(&o.source) {
-        state.bound_by_us = 1;
-        if !ctx.bind(&o.source) {
-            count(Counter::SourceNotBound);
-        }
-    } else {
-        o.bound.undo(ctx);
+    if !ctx.bind(source) {
+        count(Counter::SourceNotBound);
+        return Some(proxy_address(o, &Addr::UNSPECIFIED));
     }
-    proxy
+    state.bound_by_us = 1;
+    Some(proxy_address(o, source))
+}
+
+/// Where to connect to from an address of the socket.
+///
+/// Not from another address to `::1`: the kernel answers there only for a socket (`tcp_v6_send_response` looks up the
+/// route without the device, and what answers for no socket leaves the pod). From an address to itself it stays on lo.
+#[inline(always)]
+fn proxy_address(o: &Outbound<'_>, from: &Addr) -> Addr {
+    let dst = &o.packet.dst;
+    if !listeners::is_registered(o.active, o.decision.verdict as u32, dst) {
+        return dst.localhost();
+    }
+    if dst.is_v4() {
+        return spread(o);
+    }
+    if is_worth_binding(from) && o.active.is_local(*from) { *from } else { Addr::LOOPBACK_V6 }
 }
 
 /// Where in 127.0.0.0/8 to send a connection. With one address for all destinations an app
@@ -189,7 +214,7 @@ fn source(ctx: &SockAddr, o: &Outbound<'_>, state: &mut SockState) -> Addr {
 /// needs a registered one; getsockname shows 127.0.0.1 to the proxy.
 #[inline(always)]
 fn spread(o: &Outbound<'_>) -> Addr {
-    if !o.active.has(flag::SPREAD) || !listeners::is_registered(o.active, o.decision.verdict as u32) {
+    if !o.active.has(flag::SPREAD) {
         return Addr::LOOPBACK_V4;
     }
     let hash = (o.packet.dst.v4_be() ^ (o.packet.dport as u32).rotate_left(16)).wrapping_mul(0x9e37_79b1);

@@ -2,11 +2,11 @@
 //! of established ones.
 
 use crate::ctx::{IPPROTO_TCP, Lookup};
+use crate::listeners::{self, RedirectedTo};
 use crate::maps::{self, ActivePolicy, GUESTS, REFUSED, count};
+use crate::trace;
 use crate::verifier::opaque;
-use crate::{listeners, trace};
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
-use redirector_common::Addr;
 use redirector_common::abi::{FlowKey, LOOPBACK_IFINDEX, flag};
 use redirector_common::decision::{self, Incoming};
 use redirector_common::rule::{Counter, Verdict};
@@ -22,13 +22,15 @@ pub fn select(ctx: &Lookup) -> u32 {
     }
     let answer = if opaque(is_from_lo(ctx, &active)) { from_lo(ctx) } else { from_network(ctx, &active) };
     let wanted = match answer {
-        Ok(Wanted { role, to, else_pass }) => {
-            Wanted { role: opaque(role), to: opaque(to), else_pass: opaque(else_pass) }
-        }
+        Ok(wanted) => opaque(wanted),
         Err(Other::Pass) => return SK_PASS,
         Err(Other::Drop) => return SK_DROP,
     };
-    if listeners::assign(ctx, &active, wanted.role, &wanted.to) || wanted.else_pass {
+    if listeners::assign(ctx, &active, wanted.role, &wanted.to) {
+        maps::count_number(wanted.rule);
+        return SK_PASS;
+    }
+    if wanted.else_pass {
         return SK_PASS;
     }
     // Never to the app: REDIRECT to a port where nobody listens is refused too.
@@ -43,14 +45,18 @@ enum Other {
 }
 
 /// Which listener a SYN is for.
-struct Wanted {
+#[derive(Clone, Copy)]
+pub struct Wanted {
     /// Number of its role.
-    role: u32,
-    /// Where REDIRECT would send it: a listener that is bound to an address must have this one.
-    to: Addr,
+    pub role: u32,
+    /// Counter of the rule that decided, [`COUNTED`] if it was counted in connect().
+    pub rule: u32,
+    pub to: RedirectedTo,
     /// If none is registered the usual lookup may look: the connection was sent to the proxy's port.
-    else_pass: bool,
+    pub else_pass: bool,
 }
+
+const COUNTED: u32 = u32::MAX;
 
 #[inline(always)]
 fn from_network(ctx: &Lookup, active: &ActivePolicy) -> Result<Wanted, Other> {
@@ -66,16 +72,17 @@ fn from_network(ctx: &Lookup, active: &ActivePolicy) -> Result<Wanted, Other> {
     let local = opaque(!active.has(flag::HAS_VIRTUAL_INTERFACES) || active.is_local(dst));
     let incoming = opaque(Incoming { dst, dport: ctx.local_port(), iif: interface(ctx), local });
     let decision = opaque(decision::incoming(active.policy, active, &incoming));
-    count(decision.rule);
     trace::arriving(ctx, decision, incoming.dport);
     if decision.is_pass() {
+        count(decision.rule);
         return Err(Other::Pass);
     }
     if !local {
         // The socket tells, too, as long as there is one.
         let _ = GUESTS.insert(key(ctx), 0, 0);
     }
-    Ok(Wanted { role: decision.verdict as u32, to: dst, else_pass: false })
+    let to = RedirectedTo { addr: dst, interface: incoming.iif };
+    Ok(Wanted { role: decision.verdict as u32, rule: decision.rule as u32, to, else_pass: false })
 }
 
 /// The proxy's own connection to the app in TPROXY mode, with the client's source address: it is known by its entry, and
@@ -133,8 +140,8 @@ fn from_lo(ctx: &Lookup) -> Result<Wanted, Other> {
     // TPROXY leaves the address; to the usual lookup the connection would be the app's.
     let unchanged = original.rule == Counter::OutTproxyLoopback as u32;
     // Otherwise, if none is registered (another cgroup, MPTCP), it is found at the proxy's port.
-    let to = key.proxy.localhost();
-    Ok(Wanted { role: u32::from(original.verdict), to, else_pass: !unchanged })
+    let to = RedirectedTo::localhost(&key.proxy);
+    Ok(Wanted { role: u32::from(original.verdict), rule: COUNTED, to, else_pass: !unchanged })
 }
 
 #[inline(always)]

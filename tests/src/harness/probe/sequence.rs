@@ -27,6 +27,8 @@ pub enum Sequence {
     Reset,
     /// The server ends it, then the client does.
     Ended,
+    /// The client closes; when only its address is left of it, the server ends the connection.
+    ClientFirst,
     /// Nobody listens: a non-blocking client is told afterwards.
     Refused,
     /// The client resets it before the server has asked for its original destination.
@@ -60,6 +62,7 @@ pub fn tell(sequence: Sequence, to: SocketAddr) -> anyhow::Result<Vec<String>> {
             ensure!(read.as_ref().is_ok_and(|length| *length == 0), "{read:?}");
             client.shutdown(Shutdown::Write).context("shutdown")
         }),
+        Sequence::ClientFirst => client_first(to),
         Sequence::Refused => refused(to),
         Sequence::ResetByClient => reset_by_client(to),
         Sequence::ResetAtOnce => reset_at_once(to),
@@ -125,6 +128,36 @@ fn ends(
     // Both directions are closed, or there is no connection any more.
     until(&client, PollFlags::empty())?;
     Ok(vec![before, names("after", &client, port)])
+}
+
+fn client_first(to: SocketAddr) -> anyhow::Result<Vec<String>> {
+    const FIN_WAIT2: &str = "05";
+    let proxy = proxy(to)?;
+    let client = TcpStream::connect(to)?;
+    let (server, _) = proxy.accept()?;
+    let port = client.local_addr()?.port();
+    drop(client);
+    retry::until("the end to be acknowledged", || {
+        (tcp_state(to, port, None)?.as_deref() == Some(FIN_WAIT2)).then_some(())
+    })?;
+    drop(server);
+    let gone = retry::until("the socket to be gone", || {
+        tcp_state(to, OUTBOUND, Some(port))?.is_none().then_some(())
+    });
+    Ok(vec![format!("the proxy's socket is gone: {}", gone.is_ok())])
+}
+
+/// State of the socket with this local port, and this port of its peer, as the kernel's table has it; None: no table.
+fn tcp_state(of: SocketAddr, local: u16, peer: Option<u16>) -> Option<Option<String>> {
+    let table =
+        std::fs::read_to_string(if of.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" }).ok()?;
+    let found = table.lines().find_map(|line| {
+        let mut columns = line.split_whitespace().skip(1);
+        let (from, to, state) = (columns.next()?, columns.next()?, columns.next()?);
+        let is = |name: &str, port: u16| name.ends_with(&format!(":{port:04X}"));
+        (is(from, local) && peer.is_none_or(|port| is(to, port))).then(|| state.to_owned())
+    });
+    Some(found)
 }
 
 fn refused(to: SocketAddr) -> anyhow::Result<Vec<String>> {

@@ -50,6 +50,9 @@ pub struct Listen {
     /// Accept connections to any address (`IP_TRANSPARENT`); takes privileges.
     #[serde(default)]
     pub transparent: bool,
+    /// Accept only what enters by this interface (`SO_BINDTODEVICE`).
+    #[serde(default)]
+    pub device: Option<String>,
     /// Hand connections on to the application from the client's address, with this mark, instead of answering.
     #[serde(default)]
     pub relay: Option<u32>,
@@ -65,6 +68,7 @@ impl Listen {
             fast_open: false,
             udp: false,
             transparent: false,
+            device: None,
             relay: None,
         }
     }
@@ -182,6 +186,9 @@ fn open_one(listen: &Listen) -> io::Result<OwnedFd> {
     }
     if listen.transparent {
         sys::switch_on(&fd, libc::SOL_IP, libc::IP_TRANSPARENT)?;
+    }
+    if let Some(device) = &listen.device {
+        sys::bind_to_device(&fd, device)?;
     }
     rustix::net::bind(&fd, &listen.address)?;
     rustix::net::listen(&fd, 4096)?;

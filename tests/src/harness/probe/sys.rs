@@ -95,6 +95,12 @@ pub fn set_mark(fd: impl AsFd, mark: u32) -> io::Result<()> {
     set(fd, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())
 }
 
+/// `SO_BINDTODEVICE`, by the interface's index, which takes no privileges.
+pub fn bind_to_device(fd: impl AsFd, device: &str) -> io::Result<()> {
+    let index = rustix::net::netdevice::name_to_index(&fd, device)?;
+    set(fd, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, index.cast_signed())
+}
+
 fn set(fd: impl AsFd, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
     // SAFETY: the pointer is to a live int and the length is that of an int.
     let result = unsafe {
