@@ -3,7 +3,8 @@
 use super::sync::lock;
 use crate::base::error::Result;
 use crate::instance::directory::Directory;
-use crate::instance::maps::{Instance, Phase};
+use crate::instance::maps::Instance;
+use crate::instance::phase::Phase;
 use crate::instance::{listeners, record};
 use crate::policy::Dns;
 use crate::programs::object;

@@ -6,56 +6,22 @@
 
 use super::directory::{self, Directory, check_name};
 use super::lock::WriteLock;
-use super::maps::{Instance, Phase};
+use super::maps::Instance;
+use super::phase::Phase;
 use super::record::{self, Record};
-use super::{change, detach, drain, find, journal, links, listeners, sweep};
+pub use super::request::{Attached, Outcome, Request};
+use super::{change, detach, find, journal, links, listeners, phase, sweep};
 use crate::base::error::{Context, Error, Kind, Result};
-use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::kernel::{Kernel, Subject};
 use crate::netdev;
 use crate::pod::Target;
 use crate::policy::Policy;
 use crate::programs::hooks;
 use crate::programs::object::{Loaded, Maps};
-use crate::routes::{self, RouteSnapshot};
+use crate::routes;
 use crate::sys::bpf;
 use redirector_common::abi::{ABI_VERSION, ActiveWord, Meta, Slot, meta_flag, name};
 use std::path::{Path, PathBuf};
-
-/// What to attach.
-#[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    /// Name of the instance.
-    pub name: &'a str,
-    /// What is captured.
-    pub target: &'a Target,
-    /// How.
-    pub policy: &'a IdMappedPolicy,
-    /// A new instance tells its decisions to `redirector trace`.
-    pub trace: bool,
-}
-
-/// What attach came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// A new instance captures the target.
-    Attached,
-    /// The instance was there with an equal policy.
-    Unchanged,
-    /// The instance was there and has another policy now.
-    Changed,
-}
-
-/// Result of attach, with what the user should know.
-#[derive(Debug)]
-pub struct Attached {
-    /// What happened.
-    pub outcome: Outcome,
-    /// What the user should know.
-    pub notes: Vec<String>,
-    /// Addresses, routes and interfaces of the namespace as they are in force now; None if they were not read.
-    pub routes: Option<RouteSnapshot>,
-}
 
 /// Default name: by the namespace's cookie, which is never reused.
 pub fn default_name(target: &Target) -> String {
@@ -158,7 +124,7 @@ fn check_same(Request { name, target, .. }: &Request<'_>, other: &str, meta: &Me
         .remedy("detach it first"));
     }
     if Phase::of(meta) == Phase::Draining {
-        return Err(drain::is_draining(name, meta));
+        return Err(phase::is_draining(name, meta));
     }
     Ok(())
 }

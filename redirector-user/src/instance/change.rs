@@ -1,10 +1,10 @@
 //! change: another policy for an active instance.
 
-use super::attach::{Attached, Outcome, Request};
 use super::journal;
 use super::lock::WriteLock;
 use super::maps::Instance;
 use super::record::{self, Record};
+use super::request::{Attached, Outcome, Request};
 use super::swap::{Swap, repair};
 use crate::base::error::{Context, Error, Result};
 use crate::policy::Policy;

@@ -3,7 +3,8 @@
 use super::directory::Directory;
 use super::lock::WriteLock;
 use super::maps::Instance;
-use crate::base::error::{Error, Result};
+use super::phase::boot_seconds;
+use crate::base::error::Result;
 use redirector_common::abi::{ActiveWord, Meta};
 use std::time::{Duration, Instant};
 
@@ -22,23 +23,4 @@ pub(super) fn drain(root: &Directory, name: &str, limit: Duration) -> Result<Opt
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(Some(drain_until))
-}
-
-/// Seconds since boot, suspended time included.
-pub(super) fn boot_seconds() -> u64 {
-    rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec.unsigned_abs()
-}
-
-/// How many seconds a drain may still take; then the next command sweeps the instance.
-pub(super) fn time_left(meta: &Meta) -> u64 {
-    meta.drain_until.saturating_sub(boot_seconds())
-}
-
-/// What an instance that is draining cannot do, and what to do about it.
-pub(super) fn is_draining(name: &str, meta: &Meta) -> Error {
-    Error::failed(format!("the instance {name} is draining and captures nothing new")).usage(format!(
-        "`redirector detach --name {name}` ends that at once, else its detach does or, if \
-         that was interrupted, the first command after {} s",
-        time_left(meta)
-    ))
 }

@@ -4,7 +4,8 @@
 use super::directory::Directory;
 use super::find;
 use super::links;
-use super::maps::{Instance, Phase};
+use super::maps::Instance;
+use super::phase::Phase;
 use super::record;
 use crate::base::error::Result;
 use crate::compile::mapped_policy;

@@ -1,6 +1,7 @@
 //! What an instance changes in its namespace beside its hooks: made and taken back by [`netdev`], noted in META.
 
-use super::maps::{Instance, Phase};
+use super::maps::Instance;
+use super::phase::Phase;
 use super::record::{self, Record};
 use super::{find, listeners};
 use crate::base::error::{Context, Error, Result};

@@ -2,7 +2,8 @@
 
 use super::directory::Directory;
 use super::find;
-use super::maps::{Instance, Phase};
+use super::maps::Instance;
+use super::phase::Phase;
 use super::record::Record;
 use super::status::{any_record, problem};
 use crate::base::error::Result;

@@ -1,7 +1,7 @@
 //! An instance's maps, opened from their pins.
 
 use super::directory::Directory;
-use super::drain;
+use super::phase::{self, Phase};
 use crate::base::error::{Context, Error, Result};
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapInfo, PerCpuArray, SkStorage};
 use redirector_common::abi::{
@@ -9,36 +9,6 @@ use redirector_common::abi::{
 };
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-
-/// What an instance is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Nothing: it was being made or taken down when its command was killed.
-    Inert,
-    /// It captures, under the policy in this slot.
-    Active(Slot),
-    /// It captures nothing new and keeps the names of what it has captured.
-    Draining,
-}
-
-impl Phase {
-    /// From [`Meta::active`].
-    pub fn of(meta: &Meta) -> Self {
-        match meta.active {
-            ActiveWord::INERT => Self::Inert,
-            word => word.slot().map_or(Self::Draining, Self::Active),
-        }
-    }
-
-    /// As `list` and `show` print it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Inert => "inert",
-            Self::Active(_) => "active",
-            Self::Draining => "draining",
-        }
-    }
-}
 
 /// An existing instance.
 pub struct Instance {
@@ -116,7 +86,7 @@ impl Instance {
         let meta = self.meta()?;
         match Phase::of(&meta) {
             Phase::Active(slot) => Ok(slot),
-            Phase::Draining => Err(drain::is_draining(&self.name, &meta)),
+            Phase::Draining => Err(phase::is_draining(&self.name, &meta)),
             Phase::Inert => Err(Error::failed(format!(
                 "the instance {} was left half-made or half-removed by a command that was killed",
                 self.name

@@ -1,10 +1,11 @@
 //! `redirector show`: what an instance was asked to do (its record) and what the kernel does.
 
 use super::directory::Directory;
-use super::drain;
 use super::find;
 use super::listeners;
-use super::maps::{Instance, Phase};
+use super::maps::Instance;
+use super::phase;
+use super::phase::Phase;
 use super::record::{self, Record};
 use crate::base::error::{Context, Result};
 use crate::compile::mapped_policy;
@@ -33,7 +34,7 @@ pub(super) fn problem(instance: &Instance, meta: &Meta, record: &Record) -> Resu
         // Nobody knows whether the command that drains is still there.
         Phase::Draining => Ok(Some(format!(
             "captures nothing new until its connections have ended, for at most {} s more; `{detach}` ends it at once",
-            drain::time_left(meta)
+            phase::time_left(meta)
         ))),
         Phase::Active(slot) => {
             let in_force = instance.policy(slot)?;

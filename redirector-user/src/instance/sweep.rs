@@ -2,10 +2,11 @@
 
 use super::detach::remove_dir;
 use super::directory::Directory;
-use super::drain::boot_seconds;
 use super::journal;
 use super::lock::WriteLock;
-use super::maps::{Instance, Phase};
+use super::maps::Instance;
+use super::phase::Phase;
+use super::phase::boot_seconds;
 use crate::base::error::Result;
 use crate::programs::hooks;
 use redirector_common::abi;

@@ -5,6 +5,7 @@ mod message;
 mod proc_net;
 pub mod sock_diag;
 mod socket;
+mod sockets;
 #[cfg(test)]
 mod tests;
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::sock_diag::{Kind, Socket};
+use super::sockets::{Kind, Socket};
 
 /// Sockets of the namespace that the calling thread is in.
 pub(super) fn list(kind: Kind) -> io::Result<Vec<Socket>> {
