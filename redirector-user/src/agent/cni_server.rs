@@ -1,14 +1,13 @@
-//! `agent.sock`: answers the CNI plugin. Only processes of root may ask.
+//! Answers the CNI plugin.
 
 use super::execute::Executor;
-use super::health::Health;
 use super::metrics::Reason;
 use super::plan::{POD_PREFIX, Present};
 use super::pods::model::{NodePod, instance_name, is_uid};
 use super::retry::Subject;
 use super::sync::lock;
 use crate::base::error::{Context, Result};
-use crate::cni::protocol::{MAX_MESSAGE_BYTES, Operation, Reply, Request, SOCKET, VERSION, code};
+use crate::cni::protocol::{Operation, PodName, Reply, Request, VERSION, code};
 use crate::instance::attach::Outcome;
 use crate::instance::inventory::{InstanceState, InventoryItem, take_inventory};
 use crate::instance::{find, status};
@@ -16,100 +15,29 @@ use crate::pod::{Target, kubernetes};
 use crate::policy::annotations::Membership;
 use crate::sys::netns::NetNs;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use std::io::{ErrorKind, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
+use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
 
 /// The kubelet makes a pod's cgroup before its sandbox; this is for machines that stall.
 const CGROUP_TIMEOUT: Duration = Duration::from_secs(3);
-/// A plugin sends at once.
-const PLUGIN_IO_TIMEOUT: Duration = Duration::from_secs(5);
-const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// Requests that are worked on at once; more wait in the backlog.
-const MAX_CONNECTIONS: usize = 64;
+/// Logged failures of different pods that are remembered.
+const MAX_REPORTED: usize = 1024;
 
 pub struct CniServer {
     pub executor: Arc<Executor>,
-    pub health: Arc<Health>,
     /// Held by the request that attaches.
     pub attaching: Mutex<()>,
-}
-
-/// Opens the socket, in place of one that a killed agent has left: the caller holds the agent's lock.
-///
-/// # Errors
-///
-/// If the directory cannot be written to.
-pub fn bind(run_dir: &Path) -> Result<UnixListener> {
-    let path = run_dir.join(SOCKET);
-    match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => {
-            return Err(e).context(|| format!("remove {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path).context(|| format!("listen on {}", path.display()))?;
-    // The mode of the directory keeps others out meanwhile.
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
-        .context(|| format!("chmod 600 {}", path.display()))?;
-    Ok(listener)
-}
-
-/// Answers for ever.
-pub async fn serve(listener: UnixListener, server: Arc<CniServer>) {
-    let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
-            continue;
-        };
-        let uid = stream.peer_cred().map(|peer| peer.uid());
-        let Ok(stream) = stream.into_std() else { continue };
-        let server = Arc::clone(&server);
-        tokio::task::spawn_blocking(move || {
-            server.converse(stream, uid.ok());
-            drop(permit);
-        });
-    }
+    /// Failures that were logged, until they change.
+    pub reported: Mutex<HashMap<(Operation, Option<PodName>), String>>,
 }
 
 impl CniServer {
-    fn converse(&self, mut stream: UnixStream, uid: Option<u32>) {
-        let set = stream.set_nonblocking(false);
-        if set
-            .and(stream.set_read_timeout(Some(PLUGIN_IO_TIMEOUT)))
-            .and(stream.set_write_timeout(Some(PLUGIN_IO_TIMEOUT)))
-            .is_err()
-        {
-            return;
-        }
-        // The request is read in any case: closing a socket with unread data discards the answer.
-        let reply = match (receive(&mut stream), uid) {
-            (Ok((request, netns)), Some(0)) => self.answer(&request, netns, &stream),
-            (Err(why), Some(0)) => self.refuse(Reason::Request, why),
-            (_, other) => self
-                .refuse(Reason::Peer, format!("only root may ask, not user {}", other.unwrap_or(u32::MAX))),
-        };
-        // A plugin that has hung up gets no answer; the runtime asks again.
-        let _ = stream.write_all(&reply.written());
-    }
-
-    fn refuse(&self, reason: Reason, why: String) -> Reply {
-        self.executor.metrics.error(reason);
-        tracing::warn!(reason = reason.name(), "refused a request: {why}");
-        Reply::Failed { code: code::CAPTURE, why }
-    }
-
-    fn answer(&self, request: &Request, netns: Option<OwnedFd>, plugin: &UnixStream) -> Reply {
+    /// Answers a request of root.
+    pub fn answer(&self, request: &Request, netns: Option<OwnedFd>, plugin: &UnixStream) -> Reply {
         if request.version != VERSION {
             let why = format!(
                 "the plugin speaks version {} of the protocol, this agent {VERSION}; it is being replaced",
@@ -118,31 +46,50 @@ impl CniServer {
             return Reply::Failed { code: code::TRY_AGAIN, why };
         }
         tracing::debug!(operation = request.operation.name(), container = request.container, "asked");
+        let key = (request.operation, request.pod.clone());
         let reply = match request.operation {
             Operation::Add => self.add(request, netns, plugin),
             Operation::Del => self.del(request, netns),
             Operation::Check => self.check(request, netns),
             Operation::Gc => self.gc(),
-            Operation::Status => match self.health.ready() {
+            // Only what makes the next ADD fail on this node counts: a runtime that gets an error here makes the node
+            // NotReady, and its pods are evicted.
+            Operation::Status => match take_inventory(&self.executor.root) {
                 Ok(_) => Reply::Done { instance: None },
-                Err(why) => Reply::Failed { code: code::NOT_AVAILABLE, why },
+                Err(e) => failed(code::NOT_AVAILABLE, e.advice()),
             },
         };
         let operation = request.operation.name();
         let pod = request.pod.as_ref().map(ToString::to_string);
         let outcome = match &reply {
-            Reply::Done { .. } => "done",
+            Reply::Done { .. } => {
+                lock(&self.reported).remove(&key);
+                "done"
+            }
             Reply::Ignored { why } => {
                 tracing::info!(operation, pod, container = request.container, "ignored: {why}");
                 "ignored"
             }
             Reply::Failed { why, .. } => {
-                tracing::error!(operation, pod, container = request.container, "failed: {why}");
+                if self.is_new(request, why) {
+                    tracing::error!(operation, pod, container = request.container, "failed: {why}");
+                    let mut reported = lock(&self.reported);
+                    if reported.len() >= MAX_REPORTED {
+                        reported.clear();
+                    }
+                    reported.insert(key, why.clone());
+                }
                 "failed"
             }
         };
         self.executor.metrics.cni(operation, outcome);
         reply
+    }
+
+    /// Whether a failure has not been reported yet. The runtime repeats a failed ADD by itself.
+    fn is_new(&self, request: &Request, why: &str) -> bool {
+        let key = (request.operation, request.pod.clone());
+        lock(&self.reported).get(&key).is_none_or(|reported| reported != why)
     }
 
     /// The pod that a request is about, if it is to be captured.
@@ -185,7 +132,8 @@ impl CniServer {
             Ok(Some(name)) => Reply::Done { instance: Some(name) },
             Ok(None) => failed(code::TRY_AGAIN, "the plugin has not waited"),
             Err(e) => {
-                if self.executor.failures.refused(Subject::Add(pod.instance()), Reason::Cni, &e) {
+                self.executor.metrics.error(Reason::Cni);
+                if self.is_new(request, &e.advice()) {
                     self.executor.pods.source.warn(&pod, &e);
                 }
                 failed(code::CAPTURE, e.advice())
@@ -216,7 +164,7 @@ impl CniServer {
         if report.outcome == Outcome::Unchanged {
             self.executor.wake.notify_one();
         }
-        for subject in [Subject::Instance, Subject::Target, Subject::Add] {
+        for subject in [Subject::Instance, Subject::Target] {
             self.executor.failures.succeeded(&subject(name.clone()));
         }
         Ok(Some(name))
@@ -331,27 +279,4 @@ fn file(netns: &OwnedFd) -> PathBuf {
 
 fn passed(netns: &OwnedFd) -> Result<NetNs> {
     NetNs::open(&file(netns)).context(|| "open the network namespace that was passed".into())
-}
-
-/// Takes a request, and the descriptor that came with it.
-fn receive(stream: &mut UnixStream) -> Result<(Request, Option<OwnedFd>), String> {
-    let mut text = vec![0; MAX_MESSAGE_BYTES];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let first = recvmsg(&*stream, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC)
-        .map_err(|e| format!("receive: {e}"))?;
-    let mut netns = None;
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            // More than one is closed unused.
-            netns = netns.or(fds.into_iter().next());
-        }
-    }
-    text.truncate(first.bytes);
-    if !text.ends_with(b"\n") {
-        let rest = (MAX_MESSAGE_BYTES - text.len()) as u64;
-        stream.take(rest).read_to_end(&mut text).map_err(|e| format!("receive: {e}"))?;
-    }
-    let request = serde_json::from_slice(&text).map_err(|e| format!("not a request: {e}"))?;
-    Ok((request, netns))
 }

@@ -12,7 +12,9 @@ const HANG_TIMEOUT: Duration = Duration::from_secs(120);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
     FirstPass,
+    Socket,
     PodList,
+    Plugin,
 }
 
 #[derive(Debug)]

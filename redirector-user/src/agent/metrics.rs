@@ -38,10 +38,11 @@ pub enum Reason {
     Peer,
     Request,
     Install,
+    Socket,
 }
 
 impl Reason {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Api,
         Self::Config,
         Self::Pods,
@@ -55,6 +56,7 @@ impl Reason {
         Self::Peer,
         Self::Request,
         Self::Install,
+        Self::Socket,
     ];
 
     pub fn name(self) -> &'static str {
@@ -72,6 +74,7 @@ impl Reason {
             Self::Peer => "peer",
             Self::Request => "request",
             Self::Install => "install",
+            Self::Socket => "socket",
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod cgroup_namespace;
 mod cni_server;
+mod cni_socket;
 mod decisions;
 mod execute;
 mod file_events;
@@ -28,10 +29,12 @@ use crate::base::error::{Context, Error, Result};
 use crate::cni_install::Places;
 use crate::instance::directory::Directory;
 use cni_server::CniServer;
+use cni_socket::Socket;
 use execute::Executor;
 use file_events::Watcher;
 use health::{Condition, Health};
 use http::Purpose;
+use lock::HeldLock;
 use metrics::Metrics;
 use pass::Passes;
 use plugin::PluginKeeper;
@@ -39,9 +42,8 @@ use pods::cache::{PodCache, Source};
 use pods::source_api::{ApiSource, Watch};
 use refresh::Refresher;
 use retry::Failures;
-use std::fs::File;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use targets::capture::FileTargets;
@@ -121,9 +123,9 @@ pub fn run(options: Options) -> Result<()> {
 }
 
 /// The lock that this agent holds, once it does.
-type HeldLock = Arc<OnceLock<File>>;
+type Held = Arc<OnceLock<Arc<HeldLock>>>;
 
-async fn start(options: Options, lock: HeldLock) -> Result<()> {
+async fn start(options: Options, held: Held) -> Result<()> {
     if let Some(dir) = &options.config
         && !dir.is_dir()
     {
@@ -142,7 +144,7 @@ async fn start(options: Options, lock: HeldLock) -> Result<()> {
     };
     let work = prepare(options, health, metrics, Arc::clone(&wake)).await?;
     serve_http(&[(http, Purpose::Everything), (probes, Purpose::Probes)], state)?;
-    let work = work.run(lock);
+    let work = work.run(held);
     tokio::pin!(work);
     loop {
         tokio::select! {
@@ -197,11 +199,9 @@ async fn prepare(
         Arc::clone(&health),
         Arc::clone(&wake),
     )?;
-    let plugin = plugin.map(|places| PluginKeeper {
-        places,
-        failures: Arc::clone(&failures),
-        metrics: Arc::clone(&metrics),
-    });
+    let keeper =
+        |places| PluginKeeper::new(places, Arc::clone(&failures), Arc::clone(&metrics), Arc::clone(&health));
+    let plugin = plugin.map(keeper);
     let executor =
         Executor { root, metrics, failures, wake, refresher: Arc::new(refresher), pods: Arc::new(pods) };
     let passes = Passes {
@@ -218,16 +218,20 @@ async fn prepare(
 
 impl Work {
     /// Waits until no other agent works on this node, and works then.
-    async fn run(self, held: HeldLock) -> Result<()> {
+    async fn run(self, held: Held) -> Result<()> {
         let Self { run_dir, passes } = self;
         let (executor, health) = (Arc::clone(&passes.executor), Arc::clone(&passes.health));
-        let _ = held.set(lock::lock(&health, &run_dir).await?);
+        // The bpffs is above the directory of instances.
+        let bpffs = executor.root.dir().parent().unwrap_or(Path::new("/"));
+        let lock = Arc::new(lock::lock(&health, &run_dir, bpffs).await?);
+        let _ = held.set(Arc::clone(&lock));
         let server = CniServer {
             executor: Arc::clone(&executor),
-            health: Arc::clone(&health),
             attaching: Mutex::default(),
+            reported: Mutex::default(),
         };
-        tokio::spawn(cni_server::serve(cni_server::bind(&run_dir)?, Arc::new(server)));
+        let socket = Socket::bind(run_dir, lock, Arc::clone(&health))?;
+        tokio::spawn(socket.serve(Arc::new(server)));
         tracing::info!(version = env!("CARGO_PKG_VERSION"), bpffs = %executor.root.dir().display(), "working");
         if let Source::Api(server) = &executor.pods.source {
             let watch = Watch {

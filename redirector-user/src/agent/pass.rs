@@ -15,9 +15,8 @@ use crate::instance::sweep;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const RETRY_INVENTORY: Duration = Duration::from_secs(1);
-/// How soon to look again at a namespace that is being made or removed, doubled up to 256 times.
-const FIRST_TRANSITION_PAUSE: Duration = Duration::from_millis(250);
+/// How soon to look again at what is being made or removed, doubled up to 1024 times.
+const FIRST_TRANSITION_PAUSE: Duration = Duration::from_millis(25);
 
 /// What passes need. Nothing of it has to survive a restart.
 pub struct Passes {
@@ -27,7 +26,7 @@ pub struct Passes {
     pub watcher: Arc<Watcher>,
     pub health: Arc<Health>,
     pub resync: Duration,
-    /// How many passes in a row have met a namespace that is being made or removed.
+    /// How many passes in a row have met something that is being made or removed.
     pub in_transition: u32,
 }
 
@@ -64,12 +63,13 @@ impl Passes {
             Ok(inventory) => inventory,
             Err(e) => {
                 failures.failed(Subject::Node, Reason::Target, &e);
-                return RETRY_INVENTORY;
+                return failures.retry_in().unwrap_or(self.resync);
             }
         };
         failures.succeeded(&Subject::Node);
         let mut state = DesiredState::default();
         let mut gathered = self.files.gather(root, failures, &inventory, &mut state);
+        PodCapture { root, pods: &executor.pods, failures }.gather(&inventory, &mut state, &mut gathered);
         if let Some(plugin) = &self.plugin {
             plugin.watch(&mut gathered.signs);
         }
@@ -77,12 +77,9 @@ impl Passes {
         if self.watcher.set(gathered.signs) {
             executor.wake.notify_one();
         }
-        PodCapture { root, pods: &executor.pods, failures }.gather(&inventory, &mut state);
         let present = state.desired.values().filter(|it| it.location != Location::Unknown).count();
         executor.metrics.targets(state.desired.len(), present);
-        if let Some(plugin) = &self.plugin {
-            plugin.install();
-        }
+        let reinstall = self.plugin.as_mut().and_then(PluginKeeper::install);
         for step in plan(&state.desired, &inventory) {
             executor.execute(step, &state);
             self.health.step_done();
@@ -90,7 +87,7 @@ impl Passes {
         let in_transition = executor.refresher.adopt_all(&inventory) | gathered.in_transition;
         failures.forget_due(begin);
         let soon = self.transition_pause(in_transition);
-        [failures.retry_in(), soon, gathered.grace_ends_in]
+        [failures.retry_in(), soon, reinstall, gathered.grace_ends_in]
             .into_iter()
             .flatten()
             .fold(self.resync, Duration::min)
@@ -98,6 +95,6 @@ impl Passes {
 
     fn transition_pause(&mut self, in_transition: bool) -> Option<Duration> {
         self.in_transition = if in_transition { self.in_transition + 1 } else { 0 };
-        in_transition.then(|| FIRST_TRANSITION_PAUSE * (1 << self.in_transition.min(8)))
+        in_transition.then(|| FIRST_TRANSITION_PAUSE * (1 << self.in_transition.min(10)))
     }
 }

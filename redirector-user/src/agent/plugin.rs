@@ -1,21 +1,43 @@
 //! Keeps the CNI plugin installed: its binary and its entry come back whenever another tool has removed them.
 
 use super::file_events::{Names, Signs};
+use super::health::{Condition, Health};
 use super::metrics::{Metrics, Reason};
-use super::retry::{Failures, Subject};
+use super::retry::{Failures, Subject, pause};
+use crate::base::error::{Error, Result};
+use crate::cni::protocol::PLUGIN_TYPE;
 use crate::cni_install::{self, Installed, Places};
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The first rewrites of the list by others are answered at once: updates of the network come in bursts.
+const FREE_REWRITES: u32 = 3;
+const FIRST_FIGHT_PAUSE: Duration = Duration::from_millis(100);
+/// A rewrite this long after our last pause is no answer to ours.
+const FIGHT_WINDOW: Duration = Duration::from_secs(10);
 
 pub struct PluginKeeper {
-    pub places: Places,
-    pub failures: Arc<Failures>,
-    pub metrics: Arc<Metrics>,
+    places: Places,
+    failures: Arc<Failures>,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    /// How often others have rewritten the list in answer to us.
+    rewrites: u32,
+    /// Until when a list that is rewritten again and again is left alone.
+    next: Option<Instant>,
+    /// What was logged about files that no runtime takes.
+    notes: Vec<String>,
 }
 
 impl PluginKeeper {
+    pub fn new(places: Places, failures: Arc<Failures>, metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
+        Self { places, failures, metrics, health, rewrites: 0, next: None, notes: Vec::new() }
+    }
+
     /// Adds the paths whose changes may undo the installation.
     pub fn watch(&self, signs: &mut Signs) {
-        let names = Names::one(cni_install::TYPE.as_ref());
+        let names = Names::one(PLUGIN_TYPE.as_ref());
         signs.entry(self.places.bin_dir.clone()).or_default().add(names);
         let conf = signs.entry(self.places.conf_dir.clone()).or_default();
         [".conflist", ".conf", ".json"].into_iter().for_each(|kind| conf.add(Names::suffix(kind)));
@@ -26,18 +48,55 @@ impl PluginKeeper {
         }
     }
 
-    pub fn install(&self) {
-        match cni_install::install(&self.places) {
-            Ok(Installed { written, .. }) => {
+    /// Installs what is missing; returns when to look again.
+    pub fn install(&mut self) -> Option<Duration> {
+        if let Some(left) = self.pause_left() {
+            return Some(left);
+        }
+        let result = cni_install::install(&self.places).and_then(|Installed { written, notes }| {
+            if notes != self.notes {
+                notes.iter().for_each(|note| tracing::warn!("{note}; it is left alone"));
+                self.notes = notes;
+            }
+            match written.last() {
+                Some(path) => self.written(path),
+                None => Ok(()),
+            }
+        });
+        match result {
+            Ok(()) => {
                 self.failures.succeeded(&Subject::Plugin);
-                for path in written {
-                    self.metrics.step("install");
-                    tracing::info!(path = %path.display(), "installed the CNI plugin");
-                }
+                self.health.met(Condition::Plugin);
             }
             Err(e) => {
+                self.health
+                    .unmet(Condition::Plugin, format!("the CNI plugin is not installed: {}", e.advice()));
                 self.failures.failed(Subject::Plugin, Reason::Install, &e);
             }
         }
+        self.pause_left()
+    }
+
+    fn pause_left(&self) -> Option<Duration> {
+        self.next?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+    }
+
+    /// Slows down when another program rewrites the list each time.
+    fn written(&mut self, path: &Path) -> Result<()> {
+        self.metrics.step("install");
+        let is_answer = self.next.is_some_and(|next| next.elapsed() < FIGHT_WINDOW);
+        self.rewrites = if is_answer { self.rewrites + 1 } else { 0 };
+        let Some(times) = self.rewrites.checked_sub(FREE_REWRITES) else {
+            self.next = Some(Instant::now());
+            tracing::info!(path = %path.display(), "installed the CNI plugin");
+            return Ok(());
+        };
+        self.next = Some(Instant::now() + pause(times + 1, FIRST_FIGHT_PAUSE));
+        let others = cni_install::other_plugins(path).join(", ");
+        Err(Error::failed(format!(
+            "another program keeps taking redirector out of {} (plugins: {others}), and pods may start uncaptured",
+            path.display()
+        ))
+        .remedy("stop it from owning the list (cilium: cni.exclusive=false)"))
     }
 }

@@ -5,12 +5,22 @@ use super::sync::lock;
 use crate::base::error::Error;
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// The runtime repeats a failed ADD by itself; its failure is remembered only in order to be logged once.
-const ADD_FAILURE_MEMORY: Duration = Duration::from_secs(600);
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 const MIN_WAIT: Duration = Duration::from_millis(100);
+
+/// The pause after so many failures in a row: doubled each time, up to 30 seconds. Up to half of it is left out by
+/// chance, so that the agents of a cluster do not retry together.
+pub fn pause(times: u32, first: Duration) -> Duration {
+    let full = first.saturating_mul(1 << times.saturating_sub(1).min(16)).min(MAX_PAUSE);
+    let chance = RandomState::new().hash_one(times) % 1000;
+    full - full.mul_f64(chance as f64 / 2000.0)
+}
 
 /// What a failure is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -18,6 +28,8 @@ pub enum Subject {
     Node,
     Configuration,
     Pods,
+    /// A file of `--pods`.
+    PodFile(PathBuf),
     Plugin,
     ApiServer,
     /// An instance: attach, change, upgrade, detach.
@@ -26,8 +38,20 @@ pub enum Subject {
     Target(String),
     /// Following and refreshing an instance.
     Refresh(String),
-    /// An ADD that became an instance; passes do not end this failure.
-    Add(String),
+    /// The agent's socket.
+    Socket,
+}
+
+impl Subject {
+    /// Whether a pass that does not meet it any more has no reason to retry it.
+    fn may_vanish(&self) -> bool {
+        matches!(self, Self::Instance(_) | Self::Target(_) | Self::Refresh(_) | Self::PodFile(_))
+    }
+
+    /// Whether passes retry it.
+    fn is_of_passes(&self) -> bool {
+        !matches!(self, Self::ApiServer | Self::Socket)
+    }
 }
 
 impl fmt::Display for Subject {
@@ -41,7 +65,8 @@ impl fmt::Display for Subject {
             Self::Instance(name) => f.write_str(name),
             Self::Target(name) => write!(f, "{name} (target)"),
             Self::Refresh(name) => write!(f, "{name} (follow)"),
-            Self::Add(name) => write!(f, "{name} (ADD)"),
+            Self::PodFile(path) => write!(f, "{}", path.display()),
+            Self::Socket => f.write_str("the agent's socket"),
         }
     }
 }
@@ -65,24 +90,15 @@ impl Failures {
 
     /// Records a failure to be retried; true if its text is new.
     pub fn failed(&self, subject: Subject, reason: Reason, error: &Error) -> bool {
-        let times = lock(&self.all).get(&subject).map_or(1, |failure| failure.times + 1);
-        self.record(subject, reason, error, times, Duration::from_millis(500 << times.min(7)))
-    }
-
-    /// Records the failure of a request, which whoever made it repeats; true if its text is new.
-    pub fn refused(&self, subject: Subject, reason: Reason, error: &Error) -> bool {
-        self.record(subject, reason, error, 1, ADD_FAILURE_MEMORY)
-    }
-
-    fn record(&self, subject: Subject, reason: Reason, error: &Error, times: u32, wait: Duration) -> bool {
         self.metrics.error(reason);
         let text = error.on_command_line();
         let mut all = lock(&self.all);
+        let times = all.get(&subject).map_or(1, |failure| failure.times + 1);
         let is_new = all.get(&subject).is_none_or(|failure| failure.text != text);
         if is_new {
             tracing::error!(about = %subject, reason = reason.name(), "{text}");
         }
-        all.insert(subject, Failure { times, next: Instant::now() + wait, text });
+        all.insert(subject, Failure { times, next: Instant::now() + pause(times, FIRST_PAUSE), text });
         is_new
     }
 
@@ -99,12 +115,43 @@ impl Failures {
 
     /// Forgets what a pass that began then should have retried and did not meet again.
     pub fn forget_due(&self, begin: Instant) {
-        lock(&self.all).retain(|_, failure| failure.next > begin);
+        lock(&self.all).retain(|subject, failure| !subject.may_vanish() || failure.next > begin);
     }
 
     /// How long until the next retry.
     pub fn retry_in(&self) -> Option<Duration> {
-        let next = lock(&self.all).values().map(|failure| failure.next).min()?;
+        let all = lock(&self.all);
+        let of_passes = all.iter().filter(|(subject, _)| subject.is_of_passes());
+        let next = of_passes.map(|(_, failure)| failure.next).min()?;
         Some(next.saturating_duration_since(Instant::now()).max(MIN_WAIT))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_by_chance_up_to_30_seconds() {
+        for (times, full) in [(1, 1), (2, 2), (5, 16), (6, 30), (u32::MAX, 30)] {
+            let pauses: Vec<Duration> = (0..50).map(|_| pause(times, FIRST_PAUSE)).collect();
+            let full = Duration::from_secs(full);
+            assert!(pauses.iter().all(|pause| (full / 2..=full).contains(pause)), "{times}: {pauses:?}");
+            assert!(pauses.iter().any(|pause| *pause != pauses[0]), "{times}");
+        }
+    }
+
+    #[test]
+    fn what_passes_do_not_retry_is_kept_and_wakes_none() {
+        let failures = Failures::new(Arc::default());
+        let error = Error::failed("away");
+        assert!(failures.failed(Subject::ApiServer, Reason::Api, &error));
+        assert_eq!(failures.retry_in(), None);
+        failures.failed(Subject::Target("a".into()), Reason::Target, &error);
+        assert!(failures.retry_in().is_some());
+        let later = Instant::now() + MAX_PAUSE;
+        failures.forget_due(later);
+        assert!(!failures.failed(Subject::ApiServer, Reason::Api, &error), "it was never told that it works");
+        assert!(failures.failed(Subject::Target("a".into()), Reason::Target, &error));
     }
 }

@@ -4,6 +4,8 @@
 use crate::base::text::shortened;
 use serde::{Deserialize, Serialize};
 
+/// The plugin's type, and name of its binary.
+pub const PLUGIN_TYPE: &str = "redirector";
 /// Name of the socket in the agent's directory.
 pub const SOCKET: &str = "agent.sock";
 /// Version of the protocol. Plugin and agent are the same binary, but not replaced at the same moment.
@@ -56,7 +58,7 @@ pub struct Request {
 }
 
 /// What the plugin is called for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Operation {
     /// Capture the pod, if it is to be captured.
@@ -85,7 +87,7 @@ impl Operation {
 }
 
 /// A pod, as CNI_ARGS has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PodName {
     /// Its namespace.
     pub namespace: String,

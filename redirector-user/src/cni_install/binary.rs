@@ -1,7 +1,8 @@
 //! The plugin's binary.
 
-use super::{TYPE, files};
+use super::files;
 use crate::base::error::{Context, Error, Result};
+use crate::cni::protocol::PLUGIN_TYPE;
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ type Stamp = (PathBuf, u32, [u64; 3], [i64; 2], bool);
 ///
 /// If it cannot be written or executed.
 pub fn install(program: &Path, bin_dir: &Path) -> Result<()> {
-    let path = bin_dir.join(TYPE);
+    let path = bin_dir.join(PLUGIN_TYPE);
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     if installed.is_some() && *installed == stamp(&path) {
         return Ok(());

@@ -3,8 +3,8 @@
 //! CRI-O takes a pod's network down with the list of its set-up, which it finds there. Without the binary that this list
 //! names, DEL fails and the pod stays Terminating.
 
-use super::TYPE;
 use super::list::List;
+use crate::cni::protocol::PLUGIN_TYPE;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -25,7 +25,7 @@ fn has_ours(path: &Path) -> bool {
     let list = cached.and_then(|cached| String::from_utf8(base64(&cached.config)?).ok());
     list.is_some_and(|list| match List::parse(&list, true) {
         Ok(list) => list.has_ours(),
-        Err(_) => list.contains(&format!("\"{TYPE}\"")),
+        Err(_) => list.contains(&format!("\"{PLUGIN_TYPE}\"")),
     })
 }
 

@@ -1,7 +1,7 @@
 //! Files of the runtime: replaced whole, kept beside, and put back with bytes, mode, owner and kind.
 
-use super::TYPE;
 use crate::base::error::{Context, Result};
+use crate::cni::protocol::PLUGIN_TYPE;
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
@@ -98,7 +98,8 @@ fn new_name(path: &Path) -> PathBuf {
 fn is_leftover(name: &str) -> bool {
     let parts = name.strip_prefix('.').and_then(|name| name.strip_suffix(NEW)?.rsplit_once('.'));
     parts.is_some_and(|(of, pid)| {
-        let ours = of == TYPE || of.ends_with(SAVED) || of.ends_with(".conflist") || of.ends_with(".conf");
+        let ours =
+            of == PLUGIN_TYPE || of.ends_with(SAVED) || of.ends_with(".conflist") || of.ends_with(".conf");
         ours && pid.parse::<u32>().is_ok_and(|pid| pid != std::process::id())
     })
 }

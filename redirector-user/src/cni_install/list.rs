@@ -1,8 +1,7 @@
 //! A list of plugins, of which every byte that is not ours stays.
 
-use super::TYPE;
 use crate::base::error::{Error, Result};
-use crate::cni::protocol::CNI_VERSIONS;
+use crate::cni::protocol::{CNI_VERSIONS, PLUGIN_TYPE};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -58,7 +57,7 @@ impl List {
 
     /// Types of the plugins of others.
     pub fn types(&self) -> impl Iterator<Item = String> {
-        self.plugins.iter().filter_map(|plugin| type_of(plugin)).filter(|kind| kind != TYPE)
+        self.plugins.iter().filter_map(|plugin| type_of(plugin)).filter(|kind| kind != PLUGIN_TYPE)
     }
 
     /// As it is written.
@@ -123,7 +122,7 @@ impl PartialEq for List {
 }
 
 fn is_ours(plugin: &RawValue) -> bool {
-    type_of(plugin).is_some_and(|kind| kind == TYPE)
+    type_of(plugin).is_some_and(|kind| kind == PLUGIN_TYPE)
 }
 
 fn type_of(plugin: &RawValue) -> Option<String> {

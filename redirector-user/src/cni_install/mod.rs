@@ -11,14 +11,12 @@ mod network;
 mod tests;
 
 use crate::base::error::{Error, Result};
+use crate::cni::protocol::PLUGIN_TYPE;
 use list::List;
 use network::Network;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use std::path::{Path, PathBuf};
-
-/// Name of the binary, and the plugin's type.
-pub const TYPE: &str = "redirector";
 
 /// Where the plugin goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,6 +130,12 @@ fn originals(list: &Path) -> impl Iterator<Item = PathBuf> {
     ["conflist", "conf", "json"].into_iter().map(|kind| list.with_extension(kind))
 }
 
+/// Types of the other plugins of a list.
+pub fn other_plugins(path: &Path) -> Vec<String> {
+    let list = files::read(path).ok().and_then(|text| List::parse(&text, true).ok());
+    list.iter().flat_map(List::types).collect()
+}
+
 /// Files outside of the directory that lists of ours are made of.
 pub fn linked_files(conf_dir: &Path) -> Vec<PathBuf> {
     let saved = files::all_saved(conf_dir).into_iter().map(|path| files::saved(&path));
@@ -151,7 +155,7 @@ pub fn uninstall(bin_dir: &Path, conf_dir: &Path, cache_dir: &Path) -> Result<Ve
         match List::parse(&text, true) {
             Ok(list) if list.has_ours() => done.push(take_out(&path, &list)?),
             Ok(_) => {}
-            Err(why) if text.contains(&format!("\"{TYPE}\"")) => {
+            Err(why) if text.contains(&format!("\"{PLUGIN_TYPE}\"")) => {
                 done.push(format!("left {} as it is, which may have an entry: {why}", path.display()));
             }
             Err(_) => {}
@@ -164,7 +168,7 @@ pub fn uninstall(bin_dir: &Path, conf_dir: &Path, cache_dir: &Path) -> Result<Ve
     }
     files::sweep([bin_dir, conf_dir])?;
     // Last: an entry without its binary fails every ADD.
-    let binary = bin_dir.join(TYPE);
+    let binary = bin_dir.join(PLUGIN_TYPE);
     match cache::pods_set_up(cache_dir) {
         0 if files::remove(&binary)? => done.push(format!("removed {}", binary.display())),
         pods if pods > 0 && binary.exists() => done.push(format!(
@@ -207,6 +211,7 @@ fn entry(places: &Places) -> Result<Box<RawValue>> {
         #[serde(rename = "excludeNamespaces", skip_serializing_if = "<[_]>::is_empty")]
         exclude_namespaces: &'a [String],
     }
-    let entry = Entry { kind: TYPE, socket: &places.socket, exclude_namespaces: &places.exclude_namespaces };
+    let entry =
+        Entry { kind: PLUGIN_TYPE, socket: &places.socket, exclude_namespaces: &places.exclude_namespaces };
     to_raw_value(&entry).map_err(|e| Error::failed(format!("serialise: {e}")))
 }

@@ -88,13 +88,13 @@ fn a_list_gets_an_entry_and_loses_it_again() {
     assert!(text.find("disableCheck").unwrap() > text.find("\"name\"").unwrap());
     assert_eq!(node.conf("99-loopback.conflist"), LIST);
     assert!(node.is_unchanged());
-    let mode = std::fs::metadata(node.places.bin_dir.join(TYPE)).unwrap().permissions().mode();
+    let mode = std::fs::metadata(node.places.bin_dir.join(PLUGIN_TYPE)).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o755);
 
     node.uninstall();
     assert_eq!(node.conf("10-n.conflist"), LIST, "byte for byte");
     assert_eq!(node.files(), ["10-n.conflist", "99-loopback.conflist", "README"]);
-    assert!(!node.places.bin_dir.join(TYPE).exists());
+    assert!(!node.places.bin_dir.join(PLUGIN_TYPE).exists());
     node.uninstall();
 }
 
@@ -322,7 +322,7 @@ fn versions_that_are_none_of_ours() {
 fn what_a_killed_one_has_left_goes() {
     let node =
         Node::new("killed", &[("10-n.conflist", LIST), (".10-n.conflist.1.new", "{"), (".other.1.new", "?")]);
-    let bin = node.places.bin_dir.join(TYPE);
+    let bin = node.places.bin_dir.join(PLUGIN_TYPE);
     let half = bin.with_file_name(".redirector.1.new");
     std::fs::write(&half, "ELF").unwrap();
     install(&node.places).unwrap();

@@ -5,8 +5,8 @@ use super::gather;
 use super::processes::NodeProcesses;
 use crate::base::error::Result;
 use crate::cni::plugin;
+use crate::cni::protocol::PLUGIN_TYPE;
 use crate::cni::protocol::SOCKET;
-use crate::cni_install::TYPE;
 use crate::instance::directory::Directory;
 use crate::kernel::privileges;
 use rustix::fs::{FlockOperation, flock};
@@ -174,7 +174,7 @@ fn installed_plugin(dir: &Path) -> Option<PathBuf> {
     let text = crate::base::input::text(&first).ok()?;
     let config: serde_json::Value = serde_json::from_str(&text).ok()?;
     let plugins = config["plugins"].as_array()?;
-    plugins.iter().any(|plugin| plugin["type"] == TYPE).then_some(first)
+    plugins.iter().any(|plugin| plugin["type"] == PLUGIN_TYPE).then_some(first)
 }
 
 #[cfg(test)]

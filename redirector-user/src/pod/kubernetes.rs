@@ -48,6 +48,24 @@ pub fn find(uid: &str, below: Option<&Path>) -> Result<Option<PathBuf>> {
     Ok(Names::of(uid).search(&root(below)?))
 }
 
+/// The directories in which pods' cgroups appear.
+///
+/// # Errors
+///
+/// If there is no v2 tree.
+pub fn directories(below: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let mut all = vec![root(below)?];
+    let mut next = 0;
+    while let Some(dir) = all.get(next) {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let leading = entries.filter(|entry| entry.file_name().to_str().is_some_and(leads_to_pods));
+        let leading: Vec<PathBuf> = leading.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        all.extend(leading);
+        next += 1;
+    }
+    Ok(all)
+}
+
 /// The same; made there if it is in a v1 tree only. Only for a pod that begins: of one that ends it would stay for ever.
 fn find_or_make(uid: &str, below: Option<&Path>) -> Result<Option<PathBuf>> {
     let names = Names::of(uid);

@@ -2,7 +2,7 @@
 
 use super::model::NodePod;
 use super::source_api::ApiSource;
-use super::source_files;
+use super::source_files::{self, PodFiles};
 use crate::agent::sync::lock;
 use crate::base::error::{Error, Result};
 use crate::cni::protocol::PodName;
@@ -12,6 +12,7 @@ use crate::policy::{CaptureFlags, Policy, resolve_pod};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// Policies of pods that are gone are kept up to this many.
 const MAX_STALE_POLICIES: usize = 64;
@@ -32,9 +33,10 @@ impl Source {
             Self::None => Err("the agent was started without a source of pods".into()),
             Self::Api(server) => server.find(name),
             Self::Files(dir) => {
-                let pods = source_files::read(dir).map_err(|e| e.to_string())?;
+                let PodFiles { pods, wrong } = source_files::read(dir).map_err(|e| e.to_string())?;
                 let found = pods.into_iter().find(|pod| pod.is(name));
-                found.ok_or_else(|| format!("no file in {} is of the pod {name}", dir.display()))
+                let wrong: String = wrong.iter().map(|(_, e)| format!("; {e}")).collect();
+                found.ok_or_else(|| format!("no file in {} is of the pod {name}{wrong}", dir.display()))
             }
         }
     }
@@ -43,12 +45,12 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// If the files cannot be read.
-    pub fn all(&self) -> Result<Vec<NodePod>> {
+    /// If the directory of files cannot be read.
+    pub fn all(&self) -> Result<PodFiles> {
         match self {
-            Self::None => Ok(Vec::new()),
+            Self::None => Ok(PodFiles::default()),
             Self::Files(dir) => source_files::read(dir),
-            Self::Api(server) => Ok(server.all()),
+            Self::Api(server) => Ok(PodFiles { pods: server.all(), wrong: Vec::new() }),
         }
     }
 
@@ -74,6 +76,8 @@ pub struct PodCache {
     pub pass_unknown: bool,
     /// The policy of each instance, and the pod it was made from: making it takes a look into the namespace.
     policies: Mutex<HashMap<String, (Pod, Policy)>>,
+    /// Since when the targets of pods cannot be captured, by the names of their instances.
+    pub unsettled: Mutex<HashMap<String, Instant>>,
 }
 
 impl PodCache {
@@ -83,7 +87,14 @@ impl PodCache {
         cgroup_root: Option<PathBuf>,
         pass_unknown: bool,
     ) -> Self {
-        Self { source, excluded, cgroup_root, pass_unknown, policies: Mutex::default() }
+        Self {
+            source,
+            excluded,
+            cgroup_root,
+            pass_unknown,
+            policies: Mutex::default(),
+            unsettled: Mutex::default(),
+        }
     }
 
     /// Whether a pod is captured, or why not.
@@ -119,12 +130,13 @@ impl PodCache {
         if policies.len() > pods.len() + MAX_STALE_POLICIES {
             let names: Vec<String> = pods.iter().map(NodePod::instance).collect();
             policies.retain(|name, _| names.contains(name));
+            lock(&self.unsettled).retain(|name, _| names.contains(name));
         }
     }
 
     /// Writes an Event on the pod of an instance.
     pub fn warn_instance(&self, instance: &str, error: &Error) {
-        let pods = self.source.all().unwrap_or_default();
+        let pods = self.source.all().unwrap_or_default().pods;
         if let Some(pod) = pods.iter().find(|pod| pod.instance() == instance) {
             self.source.warn(pod, error);
         }

@@ -2,9 +2,13 @@
 
 use super::cache::PodCache;
 use super::model::{NodePod, ambiguous};
+use super::source_files::PodFiles;
+use crate::agent::file_events::Names;
 use crate::agent::metrics::Reason;
 use crate::agent::plan::{Desired, DesiredState, Location, Present};
 use crate::agent::retry::{Failures, Subject};
+use crate::agent::sync::lock;
+use crate::agent::targets::capture::Gathered;
 use crate::base::error::{Error, Result};
 use crate::instance::directory::Directory;
 use crate::instance::find;
@@ -12,6 +16,10 @@ use crate::instance::inventory::{ActiveInstance, InstanceState, InventoryItem};
 use crate::pod::cgroup::Cgroup;
 use crate::pod::{Target, kubernetes};
 use crate::policy::annotations::Membership;
+use std::time::{Duration, Instant};
+
+/// A container's first process enters its cgroup before its namespaces.
+const SETTLE_TIME: Duration = Duration::from_secs(2);
 
 pub struct PodCapture<'a> {
     pub root: &'a Directory,
@@ -21,8 +29,8 @@ pub struct PodCapture<'a> {
 
 impl PodCapture<'_> {
     /// Adds the node's pods to the desired state.
-    pub fn gather(&self, inventory: &[InventoryItem], state: &mut DesiredState) {
-        let pods = match self.pods.source.all() {
+    pub fn gather(&self, inventory: &[InventoryItem], state: &mut DesiredState, gathered: &mut Gathered) {
+        let PodFiles { pods, wrong } = match self.pods.source.all() {
             Ok(pods) => pods,
             Err(e) => {
                 self.failures.failed(Subject::Pods, Reason::Pods, &e);
@@ -30,6 +38,9 @@ impl PodCapture<'_> {
             }
         };
         self.failures.succeeded(&Subject::Pods);
+        for (path, e) in wrong {
+            self.failures.failed(Subject::PodFile(path), Reason::Pods, &e);
+        }
         let ambiguous = ambiguous(&pods);
         for pod in pods.iter().filter(|pod| self.pods.membership(&pod.pod) == Membership::Inside) {
             let name = pod.instance();
@@ -40,7 +51,7 @@ impl PodCapture<'_> {
             } else {
                 match instance.map(|instance| &instance.state) {
                     Some(InstanceState::Active(active)) => self.of_captured(pod, active, state),
-                    _ => self.of_missed(pod, state),
+                    _ => self.of_missed(pod, state, gathered),
                 }
             };
             let desired = desired.unwrap_or_else(|e| {
@@ -79,14 +90,33 @@ impl PodCapture<'_> {
         }
     }
 
-    /// A pod that started while there was no plugin.
-    fn of_missed(&self, pod: &NodePod, state: &mut DesiredState) -> Result<Desired> {
-        let Some(cgroup) = kubernetes::find(&pod.uid, self.pods.cgroup_root.as_deref())? else {
+    /// A pod that starts without the plugin is captured when its first process is in its namespace.
+    fn of_missed(&self, pod: &NodePod, state: &mut DesiredState, gathered: &mut Gathered) -> Result<Desired> {
+        let root = self.pods.cgroup_root.as_deref();
+        let Some(cgroup) = kubernetes::find(&pod.uid, root)? else {
+            for dir in kubernetes::directories(root)? {
+                gathered.signs.entry(dir).or_default().add(Names::suffix(""));
+            }
             return Ok(Desired::unknown(None));
         };
-        match Target::of_cgroup(Cgroup::open(&cgroup)?)? {
-            Some(target) => self.present(pod, target, state),
-            None => Ok(Desired::unknown(None)),
+        // It changes with the first process of any container, and with the last.
+        gathered.signs.entry(cgroup.join("cgroup.events")).or_default();
+        let name = pod.instance();
+        match Target::of_cgroup(Cgroup::open(&cgroup)?) {
+            Ok(Some(target)) => {
+                lock(&self.pods.unsettled).remove(&name);
+                self.present(pod, target, state)
+            }
+            Ok(None) => Ok(Desired::unknown(None)),
+            // A runtime's process is in the machine's namespace when it enters the cgroup.
+            Err(e) => {
+                let since = *lock(&self.pods.unsettled).entry(name).or_insert_with(Instant::now);
+                if since.elapsed() > SETTLE_TIME {
+                    return Err(e);
+                }
+                gathered.in_transition = true;
+                Ok(Desired::unknown(None))
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 use super::model::NodePod;
 use crate::agent::health::{Condition, Health};
 use crate::agent::metrics::Reason;
-use crate::agent::retry::{Failures, Subject};
+use crate::agent::retry::{Failures, Subject, pause};
 use crate::agent::sync::lock;
 use crate::base::error::{Error, Result, chain};
 use crate::cni::protocol::PodName;
@@ -13,12 +13,13 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod as ApiPod};
 use kube::api::{ApiResource, DynamicObject};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::WatchStreamExt;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Config};
+use rustix::fs::{MemfdFlags, memfd_create};
 use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -27,9 +28,10 @@ use tokio::sync::Notify;
 
 /// The runtime waits for an ADD meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Pauses between attempts to watch, doubled up to the longest.
+/// A list of one node's pods is one page.
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+const TOKEN_INTERVAL: Duration = Duration::from_secs(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// Before each attempt to write an Event. A server that restarts takes a minute or two.
 const EVENT_RETRY_PAUSES: [Duration; 6] = [
     Duration::ZERO,
@@ -67,7 +69,11 @@ impl ApiSource {
                 let wrong = |e: &dyn std::error::Error| {
                     Error::input(format!("--kubeconfig {}: {}", path.display(), chain(e)))
                 };
-                let file = Kubeconfig::read_from(path).map_err(|e| wrong(&e))?;
+                let mut file = Kubeconfig::read_from(path).map_err(|e| wrong(&e))?;
+                for user in file.auth_infos.iter_mut().filter_map(|user| user.auth_info.as_mut()) {
+                    user.token_file =
+                        user.token_file.take().map(trimmed).transpose().map_err(|e| wrong(&e))?;
+                }
                 Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
                     .await
                     .map_err(|e| wrong(&e))?
@@ -158,6 +164,28 @@ impl ApiSource {
     }
 }
 
+/// A file that holds the token of this one without the newline that editors leave, which the client would send in a
+/// header. It is read again before the client does so, once a minute.
+fn trimmed(path: String) -> std::io::Result<String> {
+    let text = std::fs::read_to_string(&path)?;
+    if text == text.trim() {
+        return Ok(path);
+    }
+    let file = std::fs::File::from(memfd_create("token", MemfdFlags::CLOEXEC)?);
+    let write = move |file: &std::fs::File, text: &str| {
+        file.write_all_at(text.trim().as_bytes(), 0).and_then(|()| file.set_len(text.trim().len() as u64))
+    };
+    write(&file, &text)?;
+    let copy = format!("/proc/self/fd/{}", file.as_raw_fd());
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(TOKEN_INTERVAL).await;
+            let _ = std::fs::read_to_string(&path).and_then(|text| write(&file, &text));
+        }
+    });
+    Ok(copy)
+}
+
 /// What the watch reports to.
 pub struct Watch {
     pub server: Arc<ApiSource>,
@@ -169,54 +197,51 @@ pub struct Watch {
 impl Watch {
     /// Watches the node's pods, for ever.
     pub async fn run(self) {
-        let pods: Api<DynamicObject> = Api::all_with(self.server.client.clone(), &resource());
-        let only = watcher::Config::default().fields(&format!("spec.nodeName={}", self.server.node));
-        let mut events = watcher_of(pods, only);
-        let mut listing = Pods::new();
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => {
-                    self.failures.succeeded(&Subject::ApiServer);
-                    let is_list = matches!(event, watcher::Event::InitDone);
-                    let has_changed = self.server.apply(event, &mut listing);
-                    if is_list {
-                        self.health.met(Condition::PodList);
-                    }
-                    if has_changed {
-                        self.wake.notify_one();
-                    }
-                }
-                Err(e) => {
-                    self.failures.failed(Subject::ApiServer, Reason::Api, &Error::failed(said(&e)));
-                }
-            }
+        let mut times = 0;
+        loop {
+            let error = self.watch(&mut times).await;
+            times += 1;
+            self.failures.failed(Subject::ApiServer, Reason::Api, &error);
+            tokio::time::sleep(pause(times, FIRST_PAUSE)).await;
         }
     }
-}
 
-fn watcher_of(
-    pods: Api<DynamicObject>,
-    only: watcher::Config,
-) -> futures::stream::BoxStream<'static, watcher::Result<watcher::Event<DynamicObject>>> {
-    watcher(pods, only).backoff(Pauses(FIRST_PAUSE)).boxed()
-}
-
-/// The pauses to come.
-struct Pauses(Duration);
-
-impl Iterator for Pauses {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let now = self.0;
-        self.0 = (now * 2).min(MAX_PAUSE);
-        Some(now)
-    }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        self.0 = FIRST_PAUSE;
+    /// Lists and watches until something fails. A list that is not answered fails, too: a load balancer may have lost
+    /// the server.
+    async fn watch(&self, times: &mut u32) -> Error {
+        let pods: Api<DynamicObject> = Api::all_with(self.server.client.clone(), &resource());
+        let only = watcher::Config::default().fields(&format!("spec.nodeName={}", self.server.node));
+        let mut events = watcher(pods, only).boxed();
+        let (mut listing, mut is_listing) = (Pods::new(), true);
+        loop {
+            let next = match is_listing {
+                true => tokio::time::timeout(LIST_TIMEOUT, events.next()).await,
+                false => Ok(events.next().await),
+            };
+            let event = match next {
+                Ok(Some(Ok(event))) => event,
+                Ok(Some(Err(e))) => return Error::failed(said(&e)),
+                Ok(None) => return Error::failed("the watch has ended"),
+                Err(_) => {
+                    let seconds = LIST_TIMEOUT.as_secs();
+                    return Error::failed(format!(
+                        "the API server has not listed the pods in {seconds} seconds"
+                    ));
+                }
+            };
+            is_listing = matches!(event, watcher::Event::Init | watcher::Event::InitApply(_));
+            if !is_listing {
+                *times = 0;
+                self.failures.succeeded(&Subject::ApiServer);
+            }
+            let is_list = matches!(event, watcher::Event::InitDone);
+            if self.server.apply(event, &mut listing) {
+                self.wake.notify_one();
+            }
+            if is_list {
+                self.health.met(Condition::PodList);
+            }
+        }
     }
 }
 

@@ -3,26 +3,39 @@
 use super::model::NodePod;
 use crate::base::error::{Context, Error, Result};
 use crate::base::input;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Reads every pod.
+/// What a directory holds.
+#[derive(Default)]
+pub struct PodFiles {
+    pub pods: Vec<NodePod>,
+    /// Files that cannot be read or understood.
+    pub wrong: Vec<(PathBuf, Error)>,
+}
+
+/// Reads every pod. A wrong file concerns no other.
 ///
 /// # Errors
 ///
-/// If the directory or one of its files cannot be read or understood.
-pub fn read(dir: &Path) -> Result<Vec<NodePod>> {
-    let mut pods = Vec::new();
-    let entries =
-        std::fs::read_dir(dir).context(|| format!("read the directory of pods {}", dir.display()))?;
-    for entry in entries.flatten() {
-        let path = entry.path();
+/// If the directory cannot be read.
+pub fn read(dir: &Path) -> Result<PodFiles> {
+    let mut files = PodFiles::default();
+    let what = || format!("read the directory of pods {}", dir.display());
+    for entry in std::fs::read_dir(dir).context(what)? {
+        let path = entry.context(what)?.path();
         if path.extension().is_none_or(|extension| extension != "json") {
             continue;
         }
-        let text = input::file(&path).context(|| format!("read {}", path.display()))?;
-        let pod =
-            serde_json::from_str(&text).map_err(|e| e.to_string()).and_then(|value| NodePod::parse(&value));
-        pods.push(pod.map_err(|why| Error::input(format!("{}: {why}", path.display())))?);
+        match read_file(&path) {
+            Ok(pod) => files.pods.push(pod),
+            Err(e) => files.wrong.push((path, e)),
+        }
     }
-    Ok(pods)
+    Ok(files)
+}
+
+fn read_file(path: &Path) -> Result<NodePod> {
+    let text = input::file(path).context(|| format!("read {}", path.display()))?;
+    let pod = serde_json::from_str(&text).map_err(|e| e.to_string()).and_then(|value| NodePod::parse(&value));
+    pod.map_err(|why| Error::input(format!("{}: {why}", path.display())))
 }

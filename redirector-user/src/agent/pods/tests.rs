@@ -64,6 +64,10 @@ fn files_are_found_by_name_and_uid() {
     assert!(found("web", None) && found("web", Some("0a-1")));
     assert!(!found("web", Some("0a-2")) && !found("other", None));
     std::fs::write(dir.join("wrong.json"), "{").unwrap();
-    assert!(source.all().is_err() && !found("web", None), "fail closed");
+    assert!(found("web", None), "a wrong file concerns no other");
+    let all = source.all().unwrap();
+    assert_eq!((all.pods.len(), all.wrong.len()), (1, 1));
+    let other = PodName { namespace: "shop".into(), name: "other".into(), uid: None };
+    assert!(source.find(&other).unwrap_err().contains("wrong.json"));
     std::fs::remove_dir_all(&dir).unwrap();
 }
