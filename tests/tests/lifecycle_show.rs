@@ -11,7 +11,8 @@ use redirector_tests::harness::product::objects::detach_link;
 
 /// As people see it.
 fn table(bpffs: &Bpffs, arguments: &[&str]) -> anyhow::Result<String> {
-    run(Command::new(binary()).arg("--bpffs").arg(bpffs.path()).args(arguments), "")
+    let run = Run::of(Command::new(binary()).arg("--bpffs").arg(bpffs.path()).args(arguments))?;
+    Ok(run.looked()?.stdout)
 }
 
 fn hook<'a>(show: &'a Value, name: &str) -> anyhow::Result<&'a Value> {

@@ -31,7 +31,7 @@ impl Example {
     /// Namespaces, cgroups, files and instances of the mesh.
     fn left(&self) -> anyhow::Result<Vec<String>> {
         let prefix = format!("redirmesh-{}", self.0);
-        let list = redirector(&["list"], &[])?.expect(exit::OK)?.json()?;
+        let list = redirector(&["list"], &[])?.looked()?.json()?;
         let instances = list.as_array().context("a list")?.iter().filter_map(|one| one["name"].as_str());
         let mut left: Vec<String> = instances.map(str::to_owned).collect();
         for directory in [Path::new("/run/netns"), &mount_point()?, &std::env::temp_dir()] {

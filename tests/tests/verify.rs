@@ -17,6 +17,11 @@ fn verify(bpffs: &Bpffs, arguments: &[&str]) -> anyhow::Result<Run> {
     bpffs.run(&[&["verify", NAME], arguments].concat())
 }
 
+/// Before the proxy has started.
+fn verify_programs(bpffs: &Bpffs, arguments: &[&str]) -> anyhow::Result<Run> {
+    verify(bpffs, &[&["--programs-only"], arguments].concat())
+}
+
 /// A probe of a report.
 fn probe<'a>(report: &'a Value, name: &str, family: &str) -> anyhow::Result<&'a Value> {
     let probes = report["probes"].as_array().context("probes")?;
@@ -53,7 +58,11 @@ fn without_a_proxy() -> anyhow::Result<()> {
         .refused(exit::NOTHING, &["no instance is attached"])?;
     bpffs.attach(pod, NAME, &[])?.expect(exit::OK)?;
 
-    let report = verify(&bpffs, &[])?.expect(exit::OK)?.json()?;
+    // Nobody gets what is captured; the programs do their work.
+    let report = verify(&bpffs, &[])?.expect(exit::FAILED)?.json()?;
+    assert_eq!((&report["ok"], &report["probes_ok"]), (&json!(false), &json!(true)), "{report:#}");
+    assert_eq!(report["health"]["findings"][0]["kind"], "no_listener", "{report:#}");
+    let report = verify_programs(&bpffs, &[])?.expect(exit::OK)?.json()?;
     let expected = [
         "proxy_to_own_pod ipv4 own connection ok",
         "outbound ipv4 own connection ok",
@@ -82,13 +91,16 @@ fn without_a_proxy() -> anyhow::Result<()> {
     // Really from the network; and the instance found by its namespace.
     let from = world.client.file().display().to_string();
     let netns = pod.netns.file().display().to_string();
-    let report = bpffs.run(&["verify", "--netns", &netns, "--from", &from])?.expect(exit::OK)?.json()?;
+    let report = bpffs
+        .run(&["verify", "--programs-only", "--netns", &netns, "--from", &from])?
+        .expect(exit::OK)?
+        .json()?;
     let inbound = probe(&report, "inbound", "ipv4")?;
     assert_eq!((&inbound["how"], &inbound["status"]), (&json!("connection"), &json!("ok")), "{inbound:#}");
     assert_eq!(inbound["seen"]["original_dst"], format!("{}:80", pod.v4()));
 
     // Where it really arrived is told by the kernel, and another probe port by the flag.
-    let report = verify(&bpffs, &["--probe-port", "7"])?.expect(exit::OK)?.json()?;
+    let report = verify_programs(&bpffs, &["--probe-port", "7"])?.expect(exit::OK)?.json()?;
     let own = probe(&report, "proxy_to_own_pod", "ipv6")?;
     assert_eq!(
         (&own["to"], &own["seen"]["arrived_at"]),
@@ -131,7 +143,8 @@ fn beside_a_proxy_without_ipv6() -> anyhow::Result<()> {
     let pod = world.pod();
     let _proxy = pod.serve(PROXY, "proxy", [15001, 15006].map(any4).map(Listen::on).to_vec())?;
     bpffs.attach(pod, NAME, &[])?.expect(exit::OK)?;
-    let report = verify(&bpffs, &[])?.expect(exit::OK)?.json()?;
+    let report = verify(&bpffs, &[])?.expect(exit::FAILED)?.json()?;
+    assert_eq!(report["health"]["findings"][0]["kind"], "no_listener_of_family", "{report:#}");
     let six = probe(&report, "outbound", "ipv6")?;
     assert_eq!(six["status"], "skipped");
     assert!(six["why"][0].as_str().is_some_and(|why| why.contains("does not listen on IPv6")), "{six:#}");
@@ -153,16 +166,18 @@ fn failures_are_found() -> anyhow::Result<()> {
     ];
     for (hook, name, family) in broken {
         bpffs.attach(pod, NAME, &[])?.expect(exit::OK)?;
-        verify(&bpffs, &[])?.expect(exit::OK)?;
+        verify_programs(&bpffs, &[])?.expect(exit::OK)?;
         // As `rm` does: the last reference to the link was its pin.
         std::fs::remove_file(bpffs.instance(NAME).join(format!("link_{hook}")))?;
         let report = retry::until(&format!("{hook} to be detached"), || {
-            let run = verify(&bpffs, &["--timeout", "1"]).ok()?;
-            (run.code == Some(exit::FAILED)).then(|| run.json())
-        })??;
+            let run = verify_programs(&bpffs, &["--timeout", "1"]).ok()?;
+            let report = run.json().ok()?;
+            let failed = probe(&report, name, family).is_ok_and(|probe| probe["status"] == "failed");
+            (run.code == Some(exit::FAILED) && failed).then_some(report)
+        })?;
         assert_eq!(report["ok"], false, "{hook}");
-        let failed = probe(&report, name, family)?;
-        assert_eq!(failed["status"], "failed", "{hook}: {report:#}");
+        let found = &report["health"]["findings"][0];
+        assert!(found["kind"] == "hook_detached" && found.to_string().contains(hook), "{report:#}");
         bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
     }
     expect_clean(pod)
@@ -190,7 +205,7 @@ fn other_policies() -> anyhow::Result<()> {
     ];
     for (flags, expected) in cases {
         bpffs.attach(pod, NAME, flags)?.expect(exit::OK)?;
-        let report = verify(&bpffs, &[])?.expect(exit::OK)?.json()?;
+        let report = verify_programs(&bpffs, &[])?.expect(exit::OK)?.json()?;
         let probes = report["probes"].as_array().context("probes")?;
         let states: Vec<&str> = probes.iter().filter_map(|probe| probe["status"].as_str()).collect();
         assert_eq!(states, expected, "{flags:?}: {report:#}");

@@ -179,6 +179,7 @@ fn validate(env: &Env, name: &str, requests: &Requests) -> Result<Report> {
         probe_port: requests.probe_port,
         patience: requests.probe_timeout.min(verify::helper::LONGEST),
         from: None,
+        scope: verify::Scope::Probes,
     };
     let report = verify::verify(&env.root, name, &options)?;
     if report.ok {

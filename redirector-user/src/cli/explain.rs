@@ -4,9 +4,9 @@ use super::env::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Result};
 use crate::explain::{self, Arriving, Explanation, Offline, Outgoing};
+use crate::health;
 use crate::instance::{find, status};
 use crate::policy::{self, CaptureFlags, Policy, TargetDetails, variables_help};
-use crate::routes;
 use crate::rules::Protocol;
 use clap::Parser;
 use std::net::{IpAddr, SocketAddr};
@@ -194,15 +194,22 @@ fn live(env: &Env, args: &Args, name: &str) -> Result<(Policy, Offline)> {
     let record = status::status(&env.root, name)?.record;
     // Not by its file alone: that may lead to another namespace by now.
     let gone = || Error::input(format!("the namespace of {name} ({}) is gone", record.netns.display()));
-    let netns = find::netns(&env.root, name).ok_or_else(gone)?;
-    let snapshot = routes::read(&netns)?;
-    let offline = Offline::of(&record.policy, &snapshot);
+    find::netns(&env.root, name).ok_or_else(gone)?;
+    // The programs answer by their copy of the namespace, not by what it is now.
+    let (policy, offline, difference) = health::known_to_programs(&env.root, name)?;
+    if !difference.is_empty() {
+        env.note(&format!(
+            "the answer is that of the programs, whose copy of addresses and routes is stale: {}; `redirector refresh {name}` \
+             renews it",
+            difference.told()
+        ));
+    }
     if let Some(interface) = args.iif.as_deref().filter(|interface| offline.index(interface) == 0) {
         return Err(Error::input(format!(
             "--iif {interface}: the namespace of {name} has no such interface"
         )));
     }
-    Ok((record.policy, offline))
+    Ok((policy, offline))
 }
 
 /// A remark on what the namespace of an instance would not take for its own, so that no rule is asked. What a guest sends

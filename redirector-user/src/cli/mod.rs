@@ -5,6 +5,7 @@ mod agent;
 mod attach;
 mod check;
 mod cni;
+mod connections;
 mod detach;
 mod env;
 mod explain;
@@ -71,6 +72,7 @@ enum Verb {
     List(list::Args),
     Show(show::Args),
     Status(status::Args),
+    Connections(connections::Args),
     OriginalDst(original_dst::Args),
     Trace(trace::Args),
     Check(check::Args),
@@ -93,6 +95,7 @@ impl Verb {
             | Self::List(_)
             | Self::Show(_)
             | Self::Status(_)
+            | Self::Connections(_)
             | Self::OriginalDst(_)
             | Self::Trace(_)
             | Self::Verify(_) => true,
@@ -140,6 +143,7 @@ pub fn main() -> ExitCode {
         Verb::List(args) => list::run(&env, &args),
         Verb::Show(args) => show::run(&env, &args),
         Verb::Status(args) => status::run(&env, &args),
+        Verb::Connections(args) => connections::run(&env, &args),
         Verb::OriginalDst(args) => original_dst::run(&env, &args),
         Verb::Trace(args) => trace::run(&env, &args),
         Verb::Check(args) => check::run(&env, &args),

@@ -4,6 +4,7 @@ use super::env::Env;
 use super::output::{Format, json, print, table};
 use super::rules;
 use crate::base::error::Result;
+use crate::health::{self, Finding, Health, NodeProcesses};
 use crate::instance::status::{self, Status};
 use crate::instance::sweep;
 use crate::rules::{Entry, Rules};
@@ -28,6 +29,8 @@ struct Shown<'a> {
     #[serde(flatten)]
     status: &'a Status,
     rules: Vec<Entry>,
+    captures: Option<String>,
+    findings: &'a [Finding],
 }
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
@@ -36,14 +39,20 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     }
     crate::instance::directory::check_name(&args.name)?;
     let status = status::status(&env.root, &args.name)?;
+    let health = health::instance(&env.root, &args.name, &NodeProcesses::read()?)?;
     match env.format {
-        Format::Json => json(&Shown { status: &status, rules: Rules::entries(&status.record.policy) })?,
-        Format::Table => text(&status, args.verbose)?,
+        Format::Json => json(&Shown {
+            status: &status,
+            rules: Rules::entries(&status.record.policy),
+            captures: health.captures.clone(),
+            findings: &health.findings,
+        })?,
+        Format::Table => text(&status, &health, args.verbose)?,
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if health.has_fault() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn text(s: &Status, verbose: bool) -> Result<()> {
+fn text(s: &Status, health: &Health, verbose: bool) -> Result<()> {
     let mut lines = vec![
         format!("name         {}", s.name),
         format!("state        {}", s.state),
@@ -65,6 +74,8 @@ fn text(s: &Status, verbose: bool) -> Result<()> {
             l.traffic, l.port, l.ipv4, l.ipv6
         ));
     }
+    lines.extend(health.captures.iter().map(|captures| format!("captures     {captures}")));
+    lines.extend(super::status::findings(&health.findings));
     print(&lines.join("\n"))?;
     if verbose {
         print("\npolicy")?;

@@ -1,13 +1,13 @@
 //! `redirector verify`, and the hidden verb of its helpers.
 
 use super::env::Env;
-use super::output::{Format, json, print, table};
+use super::output::{Format, json, print};
+use super::which::Which;
 use crate::base::error::{Error, Result};
-use crate::instance::directory::check_name;
-use crate::instance::find;
+use crate::health::{Finding, Level};
 use crate::kernel;
 use crate::pod::open_netns;
-use crate::verify::{self, Options, Probe, Report, Status, helper};
+use crate::verify::{self, Options, Probe, Report, Scope, Status, helper};
 use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,16 +32,9 @@ const PATIENCE: u64 = 5;
 /// listens in its place for this moment.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-#[command(group(clap::ArgGroup::new("which").required(true).args(["name", "pid", "netns"])))]
 pub struct Args {
-    /// Name of the instance.
-    name: Option<String>,
-    /// A process of the pod.
-    #[arg(long, value_name = "PID")]
-    pid: Option<u32>,
-    /// File of the network namespace.
-    #[arg(long, value_name = "FILE")]
-    netns: Option<PathBuf>,
+    #[command(flatten)]
+    which: Which,
     /// A network namespace from which to connect to the pod; without it the attached program is asked what it
     /// would do with a connection from the network.
     #[arg(long, value_name = "FILE")]
@@ -53,6 +46,9 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE,
           value_parser = clap::value_parser!(u64).range(1..=helper::LONGEST.as_secs()))]
     timeout: u64,
+    /// The proxy has not started yet: only the programs have to be right, and nobody has to listen.
+    #[arg(long)]
+    programs_only: bool,
 }
 
 /// Arguments of a helper.
@@ -66,13 +62,16 @@ struct HelperArgs {
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require_to_verify()?;
-    let name = name(env, args)?;
+    let missing =
+        || Error::input("verify: no instance is named").usage("give a NAME, --pid, --netns or --pod");
+    let name = args.which.resolve(env)?.ok_or_else(missing)?;
     let from =
         args.from.as_ref().map(|path| open_netns(path, || format!("{} does not exist", path.display())));
     let options = Options {
         probe_port: args.probe_port,
         patience: Duration::from_secs(args.timeout),
         from: from.transpose()?,
+        scope: if args.programs_only { Scope::Programs } else { Scope::Everything },
     };
     let report = verify::verify(&env.root, &name, &options)?;
     print_report(env, &report)?;
@@ -91,21 +90,6 @@ pub fn helper() -> ExitCode {
     }
 }
 
-fn name(env: &Env, args: &Args) -> Result<String> {
-    if let Some(name) = &args.name {
-        check_name(name)?;
-        return Ok(name.clone());
-    }
-    let Some((path, missing)) = super::env::netns_given(args.pid, args.netns.as_ref()) else {
-        return Err(Error::input("give a name, --pid or --netns"));
-    };
-    let netns = open_netns(&path, || missing)?;
-    find::by_netns(&env.root, &netns)?.ok_or_else(|| {
-        Error::nothing_matched(format!("no instance is attached to {}", path.display()))
-            .usage("see `redirector list`")
-    })
-}
-
 /// Prints a report.
 pub fn print_report(env: &Env, report: &Report) -> Result<()> {
     match env.format {
@@ -114,44 +98,50 @@ pub fn print_report(env: &Env, report: &Report) -> Result<()> {
     }
 }
 
-/// Prints a report for people.
+/// Prints a report for people: the result first, then why.
 fn show(report: &Report) -> Result<()> {
-    table(
-        ["PROBE", "HOW", "CONNECTION", "EXPECTED", "SEEN", "RESULT"],
-        report.probes.iter().map(|probe| {
-            [
-                format!("{} {}", probe.probe, probe.family),
-                how(probe),
-                connection(probe),
-                expected(probe),
-                seen(probe),
-                match probe.status {
-                    Status::Ok => "ok".into(),
-                    Status::Failed => "FAILED".into(),
-                    Status::Skipped => "skipped".into(),
-                },
-            ]
-        }),
-    )?;
+    let mut lines = vec![conclusion(report).to_owned()];
+    lines.extend(report.health.iter().flat_map(|health| super::status::findings(&health.findings)));
     for probe in &report.probes {
-        for why in &probe.why {
-            print(&format!("{} {}: {why}", probe.probe, probe.family))?;
+        let result = match probe.status {
+            Status::Ok => "ok",
+            Status::Failed => "FAILED",
+            Status::Skipped => "skipped",
+        };
+        let what = format!("{} {}", probe.probe, probe.family);
+        lines.push(
+            format!("  {result:<9} {what:<21} {} {}", connection(probe), how(probe)).trim_end().to_owned(),
+        );
+        if probe.status == Status::Failed {
+            lines.push(format!("  {:<9} expected {}; seen {}", "", expected(probe), seen(probe)));
         }
+        lines.extend(probe.why.iter().map(|why| format!("  {:<9} {why}", "")));
     }
-    print(if report.ok {
-        "the instance does what its policy says"
-    } else {
-        "the instance FAILS verification"
-    })
+    print(&lines.join("\n"))
 }
 
-fn how(probe: &Probe) -> String {
+fn conclusion(report: &Report) -> &'static str {
+    let faults = report.health.iter().flat_map(|health| &health.findings);
+    let mut faults = faults.filter(|finding| finding.level == Level::Fault);
+    match (report.ok, report.probes_ok) {
+        (true, _) if faults.any(Finding::is_about_the_proxy) => {
+            "the programs do what the policy says; the proxy is not looked at (--programs-only)"
+        }
+        (true, _) => "the instance does what its policy says",
+        (false, true) if faults.all(Finding::is_about_the_proxy) => {
+            "FAILED: the programs are right, and the proxy does not get what they send it"
+        }
+        (false, true) => "FAILED: the connections tried are right, and others are not",
+        (false, false) => "FAILED: the instance does not do what its policy says",
+    }
+}
+
+fn how(probe: &Probe) -> &'static str {
     match (probe.how, probe.listener) {
-        ("connection", Some("proxy")) => "to the proxy".into(),
-        ("connection", Some(_)) => "to a listener of ours".into(),
-        ("connection", None) => "connection".into(),
-        ("program", _) => "program asked".into(),
-        _ => "-".into(),
+        ("connection", Some("proxy")) => "(to the proxy)",
+        ("connection", Some(_)) => "(to a listener of verify's own)",
+        ("program", _) => "(the program was asked)",
+        _ => "",
     }
 }
 

@@ -91,6 +91,20 @@ impl Compiled {
         Ok(Self { policy, entries })
     }
 
+    /// With the lists of the namespace (routes, interfaces) of another one.
+    #[must_use]
+    pub fn with_namespace_of(mut self, other: &Self) -> Self {
+        let of_namespace = |(list, ..): &&(List, Addr, u32, Route)| {
+            matches!(
+                list,
+                List::Routes | List::ExcludeInterfaces | List::VirtualInterfaces | List::VirtualInterfaces6
+            )
+        };
+        self.entries.retain(|entry| !of_namespace(&entry));
+        self.entries.extend(other.entries.iter().filter(of_namespace).copied());
+        self
+    }
+
     /// Keys of a list whose value another one does not have, with their values: address, bits, value.
     pub fn beyond<'a>(
         &'a self,

@@ -65,6 +65,13 @@ impl Finding {
         Self::new(Level::Unknown, "unknown", what, "", "run as root, with the host's /proc".to_owned())
     }
 
+    /// Whether it is about the proxy's sockets and user, which nobody can expect before the proxy has started.
+    pub fn is_about_the_proxy(&self) -> bool {
+        self.kind.starts_with("no_listener")
+            || self.kind.starts_with("listener_")
+            || matches!(self.kind, "no_dns_server" | "proxy_user")
+    }
+
     /// One line, without the remedy.
     pub fn line(&self) -> String {
         if self.consequence.is_empty() {

@@ -85,6 +85,22 @@ pub fn connections_of(root: &Directory, name: &str) -> Result<Vec<Connection>> {
     Ok(gathered.connections()?.1)
 }
 
+/// The policy of an instance with the addresses, routes and interfaces that its programs know, and how those differ from the
+/// present ones.
+///
+/// # Errors
+///
+/// If the instance is not there or not active.
+pub fn known_to_programs(root: &Directory, name: &str) -> Result<(Policy, Offline, Difference)> {
+    let status = status::status(root, name)?;
+    let gathered = Gathered::new(root, &status, &NodeProcesses::default())?;
+    let difference = gathered.difference(&status)?;
+    let policy = status.record.policy;
+    // Users and groups as the pod counts them, which is how they are asked for.
+    let compiled = Compiled::new(&policy, &gathered.now).with_namespace_of(&gathered.in_force.compiled);
+    Ok((policy, Offline::in_force(compiled, &gathered.now), difference))
+}
+
 fn damaged(name: &str, error: &Error) -> Health {
     let finding = Finding::fault(
         "damaged",
@@ -171,7 +187,8 @@ impl Gathered {
         add("listeners", self.listeners(status));
         add("processes", Ok(self.judge_processes()));
         add("connections", self.judge_connections());
-        add("addresses and routes", self.snapshot(status));
+        let stale = |difference| snapshot::judge(name, &difference).into_iter().collect();
+        add("addresses and routes", self.difference(status).map(stale));
         add("rules of netfilter", rules_of_others::judge(&self.target.netns, &self.policy));
         add("room", Ok(room(status).into_iter().collect()));
     }
@@ -322,10 +339,9 @@ impl Gathered {
         Ok(connections::judge_missed(&connections, &self.outside))
     }
 
-    fn snapshot(&self, status: &Status) -> Result<Vec<Finding>> {
+    fn difference(&self, status: &Status) -> Result<Difference> {
         let expected = IdMappedPolicy::new(status.record.policy.clone(), &self.target)?.compile(&self.now);
-        let difference = Difference::between(&self.in_force.compiled, &expected);
-        Ok(snapshot::judge(&status.name, &difference).into_iter().collect())
+        Ok(Difference::between(&self.in_force.compiled, &expected))
     }
 }
 

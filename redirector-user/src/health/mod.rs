@@ -16,5 +16,5 @@ mod rules_of_others;
 pub mod snapshot;
 
 pub use finding::{Finding, Health, Level, has_fault};
-pub use gather::{connections_of, instance};
+pub use gather::{connections_of, instance, known_to_programs};
 pub use processes::NodeProcesses;

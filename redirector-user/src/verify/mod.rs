@@ -12,6 +12,7 @@ mod sockets;
 
 use crate::base::error::{Context, Error, Result};
 use crate::compile::id_map;
+use crate::health::{self, Finding, Health, Level, NodeProcesses};
 use crate::instance::directory::Directory;
 use crate::instance::maps::Instance;
 use crate::instance::phase::Phase;
@@ -41,6 +42,19 @@ pub struct Options {
     pub patience: Duration,
     /// A network namespace from which the inbound probe really connects.
     pub from: Option<NetNs>,
+    /// What has to be right.
+    pub scope: Scope,
+}
+
+/// What verify judges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of it: the probes, and what `redirector status` finds.
+    Everything,
+    /// The same but for the proxy, which has not started yet.
+    Programs,
+    /// The probes alone, as Istio's validation does.
+    Probes,
 }
 
 /// What verify found.
@@ -48,8 +62,13 @@ pub struct Options {
 pub struct Report {
     /// Name of the instance.
     pub name: String,
-    /// Whether no probe has failed, and at least one was made.
+    /// Whether nothing of the scope is wrong: no probe has failed, at least one was made, and no finding is a fault.
     pub ok: bool,
+    /// Whether no probe has failed, and at least one was made.
+    pub probes_ok: bool,
+    /// What `redirector status` says; absent where the probes alone count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
     /// Each connection.
     pub probes: Vec<Probe>,
 }
@@ -66,6 +85,11 @@ pub fn verify(root: &Directory, name: &str, options: &Options) -> Result<Report>
         return Err(
             Error::failed(format!("the instance {name} is not active")).usage("see `redirector list`")
         );
+    };
+    // First: helpers of ours in the pod would be among what is found.
+    let health = match options.scope {
+        Scope::Probes => None,
+        _ => Some(health::instance(root, name, &NodeProcesses::read()?)?),
     };
     let record = record::read(&instance.dir, slot)?;
     let target = find::target_of(name, &record, &meta)?;
@@ -95,9 +119,13 @@ pub fn verify(root: &Directory, name: &str, options: &Options) -> Result<Report>
             Err(Skipped { kind, v6, why }) => Probe::skipped(kind, v6, why),
         });
     }
-    let ok = probes.iter().all(|probe| probe.status != Status::Failed)
+    let probes_ok = probes.iter().all(|probe| probe.status != Status::Failed)
         && probes.iter().any(|probe| probe.status == Status::Ok);
-    Ok(Report { name: name.to_owned(), ok, probes })
+    let programs_only = options.scope == Scope::Programs;
+    let counts =
+        |finding: &Finding| finding.level == Level::Fault && !(programs_only && finding.is_about_the_proxy());
+    let ok = probes_ok && !health.as_ref().is_some_and(|health| health.findings.iter().any(counts));
+    Ok(Report { name: name.to_owned(), ok, probes_ok, health, probes })
 }
 
 /// A run of verify. The helpers end before their room goes.

@@ -205,7 +205,13 @@ impl Family<'_> {
         let interfaces = self.snapshot.interfaces.iter().filter(|it| !it.loopback && !named(&it.name));
         let mut addresses = interfaces.flat_map(|it| &it.addresses).map(ipnet::IpNet::addr);
         let Some(own) = addresses.find(usable) else {
-            return self.skipped(kind, "the namespace has no address of its own");
+            let excluded = self.snapshot.interfaces.iter().any(|it| named(&it.name));
+            let why = if excluded {
+                "the interfaces with an address of their own are excluded (-c)"
+            } else {
+                "the namespace has no address of its own"
+            };
+            return self.skipped(kind, why);
         };
         let ports: Vec<u16> = match &self.policy.inbound_ports {
             Selection::List(ports) => ports.clone(),

@@ -86,12 +86,12 @@ impl Bpffs {
 
     /// `show` of an instance.
     pub fn show(&self, name: &str) -> anyhow::Result<Value> {
-        self.run(&["show", name])?.expect(product::exit::OK)?.json()
+        self.run(&["show", name])?.looked()?.json()
     }
 
     /// `list`.
     pub fn list(&self) -> anyhow::Result<Vec<Value>> {
-        let list = self.run(&["list"])?.expect(product::exit::OK)?.json()?;
+        let list = self.run(&["list"])?.looked()?.json()?;
         list.as_array().cloned().context("`list` gives an array")
     }
 

@@ -85,7 +85,7 @@ impl Setup {
         Ok(findings)
     }
 
-    /// Requires that `status` names this fault, with these words and a remedy, and ends with 1.
+    /// Requires that `status` names this fault, with these words and a remedy, and ends with 1; and that `verify` fails.
     ///
     /// # Errors
     /// When it does not.
@@ -101,6 +101,8 @@ impl Setup {
         let found = found.with_context(|| format!("no fault {kind} with {words:?}: {findings:#?}"))?.clone();
         let remedy = found["remedy"].as_str().unwrap_or_default();
         ensure!(!remedy.is_empty(), "{kind} has no remedy");
+        let report = self.node.run(&["verify", NAME, "--timeout", "1"])?.expect(exit::FAILED)?.json()?;
+        ensure!(report["ok"] == false && report["health"].to_string().contains(kind), "{report:#}");
         Ok(found)
     }
 }

@@ -74,6 +74,12 @@ impl Run {
         Ok(self)
     }
 
+    /// Requires that it has looked: found nothing wrong, or something.
+    pub fn looked(self) -> anyhow::Result<Self> {
+        let code = if self.code == Some(exit::FAILED) { exit::FAILED } else { exit::OK };
+        self.expect(code)
+    }
+
     /// Requires an exit code, and that the error (in JSON on standard error) contains all of these.
     pub fn refused(self, code: i32, words: &[&str]) -> anyhow::Result<Self> {
         let run = self.expect(code)?;
@@ -173,7 +179,7 @@ impl Instance {
 
     /// `redirector show`.
     pub fn show(&self) -> anyhow::Result<Value> {
-        redirector(&["show", &self.name], &[])?.expect(exit::OK)?.json()
+        redirector(&["show", &self.name], &[])?.looked()?.json()
     }
 
     /// `redirector original-dst`.
@@ -207,7 +213,7 @@ pub fn attach_run(
 
 /// `redirector list`: whether the name is in it.
 pub fn is_listed(name: &str) -> anyhow::Result<bool> {
-    let list = redirector(&["list"], &[])?.expect(exit::OK)?;
+    let list = redirector(&["list"], &[])?.looked()?;
     list.json()?;
     Ok(list.stdout.contains(&format!("\"{name}\"")))
 }
