@@ -22,7 +22,6 @@ const HOOK_NS: f64 = 500.0;
 /// Nor attach, in milliseconds.
 const ATTACH_MS: f64 = 50.0;
 
-#[derive(Clone, Copy, Debug)]
 enum Against {
     Direct,
     Iptables,

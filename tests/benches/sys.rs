@@ -34,7 +34,6 @@ pub fn go_on() -> anyhow::Result<()> {
 
 /// Has the kernel count runs and run time of eBPF programs (BPF_ENABLE_STATS, Linux 5.8) until this is dropped. As
 /// `kernel.bpf_stats_enabled=1`, but it ends with us even when we are killed.
-#[derive(Debug)]
 pub struct ProgramStats {
     _on: OwnedFd,
 }

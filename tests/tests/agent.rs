@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use rustix::process::Signal;
 
+use redirector_tests::harness::load::during;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::many::LoadReport;
 use redirector_tests::harness::product::agent::{Agent, Home, target, until_active, until_registered};
@@ -44,20 +44,8 @@ fn connect(fixture: &Fixture, count: u16) -> anyhow::Result<LoadReport> {
 
 /// Works while the app connects, 500 times or more; the connections all have to reach the proxy. How many there were.
 fn under_load(fixture: &Fixture, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<usize> {
-    let done = &AtomicBool::new(false);
-    let reports = std::thread::scope(|scope| {
-        let loading = scope.spawn(|| {
-            let mut reports = Vec::new();
-            while !done.load(Ordering::Relaxed) || reports.is_empty() {
-                reports.push(connect(fixture, 500)?);
-            }
-            anyhow::Ok(reports)
-        });
-        let worked = work();
-        done.store(true, Ordering::Relaxed);
-        let reports = loading.join().map_err(|_| anyhow!("a thread panicked"))??;
-        worked.map(|()| reports)
-    })?;
+    let app = fixture.pod().place(APP)?;
+    let reports = during(&[(&app, Load::services(500))], work)?.concat();
     for report in &reports {
         assert_eq!(report.reached, HashMap::from([(PROXIED.to_owned(), 500)]), "{report:#?}");
         assert!(report.wrong == 0 && report.failed.is_empty(), "{report:#?}");

@@ -1,5 +1,6 @@
 //! Inbound capture while the proxy's listeners come and go. Each property is shown to hold with real iptables, too.
 
+use redirector_tests::harness::pair::fixture::under_each;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::serve::Listen;
 use redirector_tests::harness::server::any4;
@@ -22,17 +23,6 @@ fn knock(fixture: &Fixture) -> anyhow::Result<Vec<String>> {
 
 const CAPTURED: [&str; 2] = ["proxy:15006 original 10.77.0.2:8080", "proxy:15006 original [fd00:77::2]:8080"];
 
-/// Runs the property with each way of redirecting. The oracle first: it must not be the property that is wrong.
-fn each(setup: &Setup, property: impl Fn(&mut Fixture) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    require_root!();
-    for by in [Redirection::iptables(), Redirection::redirector()] {
-        let label = by.label();
-        property(&mut Fixture::with(by, setup)?)
-            .map_err(|error| error.context(format!("redirected by {label}")))?;
-    }
-    Ok(())
-}
-
 /// The proxy's workers share the port; whichever ends, connections go to the others.
 #[test]
 fn any_member_of_a_group_may_close() -> anyhow::Result<()> {
@@ -41,7 +31,7 @@ fn any_member_of_a_group_may_close() -> anyhow::Result<()> {
     let (first_v4, first_v6) = (2 * MEMBERS, 3 * MEMBERS);
     for order in [[0, 1, 2], [3, 2, 1], [1, 3, 0], [2, 0, 3]] {
         let setup = Setup { proxy: proxy_listeners(MEMBERS), ..Setup::default() };
-        each(&setup, |fixture| {
+        under_each(&setup, |fixture| {
             assert_eq!(knock(fixture)?, CAPTURED);
             for member in order {
                 let Some(proxy) = &mut fixture.proxy else { unreachable!("the setup has a proxy") };
@@ -60,7 +50,7 @@ fn any_member_of_a_group_may_close() -> anyhow::Result<()> {
 fn a_group_larger_than_the_registry() -> anyhow::Result<()> {
     const MEMBERS: usize = 40;
     let setup = Setup { proxy: proxy_listeners(MEMBERS), ..Setup::default() };
-    each(&setup, |fixture| {
+    under_each(&setup, |fixture| {
         let Some(proxy) = &mut fixture.proxy else { unreachable!("the setup has a proxy") };
         for member in 0..MEMBERS - 1 {
             proxy.close(2 * MEMBERS + member)?;
@@ -78,7 +68,7 @@ fn a_listener_for_each_interface() -> anyhow::Result<()> {
         [any4(INBOUND), any6(INBOUND)].map(|at| Listen { device: Some(device.to_owned()), ..Listen::on(at) })
     };
     for devices in [["lo", "eth0"], ["eth0", "lo"]] {
-        each(
+        under_each(
             &Setup { proxy: devices.iter().flat_map(|it| on(it)).collect(), ..Setup::default() },
             |fixture| {
                 assert_eq!(knock(fixture)?, CAPTURED, "{devices:?}");
@@ -86,7 +76,7 @@ fn a_listener_for_each_interface() -> anyhow::Result<()> {
             },
         )?;
     }
-    each(&Setup { proxy: on("lo").to_vec(), ..Setup::default() }, |fixture| {
+    under_each(&Setup { proxy: on("lo").to_vec(), ..Setup::default() }, |fixture| {
         assert_eq!(knock(fixture)?, ["ECONNREFUSED"]);
         Ok(())
     })
@@ -97,7 +87,7 @@ fn a_listener_for_each_interface() -> anyhow::Result<()> {
 fn a_group_may_be_replaced() -> anyhow::Result<()> {
     let group = |address, sockets| Listen { sockets, ..Listen::on(address) };
     let setup = Setup { proxy: vec![group(any4(INBOUND), 2), group(any6(INBOUND), 2)], ..Setup::default() };
-    each(&setup, |fixture| {
+    under_each(&setup, |fixture| {
         for round in 0..20 {
             let Some(proxy) = &mut fixture.proxy else { unreachable!("the setup has a proxy") };
             proxy.open(group(any4(INBOUND), 2))?;
@@ -114,7 +104,7 @@ fn a_group_may_be_replaced() -> anyhow::Result<()> {
 /// A proxy that listened before redirection began is used.
 #[test]
 fn listeners_older_than_the_redirection() -> anyhow::Result<()> {
-    each(&Setup { proxy_first: true, ..Setup::default() }, |fixture| {
+    under_each(&Setup { proxy_first: true, ..Setup::default() }, |fixture| {
         assert_eq!(knock(fixture)?, CAPTURED);
         Ok(())
     })
@@ -124,7 +114,7 @@ fn listeners_older_than_the_redirection() -> anyhow::Result<()> {
 #[test]
 fn a_group_older_than_the_redirection() -> anyhow::Result<()> {
     let setup = Setup { proxy_first: true, proxy: proxy_listeners(3), ..Setup::default() };
-    each(&setup, |fixture| {
+    under_each(&setup, |fixture| {
         assert_eq!(knock(fixture)?, CAPTURED);
         for index in [6, 7, 9, 10] {
             let Some(proxy) = &mut fixture.proxy else { unreachable!("the setup has a proxy") };
@@ -138,12 +128,12 @@ fn a_group_older_than_the_redirection() -> anyhow::Result<()> {
 /// Without a listener connections are refused and never reach the application, which is the whole point of a mesh.
 #[test]
 fn refused_while_the_proxy_does_not_listen() -> anyhow::Result<()> {
-    each(&Setup { proxy: Vec::new(), ..Setup::default() }, |fixture| {
+    under_each(&Setup { proxy: Vec::new(), ..Setup::default() }, |fixture| {
         assert_eq!(knock(fixture)?, ["ECONNREFUSED"]);
         assert_eq!(fixture.app.accepted().len(), 0);
         Ok(())
     })?;
-    each(&Setup::default(), |fixture| {
+    under_each(&Setup::default(), |fixture| {
         assert_eq!(knock(fixture)?, CAPTURED);
         // The proxy is killed, not asked.
         fixture.proxy = None;
@@ -167,11 +157,11 @@ fn refused_while_the_proxy_does_not_listen() -> anyhow::Result<()> {
 /// Each family has its own listener: one without is refused, whatever the other does.
 #[test]
 fn a_family_without_a_listener_is_refused() -> anyhow::Result<()> {
-    each(&Setup { proxy: vec![Listen::on(any4(INBOUND))], ..Setup::default() }, |fixture| {
+    under_each(&Setup { proxy: vec![Listen::on(any4(INBOUND))], ..Setup::default() }, |fixture| {
         assert_eq!(knock(fixture)?, ["ECONNREFUSED", CAPTURED[0]]);
         Ok(())
     })?;
-    each(&Setup { proxy: vec![Listen::on(any6(INBOUND))], ..Setup::default() }, |fixture| {
+    under_each(&Setup { proxy: vec![Listen::on(any6(INBOUND))], ..Setup::default() }, |fixture| {
         assert_eq!(knock(fixture)?, ["ECONNREFUSED", CAPTURED[1]]);
         Ok(())
     })
@@ -181,7 +171,7 @@ fn a_family_without_a_listener_is_refused() -> anyhow::Result<()> {
 #[test]
 fn a_dual_stack_listener_serves_both_families() -> anyhow::Result<()> {
     let listener = Listen { dual_stack: true, ..Listen::on(any6(INBOUND)) };
-    each(&Setup { proxy: vec![listener], ..Setup::default() }, |fixture| {
+    under_each(&Setup { proxy: vec![listener], ..Setup::default() }, |fixture| {
         assert_eq!(knock(fixture)?, CAPTURED);
         Ok(())
     })
@@ -192,7 +182,7 @@ fn a_dual_stack_listener_serves_both_families() -> anyhow::Result<()> {
 fn a_listener_on_the_pods_address() -> anyhow::Result<()> {
     let v4 = at(std::net::Ipv4Addr::new(10, 77, 0, 2), INBOUND);
     let v6 = at(std::net::Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 2), INBOUND);
-    each(&Setup { proxy: vec![Listen::on(v4), Listen::on(v6)], ..Setup::default() }, |fixture| {
+    under_each(&Setup { proxy: vec![Listen::on(v4), Listen::on(v6)], ..Setup::default() }, |fixture| {
         assert_eq!(knock(fixture)?, CAPTURED);
         Ok(())
     })
@@ -202,7 +192,7 @@ fn a_listener_on_the_pods_address() -> anyhow::Result<()> {
 #[test]
 fn a_neighbour_on_another_address() -> anyhow::Result<()> {
     let [v4, other] = [2, 3].map(|last| std::net::Ipv4Addr::new(10, 77, 0, last));
-    each(&Setup { proxy: Vec::new(), ..Setup::default() }, |fixture| {
+    under_each(&Setup { proxy: Vec::new(), ..Setup::default() }, |fixture| {
         let pod = fixture.pod();
         pod.netns.ip(&format!("address add {other}/24 dev eth0"))?;
         let neighbour = pod.serve(APP, "neighbour", vec![Listen::on(at(other, INBOUND))])?;
@@ -219,7 +209,7 @@ fn a_neighbour_on_another_address() -> anyhow::Result<()> {
 #[test]
 fn the_port_of_a_captured_connection() -> anyhow::Result<()> {
     const PORT: u16 = 9000;
-    each(&Setup::default(), |fixture| {
+    under_each(&Setup::default(), |fixture| {
         let pod = fixture.pod();
         let _held = Held::start(&fixture.world.outside(), at(pod.v4(), PORT))?;
         let to = at(pod.v4(), PORT).to_string();
@@ -233,7 +223,7 @@ fn the_port_of_a_captured_connection() -> anyhow::Result<()> {
 /// The client resets the connection before the proxy has asked where it was going.
 #[test]
 fn reset_before_the_proxy_asks() -> anyhow::Result<()> {
-    each(&Setup { proxy: Vec::new(), ..Setup::default() }, |fixture| {
+    under_each(&Setup { proxy: Vec::new(), ..Setup::default() }, |fixture| {
         let pod = fixture.pod();
         for to in [at(pod.v4(), SERVED), at(pod.v6(), SERVED)] {
             let sequence = |place: &Place, what| place.probe(&["sequence", what, &to.to_string()]);
@@ -252,7 +242,7 @@ fn reset_before_the_proxy_asks() -> anyhow::Result<()> {
 fn a_listener_on_loopback_is_out_of_reach() -> anyhow::Result<()> {
     let v4 = at(std::net::Ipv4Addr::LOCALHOST, INBOUND);
     let v6 = at(std::net::Ipv6Addr::LOCALHOST, INBOUND);
-    each(&Setup { proxy: vec![Listen::on(v4), Listen::on(v6)], ..Setup::default() }, |fixture| {
+    under_each(&Setup { proxy: vec![Listen::on(v4), Listen::on(v6)], ..Setup::default() }, |fixture| {
         assert_eq!(knock(fixture)?, ["ECONNREFUSED"]);
         Ok(())
     })

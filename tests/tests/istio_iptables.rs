@@ -8,28 +8,14 @@ use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::binary;
 
 /// The arguments of Istio's injector.
-const SIDECAR: [&str; 17] = [
-    "-p",
-    "15001",
-    "-z",
-    "15006",
-    "-u",
-    "1337",
-    "-m",
-    "REDIRECT",
-    "-i",
-    "*",
-    "-x",
-    "",
-    "-b",
-    "*",
-    "-d",
-    "15090,15021,15020",
-    "--log_output_level=default:info",
-];
+const SIDECAR: &str = "-p 15001 -z 15006 -u 1337 -m REDIRECT -i * -x  -b * -d 15090,15021,15020 --log_output_level=default:info";
 const VALIDATE: [&str; 2] = ["--run-validation", "--skip-rule-apply"];
 /// Exit code of the original's validation.
 const NOT_CONTENT: i32 = 126;
+
+fn sidecar_and<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    SIDECAR.split(' ').chain(more.iter().copied()).collect()
+}
 
 /// A pod, and the binary under the other name. Whatever is attached is cleaned up.
 struct PodOfIstio {
@@ -93,7 +79,7 @@ fn as_istios_containers_call_it() -> anyhow::Result<()> {
     assert!(run.stdout.contains(&tested.pod().cgroup.directory().display().to_string()), "{run:?}");
     assert_eq!(tested.connect()?, "remote:8080");
 
-    let run = tested.run(ROOT, &[&SIDECAR[..], &["--run-validation"]].concat())?.expect(exit::OK)?;
+    let run = tested.run(ROOT, &sidecar_and(&["--run-validation"]))?.expect(exit::OK)?;
     assert!(run.stdout.contains("does what its policy says") && run.stdout.contains("changed n"), "{run:?}");
     assert!(run.stderr.contains("--log_output_level"), "{run:?}");
     assert_eq!(tested.connect()?, "proxy:15001 original 10.96.0.10:8080");
@@ -110,7 +96,7 @@ fn as_istios_containers_call_it() -> anyhow::Result<()> {
 #[test]
 fn cleanup_needs_no_cgroup() -> anyhow::Result<()> {
     let Some(tested) = PodOfIstio::new()? else { return Ok(()) };
-    tested.run(ROOT, &SIDECAR)?.expect(exit::OK)?;
+    tested.run(ROOT, &sidecar_and(&[]))?.expect(exit::OK)?;
     let from_outside = |arguments: &[&str]| {
         let mut command = tested.pod().netns.command(tested.program());
         Run::of(command.env_clear().args(arguments))
@@ -132,7 +118,7 @@ fn validation_alone() -> anyhow::Result<()> {
     let _pause = tested.pod().serve(PROXY, "pause", Vec::new())?;
     // IPv6 is on by the first address of the pod, or by any.
     for (more, families) in [(None, vec!["127.0.0.6"]), (Some("--dual-stack"), vec!["127.0.0.6", "::6"])] {
-        let flags: Vec<&str> = SIDECAR.into_iter().chain(more).collect();
+        let flags = sidecar_and(more.as_slice());
         tested.run(ROOT, &flags)?.expect(exit::OK)?;
         for _ in 0..2 {
             let run = tested.run(PROXY, &[&flags[..], &VALIDATE].concat())?.expect(exit::OK)?;
@@ -156,7 +142,7 @@ fn what_it_refuses() -> anyhow::Result<()> {
         tested.run(ROOT, &flag)?.expect(exit::USAGE)?;
     }
     // Without the privileges of istio-init.
-    tested.run(APP, &SIDECAR)?.expect(exit::CANNOT)?;
+    tested.run(APP, &sidecar_and(&[]))?.expect(exit::CANNOT)?;
     tested.expect_nothing()?;
 
     // The machine's own namespace, and another one from there.

@@ -66,15 +66,15 @@ fn no_connection_is_lost_while_policies_alternate() -> anyhow::Result<()> {
     let (app, outside) = (pod.place(APP)?, world.outside());
     let load = |destinations| Load { threads: 4, ..Load::to(destinations) };
     let loads = [(&app, load(outbound())), (&outside, load(inbound(pod)))];
-    let ([out, into], changes) = during(loads, CHANGES, change)?;
-    let made = (out.len() + into.len()) * usize::from(CONNECTIONS);
-    println!("{changes} changes while {made} connections were made");
-    assert_no_connection_lost(&out, [15001, 16001]);
-    assert_no_connection_lost(&into, [15006, 16006]);
+    let reports = during(&loads, || (1..=CHANGES).try_for_each(change))?;
+    let made = reports.iter().map(Vec::len).sum::<usize>() * usize::from(CONNECTIONS);
+    println!("{CHANGES} changes while {made} connections were made");
+    assert_no_connection_lost(&reports[0], [15001, 16001]);
+    assert_no_connection_lost(&reports[1], [15006, 16006]);
 
     // The registry of listeners and the exposed map have not kept anything of it.
-    change(changes + 1)?;
-    change(changes + 2)?;
+    change(CHANGES + 1)?;
+    change(CHANGES + 2)?;
     let show = bpffs.show(NAME)?;
     for listener in show["listeners"].as_array().context("listeners")? {
         assert_eq!((&listener["ipv4"], &listener["ipv6"]), (&1.into(), &1.into()), "{show:#}");

@@ -5,8 +5,11 @@
 
 use std::collections::BTreeMap;
 
+use redirector_tests::harness::oracle::options::Tproxy;
 use redirector_tests::harness::pair::matrix;
 use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::probe::scenario::Udp;
+use redirector_tests::harness::world::TRANSPARENT_PROXY;
 
 /// What must have become of the scenarios named `"<family> <caller> to <destination> from <binding>"`.
 struct Expect<'a> {
@@ -181,6 +184,36 @@ fn two_oracles_agree() -> anyhow::Result<()> {
     require_root!();
     let pair = Pair::new(Options::sidecar(), Redirection::iptables(), &Setup::default())?;
     pair.check(&matrix::all(pair.reference.pod())).map(drop)
+}
+
+/// Istio's native nftables rules do the same, as a sidecar and in TPROXY mode.
+#[test]
+fn nft_agrees_with_iptables() -> anyhow::Result<()> {
+    require_root!("nft");
+    for tproxy in [None, Some(Tproxy::default())] {
+        let options = Options { tproxy, ..Options::sidecar() };
+        // TPROXY takes a transparent listener; without one nft's statement lets packets through.
+        let mut setup = Setup { proxy_owner: TRANSPARENT_PROXY, ..Setup::default() };
+        setup.proxy.iter_mut().for_each(|listen| listen.transparent = tproxy.is_some());
+        let pair = Pair::new(options.clone(), Redirection::Nft(options), &setup)?;
+        pair.check(&matrix::all(pair.reference.pod()))?;
+    }
+    Ok(())
+}
+
+/// A query is met with silence while the proxy's DNS server does not listen, because ICMP errors are in no conntrack zone:
+/// the resolver asks again later. Without the raw table the query would be refused at once.
+#[test]
+fn a_query_before_the_dns_server_listens() -> anyhow::Result<()> {
+    require_root!("nft");
+    let options = Options { redirect_dns: true, capture_all_dns: true, ..Options::sidecar() };
+    let query = Scenario { udp: Some(Udp::Connect), ..Scenario::to(at(VIP4, 53)) };
+    for redirection in [Redirection::Iptables(options.clone()), Redirection::Nft(options)] {
+        let fixture = Fixture::new(redirection)?;
+        let observed = fixture.pod().observe(APP, std::slice::from_ref(&query))?;
+        assert_eq!(observed[0].greeting.as_deref(), Some("EAGAIN"), "{observed:#?}");
+    }
+    Ok(())
 }
 
 /// The comparison can fail: a small mistake in the rules is found, and nothing else.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use redirector_tests::harness::parity::configuration::Configuration;
 use redirector_tests::harness::parity::options::Choice;
-use redirector_tests::harness::parity::pair::{Mistake, ParityPair};
+use redirector_tests::harness::parity::pair::{Mistake, ParityPair, Rules};
 use redirector_tests::harness::parity::probes::probes;
 use redirector_tests::harness::parity::random::Random;
 use redirector_tests::harness::parity::{ParityRun, run};
@@ -17,6 +17,7 @@ const SHORT_RUN: ParityRun = ParityRun {
     seed: 1,
     limit: Some(Duration::from_secs(120)),
     findings: 3,
+    rules: Rules::Iptables,
     mistake: None,
 };
 
@@ -32,6 +33,19 @@ fn options() -> anyhow::Result<()> {
     let many = share::times(1000, 1);
     assert!(ends.proxy > many && ends.passed > many, "{report}");
     assert!(report.configurations() >= share::times(20, 2), "{report}");
+    Ok(())
+}
+
+/// The same beside Istio's native nftables rules, in one minute.
+#[test]
+fn options_beside_nft() -> anyhow::Result<()> {
+    require_root!("nft");
+    let limit = Some(Duration::from_secs(60));
+    let report = run(&ParityRun { seed: 2, rules: Rules::Nft, limit, ..SHORT_RUN })?;
+    println!("{report}");
+    assert!(report.is_clean(), "{report}");
+    let (ends, many) = (report.ends(), share::times(500, 1));
+    assert!(ends.proxy > many && ends.passed > many, "{report}");
     Ok(())
 }
 
@@ -61,7 +75,7 @@ fn options_one_by_one() -> anyhow::Result<()> {
         (everything(), Choice::Loopback, "127.0.0.0/8"),
         (everything(), Choice::Dns, "all"),
     ];
-    let mut pair = ParityPair::new(None)?;
+    let mut pair = ParityPair::new(Rules::Iptables, None)?;
     let mut random = Random::new(SHORT_RUN.seed);
     let interfaces = [Choice::ExcludeInterfaces, Choice::VirtualInterfaces];
     let possible =

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use redirector_tests::harness::pair::matrix::CALLERS;
+use redirector_tests::harness::parity::addresses::dns_listeners;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::scenario::How;
 use redirector_tests::harness::probe::scenario::Udp;
@@ -271,7 +272,9 @@ fn asked_elsewhere() -> anyhow::Result<()> {
 fn query_from_loopback() -> anyhow::Result<()> {
     require_root!();
     let options = Options { redirect_dns: true, capture_all_dns: true, ..Options::sidecar() };
-    let pair = Pair::with(options, &Setup::default())?;
+    let mut setup = Setup::default();
+    setup.proxy.extend(dns_listeners());
+    let pair = Pair::with(options, &setup)?;
     let from = |address: Ipv4Addr, udp| {
         let query = Scenario::to(at(VIP4, 53)).named(format!("{udp:?} from {address}"));
         Scenario { udp: Some(udp), ..query.bound(at(address, 0)) }

@@ -137,11 +137,14 @@ fn no_connection_is_lost() -> anyhow::Result<()> {
     let (app, outside) = (pod.place(APP)?, tested.world.outside());
     let load = |destinations| Load { threads: 3, ..Load::to(destinations) };
     let loads = [(&app, load(out)), (&outside, load(into))];
-    let ([out, into], turns) = during(loads, share::times(10, 3), |_| {
-        bpffs.run(&["upgrade", NAME])?.expect(exit::OK)?;
-        tested.by_older(&["upgrade", NAME])?.expect(exit::OK).map(drop)
+    let turns = share::times(10, 3);
+    let reports = during(&loads, || {
+        (0..turns).try_for_each(|_| {
+            bpffs.run(&["upgrade", NAME])?.expect(exit::OK)?;
+            tested.by_older(&["upgrade", NAME])?.expect(exit::OK).map(drop)
+        })
     })?;
-    for (reports, port) in [(&out, 15001), (&into, 15006)] {
+    for (reports, port) in reports.iter().zip([15001, 15006]) {
         for report in reports {
             assert!(report.wrong == 0 && report.failed.is_empty(), "{report:#?}");
             let proxy = report.reached.get(&format!("proxy:{port}")).copied();
@@ -149,7 +152,7 @@ fn no_connection_is_lost() -> anyhow::Result<()> {
         }
     }
     println!("{} swaps while {} connections were made", 2 * turns, {
-        (out.len() + into.len()) * usize::from(CONNECTIONS)
+        reports.iter().map(Vec::len).sum::<usize>() * usize::from(CONNECTIONS)
     });
     let show = bpffs.show(NAME)?;
     assert_eq!((&show["connections"], &show["effective"]), (&0.into(), &true.into()), "{show:#}");

@@ -33,6 +33,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::project::Profile;
 use crate::toolchain::Source;
 
 #[derive(Parser)]
@@ -157,6 +158,19 @@ Examples:
         #[arg(last = true, value_name = "PARITY ARGS")]
         args: Vec<String>,
     },
+    /// Inject faults under load and check that nothing escapes (root)
+    ///
+    /// The plan is a function of the seed. Exits 1 with the step that broke an invariant.
+    #[command(after_help = "\
+Examples:
+  cargo xtask campaign                          15 minutes, another plan each time
+  cargo xtask campaign --seconds 60 --seed 7    a short one, and the same again
+  cargo xtask campaign --seed 7 --list 20       the first steps of the plan")]
+    Campaign {
+        /// Arguments for the campaign
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CAMPAIGN ARGS")]
+        args: Vec<String>,
+    },
     /// Check the manifests and the chart in deploy/, and the workflow files, against their schemas
     #[command(after_help = "\
 Examples:
@@ -265,19 +279,20 @@ fn dispatch(verb: Verb) -> Result<()> {
         Verb::Dist { name } => dist::dist(&name),
         Verb::Manifests => manifests::check(),
         Verb::Node { args } => run::node(&args),
-        Verb::Mesh { args } => run::mesh(&args),
+        Verb::Mesh { args } => run::tool("mesh", Profile::Dev, &args),
         Verb::Bench { part, quick, mut args } => {
             if quick {
                 args.insert(0, "--quick".to_owned());
             }
             args.splice(0..0, part);
-            run::bench(&args)
+            run::tool("bench", Profile::Release, &args)
         }
         Verb::Parity { configs, seed, mut args } => {
             args.extend(["--configs".to_owned(), configs.to_string()]);
             args.extend(seed.map(|seed| format!("--seed={seed}")));
-            run::parity(&args)
+            run::tool("parity", Profile::Dev, &args)
         }
+        Verb::Campaign { args } => run::tool("campaign", Profile::Dev, &args),
         Verb::Fuzz { target, seconds, input } => fuzz::run(target, seconds, input.as_deref()),
         Verb::Vm(options) => vm::run(&options),
         Verb::Deny { advisories } => deny::check(advisories),

@@ -46,13 +46,6 @@ pub fn demo(args: &[String]) -> Result<()> {
     run("demo", Profile::WithoutAgent, args)
 }
 
-/// Starts, measures or removes the example mesh.
-pub fn mesh(args: &[String]) -> Result<()> {
-    project::need_root("mesh")?;
-    deps::all(true)?;
-    run("mesh", Profile::Dev, args)
-}
-
 /// Tries the product on a real node.
 pub fn node(args: &[String]) -> Result<()> {
     project::need_root("node")?;
@@ -74,18 +67,11 @@ pub fn node(args: &[String]) -> Result<()> {
     run_with("node", Profile::Dev, args, &env)
 }
 
-/// Measures the product against iptables and a user-space proxy.
-pub fn bench(args: &[String]) -> Result<()> {
-    project::need_root("bench")?;
+/// Runs a program of `redirector-tests` that needs root and what the tests need.
+pub fn tool(name: &str, profile: Profile, args: &[String]) -> Result<()> {
+    project::need_root(name)?;
     deps::all(true)?;
-    run("bench", Profile::Release, args)
-}
-
-/// Compares the product with iptables under many combinations of options.
-pub fn parity(args: &[String]) -> Result<()> {
-    project::need_root("parity")?;
-    deps::all(true)?;
-    run("parity", Profile::Dev, args)
+    run(name, profile, args)
 }
 
 /// Builds and runs one program of `redirector-tests`; its exit code becomes ours.

@@ -26,7 +26,6 @@ use redirector_tests::harness::world::{PROXY, Pod, PodOptions, ROOT, World};
 pub const PODS: [&str; 3] = ["user-app-v1", "user-app-v2", "gateway"];
 
 /// A mesh by name: what it is called, whether it is up or not.
-#[derive(Debug)]
 pub struct Mesh {
     pub name: String,
     directory: PathBuf,

@@ -24,7 +24,6 @@ pub const PREVIOUS: &str =
     r#"{ "interfaces":[{"name":"eth0"}],  "cniVersion":"1.0.0","ips":[ {"address":"10.77.0.2/24"}] }"#;
 
 /// A kubelet's place on this machine: its root of cgroups, and the pods' objects.
-#[derive(Debug)]
 pub struct Kubelet {
     /// Below it are the pods' cgroups.
     pub cgroup: Cgroup,
@@ -32,7 +31,6 @@ pub struct Kubelet {
 }
 
 /// A pod's name and uid.
-#[derive(Clone, Debug)]
 pub struct Id {
     /// Its name; the namespace is `shop`.
     pub name: String,

@@ -1,6 +1,6 @@
 //! Many connections while something else happens.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, anyhow};
@@ -15,40 +15,28 @@ impl Place {
         let report = run(&mut self.probe(&["many"]), &serde_json::to_string(load)?)?;
         serde_json::from_str(&report).context("a report")
     }
-
-    /// Again and again, until there have been enough turns of something; at least twice, so that the second time is
-    /// wholly among them.
-    fn load_until(&self, load: &Load, turns: &AtomicUsize, enough: usize) -> anyhow::Result<Vec<LoadReport>> {
-        let mut reports = Vec::new();
-        while reports.len() < 2 || turns.load(Ordering::Relaxed) < enough {
-            reports.push(self.load(load)?);
-        }
-        Ok(reports)
-    }
 }
 
-/// The reports of two loads, and the number of turns meanwhile.
-pub type Loaded = ([Vec<LoadReport>; 2], usize);
-
-/// Makes two loads, each from its place, while there are so many turns or more; a turn is told its number, from 1.
+/// Makes loads, each from its place, again and again until the work is done, but at least twice.
 pub fn during(
-    loads: [(&Place, Load); 2],
-    enough: usize,
-    turn: impl Fn(usize) -> anyhow::Result<()>,
-) -> anyhow::Result<Loaded> {
-    let turns = &AtomicUsize::new(0);
-    let reports = thread::scope(|scope| {
-        let loading =
-            loads.each_ref().map(|(place, load)| scope.spawn(|| place.load_until(load, turns, enough)));
-        while !loading.iter().all(thread::ScopedJoinHandle::is_finished) {
-            let turned = turn(turns.load(Ordering::Relaxed) + 1);
-            // Also after a failure: the loads wait for it.
-            turns.fetch_add(if turned.is_ok() { 1 } else { enough }, Ordering::Relaxed);
-            turned?;
-        }
-        let [first, second] =
-            loading.map(|reports| reports.join().map_err(|_| anyhow!("a thread panicked"))?);
-        anyhow::Ok([first?, second?])
-    })?;
-    Ok((reports, turns.load(Ordering::Relaxed)))
+    loads: &[(&Place, Load)],
+    work: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<Vec<LoadReport>>> {
+    let done = &AtomicBool::new(false);
+    thread::scope(|scope| {
+        let repeat = |(place, load): &(&Place, Load)| {
+            let mut reports = Vec::new();
+            while reports.len() < 2 || !done.load(Ordering::Relaxed) {
+                reports.push(place.load(load)?);
+            }
+            anyhow::Ok(reports)
+        };
+        let loading: Vec<_> = loads.iter().map(|load| scope.spawn(move || repeat(load))).collect();
+        let worked = work();
+        done.store(true, Ordering::Relaxed);
+        let reports =
+            loading.into_iter().map(|load| load.join().map_err(|_| anyhow!("a thread panicked"))?);
+        let reports = reports.collect::<anyhow::Result<_>>();
+        worked.and(reports)
+    })
 }

@@ -6,9 +6,11 @@
 //! * [`product`] runs the `redirector` binary as a user does.
 //! * [`pair`] puts the same connections through two worlds, the reference and the subject, and compares every field.
 //! * [`parity`] does so for many combinations of options.
+//! * [`campaign`] injects faults under load.
 //! * [`kubelet`], [`apiserver`] and [`machine`] stand for the parts of a Kubernetes node.
 
 pub mod apiserver;
+pub mod campaign;
 pub mod command;
 pub mod envoy;
 pub mod kernel;

@@ -13,7 +13,6 @@ use crate::harness::probe::scenario::Owner;
 use crate::harness::retry::patience;
 
 /// Where a process runs: namespace, cgroup, user.
-#[derive(Clone, Debug)]
 pub struct Place {
     /// File of the network namespace.
     pub netns: PathBuf,

@@ -8,7 +8,6 @@ use redirector_tests::harness::command::output;
 use redirector_tests::harness::machine::Machine;
 
 /// A pod as a runtime tells plugins of it.
-#[derive(Clone, Debug)]
 pub struct Sandbox {
     /// Name of the network namespace below /run/netns.
     pub netns: String,

@@ -9,7 +9,6 @@ use serde_json::json;
 use redirector_tests::harness::command::run;
 
 /// An image to be made.
-#[derive(Clone, Debug)]
 pub struct Image {
     /// Its name with tag.
     pub name: String,

@@ -18,7 +18,6 @@ struct Memory {
 }
 
 /// The cost of many pods.
-#[derive(Clone, Debug)]
 pub struct Many {
     /// Until all were ready.
     pub up: Duration,

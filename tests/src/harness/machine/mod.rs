@@ -14,7 +14,6 @@ use crate::harness::{names, retry};
 const SCRIPT: &str = include_str!("machine.sh");
 
 /// A running machine; everything of it is removed on drop.
-#[derive(Debug)]
 pub struct Machine {
     name: String,
     directory: tempfile::TempDir,

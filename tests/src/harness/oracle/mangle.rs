@@ -9,7 +9,7 @@ use crate::harness::command::run;
 use crate::harness::world::netns::Netns;
 
 /// Mark of packets from the proxy to its own pod. PREROUTING takes them for inbound traffic.
-const OWN_POD: u32 = 1338;
+pub(super) const OWN_POD: u32 = 1338;
 
 /// Adds the rules of one family: none without TPROXY.
 pub(super) fn fill(table: &mut Table, options: &Options, family: IpVersion) {
@@ -26,8 +26,7 @@ pub(super) fn fill(table: &mut Table, options: &Options, family: IpVersion) {
     table.add("PREROUTING", format_args!("-p tcp -m mark --mark {mark} -j CONNMARK --save-mark"));
 
     table.add("OUTPUT", format_args!("-p tcp -o lo -m mark --mark {mark} -j RETURN"));
-    let owners = options.proxy_uids.iter().map(|uid| format!("--uid-owner {uid}"));
-    for owner in owners.chain(options.proxy_gids.iter().map(|gid| format!("--gid-owner {gid}"))) {
+    for owner in options.owners() {
         let rule = format!("! -d {loopback} -p tcp -o lo -m owner {owner} -j MARK --set-mark {OWN_POD}");
         table.add("OUTPUT", rule);
     }

@@ -3,13 +3,15 @@
 //! These rules are the definition of right and wrong for everything else here, hence `tests/oracle.rs` tests them first.
 //!
 //! * [`options`] has the options of `istio-iptables`.
-//! * [`nat`] and [`mangle`] make the rules of a table.
+//! * [`nat`], [`mangle`] and [`raw`] make the rules of a table for iptables, [`nft`] makes Istio's native nftables rules.
 //! * [`documented`] lists the differences from them that are meant.
 
 pub mod documented;
 pub mod mangle;
 mod nat;
+pub mod nft;
 pub mod options;
+mod raw;
 mod table;
 
 use anyhow::Context;
@@ -38,26 +40,39 @@ impl IpVersion {
             Self::V6 => ("::1/128", "::6/128"),
         }
     }
+
+    /// The name servers whose queries are captured, as networks; `None` for any.
+    fn name_servers(self, options: &Options) -> Vec<Option<String>> {
+        if options.capture_all_dns {
+            return vec![None];
+        }
+        let length = if self == Self::V4 { 32 } else { 128 };
+        let servers = options.dns_servers.iter().filter(|server| self.has(server));
+        servers.map(|server| Some(format!("{server}/{length}"))).collect()
+    }
 }
 
 /// Installs the rules in a namespace; they go with it.
 pub fn install(netns: &Netns, options: &Options) -> anyhow::Result<()> {
     load(netns, &rule_texts(options))?;
     mangle::route(netns, "add", options)?;
-    if options.ipv6 {
-        // istio-iptables adds the address from which Envoy connects to the application.
-        netns.ip("address add ::6/128 dev lo nodad\n")?;
-    }
-    Ok(())
+    add_passthrough_address(netns, options)
 }
 
-/// The rules of both families, IPv4 first. Without IPv6 its tables are empty; without TPROXY mangle is.
+/// istio-iptables adds the address from which Envoy connects to the application.
+fn add_passthrough_address(netns: &Netns, options: &Options) -> anyhow::Result<()> {
+    if options.ipv6 { netns.ip("address add ::6/128 dev lo nodad\n") } else { Ok(()) }
+}
+
+/// The rules of both families, IPv4 first. Without IPv6 its tables are empty, without TPROXY mangle is, and without DNS
+/// capture raw.
 pub fn rule_texts(options: &Options) -> [String; 2] {
     [IpVersion::V4, IpVersion::V6].map(|family| {
-        let mut tables = [Table::new("nat"), Table::new("mangle")];
+        let mut tables = ["nat", "mangle", "raw"].map(Table::new);
         if options.ipv6 || family == IpVersion::V4 {
             nat::fill(&mut tables[0], options, family);
             mangle::fill(&mut tables[1], options, family);
+            raw::fill(&mut tables[2], options, family);
         }
         tables.map(|table| table.to_string()).concat()
     })
@@ -82,9 +97,12 @@ mod tests {
 
     #[test]
     fn what_is_off_leaves_tables_empty() {
-        let empty = "*nat\nCOMMIT\n*mangle\nCOMMIT\n";
+        let empty = "*nat\nCOMMIT\n*mangle\nCOMMIT\n*raw\nCOMMIT\n";
         let [v4, v6] = rule_texts(&Options { ipv6: false, ..Options::sidecar() });
         assert_eq!(v6, empty);
-        assert!(v4.starts_with("*nat\n:ISTIO_") && v4.ends_with("COMMIT\n*mangle\nCOMMIT\n"), "{v4}");
+        assert!(
+            v4.starts_with("*nat\n:ISTIO_") && v4.ends_with("COMMIT\n*mangle\nCOMMIT\n*raw\nCOMMIT\n"),
+            "{v4}"
+        );
     }
 }

@@ -122,21 +122,16 @@ fn owner_groups(table: &mut Table, options: &Options) {
     }
 }
 
-fn dns(table: &mut Table, options: &Options, family: IpVersion) {
+fn dns(table: &mut Table, options: &Options, version: IpVersion) {
     if !options.redirect_dns {
         return;
     }
-    let servers: Vec<String> = if options.capture_all_dns {
-        vec![String::new()]
-    } else {
-        let length = if family == IpVersion::V4 { 32 } else { 128 };
-        let servers = options.dns_servers.iter().filter(|server| family.has(server));
-        servers.map(|server| format!("-d {server}/{length} ")).collect()
-    };
+    let servers = version.name_servers(options);
     for protocol in ["tcp", "udp"] {
         for server in &servers {
+            let server = server.as_ref().map_or_else(String::new, |server| format!("-d {server} "));
             let rule = format!("-p {protocol} --dport 53 {server}-j REDIRECT --to-ports 15053");
-            table.add("ISTIO_OUTPUT", format_args!("{rule}"));
+            table.add("ISTIO_OUTPUT", rule);
         }
     }
 }

@@ -163,6 +163,12 @@ impl Options {
         variables
     }
 
+    /// The proxy's users and groups, as iptables' match `owner` takes them.
+    pub fn owners(&self) -> impl Iterator<Item = String> {
+        let users = self.proxy_uids.iter().map(|uid| format!("--uid-owner {uid}"));
+        users.chain(self.proxy_gids.iter().map(|gid| format!("--gid-owner {gid}")))
+    }
+
     /// Whether the included networks contain loopback addresses, of either family: rule 3b then falls away for both.
     pub fn includes_loopback(&self) -> bool {
         match &self.outbound_cidrs {

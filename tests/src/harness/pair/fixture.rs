@@ -1,6 +1,6 @@
 //! A world with redirection of one kind and the usual servers: a reference or a subject.
 
-use anyhow::{anyhow, ensure};
+use anyhow::{Context, anyhow, ensure};
 
 use super::matrix::{Caller, Part, SERVED, SIDECAR_PORTS};
 use crate::harness::oracle;
@@ -11,17 +11,20 @@ use crate::harness::probe::serve::Listen;
 use crate::harness::product::Instance;
 use crate::harness::server::{Server, everywhere, proxy_listeners};
 use crate::harness::world::{APP, PROXY, Pod, PodOptions, World, observe};
+use crate::require_root;
 
 /// Processes for the scenarios of one caller. They mostly wait.
 const PROCESSES: usize = 6;
 
 /// The way in which a pod's connections are redirected.
-#[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "a test makes one or two of them")]
+#[derive(Clone, Debug)]
 pub enum Redirection {
     None,
     /// Real iptables with the rules of `istio-iptables`.
     Iptables(Options),
+    /// Real nftables with Istio's native rules.
+    Nft(Options),
     /// `redirector attach`.
     Redirector {
         flags: Vec<String>,
@@ -55,6 +58,7 @@ impl Redirection {
         match self {
             Self::None => "nothing",
             Self::Iptables(_) => "iptables",
+            Self::Nft(_) => "nft",
             Self::Redirector { .. } => "redirector",
         }
     }
@@ -64,6 +68,7 @@ impl Redirection {
         match self {
             Self::None => Ok(None),
             Self::Iptables(options) => oracle::install(&pod.netns, options).map(|()| None),
+            Self::Nft(options) => oracle::nft::install(&pod.netns, options).map(|()| None),
             Self::Redirector { flags, environment } => Instance::attach(pod, flags, environment).map(Some),
         }
     }
@@ -83,7 +88,6 @@ pub struct Fixture {
 }
 
 /// How a fixture is set up.
-#[derive(Clone, Debug)]
 pub struct Setup {
     pub pod: PodOptions,
     /// The proxy's listeners; none: there is no proxy.
@@ -183,4 +187,18 @@ fn deal(scenarios: &[Scenario]) -> Vec<Vec<Scenario>> {
         hands[index % PROCESSES].push(scenario.clone());
     }
     hands
+}
+
+/// Runs the property with each way of redirecting. The oracle first: it must not be the property that is wrong.
+pub fn under_each(
+    setup: &Setup,
+    property: impl Fn(&mut Fixture) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    require_root!();
+    for redirection in [Redirection::iptables(), Redirection::redirector()] {
+        let label = redirection.label();
+        let mut fixture = Fixture::with(redirection, setup)?;
+        property(&mut fixture).with_context(|| format!("redirected by {label}"))?;
+    }
+    Ok(())
 }

@@ -60,7 +60,7 @@ impl Pair {
     pub fn run(&self, parts: &[Part]) -> anyhow::Result<(Vec<Observation>, Vec<Difference>)> {
         let (mut left, mut right) = self.observe(parts)?;
         self.ask_again(&self.reference, parts, &mut left, &right)?;
-        if matches!(self.subject.redirection, Redirection::Iptables(_)) || retry::is_slow() {
+        if !matches!(self.subject.redirection, Redirection::Redirector { .. }) || retry::is_slow() {
             self.ask_again(&self.subject, parts, &mut right, &left)?;
         }
         let differences = compare(&left, &right);
@@ -94,7 +94,7 @@ impl Pair {
     /// Whether a difference is meant, under the rules of the reference.
     pub fn is_documented(&self, difference: &Difference) -> bool {
         match &self.reference.redirection {
-            Redirection::Iptables(options) => is_documented(options, difference),
+            Redirection::Iptables(options) | Redirection::Nft(options) => is_documented(options, difference),
             _ => false,
         }
     }

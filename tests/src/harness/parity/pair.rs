@@ -20,10 +20,11 @@ use crate::harness::pair::compare::Difference;
 use crate::harness::pair::fixture::{Fixture, Redirection, Setup};
 use crate::harness::pair::matrix::{Caller, Part};
 use crate::harness::probe::observation::Observation;
+use crate::harness::probe::scenario::Owner;
 use crate::harness::process::Daemon;
 use crate::harness::product::bpffs::target;
 use crate::harness::product::{Instance, Run, exit, redirector};
-use crate::harness::server::everywhere;
+use crate::harness::server::{Server, everywhere};
 use crate::harness::world::{PodOptions, ROOT, SECOND6, TRANSPARENT_PROXY};
 
 /// Ports at which the proxy listens, whatever the configuration.
@@ -32,11 +33,18 @@ pub const PROXY_PORTS: [u16; 4] = [15001, 15006, 16001, 16006];
 /// Bound ports, of which each probe gets one of its own.
 const OWN_PORTS: std::ops::Range<u16> = 20_000..32_000;
 
+/// Which of Istio's rules are the reference.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rules {
+    #[default]
+    Iptables,
+    Nft,
+}
+
 /// A mistake that a test plants in the oracle's rules.
 pub type Mistake = fn(&str) -> String;
 
 /// The comparison under one configuration.
-#[derive(Clone, Debug, Default)]
 pub struct Comparison {
     pub probes: usize,
     /// Differences that are meant.
@@ -60,14 +68,17 @@ pub struct ParityPair {
     /// A process of the subject that sees the pod's resolv.conf.
     container: Daemon,
     _resolv_conf: NamedTempFile,
+    /// The proxy's DNS servers, and their user.
+    dns: Option<(Owner, [Server; 2])>,
     pair: Pair,
     own_port: u16,
+    rules: Rules,
     mistake: Option<Mistake>,
 }
 
 impl ParityPair {
     /// Sets up both pods, with a mistake in the oracle's rules if the test wants one.
-    pub fn new(mistake: Option<Mistake>) -> anyhow::Result<Self> {
+    pub fn new(rules: Rules, mistake: Option<Mistake>) -> anyhow::Result<Self> {
         let setup = setup();
         // Not in threads of their own: what runs in the pods dies with the thread that started it.
         let fixture = || Fixture::with(Redirection::None, &setup);
@@ -79,7 +90,15 @@ impl ParityPair {
         command.args(["--mount", "sh", "-c", script]).arg(resolv_conf.path());
         let container = Daemon::start("container", &mut command)?;
         container.wait_for(0, |line| (line == "ready").then_some(()))?;
-        Ok(Self { container, _resolv_conf: resolv_conf, pair, own_port: OWN_PORTS.start, mistake })
+        Ok(Self {
+            container,
+            _resolv_conf: resolv_conf,
+            dns: None,
+            pair,
+            own_port: OWN_PORTS.start,
+            rules,
+            mistake,
+        })
     }
 
     /// Detaches the product, so that the next configuration is not a change but an attachment.
@@ -95,26 +114,41 @@ impl ParityPair {
             Redirection::Iptables(before) => before,
             _ => Options::sidecar(),
         };
+        self.serve_dns(&options)?;
         if before.tproxy.is_some() && options.tproxy.is_some() && before.tproxy != options.tproxy {
             // Mark and table cannot be exchanged.
             self.detach()?;
-        }
-        let mut texts = oracle::rule_texts(&options);
-        if let Some(mistake) = self.mistake {
-            texts = texts.map(|text| mistake(&text));
         }
         let netns = &self.pair.reference.pod().netns;
         std::thread::scope(|scope| {
             let reference = scope.spawn(|| {
                 mangle::route(netns, "del", &before)?;
                 mangle::route(netns, "add", &options)?;
-                oracle::load(netns, &texts)
+                match (self.rules, self.mistake) {
+                    (Rules::Nft, _) => oracle::nft::load(netns, &options),
+                    (_, None) => oracle::load(netns, &oracle::rule_texts(&options)),
+                    (_, Some(mistake)) => {
+                        oracle::load(netns, &oracle::rule_texts(&options).map(|text| mistake(&text)))
+                    }
+                }
             });
             let subject = attach(&mut self.pair.subject, &self.container, configuration);
             reference.join().map_err(|_| anyhow!("a thread panicked"))??;
             subject
         })
         .with_context(|| format!("configuring {configuration}"))
+    }
+
+    /// Istio's rules put only the answers of the proxy's users into the conntrack zone of the queries.
+    fn serve_dns(&mut self, options: &Options) -> anyhow::Result<()> {
+        let first = |ids: &[u32], default| ids.first().copied().unwrap_or(default);
+        let owner = Owner { uid: first(&options.proxy_uids, 0), gid: first(&options.proxy_gids, 1337) };
+        if self.dns.as_ref().is_none_or(|(before, _)| *before != owner) {
+            self.dns = None;
+            let start = |fixture: &Fixture| fixture.pod().serve(owner, "proxy", dns_listeners());
+            self.dns = Some((owner, [start(&self.pair.reference)?, start(&self.pair.subject)?]));
+        }
+        Ok(())
     }
 
     /// Gives the oracle the rules of another configuration, without TPROXY in either: what differs then shows what the
@@ -185,7 +219,6 @@ impl Ends {
 fn setup() -> Setup {
     let mut proxy = everywhere(&PROXY_PORTS);
     proxy.iter_mut().for_each(|listen| listen.transparent = true);
-    proxy.extend(dns_listeners());
     Setup {
         pod: PodOptions {
             second_interface: true,

@@ -1,7 +1,6 @@
 //! Numbers that look random and come again with the same seed, on every machine.
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
-#[derive(Clone, Debug)]
 pub struct Random {
     state: u64,
 }

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use super::print_line;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum ProxyEvent {
     Ready,
     /// A client asked for this destination.

@@ -25,14 +25,12 @@ pub struct Names {
 
 /// An order, one JSON object a line on stdin.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 enum Order {
     Names,
     Echo,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 enum HeldAnswer {
     Connected,
     Names(Names),

@@ -79,7 +79,6 @@ pub fn outcome<T, E: Into<std::io::Error>>(result: Result<T, E>) -> Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
     /// Ask the listening socket rather than the accepted one (servers only).
-    #[serde(default)]
     pub listener: bool,
     /// Level, e.g. `SOL_IP`.
     pub level: i32,
@@ -88,7 +87,6 @@ pub struct Question {
     /// Length of the buffer.
     pub length: u32,
     /// How many bytes of the buffer are reported; `None`: all.
-    #[serde(default)]
     pub shown: Option<u32>,
 }
 
@@ -152,16 +150,12 @@ pub struct Earlier {
     /// `getpeername()` afterwards.
     pub peer: AddressOrErrno,
     /// The server's report, if it sent one.
-    #[serde(default)]
     pub reached: Option<Accepted>,
     /// The result of `connect(AF_UNSPEC)`, if asked for.
-    #[serde(default)]
     pub disconnect: Option<Outcome>,
     /// `getsockname()` after that.
-    #[serde(default)]
     pub local_disconnected: Option<AddressOrErrno>,
     /// `getpeername()` after that.
-    #[serde(default)]
     pub peer_disconnected: Option<AddressOrErrno>,
 }
 
@@ -176,10 +170,8 @@ pub struct Observation {
     /// `getsockname()` before `connect()`.
     pub local_before: Option<AddressOrErrno>,
     /// Answers asked before connecting.
-    #[serde(default)]
     pub before: Vec<Answer>,
     /// Earlier attempts on the socket.
-    #[serde(default)]
     pub earlier: Vec<Earlier>,
     /// The result of `connect()`.
     pub connect: Option<Outcome>,
@@ -198,13 +190,10 @@ pub struct Observation {
     /// The bytes that arrived instead of a report.
     pub greeting: Option<String>,
     /// The sender of a UDP answer, as `recvfrom()` gives it.
-    #[serde(default)]
     pub answered_by: Option<AddressOrErrno>,
     /// Answers of the server's socket.
-    #[serde(default)]
     pub server: Vec<Answer>,
     /// Answers of the client's socket.
-    #[serde(default)]
     pub client: Vec<Answer>,
 }
 
@@ -248,38 +237,17 @@ pub fn captured(to: SocketAddr) -> String {
 /// The symbolic name of an I/O error: stable in reports, unlike its message.
 pub fn errno_name(error: &std::io::Error) -> String {
     let Some(number) = error.raw_os_error() else { return error.to_string() };
-    let name = match number {
-        libc::EPERM => "EPERM",
-        libc::ENOENT => "ENOENT",
-        libc::EBADF => "EBADF",
-        libc::EAGAIN => "EAGAIN",
-        libc::ENOMEM => "ENOMEM",
-        libc::EACCES => "EACCES",
-        libc::EFAULT => "EFAULT",
-        libc::EINVAL => "EINVAL",
-        libc::EMFILE => "EMFILE",
-        libc::EPIPE => "EPIPE",
-        libc::ENOPROTOOPT => "ENOPROTOOPT",
-        libc::EOPNOTSUPP => "EOPNOTSUPP",
-        libc::EPROTONOSUPPORT => "EPROTONOSUPPORT",
-        libc::EAFNOSUPPORT => "EAFNOSUPPORT",
-        libc::EADDRINUSE => "EADDRINUSE",
-        libc::EADDRNOTAVAIL => "EADDRNOTAVAIL",
-        libc::ENETDOWN => "ENETDOWN",
-        libc::ENETUNREACH => "ENETUNREACH",
-        libc::ECONNABORTED => "ECONNABORTED",
-        libc::ECONNRESET => "ECONNRESET",
-        libc::ENOBUFS => "ENOBUFS",
-        libc::EISCONN => "EISCONN",
-        libc::ENOTCONN => "ENOTCONN",
-        libc::ETIMEDOUT => "ETIMEDOUT",
-        libc::ECONNREFUSED => "ECONNREFUSED",
-        libc::EHOSTUNREACH => "EHOSTUNREACH",
-        libc::EALREADY => "EALREADY",
-        libc::EINPROGRESS => "EINPROGRESS",
-        _ => return format!("errno {number}"),
-    };
-    name.to_owned()
+    macro_rules! names {
+        ($($errno:ident)*) => { [$((libc::$errno, stringify!($errno))),*] };
+    }
+    let names = names!(
+        EPERM ENOENT EBADF EAGAIN ENOMEM EACCES EFAULT
+        EINVAL EMFILE EPIPE ENOPROTOOPT EOPNOTSUPP EPROTONOSUPPORT EAFNOSUPPORT
+        EADDRINUSE EADDRNOTAVAIL ENETDOWN ENETUNREACH ECONNABORTED ECONNRESET ENOBUFS
+        EISCONN ENOTCONN ETIMEDOUT ECONNREFUSED EHOSTUNREACH EALREADY EINPROGRESS
+    );
+    let known = names.iter().find(|(errno, _)| *errno == number);
+    known.map_or_else(|| format!("errno {number}"), |(_, name)| (*name).to_owned())
 }
 
 #[cfg(test)]

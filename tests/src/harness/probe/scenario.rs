@@ -8,7 +8,6 @@ use crate::harness::probe::observation::Question;
 
 /// The address family of the socket, and how the destination is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum Family {
     /// `AF_INET`.
     V4,
@@ -20,7 +19,6 @@ pub enum Family {
 
 /// The way the connection is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum How {
     /// `connect()` that waits.
     #[default]
@@ -37,7 +35,6 @@ pub enum How {
 
 /// The way a UDP query is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum Udp {
     /// `connect()`, then `send()`.
     Connect,
@@ -69,34 +66,24 @@ pub struct Scenario {
     /// Destination; for [`Family::Mapped`] given as IPv4.
     pub to: SocketAddr,
     /// Address and port to bind first; for [`Family::Mapped`] given as IPv4 (unspecified binds `[::]`).
-    #[serde(default)]
     pub bind: Option<SocketAddr>,
     /// The way to connect.
-    #[serde(default)]
     pub how: How,
     /// Use MPTCP instead of TCP.
-    #[serde(default)]
     pub mptcp: bool,
     /// A UDP query and its answer, instead of a TCP connection.
-    #[serde(default)]
     pub udp: Option<Udp>,
     /// Effective ids while the socket is created. The probe must run as root.
-    #[serde(default)]
     pub created_by: Option<Owner>,
     /// Effective ids while it is connected. The probe must run as root.
-    #[serde(default)]
     pub connected_by: Option<Owner>,
     /// Earlier attempts on the same socket.
-    #[serde(default)]
     pub earlier: Vec<Attempt>,
     /// Asked of the client's socket before anything is connected.
-    #[serde(default)]
     pub ask_before: Vec<Question>,
     /// Asked of the client's socket once connected.
-    #[serde(default)]
     pub ask_client: Vec<Question>,
     /// Asked of the socket that the server accepted (or listens on).
-    #[serde(default)]
     pub ask_server: Vec<Question>,
 }
 

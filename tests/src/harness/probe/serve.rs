@@ -37,24 +37,20 @@ pub struct Listen {
     /// More than one: a group of sockets sharing the port by `SO_REUSEPORT`, as Envoy's workers do.
     pub sockets: usize,
     /// `[::]` accepts IPv4 too.
-    #[serde(default)]
     pub dual_stack: bool,
-    #[serde(default)]
     pub mptcp: bool,
+    /// Listen without SO_REUSEADDR.
+    pub exclusive: bool,
     /// Accept data in the SYN (needs the sysctl, too).
-    #[serde(default)]
     pub fast_open: bool,
     /// Answer UDP queries instead of accepting connections.
-    #[serde(default)]
     pub udp: bool,
     /// Accept connections to any address (`IP_TRANSPARENT`); takes privileges.
-    #[serde(default)]
     pub transparent: bool,
     /// Accept only what enters by this interface (`SO_BINDTODEVICE`).
     #[serde(default)]
     pub device: Option<String>,
     /// Hand connections on to the application from the client's address, with this mark, instead of answering.
-    #[serde(default)]
     pub relay: Option<u32>,
 }
 
@@ -65,6 +61,7 @@ impl Listen {
             sockets: 1,
             dual_stack: false,
             mptcp: false,
+            exclusive: false,
             fast_open: false,
             udp: false,
             transparent: false,
@@ -81,7 +78,6 @@ impl Listen {
 
 /// A line that a server prints.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum ServerEvent {
     Ready,
     /// A connection was accepted.
@@ -94,7 +90,6 @@ pub enum ServerEvent {
 
 /// A command, one JSON object a line on stdin; each is answered by an [`ServerEvent`] before the next is sent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum Command {
     /// Close the listening socket of this index (counted in the order of opening; indices do not shift).
     Close(usize),
@@ -174,7 +169,7 @@ fn open_one(listen: &Listen) -> io::Result<OwnedFd> {
         return Ok(fd);
     }
     let fd = socket_with(family, SocketType::STREAM, flags, Some(protocol))?;
-    set_socket_reuseaddr(&fd, true)?;
+    set_socket_reuseaddr(&fd, !listen.exclusive)?;
     if listen.sockets > 1 {
         set_socket_reuseport(&fd, true)?;
     }

@@ -1,17 +1,14 @@
 //! `redirector agent`, as a test runs it: on a node of the test's own, with directories of its own.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -20,10 +17,9 @@ use crate::harness::product::binary;
 use crate::harness::product::bpffs::Bpffs;
 use crate::harness::retry;
 use crate::harness::world::Pod;
-use crate::harness::world::netns::Netns;
+use crate::harness::world::netns::{Netns, enter};
 
 /// The agent's directories; they outlive it.
-#[derive(Debug)]
 pub struct Home(TempDir);
 
 impl Home {
@@ -171,7 +167,7 @@ impl Agent {
     pub fn get_from(&self, at: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
         let mut stream = match &self.netns {
             None => TcpStream::connect(at)?,
-            Some(netns) => connect_in(netns, at)?,
+            Some(netns) => enter(netns, || Ok(TcpStream::connect(at)?))?,
         };
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
@@ -197,18 +193,6 @@ impl Agent {
     pub fn metric(&self, name: &str) -> anyhow::Result<f64> {
         Ok(self.metrics()?.get(name).copied().unwrap_or_default())
     }
-}
-
-/// A connection from inside a namespace.
-fn connect_in(netns: &Path, to: SocketAddr) -> anyhow::Result<TcpStream> {
-    let netns = File::open(netns)?;
-    std::thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-            anyhow::Ok(TcpStream::connect(to)?)
-        });
-        inside.join().map_err(|_| anyhow!("the thread panicked"))?
-    })
 }
 
 /// Waits until an instance is (or is not) in force.

@@ -15,7 +15,6 @@ use crate::harness::product::{self, Run};
 use crate::harness::world::{Pod, PodOptions, World};
 
 /// A mounted bpffs; unmounted on drop, and with it goes whatever is still attached.
-#[derive(Debug)]
 pub struct Bpffs {
     path: PathBuf,
 }

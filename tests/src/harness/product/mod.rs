@@ -149,7 +149,6 @@ pub fn command_of(binary: &Path, by: &[&str]) -> Command {
 }
 
 /// An attached instance; detached on drop.
-#[derive(Debug)]
 pub struct Instance {
     name: String,
 }

@@ -19,7 +19,6 @@ const ENOBUFS: u8 = 105;
 const ENOMEM: u8 = 12;
 
 /// The binary; removed on drop.
-#[derive(Debug)]
 pub struct Older {
     directory: tempfile::TempDir,
 }

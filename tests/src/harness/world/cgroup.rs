@@ -8,7 +8,6 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::harness::{names, retry};
 
 /// A cgroup (v2) and everything below it; removed on drop.
-#[derive(Debug)]
 pub struct Cgroup {
     directory: PathBuf,
 }

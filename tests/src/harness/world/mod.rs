@@ -92,7 +92,6 @@ pub struct PodOptions {
 }
 
 /// A pod: namespace, cgroup, addresses.
-#[derive(Debug)]
 pub struct Pod {
     pub netns: Netns,
     /// Its cgroup; the containers' cgroups `app` and `proxy` are inside.
@@ -151,7 +150,6 @@ impl Pod {
 }
 
 /// A world. Everything is removed on drop.
-#[derive(Debug)]
 pub struct World {
     /// The pods; dropped before the client, whose end of the wires goes with them.
     pub pods: Vec<Pod>,

@@ -22,7 +22,6 @@ const DIRECTORY: &str = "/run/netns";
 static ADDING: Mutex<()> = Mutex::new(());
 
 /// A network namespace with its loopback interface up; deleted on drop.
-#[derive(Debug)]
 pub struct Netns {
     name: String,
     file: PathBuf,
@@ -120,17 +119,7 @@ impl Netns {
 
     /// Runs `work` in a thread that has entered the namespace.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
-        let file = File::open(&self.file).with_context(|| self.file.display().to_string())?;
-        std::thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-                        .with_context(|| format!("entering {}", self.name))?;
-                    work()
-                })
-                .join()
-                .map_err(|_| anyhow!("the thread in {} panicked", self.name))?
-        })
+        enter(&self.file, work)
     }
 
     /// Sets kernel parameters below `/proc/sys/net`, which shows the namespace of whoever looks.
@@ -188,6 +177,19 @@ impl Drop for Netns {
             eprintln!("clean-up: {error:#}");
         }
     }
+}
+
+/// Runs `work` in a thread that has entered the namespace of a file.
+pub fn enter<T: Send>(file: &Path, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    let netns = File::open(file).with_context(|| file.display().to_string())?;
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
+                .with_context(|| format!("entering {}", file.display()))?;
+            work()
+        });
+        inside.join().map_err(|_| anyhow!("the thread in {} panicked", file.display()))?
+    })
 }
 
 /// Removes namespaces that a killed test process left behind.
