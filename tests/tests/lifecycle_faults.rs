@@ -117,3 +117,25 @@ fn a_failed_change_leaves_the_old_policy() -> anyhow::Result<()> {
     ensure!(refused >= share::times(MAX_STEPS, 0) / 4, "only {refused} failures came before the change");
     Ok(())
 }
+
+/// That something of an instance could not be read says nothing of it: whatever a command fails at, it never calls the
+/// instance damaged, and takes nothing of it away.
+#[test]
+fn an_error_while_reading_is_no_verdict() -> anyhow::Result<()> {
+    require_root!("strace", "bpftool");
+    let tested = TestPod::new()?;
+    tested.attach(&[])?;
+    for command in [&["list"][..], &["show", "pod"], &["refresh", "pod"]] {
+        let run = |by: &[&str]| Run::of(&mut tested.bpffs.command(by, command));
+        let (whole, calls) = steps("bpf", run)?;
+        whole.expect(exit::OK)?;
+        for at in chosen(&calls, MAX_STEPS) {
+            let run = with(Fault::Fail, at, run)?;
+            ensure!(!format!("{run:?}").contains("damaged"), "{command:?}, {at:?}: {run:?}");
+            let show = tested.show()?;
+            ensure!(show["state"] == "active" && show["effective"] == true, "{command:?}, {at:?}: {show:#}");
+            ensure!(tested.connect()?.starts_with("proxy:15001"), "{command:?}, {at:?}: does not capture");
+        }
+    }
+    Ok(())
+}

@@ -134,7 +134,10 @@ fn of_instance(instance: &InventoryItem, desired: Option<&Desired>) -> Option<St
         InstanceState::Damaged(_) if desired.is_none() && is_file => detach("its file is gone"),
         // The version that made it may never come back.
         InstanceState::Foreign { ended: true, .. } => detach("what it captured is gone"),
-        InstanceState::Damaged(_) | InstanceState::Draining | InstanceState::Foreign { .. } => None,
+        InstanceState::Damaged(_)
+        | InstanceState::Unreadable(_)
+        | InstanceState::Draining
+        | InstanceState::Foreign { .. } => None,
     }
 }
 

@@ -99,6 +99,12 @@ impl Error {
         }
     }
 
+    /// Whether the kernel has refused to look, for lack of memory, of descriptors or of privileges: such an error says
+    /// nothing of what was to be looked at. That it is not there (ENOENT) does.
+    pub fn is_no_verdict(&self) -> bool {
+        self.why.as_ref().is_some_and(|why| why.kind() != io::ErrorKind::NotFound)
+    }
+
     /// What the caller can do about it.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -176,7 +182,11 @@ impl<T> Context<T> for Result<T, rustix::io::Errno> {
 
 impl<T> Context<T> for Result<T, aya::maps::MapError> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|e| Error::failed(format!("{}: {}", what(), chain(&e))))
+        use aya::maps::MapError::SyscallError;
+        self.map_err(|e| match e {
+            SyscallError(e) => Error::os(format!("{}: {}", what(), e.call), e.io_error),
+            e => Error::failed(format!("{}: {}", what(), chain(&e))),
+        })
     }
 }
 

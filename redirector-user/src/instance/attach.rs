@@ -76,8 +76,8 @@ fn existing(root: &Directory, request: &Request<'_>, notes: &mut Vec<String>) ->
         let (instance, meta) = match opened {
             Ok(found) => found,
             // Somebody else's misfortune is no reason to refuse a pod its sidecar.
-            Err(_) if other != *name && find::linked_to(&dir) != Some(target.netns.inode) => continue,
-            Err(e) if e.kind() == Kind::Unsupported => return Err(e),
+            Err(e) if other != *name && !may_be_of(&dir, target, &e) => continue,
+            Err(e) if e.kind() == Kind::Unsupported || e.is_no_verdict() => return Err(e),
             Err(e) => {
                 return Err(Error::failed(format!(
                     "the instance {other} is damaged; run `redirector detach --name {other}` and attach again: {e}"
@@ -97,6 +97,11 @@ fn existing(root: &Directory, request: &Request<'_>, notes: &mut Vec<String>) ->
         }
     }
     Ok(same)
+}
+
+/// Whether an instance that cannot be opened may be attached to the target.
+fn may_be_of(dir: &Path, target: &Target, error: &Error) -> bool {
+    find::linked_to(dir).map_or(error.is_no_verdict(), |inode| inode == target.netns.inode)
 }
 
 /// Refuses an instance that has the name of the request but not its target, or the other way round.

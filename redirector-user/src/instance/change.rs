@@ -16,7 +16,7 @@ pub(super) fn change(mut instance: Instance, request: &Request<'_>, lock: &Write
     let Request { target, policy: mapped, .. } = *request;
     let policy = &mapped.policy;
     let slot = instance.active_slot()?;
-    let before = record::read(&instance.dir, slot).ok();
+    let before = record::find(&instance.dir, slot)?;
     if let Some(record) = &before {
         journal::check_change(&record.policy, policy)?;
     }

@@ -88,7 +88,7 @@ fn remove(root: &Directory, name: &str) -> Result<Detached> {
             }
             report.notes.extend(journal::restore(&dir, &meta));
         }
-        Err(e) if e.kind() == Kind::NothingMatched => return Err(e),
+        Err(e) if e.kind() == Kind::NothingMatched || e.is_no_verdict() => return Err(e),
         Err(e) => {
             report.notes.push(format!("the instance was damaged and has been removed as it was: {e}"));
             report.notes.extend(journal::unknown(&dir));

@@ -5,13 +5,14 @@ use super::directory::Directory;
 use super::links;
 use super::maps::Instance;
 use super::record::{self, Record};
-use crate::base::error::{Error, Result};
+use crate::base::error::{Context, Error, Result};
 use crate::pod::cgroup::Cgroup;
 use crate::pod::{Target, process};
 use crate::programs::hooks;
 use crate::sys::bpf::Link;
 use crate::sys::netns::{NetNs, NetnsId};
 use redirector_common::abi::Meta;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Name of the instance of an open namespace.
@@ -21,18 +22,33 @@ pub fn by_netns(root: &Directory, netns: &NetNs) -> Result<Option<String>> {
 
 /// The same, with what tells it from a later one of the same name ([`Directory::identity`]).
 pub fn identified(root: &Directory, netns: &NetNs) -> Result<Option<(String, u64)>> {
-    let of_it = |name: &String| match Instance::open(root, name).and_then(|i| i.meta()) {
-        Ok(meta) => netns_id(&meta) == netns.id,
-        // Inode numbers are used again, but the kernel's link is of now.
-        Err(_) => match linked_to(&root.instance(name)) {
-            Some(inode) => inode == netns.inode,
-            None => any_record(&root.instance(name))
-                .is_some_and(|record| NetNs::open(&record.netns).is_ok_and(|given| given.id == netns.id)),
-        },
+    let mut unread = None;
+    for name in root.names()? {
+        // Before the look: see `take_inventory`.
+        let identity = root.identity(&name).unwrap_or(0);
+        match is_of(root, &name, netns) {
+            Ok(true) => return Ok(Some((name, identity))),
+            Ok(false) => {}
+            Err(e) => unread = Some(e),
+        }
+    }
+    unread.map_or(Ok(None), Err)
+}
+
+fn is_of(root: &Directory, name: &str, netns: &NetNs) -> Result<bool> {
+    let unread = match Instance::open(root, name).and_then(|i| i.meta()) {
+        Ok(meta) => return Ok(netns_id(&meta) == netns.id),
+        Err(e) => e,
     };
-    // Before the look: see `take_inventory`.
-    let mut all = root.names()?.into_iter().map(|name| (root.identity(&name).unwrap_or(0), name));
-    Ok(all.find(|(_, name)| of_it(name)).map(|(identity, name)| (name, identity)))
+    // Inode numbers are used again, but the kernel's link is of now.
+    let dir = root.instance(name);
+    match linked_to(&dir) {
+        Some(inode) => Ok(inode == netns.inode),
+        None if unread.is_no_verdict() => Err(unread),
+        None => Ok(record::all(&dir)?
+            .first()
+            .is_some_and(|record| NetNs::open(&record.netns).is_ok_and(|given| given.id == netns.id))),
+    }
 }
 
 /// Name of the instance that was attached by this file, which is gone meanwhile.
@@ -55,7 +71,7 @@ pub fn recorded_cgroup(root: &Directory, name: &str) -> Option<PathBuf> {
 /// [`Error::failed`] if it is gone, or the instance is damaged.
 pub fn target(root: &Directory, name: &str) -> Result<Target> {
     let meta = Instance::open(root, name)?.meta()?;
-    let record = any_record(&root.instance(name));
+    let record = record::all(&root.instance(name))?.into_iter().next();
     let record = record.ok_or_else(|| Error::failed(format!("the instance {name} has no record")))?;
     target_of(name, &record, &meta)
 }
@@ -63,7 +79,7 @@ pub fn target(root: &Directory, name: &str) -> Result<Target> {
 /// The namespace of an instance, if it still exists.
 pub fn netns(root: &Directory, name: &str) -> Option<NetNs> {
     let meta = Instance::open(root, name).ok()?.meta().ok()?;
-    netns_of(&any_record(&root.instance(name))?, &meta)
+    netns_of(&any_record(&root.instance(name))?, &meta).ok()?
 }
 
 /// The namespace that an instance was attached to.
@@ -79,44 +95,62 @@ pub(super) fn linked_to(dir: &Path) -> Option<u64> {
 }
 
 /// Whether an instance's namespace is gone. A link that has no target tells so, unless somebody has detached it (`bpftool
-/// link detach`) and the namespace is still to be found.
+/// link detach`) and the namespace is still to be found, or nobody can look for it now.
 pub(super) fn netns_is_gone(dir: &Path, meta: &Meta) -> bool {
-    linked_to(dir) == Some(0) && !any_record(dir).is_some_and(|record| netns_is_found(&record, meta))
+    linked_to(dir) == Some(0) && matches!(netns_is_found(dir, meta), Ok(false))
 }
 
-fn netns_is_found(record: &Record, meta: &Meta) -> bool {
+fn netns_is_found(dir: &Path, meta: &Meta) -> Result<bool> {
+    let Some(record) = record::all(dir)?.into_iter().next() else { return Ok(false) };
     if netns_id(meta).is_unique() {
-        return netns_of(record, meta).is_some();
+        return Ok(netns_of(&record, meta)?.is_some());
     }
     // The file may lead to a later namespace with the same inode number. Processes of the same cgroup tell; ids of cgroups
     // are not used again.
-    let cgroup = Cgroup::open(&record.cgroup).ok().filter(|cgroup| cgroup.id == meta.cgroup_id);
-    let pids = cgroup.and_then(|cgroup| cgroup.processes().ok()).unwrap_or_default();
-    pids.into_iter().any(|pid| process::netns_inode(pid) == Some(meta.netns_inode))
+    let Some(cgroup) = cgroup_of(&record, meta)? else { return Ok(false) };
+    Ok(cgroup.processes()?.into_iter().any(|pid| process::netns_inode(pid) == Some(meta.netns_inode)))
 }
 
 /// The same of its cgroup.
 pub(super) fn cgroup_is_gone(dir: &Path, meta: &Meta) -> bool {
-    let same = |record: Record| Cgroup::open(&record.cgroup).is_ok_and(|cgroup| cgroup.id == meta.cgroup_id);
     let hook = hooks::ALL.iter().find(|hook| !hook.netns);
     let detached = |hook: &hooks::Hook| {
         dir.join(hook.link_pin()).exists() && links::is_missing(dir, hook).unwrap_or(false)
     };
-    hook.is_some_and(detached) && !any_record(dir).is_some_and(same)
+    let is_found = || match record::all(dir)?.first() {
+        Some(record) => Ok(cgroup_of(record, meta)?.is_some()),
+        None => Ok::<_, Error>(false),
+    };
+    hook.is_some_and(detached) && matches!(is_found(), Ok(false))
 }
 
 /// A record of an instance, whatever its policy slot.
 pub(super) fn any_record(dir: &Path) -> Option<Record> {
-    record::all(dir).into_iter().next()
+    record::all(dir).ok()?.into_iter().next()
 }
 
-/// The instance's namespace, by the file it was given, or by any process that is in it.
-pub(super) fn netns_of(record: &Record, meta: &Meta) -> Option<NetNs> {
-    let same = |path: &Path| NetNs::open(path).ok().filter(|netns| netns.id == netns_id(meta));
-    same(&record.netns).or_else(|| {
-        let pids = process::in_netns(meta.netns_inode).ok()?;
-        pids.iter().find_map(|pid| same(Path::new(&format!("/proc/{pid}/ns/net"))))
-    })
+/// The instance's cgroup; None if it is gone.
+fn cgroup_of(record: &Record, meta: &Meta) -> Result<Option<Cgroup>> {
+    match Cgroup::open(&record.cgroup) {
+        Err(e) if e.is_no_verdict() => Err(e),
+        found => Ok(found.ok().filter(|cgroup| cgroup.id == meta.cgroup_id)),
+    }
+}
+
+/// The instance's namespace, by the file it was given, or by any process that is in it; None if it is gone.
+pub(super) fn netns_of(record: &Record, meta: &Meta) -> Result<Option<NetNs>> {
+    let same = |path: &Path| match NetNs::open(path) {
+        Ok(netns) => Ok(Some(netns).filter(|netns| netns.id == netns_id(meta))),
+        // Gone, or no file of a namespace any more.
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => Ok(None),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOTTY)) => Ok(None),
+        Err(e) => Err(e).context(|| format!("open the network namespace {}", path.display())),
+    };
+    if let Some(netns) = same(&record.netns)? {
+        return Ok(Some(netns));
+    }
+    let pids = process::in_netns(meta.netns_inode)?.into_iter();
+    pids.filter_map(|pid| same(Path::new(&format!("/proc/{pid}/ns/net"))).transpose()).next().transpose()
 }
 
 /// What an instance is attached to, open.
@@ -129,8 +163,7 @@ pub fn target_of(name: &str, record: &Record, meta: &Meta) -> Result<Target> {
         Error::failed(format!("{what} of the instance {name} is gone ({})", path.display()))
             .remedy("detach the instance")
     };
-    let netns = netns_of(record, meta).ok_or_else(|| gone("the network namespace", &record.netns))?;
-    let cgroup = Cgroup::open(&record.cgroup).ok().filter(|cgroup| cgroup.id == meta.cgroup_id);
-    let cgroup = cgroup.ok_or_else(|| gone("the cgroup", &record.cgroup))?;
+    let netns = netns_of(record, meta)?.ok_or_else(|| gone("the network namespace", &record.netns))?;
+    let cgroup = cgroup_of(record, meta)?.ok_or_else(|| gone("the cgroup", &record.cgroup))?;
     Ok(Target { netns, netns_path: record.netns.clone(), cgroup, pid: record.pid })
 }

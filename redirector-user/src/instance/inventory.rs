@@ -43,8 +43,10 @@ pub enum InstanceState {
         /// Nothing that they were attached to is there any more.
         ended: bool,
     },
-    /// Something of it is missing or cannot be read.
+    /// Something of it is missing, or not what it should be.
     Damaged(String),
+    /// It could not be read, which says nothing of it.
+    Unreadable(String),
 }
 
 impl InstanceState {
@@ -53,7 +55,7 @@ impl InstanceState {
         match self {
             Self::Active(active) => !active.netns_alive,
             Self::Foreign { ended, .. } => *ended,
-            Self::Draining | Self::Inert | Self::Damaged(_) => false,
+            Self::Draining | Self::Inert | Self::Damaged(_) | Self::Unreadable(_) => false,
         }
     }
 }
@@ -94,31 +96,35 @@ pub fn take_inventory(root: &Directory) -> Result<Vec<InventoryItem>> {
 
 fn state(root: &Directory, name: &str) -> InstanceState {
     let dir = root.instance(name);
-    let instance = match Instance::open_unchecked(&dir, name).and_then(|i| i.meta().map(|meta| (i, meta))) {
-        Ok((_, meta)) if meta.abi != ABI_VERSION => {
-            let netns = find::linked_to(&dir);
-            let ended = netns == Some(0) && links::are_dead(&dir);
-            return InstanceState::Foreign { abi: meta.abi, netns, ended };
-        }
-        Ok(found) => found,
-        Err(e) => return InstanceState::Damaged(e.on_command_line()),
-    };
-    let (instance, meta) = instance;
+    let (instance, meta) =
+        match Instance::open_unchecked(&dir, name).and_then(|i| i.meta().map(|meta| (i, meta))) {
+            Ok((_, meta)) if meta.abi != ABI_VERSION => {
+                let netns = find::linked_to(&dir);
+                let ended = netns == Some(0) && links::are_dead(&dir);
+                return InstanceState::Foreign { abi: meta.abi, netns, ended };
+            }
+            Ok(found) => found,
+            Err(e) if e.is_no_verdict() => return InstanceState::Unreadable(e.on_command_line()),
+            Err(e) => return InstanceState::Damaged(e.on_command_line()),
+        };
     match Phase::of(&meta) {
-        Phase::Active(slot) => InstanceState::Active(Box::new(active(&instance, &meta, slot))),
+        Phase::Active(slot) => match active(&instance, &meta, slot) {
+            Ok(active) => InstanceState::Active(Box::new(active)),
+            Err(e) => InstanceState::Unreadable(e.on_command_line()),
+        },
         Phase::Draining => InstanceState::Draining,
         Phase::Inert => InstanceState::Inert,
     }
 }
 
-fn active(instance: &Instance, meta: &Meta, slot: Slot) -> ActiveInstance {
-    let record = record::read(&instance.dir, slot).ok();
+fn active(instance: &Instance, meta: &Meta, slot: Slot) -> Result<ActiveInstance> {
+    let record = record::find(&instance.dir, slot)?;
     let policy = record.as_ref().map(|record| record.policy.clone());
-    let complete = policy.as_ref().is_some_and(|policy| {
-        hooks::needed_by(policy).all(|hook| !links::is_missing(&instance.dir, &hook).unwrap_or(false))
-            && knows_the_proxy(instance, policy, slot)
-    });
-    ActiveInstance {
+    let complete = match &policy {
+        Some(policy) => is_complete(instance, policy, slot)?,
+        None => false,
+    };
+    Ok(ActiveInstance {
         netns_cookie: meta.netns_cookie,
         cgroup_id: meta.cgroup_id,
         // Without the link nobody can say; the plan repairs it first.
@@ -127,11 +133,17 @@ fn active(instance: &Instance, meta: &Meta, slot: Slot) -> ActiveInstance {
         current: record.is_some_and(|record| record.programs == object::ID),
         policy,
         complete,
-    }
+    })
 }
 
-/// A proxy that is known by its cgroup gets another one when its container or unit is started anew.
-fn knows_the_proxy(instance: &Instance, policy: &Policy, slot: Slot) -> bool {
-    let in_force = instance.policy(slot).ok();
-    in_force.is_some_and(|it| mapped_policy::problem_of_proxy_cgroup(policy, it.proxy_cgroup).is_none())
+/// Whether each hook has its link, and the proxy's cgroup is the one that the programs know: it gets another one when
+/// its container or unit is started again.
+fn is_complete(instance: &Instance, policy: &Policy, slot: Slot) -> Result<bool> {
+    for hook in hooks::needed_by(policy) {
+        if links::is_missing(&instance.dir, &hook)? {
+            return Ok(false);
+        }
+    }
+    let in_force = instance.policy(slot)?;
+    Ok(mapped_policy::problem_of_proxy_cgroup(policy, in_force.proxy_cgroup).is_none())
 }

@@ -63,7 +63,7 @@ fn trim(instance: &mut Instance, target: &Target) -> Result<()> {
             instance,
             &target.netns,
             &target.cgroup,
-            &outbound_ports(&record::all(&instance.dir)),
+            &outbound_ports(&record::all(&instance.dir)?),
         )?;
         instance.note(noted & !meta_flag::VIRTUAL)?;
     }
@@ -124,9 +124,16 @@ pub(super) fn restore(dir: &Path, meta: &Meta) -> Vec<String> {
         return Vec::new();
     }
     // Two, if a change of policy was killed.
-    let records = record::all(dir);
-    let Some(netns) = records.iter().find_map(|record| find::netns_of(record, meta)) else {
-        return Vec::new();
+    let found = record::all(dir).and_then(|records| {
+        let netns = records.iter().find_map(|record| find::netns_of(record, meta).transpose()).transpose()?;
+        Ok((records, netns))
+    });
+    let (records, netns) = match found {
+        Ok((records, Some(netns))) => (records, netns),
+        Ok((_, None)) => return Vec::new(),
+        Err(e) => {
+            return vec![format!("what was changed in the network namespace could not be taken back: {e}")];
+        }
     };
     let policies: Vec<&Policy> = records.iter().map(|record| &record.policy).collect();
     let mut left = netdev::restore(&netns, noted, &policies);
@@ -144,7 +151,7 @@ pub(super) fn restore(dir: &Path, meta: &Meta) -> Vec<String> {
 
 /// The same for an instance whose META is lost: nobody knows whether there is anything to take back.
 pub(super) fn unknown(dir: &Path) -> Option<String> {
-    let record = record::all(dir).into_iter().next()?;
+    let record = record::all(dir).ok()?.into_iter().next()?;
     let all = netdev::possible_changes(&record.policy);
     (!all.is_empty()).then(|| {
         format!(

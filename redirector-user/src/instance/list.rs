@@ -14,7 +14,7 @@ use serde::Serialize;
 pub struct Summary {
     /// Name of the instance.
     pub name: String,
-    /// `active`, `draining`, `inert`, or `damaged`.
+    /// `active`, `draining`, `inert`, `damaged`, or `unreadable` for now.
     pub state: &'static str,
     /// Inode number of the network namespace.
     pub netns_inode: Option<u64>,
@@ -45,6 +45,7 @@ fn summary(root: &Directory, name: &str) -> Option<Summary> {
         problem: None,
     };
     if let Err(e) = fill(&mut line, root) {
+        line.state = if e.is_no_verdict() { "unreadable" } else { "damaged" };
         line.problem = Some(e.on_command_line());
     }
     root.instance(name).exists().then_some(line)

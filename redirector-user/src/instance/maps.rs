@@ -3,7 +3,8 @@
 use super::directory::Directory;
 use super::phase::{self, Phase};
 use crate::base::error::{Context, Error, Result};
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapInfo, PerCpuArray, SkStorage};
+use crate::sys::bpf;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, SkStorage};
 use redirector_common::abi::{
     ABI_VERSION, ActiveWord, FlowKey, ListKey, Meta, OriginalDst, Policy, Route, Slot, SockState, name,
 };
@@ -132,7 +133,7 @@ impl Instance {
     /// The registry of listeners.
     pub fn listeners(&self) -> Result<OwnedFd> {
         let path = self.dir.join(name::LISTENERS);
-        crate::sys::bpf::obj_get(&path).context(|| format!("open {}", path.display()))
+        bpf::obj_get(&path).context(|| format!("open {}", path.display()))
     }
 
     /// Number of redirected connections that are alive.
@@ -164,7 +165,9 @@ pub(super) fn no_instance(name: &str) -> Error {
 /// Opens a pinned map after comparing its sizes with ours: the kernel would hand out any map,
 /// and reads through the wrong layout would be silent corruption.
 fn open_map(path: &Path, key: usize, value: usize) -> Result<MapData> {
-    let info = MapInfo::from_pin(path).context(|| format!("open {}", path.display()))?;
+    let what = || format!("open {}", path.display());
+    let data = MapData::from_fd(bpf::obj_get(path).context(what)?).context(what)?;
+    let info = data.info().context(what)?;
     if (info.key_size() as usize, info.value_size() as usize) != (key, value) {
         return Err(Error::failed(format!(
             "{} has keys of {} and values of {} bytes, expected {key} and {value}: not a map of this version",
@@ -173,5 +176,5 @@ fn open_map(path: &Path, key: usize, value: usize) -> Result<MapData> {
             info.value_size()
         )));
     }
-    MapData::from_pin(path).context(|| format!("open {}", path.display()))
+    Ok(data)
 }

@@ -93,7 +93,23 @@ pub fn read(dir: &Path, slot: Slot) -> Result<Record> {
         .map_err(|e| Error::failed(format!("{}: not a record of this version: {e}", path.display())))
 }
 
-/// Every record that can be read: of the policy in force and, if a change was killed, of another.
-pub fn all(dir: &Path) -> Vec<Record> {
-    Slot::BOTH.into_iter().filter_map(|slot| read(dir, slot).ok()).collect()
+/// The record of a slot; None if there is none, or none that makes sense.
+///
+/// # Errors
+///
+/// If it cannot be read now.
+pub fn find(dir: &Path, slot: Slot) -> Result<Option<Record>> {
+    match read(dir, slot) {
+        Err(e) if e.is_no_verdict() => Err(e),
+        other => Ok(other.ok()),
+    }
+}
+
+/// The records of both slots: of the policy in force and, if a change was killed, of another.
+///
+/// # Errors
+///
+/// If one cannot be read now.
+pub fn all(dir: &Path) -> Result<Vec<Record>> {
+    Slot::BOTH.into_iter().filter_map(|slot| find(dir, slot).transpose()).collect()
 }

@@ -142,7 +142,7 @@ pub fn status(root: &Directory, name: &str) -> Result<Status> {
         let problem = if ipv4 + ipv6 == 0 {
             Some("no listener of the proxy is registered".to_owned())
         } else if role == ListenerRole::Outbound && !policy.virtual_interfaces.is_empty() {
-            let netns = find::netns_of(&record, &meta);
+            let netns = find::netns_of(&record, &meta)?;
             let target = netns.zip(Cgroup::open(&record.cgroup).ok());
             target.and_then(|(netns, cgroup)| listeners::problem_of_transparency(&netns, &cgroup, policy))
         } else {

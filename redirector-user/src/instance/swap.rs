@@ -23,7 +23,8 @@ pub(super) fn repair(
     target: &Target,
     policy: &Policy,
 ) -> Result<Vec<String>> {
-    let in_force = record::read(&instance.dir, slot).map_or_else(|_| policy.clone(), |record| record.policy);
+    let record = record::find(&instance.dir, slot)?;
+    let in_force = record.map_or_else(|| policy.clone(), |record| record.policy);
     let mut missing = Vec::new();
     for hook in hooks::needed_by(&in_force) {
         if links::is_missing(&instance.dir, &hook)? {
@@ -60,15 +61,14 @@ impl Swap<'_> {
     pub(super) fn run(mut self, old: Slot, _lock: &WriteLock) -> Result<Swapped> {
         let new = old.other();
         let noted = self.instance.noted()?;
-        let before = record::read(&self.instance.dir, old).map(|record| record.policy);
-        if let Err(e) = &before
-            && journal::needs_old(&self.instance, &self.record.policy)?
-        {
+        let before = record::find(&self.instance.dir, old)?.map(|record| record.policy);
+        if before.is_none() && journal::needs_old(&self.instance, &self.record.policy)? {
             return Err(Error::failed(format!(
-                "what TPROXY mode has changed cannot be taken back without the record of its mark and table; detach the \
-                 instance {} and attach again: {e}",
+                "what TPROXY mode of the instance {} has changed cannot be taken back without the record of its mark and \
+                 table",
                 self.instance.name
-            )));
+            ))
+            .remedy("detach it and attach again"));
         }
         let prepared = self.prepare(new).and_then(|swapped| {
             self.instance.activate(new)?;
@@ -76,7 +76,7 @@ impl Swap<'_> {
         });
         match prepared {
             Ok(mut swapped) => {
-                self.finish(old, before.as_ref().ok(), &mut swapped.notes);
+                self.finish(old, before.as_ref(), &mut swapped.notes);
                 Ok(swapped)
             }
             Err(e) => {

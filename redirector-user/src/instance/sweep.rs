@@ -41,7 +41,8 @@ fn is_dead(root: &Directory, name: &str) -> bool {
         // pin of META was none of us, and has to say `detach`.
         Err(_) => {
             let dir = root.instance(name);
-            !dir.join(abi::name::META).exists() && !hooks::ALL.iter().any(|h| dir.join(h.link_pin()).exists())
+            let is_gone = |pin: &str| matches!(std::fs::exists(dir.join(pin)), Ok(false));
+            is_gone(abi::name::META) && hooks::ALL.iter().all(|hook| is_gone(&hook.link_pin()))
         }
     }
 }

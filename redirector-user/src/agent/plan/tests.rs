@@ -142,6 +142,15 @@ fn what_is_damaged_is_made_anew_if_it_can_be() {
 }
 
 #[test]
+fn what_cannot_be_read_is_left_alone() {
+    let unreadable = || Some(InstanceState::Unreadable("Too many open files".into()));
+    for desired in [Some(want(HERE)), Some(want(Location::Unknown)), None] {
+        assert_eq!(steps("file-a", desired, unreadable()), []);
+    }
+    assert_eq!(steps("pod-a", Some(want(HERE)), unreadable()), []);
+}
+
+#[test]
 fn names_and_namespaces_are_freed_before_they_are_used() {
     let wants = [
         ("file-a".to_owned(), want(HERE)),
