@@ -43,7 +43,7 @@ pub fn instance(root: &Directory, name: &str, node: &NodeProcesses) -> Result<He
     let status = match status::status(root, name) {
         Ok(status) => status,
         Err(e) if !root.instance(name).exists() => return Err(e),
-        Err(e) => return Ok(damaged(name, &e)),
+        Err(e) => return Ok(unopened(name, &e)),
     };
     let mut findings = Vec::new();
     let policy = &status.record.policy;
@@ -101,14 +101,15 @@ pub fn known_to_programs(root: &Directory, name: &str) -> Result<(Policy, Offlin
     Ok((policy, Offline::in_force(compiled, &gathered.now), difference))
 }
 
-fn damaged(name: &str, error: &Error) -> Health {
-    let finding = Finding::fault(
-        "damaged",
-        error.to_string(),
-        "what is captured is not certain",
-        format!("redirector detach --name {name}, then attach again"),
-    );
-    Health { name: name.to_owned(), state: "damaged", captures: None, findings: vec![finding] }
+fn unopened(name: &str, error: &Error) -> Health {
+    let (state, finding) = if error.is_no_verdict() {
+        ("unreadable", Finding::unknown("the instance", &error.to_string()))
+    } else {
+        let effect = "what is captured is not certain";
+        let remedy = format!("redirector detach --name {name}, then attach again");
+        ("damaged", Finding::fault("damaged", error.to_string(), effect, remedy))
+    };
+    Health { name: name.to_owned(), state, captures: None, findings: vec![finding] }
 }
 
 /// `problem; remedy`.
