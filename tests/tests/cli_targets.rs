@@ -5,9 +5,11 @@ use std::process::Command;
 use anyhow::Context;
 use serde_json::Value;
 
+use redirector_tests::harness::names;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::serve::Listen;
 use redirector_tests::harness::server::any4;
+use redirector_tests::harness::world::cgroup::Cgroup;
 use redirector_tests::harness::world::netns::Netns;
 
 fn world() -> anyhow::Result<Option<(Bpffs, World)>> {
@@ -106,6 +108,32 @@ fn a_listener_of_a_stray() -> anyhow::Result<()> {
     assert!(run.stderr.contains(told), "{run:?}");
     let run = bpffs.run(&["refresh", NAME])?.expect(exit::OK)?;
     assert!(run.stderr.contains(told) && run.stderr.contains("(probe)"), "{run:?}");
+    Ok(())
+}
+
+/// A listener that is registered stays registered when a refresh cannot find it again: here its process has left the
+/// cgroup, as it could be behind more descriptors than are searched.
+#[test]
+fn a_registered_listener_is_not_forgotten() -> anyhow::Result<()> {
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
+    let pod = world.pod();
+    bpffs.attach(pod, NAME, &[])?.expect(exit::OK)?;
+    let proxy = Server::start(&pod.place(PROXY)?, "proxy", vec![Listen::on(any4(15006))])?;
+    let registered = || -> anyhow::Result<Value> {
+        let listeners = bpffs.show(NAME)?["listeners"].take();
+        let inbound = listeners.as_array().and_then(|all| all.iter().find(|it| it["traffic"] == "inbound"));
+        Ok(inbound.context("inbound listeners")?["ipv4"].clone())
+    };
+    assert_eq!(registered()?, 1, "it has registered itself");
+    let elsewhere = Cgroup::new(&names::unique())?;
+    std::fs::write(elsewhere.directory().join("cgroup.procs"), proxy.pid().to_string())?;
+    for _ in 0..2 {
+        let run = bpffs.run(&["refresh", NAME])?.expect(exit::OK)?;
+        assert!(!run.stderr.contains("no process in the cgroup"), "{run:?}");
+        assert_eq!(registered()?, 1, "{run:?}");
+    }
+    drop(proxy);
+    assert_eq!(registered()?, 0, "it has gone");
     Ok(())
 }
 

@@ -7,10 +7,13 @@ use crate::pod::cgroup::Cgroup;
 use crate::pod::listeners::{self, Found, Listener};
 use crate::policy::Policy;
 use crate::sys::netns::NetNs;
+use crate::sys::sockmap_copy::copy_socket;
 use crate::sys::{bpf, sockopt};
 use aya::maps::{MapData, SkStorage};
 use redirector_common::Addr;
 use redirector_common::abi::{LISTENER_SLOTS, LISTENERS_OF_POLICY, ListenerRole, Slot, SockKind, SockState};
+use std::collections::HashSet;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The ports of the proxy, with the role of their listeners.
@@ -26,9 +29,11 @@ pub fn roles(policy: &Policy) -> [(u16, ListenerRole); 3] {
 /// returns what could not be.
 pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: Slot) -> Result<Vec<String>> {
     let roles = roles(policy);
-    let found = listeners::find(&target.netns, &target.cgroup, &roles.map(|(port, _)| port))?;
-    let mut notes = missing(&found, target, policy);
     let mut registry = Registry { map: instance.listeners()?, sockets: instance.sockets()?, slot };
+    // What is registered is not searched for, unless it has to be made transparent.
+    let registered = if needs_transparent(policy) { HashSet::new() } else { registry.cookies()? };
+    let found = listeners::find(&target.netns, &target.cgroup, &roles.map(|(port, _)| port), &registered)?;
+    let mut notes = missing(&found, target, policy);
     for listener in &found.listeners {
         let role = roles.into_iter().find(|(port, _)| *port == listener.port);
         if let Some((_, role)) = role
@@ -80,6 +85,15 @@ struct Registry {
 }
 
 impl Registry {
+    /// Cookies of the sockets in it.
+    fn cookies(&self) -> Result<HashSet<u64>> {
+        let elements = elements(self.slot).map(|element| bpf::sockmap_cookie(self.map.as_fd(), element));
+        elements
+            .filter_map(io::Result::transpose)
+            .collect::<io::Result<_>>()
+            .context(|| "read LISTENERS".into())
+    }
+
     /// Adds a listener; false if it cannot be in any place.
     fn add(&mut self, listener: &Listener, role: ListenerRole, transparent: bool) -> Result<bool> {
         let make = transparent && !sockopt::is_transparent(listener.socket.as_fd()).unwrap_or(false);
@@ -121,7 +135,7 @@ fn is_made_transparent(sockets: &SkStorage<MapData, SockState>, listener: &Liste
 /// Takes IP_TRANSPARENT from the listeners on `ports` to which [`register`] gave it.
 pub fn clear_transparent(instance: &Instance, netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<()> {
     let mut sockets = instance.sockets()?;
-    for listener in listeners::find(netns, cgroup, ports)?.listeners {
+    for listener in listeners::find(netns, cgroup, ports, &HashSet::new())?.listeners {
         if !is_made_transparent(&sockets, &listener) {
             continue;
         }
@@ -138,7 +152,7 @@ pub fn problem_of_transparency(netns: &NetNs, cgroup: &Cgroup, policy: &Policy) 
     if !needs_transparent(policy) {
         return None;
     }
-    let found = match listeners::find(netns, cgroup, &[policy.outbound_port]) {
+    let found = match listeners::find(netns, cgroup, &[policy.outbound_port], &HashSet::new()) {
         Ok(found) => found.listeners,
         Err(e) => return Some(format!("whether they are transparent (-k) is not known: {e}")),
     };
@@ -170,12 +184,38 @@ fn put(map: BorrowedFd<'_>, first: u32, socket: BorrowedFd<'_>) -> std::io::Resu
     }
 }
 
+/// Registers in a slot what is registered in the other one, under the same ports. A listener need not be found among the
+/// descriptors again: an application in the pod may have more of them than are searched.
+pub fn carry_over(instance: &Instance, policy: &Policy, old: &Policy, new: Slot) -> Result<()> {
+    let map = instance.listeners()?;
+    let same = roles(policy).into_iter().zip(roles(old)).filter(|(new, old)| new == old);
+    for ((_, role), _) in same {
+        for first in [false, true].map(|v6| role.first_element(new.other(), v6)) {
+            let to = new.index() * LISTENERS_OF_POLICY;
+            let from = new.other().index() * LISTENERS_OF_POLICY;
+            for element in first..first + LISTENER_SLOTS {
+                match copy_socket(map.as_fd(), element, element - from + to) {
+                    // Before 5.10 no program may: they are searched for.
+                    Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EACCES)) => return Ok(()),
+                    other => drop(other.context(|| "copy a listener in LISTENERS".into())?),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The elements of LISTENERS that are a policy slot's.
+fn elements(slot: Slot) -> std::ops::Range<u32> {
+    let first = slot.index() * LISTENERS_OF_POLICY;
+    first..first + LISTENERS_OF_POLICY
+}
+
 /// Empties the registry of a policy slot.
 pub fn clear(instance: &Instance, slot: Slot) -> Result<()> {
     let map = instance.listeners()?;
-    let first = slot.index() * LISTENERS_OF_POLICY;
-    for slot in first..first + LISTENERS_OF_POLICY {
-        bpf::sockmap_clear(map.as_fd(), slot).context(|| "clear LISTENERS".into())?;
+    for element in elements(slot) {
+        bpf::sockmap_clear(map.as_fd(), element).context(|| "clear LISTENERS".into())?;
     }
     Ok(())
 }

@@ -116,6 +116,9 @@ impl Swap<'_> {
         compiled.write(&mut tables, new)?;
         instance.write_policy(new, compiled.policy)?;
         listeners::clear(instance, new)?;
+        if let Some(before) = record::find(&instance.dir, new.other())? {
+            listeners::carry_over(instance, policy, &before.policy, new)?;
+        }
         listeners::register(instance, target, policy, new)?;
         // A hook that only the new policy needs does nothing under the old one.
         links::attach_missing(&instance.dir, target, policy)?;

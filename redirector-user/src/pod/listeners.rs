@@ -10,7 +10,7 @@ use crate::sys::netns::NetNs;
 use rustix::fs::FileType;
 use rustix::net::{getsockname, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -45,9 +45,12 @@ pub struct Found {
     pub incomplete: bool,
 }
 
-/// Listeners on `ports` in the namespace, taken from the processes in the cgroup.
-pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Found> {
-    let mut wanted = listening(netns, ports)?;
+/// Listeners on `ports` in the namespace, taken from the processes in the cgroup; not those with a cookie of `known`.
+pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16], known: &HashSet<u64>) -> Result<Found> {
+    let unknown = listening(netns, ports)?.into_iter();
+    let unknown = unknown.filter(|socket| socket.cookie.is_none_or(|cookie| !known.contains(&cookie)));
+    let mut wanted: HashMap<u64, (u16, bool)> =
+        unknown.map(|socket| (socket.inode, (socket.local.port(), socket.v6))).collect();
     let mut listeners = Vec::new();
     let (sockets, mut budget) = (descriptors::mount_of_sockets(), Budget::new());
     for pid in cgroup.processes()? {
@@ -81,7 +84,8 @@ pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Found> {
 
 /// Port and family (true: AF_INET6) of every listener on `ports` in the namespace.
 pub fn present(netns: &NetNs, ports: &[u16]) -> Result<Vec<(u16, bool)>> {
-    Ok(listening(netns, ports)?.into_values().collect())
+    let listening = listening(netns, ports)?.into_iter();
+    Ok(listening.map(|socket| (socket.local.port(), socket.v6)).collect())
 }
 
 /// A handle of a process; None if it has gone meanwhile.
@@ -124,11 +128,11 @@ fn is_of_use(socket: &OwnedFd) -> bool {
     })
 }
 
-/// Inode → (port, IPv6) of the listeners on `ports` in the namespace.
-fn listening(netns: &NetNs, ports: &[u16]) -> Result<HashMap<u64, (u16, bool)>> {
-    let sockets = netns.run(|| sock_diag::list(sock_diag::Kind::TcpListeners, None))?.list.into_iter();
-    let ours = sockets.filter(|socket| ports.contains(&socket.local.port()));
-    Ok(ours.map(|socket| (socket.inode, (socket.local.port(), socket.v6))).collect())
+/// The listeners on `ports` in the namespace.
+fn listening(netns: &NetNs, ports: &[u16]) -> Result<Vec<sock_diag::Socket>> {
+    let mut sockets = netns.run(|| sock_diag::list(sock_diag::Kind::TcpListeners, None))?.list;
+    sockets.retain(|socket| ports.contains(&socket.local.port()));
+    Ok(sockets)
 }
 
 #[cfg(test)]

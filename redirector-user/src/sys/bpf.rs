@@ -47,7 +47,7 @@ pub(super) fn bpf<T>(cmd: i32, attr: &mut T) -> io::Result<i64> {
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
 }
 
-fn owned(fd: i64) -> OwnedFd {
+pub(super) fn owned(fd: i64) -> OwnedFd {
     // SAFETY: a descriptor that bpf(2) has just made for us.
     unsafe { OwnedFd::from_raw_fd(fd as RawFd) }
 }

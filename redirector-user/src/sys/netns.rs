@@ -1,5 +1,6 @@
 //! Network namespaces.
 
+use super::thread::on_a_thread;
 use crate::base::error::{Context, Result};
 use std::fs::File;
 use std::io;
@@ -114,13 +115,6 @@ fn is_current(netns: BorrowedFd<'_>) -> bool {
         (Ok(theirs), Ok(ours)) => (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino),
         _ => false,
     }
-}
-
-fn on_a_thread<T: Send>(f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, f)?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }
 
 fn cookie() -> io::Result<u64> {
