@@ -19,8 +19,10 @@ use crate::policy::Policy;
 use crate::programs::hooks;
 use crate::programs::object::{Loaded, Maps};
 use crate::routes;
-use crate::sys::bpf;
+use crate::sys::bpf::{self, AttachType};
+use crate::sys::program_query;
 use redirector_common::abi::{ABI_VERSION, ActiveWord, Meta, Slot, meta_flag, name};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// Default name: by the namespace's cookie, which is never reused.
@@ -49,7 +51,7 @@ pub fn attach(root: &Directory, request: &Request<'_>) -> Result<Attached> {
 }
 
 fn attach_locked(root: &Directory, request: &Request<'_>, lock: &WriteLock) -> Result<Attached> {
-    let mut notes = sweep::sweep(root, lock)?;
+    let mut notes = sweep::sweep_staged(root)?;
     let attached = match existing(root, request, &mut notes)? {
         Some(there) => {
             if request.trace && there.meta()?.flags & meta_flag::TRACE == 0 {
@@ -66,11 +68,24 @@ fn attach_locked(root: &Directory, request: &Request<'_>, lock: &WriteLock) -> R
     Ok(Attached { notes, ..attached })
 }
 
+/// Names of the instances that may have the name or the namespace of a request. The kernel tells whether any is attached
+/// to the namespace, so that most attaches open no instance of others, however many there are.
+fn candidates(root: &Directory, Request { name, target, .. }: &Request<'_>) -> Result<Vec<String>> {
+    let what = || format!("ask what is attached to {}", target.netns_path.display());
+    let inbound = program_query::attached(target.netns.as_fd(), AttachType::SkLookup).context(what)?;
+    let outbound = program_query::attached(target.cgroup.as_fd(), AttachType::Connect4).context(what)?;
+    if inbound.is_empty() && outbound.is_empty() {
+        let there = root.instance(name).is_dir().then(|| (*name).to_owned());
+        return Ok(there.into_iter().collect());
+    }
+    root.names()
+}
+
 /// The instance of this name, or of this namespace: they must be the same one.
 fn existing(root: &Directory, request: &Request<'_>, notes: &mut Vec<String>) -> Result<Option<Instance>> {
     let Request { name, target, .. } = request;
     let mut same = None;
-    for other in root.names()? {
+    for other in candidates(root, request)? {
         let dir = root.instance(&other);
         let opened = Instance::open(root, &other).and_then(|i| i.meta().map(|meta| (i, meta)));
         let (instance, meta) = match opened {
@@ -91,7 +106,9 @@ fn existing(root: &Directory, request: &Request<'_>, notes: &mut Vec<String>) ->
             notes.push(format!("removed the older {other}, whose network namespace is gone"));
             continue;
         }
-        if other == *name || ours {
+        if (other == *name || ours) && sweep::is_dead(root, &other) {
+            notes.extend(sweep::sweep_one(&dir));
+        } else if other == *name || ours {
             check_same(request, &other, &meta)?;
             same = Some(instance);
         }

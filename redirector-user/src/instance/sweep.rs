@@ -10,27 +10,37 @@ use super::phase::boot_seconds;
 use crate::base::error::Result;
 use crate::programs::hooks;
 use redirector_common::abi;
+use std::path::Path;
 
 /// Removes what commands that were killed have left: staging directories, instances that were
 /// never activated or not wholly removed, drains whose command is gone. Says what it did; what
 /// cannot be removed does not keep others from their work.
 pub fn sweep(root: &Directory, _lock: &WriteLock) -> Result<Vec<String>> {
-    let mut dirs = root.staged()?;
-    dirs.extend(root.names()?.iter().filter(|name| is_dead(root, name)).map(|name| root.instance(name)));
-    let mut remarks = Vec::new();
-    for dir in dirs {
-        if let Ok(meta) = Instance::open_unchecked(&dir, "").and_then(|i| i.meta()) {
-            remarks.extend(journal::restore(&dir, &meta));
-        }
-        remarks.push(match remove_dir(&dir) {
-            Ok(()) => format!("swept {}, left by a command that was killed", dir.display()),
-            Err(e) => format!("could not sweep {}: {e}", dir.display()),
-        });
-    }
-    Ok(remarks)
+    let mut notes = sweep_staged(root)?;
+    let dead = root.names()?.into_iter().filter(|name| is_dead(root, name));
+    notes.extend(dead.flat_map(|name| sweep_one(&root.instance(&name))));
+    Ok(notes)
 }
 
-fn is_dead(root: &Directory, name: &str) -> bool {
+/// The same of staging directories alone, which are known by their names: no instance is opened.
+pub(super) fn sweep_staged(root: &Directory) -> Result<Vec<String>> {
+    Ok(root.staged()?.iter().flat_map(|dir| sweep_one(dir)).collect())
+}
+
+pub(super) fn sweep_one(dir: &Path) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Ok(meta) = Instance::open_unchecked(dir, "").and_then(|i| i.meta()) {
+        notes.extend(journal::restore(dir, &meta));
+    }
+    notes.push(match remove_dir(dir) {
+        Ok(()) => format!("swept {}, left by a command that was killed", dir.display()),
+        Err(e) => format!("could not sweep {}: {e}", dir.display()),
+    });
+    notes
+}
+
+/// Whether an instance was never activated, not wholly removed, or is drained and its command gone.
+pub(super) fn is_dead(root: &Directory, name: &str) -> bool {
     match Instance::open(root, name).and_then(|i| i.meta()) {
         Ok(meta) => match Phase::of(&meta) {
             Phase::Inert => true,

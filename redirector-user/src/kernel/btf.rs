@@ -4,10 +4,11 @@
 //! nothing (Documentation/bpf/btf.rst has the format).
 
 use crate::base::error::{Context, Error, Result};
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Offsets in bytes on the way from a socket to its owner, and what else the kernel's types tell of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offsets {
     /// `sock.sk_socket`.
     pub sock_socket: u32,
@@ -28,7 +29,7 @@ pub struct Offsets {
 }
 
 /// Offsets in bytes on the way from a socket to its cgroup, from there to the cgroup above, and to the id.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupOffsets {
     /// `sock.sk_cgrp_data.cgroup` (a pointer since 5.15).
     pub sock_cgroup: u32,

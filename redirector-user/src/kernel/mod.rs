@@ -1,6 +1,7 @@
 //! What the running kernel offers.
 
 pub mod btf;
+mod cache;
 pub mod privileges;
 
 use crate::base::error::{Error, Result, chain};
@@ -44,7 +45,7 @@ impl Kernel {
     /// [`Error::unsupported`] without BTF (CONFIG_DEBUG_INFO_BTF), or if there is no way to tell the
     /// network namespace of a socket.
     pub fn probe() -> Result<Self> {
-        let offsets = btf::offsets(std::path::Path::new("/sys/kernel/btf/vmlinux"))?;
+        let offsets = cache::offsets()?;
         let has = |kind, helper, name| {
             is_helper_supported(kind, helper)
                 .map_err(|e| Error::failed(format!("cannot probe the helper {name}: {}", chain(&e))))

@@ -2,6 +2,7 @@
 
 use super::hooks::{self, Hook};
 use crate::base::error::{Error, Result, chain};
+use crate::sys::thread::without_files;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use redirector_common::abi::{ProgramConstants, name};
@@ -64,7 +65,9 @@ impl Loaded {
     pub fn without_programs(constants: &ProgramConstants, maps: Maps<'_>, trace: bool) -> Result<Self> {
         // Levels of aya-log: 0 is below all of them, 4 is debug.
         let level: u8 = if trace { 4 } else { 0 };
-        let mut loader = EbpfLoader::new();
+        // It parses the kernel's BTF (30 ms), of which this object needs nothing, unless it does not find it.
+        let loader = without_files(EbpfLoader::new);
+        let mut loader = loader.map_err(|e| Error::os("start a thread for the loader", e))?;
         // Asked for only when a program is refused; the last lines say why.
         loader.verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS).override_global(
             name::CONSTANTS,

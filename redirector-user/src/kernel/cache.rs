@@ -1,0 +1,90 @@
+//! Offsets that were found in the kernel's BTF, kept until the next boot: to look for them takes 7 ms of each attach.
+//!
+//! Only what does not depend on the moment is kept. A file that is not root's alone, of another boot or of another
+//! kernel counts for nothing, and one that cannot be written is done without.
+
+use super::btf::{self, Offsets};
+use crate::base::error::Result;
+use rustix::fs::{Mode, OFlags, open};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+const FILE: &str = "/run/redirector-offsets.json";
+/// More than such a file has.
+const MAX_BYTES: u64 = 4096;
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    version: String,
+    boot: String,
+    kernel: String,
+    offsets: Offsets,
+}
+
+/// The offsets of the running kernel.
+///
+/// # Errors
+///
+/// As [`btf::offsets`].
+pub fn offsets() -> Result<Offsets> {
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/sys/kernel/{file}")).unwrap_or_default();
+    let (boot, kernel) = (read("random/boot_id"), read("version") + &read("osrelease"));
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let file = Path::new(FILE);
+    let kept =
+        kept(file).filter(|kept| (&kept.version, &kept.boot, &kept.kernel) == (&version, &boot, &kernel));
+    if let Some(kept) = kept {
+        return Ok(kept.offsets);
+    }
+    let offsets = btf::offsets(Path::new("/sys/kernel/btf/vmlinux"))?;
+    if !boot.is_empty() {
+        keep(file, &Kept { version, boot, kernel, offsets });
+    }
+    Ok(offsets)
+}
+
+fn kept(file: &Path) -> Option<Kept> {
+    let file = open(file, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK, Mode::empty()).ok()?;
+    let file = File::from(file);
+    let metadata = file.metadata().ok()?;
+    if !metadata.is_file() || metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
+        return None;
+    }
+    let mut text = String::new();
+    file.take(MAX_BYTES).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+/// Under another name first: nobody reads half of it.
+fn keep(file: &Path, kept: &Kept) {
+    let next = file.with_extension(format!("{}.new", std::process::id()));
+    let written = File::options().write(true).create_new(true).mode(0o600).open(&next);
+    let written = written.and_then(|file| Ok(serde_json::to_writer(file, kept)?));
+    if written.and_then(|()| std::fs::rename(&next, file)).is_err() {
+        let _ = std::fs::remove_file(&next);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn only_a_file_of_roots_alone_counts() {
+        let file = std::env::temp_dir().join(format!("redirector-offsets-{}", std::process::id()));
+        let offsets = Offsets { sock_socket: 7, ..Offsets::default() };
+        keep(&file, &Kept { version: "1".into(), boot: "b".into(), kernel: "k".into(), offsets });
+        let root = rustix::process::geteuid().is_root();
+        assert_eq!(kept(&file).map(|kept| kept.offsets), root.then_some(offsets));
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o622)).unwrap();
+        assert!(kept(&file).is_none());
+        std::fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/dev/null", &file).unwrap();
+        assert!(kept(&file).is_none());
+        std::fs::remove_file(&file).unwrap();
+    }
+}
