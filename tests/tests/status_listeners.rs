@@ -122,7 +122,7 @@ fn with_mptcp() -> anyhow::Result<()> {
 #[test]
 fn more_than_the_registry_holds() -> anyhow::Result<()> {
     let Some(setup) = Setup::new()? else { return Ok(()) };
-    let _proxy = setup.proxy_with(|listen| listen.sockets = 20)?;
+    let _proxy = setup.proxy_with(|listen| listen.sockets = 40)?;
     setup.attach(&[])?;
     let notices = setup.expect_well()?;
     assert!(notices.iter().any(|notice| notice["kind"] == "listeners_beyond_registry"), "{notices:#?}");

@@ -129,7 +129,9 @@ fn one_good_listener_is_enough() {
 #[test]
 fn more_than_the_registry_holds() {
     let mut all = good();
-    all.extend((0..16).map(|_| Listener { registered: Some(false), ..listener("0.0.0.0:15006") }));
+    all.extend(
+        (0..LISTENER_SLOTS).map(|_| Listener { registered: Some(false), ..listener("0.0.0.0:15006") }),
+    );
     let told = said(&Policy::default(), &all, &around());
     assert!(told.len() == 1 && told[0].starts_with("Notice listeners_beyond_registry"), "{told:?}");
 }

@@ -1,8 +1,8 @@
 //! Whether the programs know the namespace's addresses, routes and interfaces as they are.
 
-use super::finding::{Finding, some_of};
+use super::finding::{Finding, Level, some_of};
 use crate::compile::tables::Compiled;
-use redirector_common::abi::{Addr, List};
+use redirector_common::abi::{Addr, List, flag};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -15,15 +15,20 @@ pub struct Difference {
     pub routes: Vec<String>,
     /// Lists of interfaces that name others by now: `-c`, `-k`.
     pub interfaces: Vec<&'static str>,
+    /// All of it is about link-local addresses, which come a moment after an interface.
+    pub only_link_local: bool,
 }
 
 impl Difference {
     /// Between what is in force and what there is now.
     pub fn between(in_force: &Compiled, now: &Compiled) -> Self {
-        let mut this = Self::default();
-        let changed = |table| in_force.beyond(now, table).chain(now.beyond(in_force, table));
+        let mut this = Self { only_link_local: true, ..Self::default() };
+        // What is not captured is not asked for.
+        let asked = |addr: &Addr| addr.is_v4() || in_force.policy.has(flag::IPV6);
+        let changed = |list| in_force.beyond(now, list).chain(now.beyond(in_force, list));
         let (mut addresses, mut routes) = (BTreeSet::new(), BTreeSet::new());
-        for (addr, bits, value) in changed(List::Routes) {
+        for (addr, bits, value) in changed(List::Routes).filter(|(addr, ..)| asked(addr)) {
+            this.only_link_local &= is_link_local(addr);
             let host = bits == 128;
             if host && value.local != 0 {
                 addresses.insert(shown(addr, bits))
@@ -42,6 +47,7 @@ impl Difference {
         ] {
             if changed(table).next().is_some() && !this.interfaces.contains(&name) {
                 this.interfaces.push(name);
+                this.only_link_local = false;
             }
         }
         this
@@ -49,7 +55,7 @@ impl Difference {
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self == &Self::default()
+        self.addresses.is_empty() && self.routes.is_empty() && self.interfaces.is_empty()
     }
 
     /// For people: `1 address (10.77.0.9), 2 routes (…) differ`.
@@ -71,6 +77,11 @@ impl Difference {
     }
 }
 
+/// fe80::/10, and the multicast that comes with it.
+fn is_link_local(addr: Addr) -> bool {
+    addr.is_link_local() || matches!(IpAddr::from(addr), IpAddr::V6(v6) if v6.is_multicast())
+}
+
 fn shown(addr: Addr, bits: u32) -> String {
     let ip = IpAddr::from(addr);
     let (bits, whole) = if ip.is_ipv4() { (bits.saturating_sub(96), 32) } else { (bits, 128) };
@@ -80,7 +91,9 @@ fn shown(addr: Addr, bits: u32) -> String {
 /// What is to be said of it.
 pub(super) fn judge(instance: &str, difference: &Difference) -> Option<Finding> {
     (!difference.is_empty()).then(|| {
-        Finding::fault(
+        let level = if difference.only_link_local { Level::Notice } else { Level::Fault };
+        Finding::new(
+            level,
             "snapshot_stale",
             format!("the programs' copy of addresses and routes is stale: {}", difference.told()),
             "connections are decided by what was there before",
@@ -129,8 +142,22 @@ mod tests {
             routed.told(),
             "2 routes (0.0.0.0/0, fd00::/64), 1 list of interfaces (those of -c) differ"
         );
+        let mut link_local = before.to_vec();
+        link_local.extend([("fe80::1/128", local.clone()), ("fe80::/64", via(10)), ("ff00::/8", via(10))]);
+        let only = judge("n1", &difference(&link_local, false)).unwrap();
+        assert_eq!(only.level, Level::Notice, "{only:?}");
         let found = judge("n1", &moved).unwrap();
+        assert_eq!(found.level, Level::Fault);
         assert!(found.remedy.starts_with("redirector refresh n1"));
         assert_eq!(judge("n1", &Difference::default()), None);
+        // Of IPv6 nobody asks.
+        let four = |routes: &[(&str, Outcome)]| {
+            let mut compiled = namespace(routes, false);
+            compiled.policy.flags &= !flag::IPV6;
+            compiled
+        };
+        let mut six = before.to_vec();
+        six.push(("fd00::1/128", local));
+        assert!(Difference::between(&four(&before), &four(&six)).is_empty());
     }
 }
