@@ -106,7 +106,7 @@ fn targets() -> anyhow::Result<()> {
         bpffs.run(&[verb, "--pid", NO_PID])?.refused(exit::USAGE, &["there is no process", NO_PID])?;
     }
     bpffs.run(&["detach", "--netns", "/etc/passwd"])?.refused(exit::USAGE, &["/etc/passwd"])?;
-    bpffs.run(&["detach"])?.refused(exit::USAGE, &["--name", "--all"])?;
+    bpffs.run(&["detach"])?.refused(exit::USAGE, &["nothing says which instance", "--pid"])?;
     expect_untouched(&bpffs, pod)
 }
 
@@ -177,7 +177,7 @@ fn formats() -> anyhow::Result<()> {
     let run = bpffs.run(&["attach", "--no-such-flag"])?.refused(exit::USAGE, &["--no-such-flag"])?;
     assert_eq!(run.stdout, "");
     bpffs.run(&["no-such-verb"])?.refused(exit::USAGE, &["no-such-verb"])?;
-    let mistyped = bpffs.run(&["verfy"])?.refused(exit::USAGE, &["'verify'"])?;
+    let mistyped = bpffs.run(&["verfy"])?.refused(exit::USAGE, &["did you mean verify"])?;
     assert!(!mistyped.stderr.contains("helper"), "{mistyped:?}");
     bpffs.run(&["show", "nobody"])?.refused(exit::NOTHING, &["nobody"])?;
 

@@ -2,7 +2,7 @@
 
 use super::env::Env;
 use crate::agent::{self, Options, PodOptions, log};
-use crate::base::error::{Context, Result};
+use crate::base::error::{Context, Error, Result};
 use crate::cni::protocol::SOCKET;
 use crate::cni_install::Places;
 use crate::kernel;
@@ -134,7 +134,24 @@ fn http(text: &str) -> Result<Http, String> {
     }
 }
 
+fn refuse_nothing_to_do(args: &Args) -> Result<()> {
+    if args.config.is_none() && args.pods.is_none() && args.pods().node.is_none() {
+        return Err(
+            Error::input("nothing says what to capture").usage("give --config, --pods or --node-name")
+        );
+    }
+    for (flag, dir) in
+        [("--config", &args.config), ("--pods", &args.pods), ("--cgroup-root", &args.cgroup_root)]
+    {
+        if let Some(dir) = dir.as_ref().filter(|dir| !dir.is_dir()) {
+            return Err(Error::input(format!("{flag} {}: there is no such directory", dir.display())));
+        }
+    }
+    Ok(())
+}
+
 pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
+    refuse_nothing_to_do(&args)?;
     kernel::privileges::require()?;
     log::init(args.log_format, args.log_level);
     agent::run(Options {

@@ -2,17 +2,18 @@
 
 use super::env::Env;
 use super::output::{Format, json, print};
+use super::which::Which;
 use crate::base::error::{Error, Kind, Result};
 use crate::instance::{detach, find, sweep};
 use crate::kernel;
 use crate::pod::open_netns;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
-  redirector detach --name n4097
+  redirector detach n4097
   redirector detach --pid 4711 --drain=30
       keep the names of live connections for up to 30 s
   redirector detach --all --ignore-missing";
@@ -20,24 +21,16 @@ Examples:
 /// Stop capturing and remove every trace of it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-#[command(group(clap::ArgGroup::new("which").required(true).args(["name", "pid", "netns", "all"])))]
 pub struct Args {
-    /// Name of the instance.
-    #[arg(long)]
-    name: Option<String>,
-    /// A process of the pod.
-    #[arg(long, value_name = "PID")]
-    pid: Option<u32>,
-    /// File of the network namespace.
-    #[arg(long, value_name = "FILE")]
-    netns: Option<PathBuf>,
+    #[command(flatten)]
+    which: Which,
     /// Every instance.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["name", "named", "pid", "netns", "pod"])]
     all: bool,
     /// Capture nothing new, and keep getpeername and SO_ORIGINAL_DST of live connections right
     /// until they have ended, for at most this many seconds.
     ///
-    /// Interrupted, it leaves the instance draining: nothing new is captured. `redirector detach --name NAME`
+    /// Interrupted, it leaves the instance draining: nothing new is captured. `redirector detach NAME`
     /// ends that at once, else the first command after the time is over.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60")]
     drain: Option<u32>,
@@ -132,14 +125,11 @@ fn which(env: &Env, args: &Args) -> Result<Vec<String>> {
     if args.all {
         return env.root.names();
     }
-    if let Some(name) = &args.name {
-        crate::instance::directory::check_name(name)?;
-        return Ok(vec![name.clone()]);
+    match super::env::netns_given(args.which.pid, args.which.netns.as_ref()) {
+        Some((path, missing)) => of_netns(env, &path, missing, args.ignore_missing),
+        None => args.which.require(env),
     }
-    let Some((path, missing)) = super::env::netns_given(args.pid, args.netns.as_ref()) else {
-        return Err(Error::input("give --name, --pid, --netns or --all"));
-    };
-    of_netns(env, &path, missing, args.ignore_missing).map(|name| vec![name])
+    .map(|name| vec![name])
 }
 
 /// The instance of a network namespace; it may be gone, then the file it was given still tells.

@@ -2,6 +2,7 @@
 
 use super::env::Env;
 use super::output::{Format, json, print};
+use super::which::Which;
 use crate::base::error::{Error, Result};
 use crate::explain::{self, Arriving, Explanation, Offline, Outgoing};
 use crate::health;
@@ -24,7 +25,7 @@ Examples:
   redirector explain --redirect-dns --resolver 10.96.0.10 --proto udp \\
       --to 10.96.0.10:53
   redirector explain --inbound --iif eth0 --to 10.1.2.3:15020
-  redirector explain --name n4097 --to 10.96.0.10:80
+  redirector explain n4097 --to 10.96.0.10:80
       under the policy of an instance, with the addresses and routes of its
       namespace (needs root)";
 
@@ -65,9 +66,8 @@ pub struct Args {
     /// Interface it arrives on.
     #[arg(long, value_name = "IF", requires = "inbound")]
     iif: Option<String>,
-    /// Take the policy of this instance instead of capture flags.
-    #[arg(long, value_name = "INSTANCE", conflicts_with = "resolver")]
-    name: Option<String>,
+    #[command(flatten)]
+    which: Which,
     #[command(flatten)]
     capture: CaptureFlags,
 }
@@ -75,7 +75,7 @@ pub struct Args {
 impl Args {
     /// Whether it is about an instance.
     pub fn is_live(&self) -> bool {
-        self.name.is_some()
+        self.which.is_some()
     }
 }
 
@@ -108,7 +108,8 @@ pub fn long_help() -> String {
 }
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
-    let (policy, offline) = match &args.name {
+    let name = args.which.resolve(env)?;
+    let (policy, offline) = match &name {
         Some(name) => live(env, args, name)?,
         None => imagined(env, args)?,
     };
@@ -132,7 +133,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         explain::outgoing(&policy, &offline, &query)
     };
     refuse_contradictions(args, explanation.lo)?;
-    explanation.notes.extend(strange(args, &policy, &offline));
+    explanation.notes.extend(strange(name.as_deref(), args, &policy, &offline));
     for remark in &explanation.notes {
         env.note(remark);
     }
@@ -181,14 +182,13 @@ fn imagined(env: &Env, args: &Args) -> Result<(Policy, Offline)> {
 
 /// The policy of an instance, and what its namespace is like.
 fn live(env: &Env, args: &Args, name: &str) -> Result<(Policy, Offline)> {
-    crate::instance::directory::check_name(name)?;
-    if args.oif.is_some() || !args.local_addr.is_empty() {
-        let text = "--oif and --local-addr are those of the instance's namespace; leave them out with --name";
+    if args.oif.is_some() || !args.local_addr.is_empty() || args.resolver.is_some() {
+        let text = "--oif, --local-addr and --resolver are those of the instance's namespace; leave them out";
         return Err(Error::input(text));
     }
     let bare = FromEnvironment::try_parse_from(None::<&str>).map_err(|e| Error::input(e.to_string()))?;
     if args.capture != bare.capture {
-        let text = "--name takes the policy of an instance; leave the capture flags out, or leave out --name";
+        let text = "the policy is that of the instance; leave the capture flags out, or the instance";
         return Err(Error::input(text));
     }
     let record = status::status(&env.root, name)?.record;
@@ -214,9 +214,9 @@ fn live(env: &Env, args: &Args, name: &str) -> Result<(Policy, Offline)> {
 
 /// A remark on what the namespace of an instance would not take for its own, so that no rule is asked. What a guest sends
 /// (-k) is for others.
-fn strange(args: &Args, policy: &Policy, offline: &Offline) -> Option<String> {
+fn strange(name: Option<&str>, args: &Args, policy: &Policy, offline: &Offline) -> Option<String> {
     let guest = args.iif.as_ref().is_some_and(|name| policy.virtual_interfaces.contains(name));
-    let (name, to) = (args.name.as_ref()?, args.to.ip().to_canonical());
+    let (name, to) = (name?, args.to.ip().to_canonical());
     let own = offline.route(to).local != 0 || to.is_loopback();
     (args.inbound && !guest && !own).then(|| {
         format!(

@@ -50,7 +50,7 @@ pub fn main() -> ExitCode {
     });
     let (mut flags, logging) = match parsed {
         Ok(parsed) => parsed,
-        Err(e) => return super::env::usage(&e),
+        Err(e) => return super::usage::usage(&e),
     };
     let env = Env::new(Path::new(super::env::BPFFS), Format::Table);
     if logging.level.is_some() || logging.json.is_some() {
@@ -68,7 +68,7 @@ pub fn main() -> ExitCode {
 }
 
 fn command() -> Command {
-    let command = Command::new(NAME).version(env!("CARGO_PKG_VERSION"));
+    let command = Command::new(NAME).version(super::usage::VERSION.as_str()).args_override_self(true);
     let command = Logging::augment_args(CaptureFlags::augment_args(command)).about(ABOUT);
     own_flags().into_iter().fold(command, |command, id| command.mut_arg(id, |arg| arg.hide(true)))
 }

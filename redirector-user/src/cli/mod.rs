@@ -20,14 +20,16 @@ mod show;
 mod status;
 mod trace;
 mod upgrade;
+mod usage;
 mod verify;
 mod which;
 
 use clap::{Parser, Subcommand};
-use env::{BPFFS, Env, fail, usage};
+use env::{BPFFS, Env, fail};
 use output::Format;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use usage::usage;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,7 +52,7 @@ Exit codes:
 
 /// Redirects a pod's TCP traffic to its sidecar proxy with eBPF, as istio-init does with iptables.
 #[derive(Debug, Parser)]
-#[command(name = "redirector", version, after_help = EXAMPLES, arg_required_else_help = true)]
+#[command(name = "redirector", version = usage::VERSION.as_str(), after_help = EXAMPLES, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,

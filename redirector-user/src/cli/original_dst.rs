@@ -2,6 +2,7 @@
 
 use super::env::Env;
 use super::output::{Format, json, table};
+use super::which::Which;
 use crate::base::error::{Error, Result};
 use crate::instance::connections;
 use std::net::SocketAddr;
@@ -17,16 +18,16 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Name of the instance.
-    name: String,
+    #[command(flatten)]
+    which: Which,
     /// Only the connection of this client, as the proxy's accept() shows it; exit code 3 if there is none.
     #[arg(long, value_name = "ADDR:PORT")]
     client: Option<SocketAddr>,
 }
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
-    crate::instance::directory::check_name(&args.name)?;
-    let mut flows = connections::original_dst(&env.root, &args.name)?;
+    let name = args.which.require(env)?;
+    let mut flows = connections::original_dst(&env.root, &name)?;
     if let Some(client) = args.client {
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         flows.retain(|f| f.client == client);

@@ -1,9 +1,9 @@
 //! Printing: tables for people, JSON for programs.
 
 use crate::base::error::{Error, Result};
-use comfy_table::{Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
 /// `--output`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -25,12 +25,48 @@ pub fn json(value: &impl Serialize) -> Result<()> {
 pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> Result<()> {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header);
+    let is_terminal = std::io::stdout().is_terminal();
+    if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdout())
+        && is_terminal
+        && size.ws_col > 0
+    {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(size.ws_col);
+    }
     for row in rows {
         table.add_row(row);
     }
     let text = table.to_string();
-    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
-    print(&lines.join("\n"))
+    let mut lines = text.lines().map(str::trim_end);
+    let first = paint(Paint::Heading, lines.next().unwrap_or_default(), is_terminal);
+    let rest = lines.map(|line| match WRONG.iter().find(|word| line.contains(**word)) {
+        Some(word) => line.replace(word, &paint(Paint::Wrong, word, is_terminal)),
+        None => line.to_owned(),
+    });
+    print(&std::iter::once(first).chain(rest).collect::<Vec<_>>().join("\n"))
+}
+
+/// Words of a table that stand for something wrong.
+const WRONG: [&str; 4] = ["FAILED", "missing", "damaged", "NO "];
+
+/// What a colour says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paint {
+    /// The header of a table.
+    Heading,
+    /// Something is wrong.
+    Wrong,
+}
+
+/// The text in colour on a terminal, unless NO_COLOR is set (no-color.org).
+pub fn paint(paint: Paint, text: &str, is_terminal: bool) -> String {
+    if !is_terminal || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
+        return text.to_owned();
+    }
+    let code = match paint {
+        Paint::Heading => "1",
+        Paint::Wrong => "1;31",
+    };
+    format!("\x1b[{code}m{text}\x1b[0m")
 }
 
 /// Prints text and a newline. A reader that has closed the pipe (`| head`) is no error.

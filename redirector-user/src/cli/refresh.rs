@@ -2,6 +2,7 @@
 
 use super::env::Env;
 use super::output::{Format, json, print};
+use super::which::Which;
 use crate::base::error::Result;
 use crate::instance::{find, refresh};
 use crate::kernel;
@@ -14,29 +15,24 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  redirector refresh n4097")]
 pub struct Args {
-    /// Name of the instance.
-    name: String,
+    #[command(flatten)]
+    which: Which,
 }
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
-    crate::instance::directory::check_name(&args.name)?;
-    let mut notes = refresh::refresh(&env.root, &args.name)?.notes;
+    let name = args.which.require(env)?;
+    let mut notes = refresh::refresh(&env.root, &name)?.notes;
     // They were none at the attach, or were allowed then.
     notes.extend(
-        find::target(&env.root, &args.name)
-            .and_then(|target| target.describe_processes_outside())
-            .ok()
-            .flatten(),
+        find::target(&env.root, &name).and_then(|target| target.describe_processes_outside()).ok().flatten(),
     );
     for remark in &notes {
         env.note(remark);
     }
     match env.format {
-        Format::Json => {
-            json(&serde_json::json!({ "name": args.name, "outcome": "refreshed", "notes": notes }))?
-        }
-        Format::Table => print(&format!("refreshed {}", args.name))?,
+        Format::Json => json(&serde_json::json!({ "name": name, "outcome": "refreshed", "notes": notes }))?,
+        Format::Table => print(&format!("refreshed {}", name))?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 use super::env::Env;
 use super::output::{Format, json, print, table};
 use super::rules;
+use super::which::Which;
 use crate::base::error::Result;
 use crate::health::{self, Finding, Health, NodeProcesses};
 use crate::instance::status::{self, Status};
@@ -16,8 +17,8 @@ use std::process::ExitCode;
     after_help = "Examples:\n  redirector show n4097\n  redirector show n4097 -v\n  redirector show n4097 --output json"
 )]
 pub struct Args {
-    /// Name of the instance.
-    name: String,
+    #[command(flatten)]
+    which: Which,
     /// Every rule in order with its connections, and every hook.
     #[arg(short, long)]
     verbose: bool,
@@ -37,9 +38,9 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     for swept in sweep::sweep_if_idle(&env.root)? {
         env.note(&swept);
     }
-    crate::instance::directory::check_name(&args.name)?;
-    let status = status::status(&env.root, &args.name)?;
-    let health = health::instance(&env.root, &args.name, &NodeProcesses::read()?)?;
+    let name = args.which.require(env)?;
+    let status = status::status(&env.root, &name)?;
+    let health = health::instance(&env.root, &name, &NodeProcesses::read()?)?;
     match env.format {
         Format::Json => json(&Shown {
             status: &status,

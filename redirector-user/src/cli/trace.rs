@@ -2,6 +2,7 @@
 
 use super::env::Env;
 use super::output::{self, Format, note};
+use super::which::Which;
 use crate::base::error::{Context, Result};
 use crate::instance::trace::{End, Event, Trace};
 use crate::kernel;
@@ -22,17 +23,17 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Name of the instance.
-    name: String,
+    #[command(flatten)]
+    which: Which,
 }
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
-    crate::instance::directory::check_name(&args.name)?;
+    let name = args.which.require(env)?;
     let format = env.format;
     let unwritten = Arc::new(OnceLock::new());
     let failed = Arc::clone(&unwritten);
-    let mut trace = Trace::open(&env.root, &args.name, move |event: &Event| {
+    let mut trace = Trace::open(&env.root, &name, move |event: &Event| {
         let line = match format {
             Format::Json => serde_json::to_string(event).unwrap_or_default(),
             Format::Table => event.to_string(),

@@ -2,6 +2,7 @@
 
 use super::env::Env;
 use super::output::{Format, json, print};
+use super::which::Which;
 use crate::base::error::{Error, Result};
 use crate::instance::upgrade;
 use crate::kernel;
@@ -18,33 +19,26 @@ Examples:
 /// read anew, as by `refresh`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-#[command(group(clap::ArgGroup::new("which").required(true).args(["name", "all"])))]
 pub struct Args {
-    /// Name of the instance.
-    name: Option<String>,
+    #[command(flatten)]
+    which: Which,
     /// Every instance.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["name", "named", "pid", "netns", "pod"])]
     all: bool,
 }
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
-    let names = match &args.name {
-        Some(name) => {
-            crate::instance::directory::check_name(name)?;
-            vec![name.clone()]
-        }
-        None => env.root.names()?,
-    };
+    let names = if args.all { env.root.names()? } else { vec![args.which.require(env)?] };
     if names.is_empty() {
         return Err(Error::nothing_matched("there is no instance"));
     }
-    let (mut done, mut failure) = (Vec::new(), None);
+    let (mut done, mut unchanged, mut failure) = (Vec::new(), Vec::new(), None);
     for name in names {
         match upgrade::upgrade(&env.root, &name) {
             Ok(renewed) => {
                 renewed.notes.iter().for_each(|remark| env.note(&format!("{name}: {remark}")));
-                done.push(name);
+                if renewed.programs_replaced { &mut done } else { &mut unchanged }.push(name);
             }
             // The others are worth it all the same.
             Err(e) => {
@@ -56,8 +50,12 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         }
     }
     match env.format {
-        Format::Json => json(&serde_json::json!({ "upgraded": done }))?,
-        Format::Table => done.iter().try_for_each(|name| print(&format!("upgraded {name}")))?,
+        Format::Json => json(&serde_json::json!({ "upgraded": done, "unchanged": unchanged }))?,
+        Format::Table => {
+            done.iter().try_for_each(|name| print(&format!("upgraded {name}")))?;
+            let text = "runs the programs of this version already; refreshed";
+            unchanged.iter().try_for_each(|name| print(&format!("{name} {text}")))?;
+        }
     }
     failure.map_or(Ok(ExitCode::SUCCESS), Err)
 }

@@ -3,7 +3,7 @@
 use super::env::Env;
 use super::output::{Format, json, print};
 use super::which::Which;
-use crate::base::error::{Error, Result};
+use crate::base::error::Result;
 use crate::health::{Finding, Level};
 use crate::kernel;
 use crate::pod::open_netns;
@@ -62,9 +62,7 @@ struct HelperArgs {
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require_to_verify()?;
-    let missing =
-        || Error::input("verify: no instance is named").usage("give a NAME, --pid, --netns or --pod");
-    let name = args.which.resolve(env)?.ok_or_else(missing)?;
+    let name = args.which.require(env)?;
     let from =
         args.from.as_ref().map(|path| open_netns(path, || format!("{} does not exist", path.display())));
     let options = Options {
@@ -82,7 +80,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
 pub fn helper() -> ExitCode {
     let args = match HelperArgs::try_parse_from(std::env::args_os().skip(1)) {
         Ok(args) => args,
-        Err(e) => return super::env::usage(&e),
+        Err(e) => return super::usage::usage(&e),
     };
     match helper::serve(args.uid, args.gid, args.verify) {
         Ok(()) => ExitCode::SUCCESS,

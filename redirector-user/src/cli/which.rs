@@ -12,10 +12,13 @@ const POD_LOGS: &str = "/var/log/pods";
 
 /// Which instance.
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("which").args(["name", "pid", "netns", "pod"])))]
+#[command(group(clap::ArgGroup::new("which").args(["name", "named", "pid", "netns", "pod"])))]
 pub struct Which {
     /// Name of the instance.
     pub name: Option<String>,
+    /// The same.
+    #[arg(long = "name", value_name = "NAME", hide = true)]
+    pub named: Option<String>,
     /// A process of the pod.
     #[arg(long, value_name = "PID")]
     pub pid: Option<u32>,
@@ -28,13 +31,33 @@ pub struct Which {
 }
 
 impl Which {
+    /// Whether anything was said.
+    pub fn is_some(&self) -> bool {
+        self.name.is_some()
+            || self.named.is_some()
+            || self.pid.is_some()
+            || self.netns.is_some()
+            || self.pod.is_some()
+    }
+
+    /// The instance's name, where there has to be one.
+    ///
+    /// # Errors
+    ///
+    /// If nothing was said, or there is no such instance.
+    pub fn require(&self, env: &Env) -> Result<String> {
+        let nothing =
+            || Error::input("nothing says which instance").usage("give NAME, --pid, --netns or --pod");
+        self.resolve(env)?.ok_or_else(nothing)
+    }
+
     /// The instance's name; None if nothing was said.
     ///
     /// # Errors
     ///
     /// If there is no such instance.
     pub fn resolve(&self, env: &Env) -> Result<Option<String>> {
-        if let Some(name) = &self.name {
+        if let Some(name) = self.name.as_ref().or(self.named.as_ref()) {
             check_name(name)?;
             return Ok(Some(name.clone()));
         }

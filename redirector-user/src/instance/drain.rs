@@ -19,6 +19,13 @@ pub(super) fn drain(root: &Directory, name: &str, limit: Duration) -> Result<Opt
     // Others may work on other instances meanwhile, or end this one: then its maps are gone.
     drop(lock);
     let end = Instant::now() + limit;
+    if let (Some(tell), Ok(live @ 1..)) = (root.tell, instance.live()) {
+        tell(&format!(
+            "{name}: waits until {live} captured connections have ended, for at most {} s (`redirector original-dst {name}` \
+             lists them)",
+            limit.as_secs()
+        ));
+    }
     while instance.live().is_ok_and(|live| live > 0) && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(50));
     }

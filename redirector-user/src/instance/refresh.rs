@@ -9,6 +9,7 @@ use super::swap::{Swap, repair};
 use super::{journal, links};
 use crate::base::error::Result;
 use crate::compile::mapped_policy::IdMappedPolicy;
+use crate::programs::object;
 use crate::routes::RouteSnapshot;
 use crate::sys::netns::NetnsId;
 
@@ -17,6 +18,8 @@ use crate::sys::netns::NetnsId;
 pub struct Refreshed {
     /// What the user should know.
     pub notes: Vec<String>,
+    /// Whether the programs of this version took the place of others.
+    pub programs_replaced: bool,
     /// The network namespace.
     pub netns: NetnsId,
     /// Its addresses, routes and interfaces as they are in force now.
@@ -55,6 +58,8 @@ pub(super) fn renew(
     let target = target_of(name, &record, &meta)?;
     journal::settle(&mut instance, &target, slot)?;
     let mut notes = repair(&instance, slot, &target, &record.policy)?;
+    let programs_replaced = programs
+        && (record.programs.as_str(), record.version.as_str()) != (object::ID, env!("CARGO_PKG_VERSION"));
     if programs {
         links::replace_programs(&instance, &target, meta.program_flags)?;
         record = Record::of(&target, &record.policy);
@@ -62,5 +67,5 @@ pub(super) fn renew(
     let mapped = &IdMappedPolicy::new(record.policy.clone(), &target)?;
     let swapped = Swap { instance, target: &target, record, mapped, snapshot }.run(slot, &lock)?;
     notes.extend(swapped.notes);
-    Ok(Refreshed { notes, netns: target.netns.id, routes: swapped.routes })
+    Ok(Refreshed { programs_replaced, notes, netns: target.netns.id, routes: swapped.routes })
 }

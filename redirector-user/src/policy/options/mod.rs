@@ -224,7 +224,11 @@ impl CaptureOption {
     /// The argument of clap; None: a variable alone.
     pub(super) fn arg(&self, heading: Option<&'static str>) -> Option<Arg> {
         let long = self.long?;
-        let mut arg = Arg::new(long).long(long).help(self.help).help_heading(heading).overrides_with(long);
+        let mut arg = Arg::new(long)
+            .long(long)
+            .help(self.help)
+            .help_heading(heading)
+            .hide_short_help(heading == operation::GROUP.heading);
         if let Some(short) = self.short {
             arg = arg.short(short);
         }

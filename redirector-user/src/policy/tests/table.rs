@@ -171,8 +171,10 @@ fn operational_flags_are_explained() {
 }
 
 #[test]
-fn the_last_of_several_counts() {
+fn the_last_of_several_counts_under_the_originals_name() {
     let args = ["-p", "1", "-p", "2", "--redirect-dns", "--redirect-dns=false", "-b", "80", "-b", ""];
-    let policy = resolved(&flags(&args)).policy;
+    assert!(try_flags(&args[..4]).is_err(), "else it is refused");
+    let matches = command().args_override_self(true).try_get_matches_from(args).expect("flags");
+    let policy = resolved(&CaptureFlags::of_matches(&matches).expect("flags")).policy;
     assert_eq!((policy.outbound_port, policy.dns, policy.inbound_ports), (2, Dns::Off, Selection::None));
 }
