@@ -3,8 +3,9 @@
 use redirector_common::rule::Counter;
 use serde::Serialize;
 
-use super::chains::{Chain, Family, Rule, Rules, end};
+use super::chains::{Chain, Family, Rule, end};
 use super::spec::Target;
+use super::whole::Rules;
 use crate::policy::Policy;
 
 /// A chain that packets come to, with its rules.

@@ -16,8 +16,10 @@ mod spec;
 pub(crate) mod tests;
 mod text;
 mod tproxy;
+mod whole;
 
-pub use chains::{Chain, Family, Rule, Rules, Table, end};
+pub use chains::{Chain, Family, Rule, Table, end};
 pub use listing::{Count, Entry, Listed, Row};
 pub use packet::Packet;
 pub use spec::{Is, Protocol, Spec, Target};
+pub use whole::Rules;
