@@ -119,7 +119,7 @@ impl Mesh {
     /// Everything left of it: instances, namespaces, cgroups (with all processes), files.
     pub fn left(&self) -> anyhow::Result<Vec<String>> {
         let mut left = Vec::new();
-        let list = redirector(&["list"], &[])?.expect(exit::OK)?.json()?;
+        let list = redirector(&["list"], &[])?.looked()?.json()?;
         for instance in list.as_array().context("a list of instances")? {
             left.extend(
                 instance["name"].as_str().filter(|name| name.starts_with(&self.name)).map(str::to_owned),
