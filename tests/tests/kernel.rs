@@ -7,9 +7,11 @@ use serde_json::Value;
 use redirector_tests::harness::kernel::{is_at_least, refusal};
 use redirector_tests::harness::prelude::*;
 
-/// Instructions that the verifier may follow for a program with every feature: a twentieth of what the kernel allows, and
-/// each newer kernel follows more.
-const VERIFIER_BUDGET: u64 = 50_000;
+/// Instructions that the verifier may follow for a program with every feature. Older kernels merge fewer paths of
+/// sk_lookup's search for a listener: 121,907 on 6.1, where every other program stays below 25,000.
+fn verifier_budget() -> u64 {
+    if is_at_least(6, 12) { 50_000 } else { 150_000 }
+}
 
 /// Features by the versions that brought them; a distribution may have brought them to an older kernel.
 #[test]
@@ -34,7 +36,7 @@ fn check_tells_what_is_there() -> anyhow::Result<()> {
         assert_eq!(program["present"], true, "{program:#}");
         let verified = program["verified_instructions"].as_u64();
         assert_eq!(verified.is_some(), is_at_least(5, 16), "{program:#}");
-        assert!(verified.is_none_or(|count| count < VERIFIER_BUDGET), "{program:#}");
+        assert!(verified.is_none_or(|count| count < verifier_budget()), "{program:#}");
     }
     Ok(())
 }
