@@ -81,10 +81,14 @@ pub fn node(root: &Directory, places: &Places, instances: &[Health]) -> NodeHeal
     }
     let plugin = installed_plugin(&places.cni_conf);
     let lock = places.run_dir.join("agent.lock");
-    let agent = is_locked(&lock);
+    // An agent with another --run-dir (the systemd unit's) holds the mount point of the bpffs.
+    let bpffs = root.dir().parent().unwrap_or(Path::new("/"));
+    let held = is_locked(&lock);
+    let agent = held
+        .and_then(|held| if held { Ok((true, true)) } else { is_locked(bpffs).map(|held| (held, false)) });
     match &agent {
-        Ok(true) => findings.extend(judge_answer(&places.run_dir)),
-        Ok(false) => {
+        Ok((true, is_here)) => findings.extend(is_here.then(|| judge_answer(&places.run_dir)).flatten()),
+        Ok((false, _)) => {
             let expecting = Expecting {
                 targets: has_files(&places.targets),
                 plugin: plugin.is_some(),
@@ -95,7 +99,7 @@ pub fn node(root: &Directory, places: &Places, instances: &[Health]) -> NodeHeal
         Err(e) => findings.push(Finding::unknown("the agent", &format!("{}: {e}", lock.display()))),
     }
     findings.sort_by_key(|finding| finding.level);
-    NodeHealth { agent: agent.ok(), plugin, findings }
+    NodeHealth { agent: agent.ok().map(|(works, _)| works), plugin, findings }
 }
 
 fn is_the_agents(name: &str) -> bool {
