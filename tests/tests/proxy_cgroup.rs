@@ -47,8 +47,10 @@ fn pair(options: &Options) -> anyhow::Result<Pair> {
         text.replace(&format!("-m owner ! --uid-owner {STAND_IN}"), &format!("-m cgroup ! --path {path}"))
     };
     let texts = oracle::rule_texts(&rules).map(by_cgroup);
+    // Three in nat; with DNS two more in raw, for conntrack's zones.
+    let named = if options.redirect_dns { 5 } else { 3 };
     ensure!(
-        texts.iter().all(|text| !text.contains("owner") && text.matches(&path).count() == 3),
+        texts.iter().all(|text| !text.contains("owner") && text.matches(&path).count() == named),
         "{texts:?}"
     );
     oracle::load(&reference.pod().netns, &texts)?;
