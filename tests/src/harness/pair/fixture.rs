@@ -17,7 +17,6 @@ use crate::require_root;
 const PROCESSES: usize = 6;
 
 /// The way in which a pod's connections are redirected.
-#[expect(clippy::large_enum_variant, reason = "a test makes one or two of them")]
 #[derive(Clone, Debug)]
 pub enum Redirection {
     None,
