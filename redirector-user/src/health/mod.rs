@@ -1,6 +1,6 @@
 //! What is wrong with an instance, and with the node: one answer for `status`, `list`, `show` and `verify`.
 //!
-//! [`gather`] reads what the kernel shows; the other files judge it, each its own part, by functions that read nothing.
+//! `gather` reads what the kernel shows; the other files judge it, each its own part, by functions that read nothing.
 //! What cannot be read is a finding too ([`finding::Level::Unknown`]): an error while reading is no verdict.
 
 pub mod captures;

@@ -34,7 +34,7 @@ pub struct Detached {
 ///
 /// # Errors
 ///
-/// [`Error::nothing_matched`] if there is none.
+/// [`crate::Error::nothing_matched`] if there is none.
 pub fn detach(root: &Directory, name: &str, drain: Option<Duration>) -> Result<Detached> {
     let ended = match drain {
         Some(limit) => drain::drain(root, name, limit)?,

@@ -9,7 +9,7 @@ use crate::base::error::Result;
 ///
 /// # Errors
 ///
-/// [`Error::unsupported`] if the instance has another map layout: its programs would not understand it.
+/// [`crate::Error::unsupported`] if the instance has another map layout: its programs would not understand it.
 pub fn upgrade(root: &Directory, name: &str) -> Result<Refreshed> {
     renew(root, name, None, true)
 }

@@ -3,7 +3,7 @@
 //! These rules are the definition of right and wrong for everything else here, hence `tests/oracle.rs` tests them first.
 //!
 //! * [`options`] has the options of `istio-iptables`.
-//! * [`nat`], [`mangle`] and [`raw`] make the rules of a table for iptables, [`nft`] makes Istio's native nftables rules.
+//! * `nat`, `mangle` and `raw` make the rules of a table for iptables, `nft` makes Istio's native nftables rules.
 //! * [`documented`] lists the differences from them that are meant.
 
 pub mod documented;
