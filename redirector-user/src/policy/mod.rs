@@ -4,6 +4,7 @@
 //! with the [`TargetInfo`] of its target.
 
 pub mod annotations;
+mod command_line;
 mod draft;
 mod error;
 pub mod file;
@@ -23,9 +24,10 @@ mod target_info;
 #[cfg(test)]
 mod tests;
 
+pub use command_line::variables_help;
 pub use error::ConfigError;
 pub use flag_input::{FlagInput, Origin, SwitchParser, TextParser, parse_bool};
-pub use flags::{CaptureFlags, Ipv6, OwnFlags, variables_help};
+pub use flags::{CaptureFlags, Ipv6, OwnFlags};
 pub use model::{Dns, MAX_CONNECTIONS, Mode, Policy, Selection};
 pub use note::{Note, Severity};
 pub use requests::Requests;

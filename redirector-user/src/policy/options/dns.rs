@@ -1,6 +1,6 @@
 //! DNS capture.
 
-use super::{CaptureOption, Group, Value, flag};
+use super::option::{CaptureOption, Group, Value, flag};
 use crate::policy::draft::Draft;
 use crate::policy::error::ConfigError;
 use crate::policy::model::Dns;

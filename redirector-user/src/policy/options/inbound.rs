@@ -1,6 +1,6 @@
 //! Which inbound connections are captured, and how they reach the proxy.
 
-use super::{CaptureOption, Empty, Group, Value, annotation, flag};
+use super::option::{CaptureOption, Empty, Group, Value, annotation, flag};
 use crate::policy::annotations::key;
 use crate::policy::draft::Draft;
 use crate::policy::error::ConfigError;

@@ -3,14 +3,17 @@
 //! Source: `tools/istio-iptables/pkg/cmd/root.go` (`ProgramIptables`) and `pkg/capture/run.go`
 //! (`executeCommands`).
 
-use super::{CaptureOption, Group, Value, flag, nothing};
+use super::option::{CaptureOption, Group, Value, flag, nothing};
 use crate::policy::draft::Draft;
 use crate::policy::error::ConfigError;
 use crate::policy::flag_input::FlagInput;
 use crate::policy::note::Note;
 
+/// Heading of these flags, of which `-h` says nothing.
+pub const OPERATION: &str = "Accepted for istio-iptables' sake";
+
 pub(super) static GROUP: Group = Group {
-    heading: Some("Accepted for istio-iptables' sake"),
+    heading: Some(OPERATION),
     options: &[
         &DROP_INVALID,
         &SKIP_RULE_APPLY,

@@ -1,6 +1,6 @@
 //! Which outbound connections are captured.
 
-use super::{CaptureOption, Empty, Group, Value, annotation, flag, nothing, variable};
+use super::option::{CaptureOption, Empty, Group, Value, annotation, flag, nothing, variable};
 use crate::policy::model::Selection;
 use crate::policy::parse;
 

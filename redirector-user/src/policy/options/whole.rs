@@ -1,9 +1,10 @@
 //! What concerns capture as a whole.
 
-use super::{CaptureOption, DRY_RUN, Group, Value, WHOLE, flag};
+use super::operation::DRY_RUN;
+use super::option::{CaptureOption, Group, Value, flag};
 use crate::policy::draft::{Base, Draft};
 use crate::policy::error::ConfigError;
-use crate::policy::flags::Ipv6;
+use crate::policy::flags::{Ipv6, WHOLE};
 use crate::policy::note::Note;
 use std::net::IpAddr;
 
