@@ -2,8 +2,10 @@
 //! address that the connection would have come from.
 
 use crate::ctx::{Family, Sock, SockAddr};
+use crate::maps::count;
 use redirector_common::Addr;
 use redirector_common::abi::SockState;
+use redirector_common::rule::Counter;
 
 /// What the application has bound before connect().
 #[derive(Clone, Copy)]
@@ -33,6 +35,29 @@ impl Bound {
             ctx.bind(&unspecified(ctx));
         }
     }
+}
+
+/// Binds the source address that routing would choose, if the application has bound none. Returns the address that the
+/// connection comes from, unspecified where the kernel chooses it; None: the socket has a port, and bpf_bind takes no
+/// such socket.
+#[inline(always)]
+pub fn bind(ctx: &SockAddr, bound: &Bound, source: &Addr, state: &mut SockState) -> Option<Addr> {
+    if !bound.addr.is_unspecified() {
+        return Some(bound.addr);
+    }
+    if !is_worth_binding(source) {
+        bound.undo(ctx);
+        return Some(Addr::UNSPECIFIED);
+    }
+    if bound.port != 0 {
+        return None;
+    }
+    if !ctx.bind(source) {
+        count(Counter::SourceNotBound);
+        return Some(Addr::UNSPECIFIED);
+    }
+    state.bound_by_us = 1;
+    Some(*source)
 }
 
 /// A loopback address as source needs no bind: it is what the kernel chooses to the proxy.

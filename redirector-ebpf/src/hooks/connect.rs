@@ -4,7 +4,7 @@ use super::outbound::{self, Outbound};
 use super::{ALLOW, ENOBUFS, refuse, udp_dns};
 use crate::ctx::{Family, IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr};
 use crate::maps::{self, count};
-use crate::source_address::{Bound, is_worth_binding};
+use crate::source_address::{self, Bound, is_worth_binding};
 use crate::verifier::opaque;
 use crate::{listeners, netns, socket_state};
 use redirector_common::Addr;
@@ -140,9 +140,16 @@ fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound<'_>) -> Result<(), u16> {
         Verdict::Dns => policy.dns_port,
         _ => policy.outbound_port,
     };
-    let Some(proxy) = source(ctx, o, port, state) else {
-        count(Counter::RefusedNoListener);
-        return Err(ECONNREFUSED);
+    let itself = o.bound.port == port;
+    let proxy = match source_address::bind(ctx, o.bound, &o.source, state) {
+        Some(from) => proxy_address(o, if itself { &Addr::UNSPECIFIED } else { &from }),
+        // To its own address the kernel chooses the same source as to the original destination; getsockname of the
+        // proxy is repaired.
+        None if !itself => o.source,
+        None => {
+            count(Counter::RefusedNoListener);
+            return Err(ECONNREFUSED);
+        }
     };
     let proxy = opaque(proxy);
     count(o.decision.rule);
@@ -164,32 +171,6 @@ fn redirected(o: &Outbound<'_>, bound_by_us: u8, proxy: Addr, proxy_port: u16) -
         proxy_port,
         rule: o.decision.rule as u32,
     }
-}
-
-/// Sees to it that the proxy sees the source that routing would choose; returns the address to connect to. None if the
-/// socket itself has the proxy's port there: it would connect to itself.
-#[inline(always)]
-fn source(ctx: &SockAddr, o: &Outbound<'_>, port: u16, state: &mut SockState) -> Option<Addr> {
-    let (bound, source) = (&o.bound.addr, &o.source);
-    if !bound.is_unspecified() {
-        let from = if o.bound.port == port { &Addr::UNSPECIFIED } else { bound };
-        return Some(proxy_address(o, from));
-    }
-    if !is_worth_binding(source) {
-        o.bound.undo(ctx);
-        return Some(proxy_address(o, &Addr::UNSPECIFIED));
-    }
-    if o.bound.port != 0 {
-        // bpf_bind takes no socket that has a port. To its own address the kernel chooses
-        // the same source as to the original destination; getsockname of the proxy is repaired.
-        return (o.bound.port != port).then_some(*source);
-    }
-    if !ctx.bind(source) {
-        count(Counter::SourceNotBound);
-        return Some(proxy_address(o, &Addr::UNSPECIFIED));
-    }
-    state.bound_by_us = 1;
-    Some(proxy_address(o, source))
 }
 
 /// Where to connect to from an address of the socket.

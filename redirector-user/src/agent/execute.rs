@@ -10,7 +10,7 @@ use crate::base::error::{Error, Result};
 use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::instance::attach::{self, Attached, Outcome};
 use crate::instance::directory::Directory;
-use crate::instance::{detach, find, upgrade};
+use crate::instance::{detach, find, refresh};
 use crate::netdev;
 use crate::pod::{kubernetes, live_rules};
 use std::sync::Arc;
@@ -78,7 +78,7 @@ impl Executor {
 
     fn upgrade(&self, name: &str) -> Result<Vec<String>> {
         let _reading = self.refresher.reading();
-        let renewed = upgrade::upgrade(&self.root, name)?;
+        let renewed = refresh::upgrade(&self.root, name)?;
         // A namespace that is not followed yet is adopted by the next pass.
         if self.refresher.namespaces.follows(renewed.netns.number()) {
             self.refresher.store(renewed.netns.number(), renewed.routes);

@@ -4,7 +4,7 @@ use super::env::Env;
 use super::output::{Format, json, print};
 use super::which::Which;
 use crate::base::error::{Error, Result};
-use crate::instance::upgrade;
+use crate::instance::refresh;
 use crate::kernel;
 use std::process::ExitCode;
 
@@ -35,7 +35,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     }
     let (mut done, mut unchanged, mut failure) = (Vec::new(), Vec::new(), None);
     for name in names {
-        match upgrade::upgrade(&env.root, &name) {
+        match refresh::upgrade(&env.root, &name) {
             Ok(renewed) => {
                 renewed.notes.iter().for_each(|remark| env.note(&format!("{name}: {remark}")));
                 if renewed.programs_replaced { &mut done } else { &mut unchanged }.push(name);

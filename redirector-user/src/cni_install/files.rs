@@ -103,3 +103,8 @@ fn is_leftover(name: &str) -> bool {
         ours && pid.parse::<u32>().is_ok_and(|pid| pid != std::process::id())
     })
 }
+
+/// The files that a list may have been made of.
+pub(super) fn originals(list: &Path) -> impl Iterator<Item = PathBuf> {
+    ["conflist", "conf", "json"].into_iter().map(|kind| list.with_extension(kind))
+}

@@ -71,3 +71,8 @@ pub fn configurations(dir: &Path) -> Result<Vec<PathBuf>> {
 pub fn is_list(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "conflist")
 }
+
+/// Whether a file is a list that holds our entry.
+pub(super) fn has_ours(path: &Path) -> bool {
+    files::read(path).is_ok_and(|text| List::parse(&text, true).is_ok_and(|list| list.has_ours()))
+}

@@ -195,7 +195,7 @@ fn create(root: &Directory, request: &Request<'_>) -> Result<Attached> {
     journal::apply(&mut instance, target, policy, needs)?;
     // After the links: from then on sockops registers what listens.
     let mut notes = netdev::without_effect(policy, &snapshot);
-    notes.extend(listeners::register(&instance, target, policy, Slot::FIRST)?);
+    notes.extend(listeners::register(&instance, target, policy, Slot::FIRST, true)?);
 
     let home = root.instance(name);
     std::fs::rename(&dir, &home).context(|| format!("rename {} to {}", dir.display(), home.display()))?;

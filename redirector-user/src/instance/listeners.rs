@@ -26,12 +26,18 @@ pub fn roles(policy: &Policy) -> [(u16, ListenerRole); 3] {
 }
 
 /// Registers every listener of the policy's ports that is not registered in its slot yet;
-/// returns what could not be.
-pub fn register(instance: &Instance, target: &Target, policy: &Policy, slot: Slot) -> Result<Vec<String>> {
+/// returns what could not be. The registry of a `new` instance is not read: nothing can be in it.
+pub fn register(
+    instance: &Instance,
+    target: &Target,
+    policy: &Policy,
+    slot: Slot,
+    new: bool,
+) -> Result<Vec<String>> {
     let roles = roles(policy);
     let mut registry = Registry { map: instance.listeners()?, sockets: instance.sockets()?, slot };
     // What is registered is not searched for, unless it has to be made transparent.
-    let registered = if needs_transparent(policy) { HashSet::new() } else { registry.cookies()? };
+    let registered = if new || needs_transparent(policy) { HashSet::new() } else { registry.cookies()? };
     let found = listeners::find(&target.netns, &target.cgroup, &roles.map(|(port, _)| port), &registered)?;
     let mut notes = missing(&found, target, policy);
     for listener in &found.listeners {
@@ -194,6 +200,9 @@ pub fn carry_over(instance: &Instance, policy: &Policy, old: &Policy, new: Slot)
             let to = new.index() * LISTENERS_OF_POLICY;
             let from = new.other().index() * LISTENERS_OF_POLICY;
             for element in first..first + LISTENER_SLOTS {
+                if bpf::sockmap_cookie(map.as_fd(), element).context(|| "read LISTENERS".into())?.is_none() {
+                    continue;
+                }
                 match copy_socket(map.as_fd(), element, element - from + to) {
                     // Before 5.10 no program may: they are searched for.
                     Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EACCES)) => return Ok(()),

@@ -1,4 +1,4 @@
-//! refresh: reads addresses, routes, interfaces and listeners again under the same policy.
+//! refresh: reads addresses, routes, interfaces and listeners again under the same policy. An upgrade does, too.
 
 use super::directory::Directory;
 use super::find::target_of;
@@ -6,7 +6,7 @@ use super::lock::WriteLock;
 use super::maps::{Instance, no_instance};
 use super::record::{self, Record};
 use super::swap::{Swap, repair};
-use super::{journal, links};
+use super::{journal, upgrade};
 use crate::base::error::Result;
 use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::programs::object;
@@ -44,12 +44,17 @@ pub fn refresh_with(root: &Directory, name: &str, snapshot: RouteSnapshot) -> Re
     renew(root, name, Some(snapshot), false)
 }
 
-pub(super) fn renew(
-    root: &Directory,
-    name: &str,
-    snapshot: Option<RouteSnapshot>,
-    programs: bool,
-) -> Result<Refreshed> {
+/// Swaps in the programs of this version, link by link and without a moment in which none runs, and
+/// refreshes.
+///
+/// # Errors
+///
+/// [`crate::Error::unsupported`] if the instance has another map layout: its programs would not understand it.
+pub fn upgrade(root: &Directory, name: &str) -> Result<Refreshed> {
+    renew(root, name, None, true)
+}
+
+fn renew(root: &Directory, name: &str, snapshot: Option<RouteSnapshot>, programs: bool) -> Result<Refreshed> {
     let lock = WriteLock::take_if_any(root)?.ok_or_else(|| no_instance(name))?;
     let mut instance = Instance::open(root, name)?;
     let slot = instance.active_slot()?;
@@ -61,7 +66,7 @@ pub(super) fn renew(
     let programs_replaced = programs
         && (record.programs.as_str(), record.version.as_str()) != (object::ID, env!("CARGO_PKG_VERSION"));
     if programs {
-        links::replace_programs(&instance, &target, meta.program_flags)?;
+        upgrade::replace_programs(&instance, &target, meta.program_flags)?;
         record = Record::of(&target, &record.policy);
     }
     let mapped = &IdMappedPolicy::new(record.policy.clone(), &target)?;

@@ -4,7 +4,7 @@
 use super::lock::WriteLock;
 use super::maps::Instance;
 use super::record::{self, Record};
-use super::{detach, journal, links, listeners};
+use super::{detach, journal, links, listeners, upgrade};
 use crate::base::error::{Error, Result};
 use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::compile::tables;
@@ -108,7 +108,7 @@ impl Swap<'_> {
         if compiled.policy.flags & !meta.program_flags != 0 {
             // Other programs for the same policy; only then the other policy, and what it needs.
             let flags = meta.program_flags | compiled.policy.flags;
-            links::replace_programs(instance, target, flags)?;
+            upgrade::replace_programs(instance, target, flags)?;
             record::write(&instance.dir, new, &Record::of(target, policy))?;
             instance.set_meta(&Meta { program_flags: flags, ..meta })?;
         }
@@ -119,7 +119,7 @@ impl Swap<'_> {
         if let Some(before) = record::find(&instance.dir, new.other())? {
             listeners::carry_over(instance, policy, &before.policy, new)?;
         }
-        listeners::register(instance, target, policy, new)?;
+        listeners::register(instance, target, policy, new, false)?;
         // A hook that only the new policy needs does nothing under the old one.
         links::attach_missing(&instance.dir, target, policy)?;
         Ok(Swapped { notes: netdev::without_effect(policy, &snapshot), routes: snapshot })
@@ -129,7 +129,7 @@ impl Swap<'_> {
     fn finish(&mut self, old: Slot, before: Option<&Policy>, notes: &mut Vec<String>) {
         let Self { instance, target, record: Record { policy, .. }, .. } = self;
         // Listeners that appeared meanwhile were registered under the old policy.
-        match listeners::register(instance, target, policy, old.other()) {
+        match listeners::register(instance, target, policy, old.other(), false) {
             Ok(more) => notes.extend(more),
             Err(e) => {
                 notes.push(format!("the proxy's newest listeners may not be registered: {e}; run `refresh`"));

@@ -11,7 +11,7 @@ use crate::mesh::{Mesh, PODS};
 use redirector_tests::harness::command::run;
 use redirector_tests::harness::envoy::{GATEWAY_PORT, HOST, SERVICE, SERVICE_IP, WEIGHTS};
 use redirector_tests::harness::process::Place;
-use redirector_tests::harness::product::{exit, redirector};
+use redirector_tests::harness::product::redirector;
 use redirector_tests::harness::retry;
 use redirector_tests::harness::world::cgroup::Cgroup;
 use redirector_tests::harness::world::netns::Netns;
@@ -124,7 +124,7 @@ impl Mesh {
     }
 
     fn captured(&self, pod: &str) -> anyhow::Result<(String, u64, u64)> {
-        let shown = redirector(&["show", &self.instance(pod)], &[])?.expect(exit::OK)?.json()?;
+        let shown = redirector(&["show", &self.instance(pod)], &[])?.looked()?.json()?;
         let counter = |rule: &str| -> u64 {
             let counters = shown["counters"].as_array().map_or(&[][..], Vec::as_slice);
             counters

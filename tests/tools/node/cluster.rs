@@ -128,8 +128,8 @@ impl Cluster {
         let names = deployment::instances(&self.kubernetes).unwrap_or_default();
         let shown = names.iter().map(|name| {
             let mut command = self.kubernetes.machine.command(redirector_tests::harness::product::binary());
-            redirector_tests::harness::command::run(command.args(["show", name, "-v"]), "")
-                .unwrap_or_default()
+            let shown = redirector_tests::harness::command::output(command.args(["show", name, "-v"]), "");
+            shown.map(|shown| String::from_utf8_lossy(&shown.stdout).into_owned()).unwrap_or_default()
         });
         format!("{}\n{}", pods.unwrap_or_default(), shown.collect::<String>())
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::image::Image;
 use crate::kubernetes::Kubernetes;
 use crate::starts::CONFLIST;
-use redirector_tests::harness::command::run;
+use redirector_tests::harness::command::{output, run};
 use redirector_tests::harness::product;
 use redirector_tests::harness::requirements::repository;
 
@@ -137,7 +137,10 @@ pub fn metric(kubernetes: &Kubernetes, name: &str, label: &str) -> anyhow::Resul
 /// Names of the instances on the node, by the command line.
 pub fn instances(kubernetes: &Kubernetes) -> anyhow::Result<Vec<String>> {
     let mut command = kubernetes.machine.command(product::binary());
-    let list: Value = serde_json::from_str(&run(command.args(["list", "--output", "json"]), "")?)?;
+    // It ends with 1 where something is wrong with one of them.
+    let list = output(command.args(["list", "--output", "json"]), "")?;
+    let list: Value = serde_json::from_slice(&list.stdout)
+        .with_context(|| String::from_utf8_lossy(&list.stderr).into_owned())?;
     let names = list.as_array().context("a list")?.iter().filter_map(|instance| instance["name"].as_str());
     Ok(names.map(str::to_owned).collect())
 }

@@ -112,8 +112,12 @@ impl Agent {
     }
 
     fn command_of(binary: &Path, bpffs: &Bpffs, home: &Home, by: &[&str], arguments: &[&str]) -> Command {
-        let run = home.run();
+        let (run, config) = (home.run(), home.config());
         let mut all = vec!["agent", "--run-dir", path(&run)];
+        // An agent without anything to capture is refused.
+        if !["--config", "--pods", "--node-name"].iter().any(|source| arguments.contains(source)) {
+            all.extend(["--config", path(&config)]);
+        }
         if !arguments.contains(&"--http") {
             all.extend(["--http", "127.0.0.1:0"]);
         }

@@ -1,0 +1,68 @@
+//! Taking the plugin off a node: the lists come back as they were, then the binary goes.
+
+use super::list::List;
+use super::network::{self, has_ours};
+use super::{cache, files};
+use crate::base::error::Result;
+use crate::cni::protocol::PLUGIN_TYPE;
+use std::path::Path;
+
+/// Takes the plugin off the node; says what was done. The binary stays while pods of a runtime that ends them with the
+/// list of their set-up need it.
+///
+/// # Errors
+///
+/// If a file cannot be read or written.
+pub fn uninstall(bin_dir: &Path, conf_dir: &Path, cache_dir: &Path) -> Result<Vec<String>> {
+    let mut done = Vec::new();
+    for path in network::configurations(conf_dir)?.into_iter().filter(|path| network::is_list(path)) {
+        let Ok(text) = files::read(&path) else { continue };
+        match List::parse(&text, true) {
+            Ok(list) if list.has_ours() => done.push(take_out(&path, &list)?),
+            Ok(_) => {}
+            Err(why) if text.contains(&format!("\"{PLUGIN_TYPE}\"")) => {
+                done.push(format!("left {} as it is, which may have an entry: {why}", path.display()));
+            }
+            Err(_) => {}
+        }
+    }
+    for original in files::all_saved(conf_dir) {
+        if !has_ours(&original.with_extension("conflist")) {
+            files::remove(&files::saved(&original))?;
+        }
+    }
+    files::sweep([bin_dir, conf_dir])?;
+    // Last: an entry without its binary fails every ADD.
+    let binary = bin_dir.join(PLUGIN_TYPE);
+    match cache::pods_set_up(cache_dir) {
+        0 if files::remove(&binary)? => done.push(format!("removed {}", binary.display())),
+        pods if pods > 0 && binary.exists() => done.push(format!(
+            "left {}: CRI-O needs it to end {pods} pods that were set up with it; uninstall again when they have ended",
+            binary.display()
+        )),
+        _ => {}
+    }
+    Ok(done)
+}
+
+/// Takes our entry out of a list: the file that it was made of comes back, if nobody has changed the list since.
+pub(super) fn take_out(path: &Path, list: &List) -> Result<String> {
+    let without = list.without();
+    for original in files::originals(path) {
+        let saved = files::saved(&original);
+        let Ok(kind) = std::fs::symlink_metadata(&saved) else { continue };
+        // It comes back unless somebody has changed the list since. What is behind a link was changed there.
+        let is_list = network::is_list(&original);
+        let is_same = |text: String| List::parse(&text, is_list).is_ok_and(|saved| saved.same(&without));
+        if kind.is_symlink() || files::read(&saved).is_ok_and(is_same) {
+            files::restore(&original)?;
+            if original != *path {
+                files::remove(path)?;
+            }
+            return Ok(format!("restored {}", original.display()));
+        }
+        files::remove(&saved)?;
+    }
+    files::write(path, without.text()?.as_bytes(), 0o600, std::fs::metadata(path).ok().as_ref())?;
+    Ok(format!("took redirector out of {}", path.display()))
+}
