@@ -42,8 +42,10 @@ fn the_socket_is_removed() -> anyhow::Result<()> {
 
     // Something else is in its place: the probes say so, and a directory that is empty is no obstacle.
     let lines = node.agent.line_count();
-    std::fs::rename(&socket, node.home.run().join("other"))?;
-    std::fs::create_dir(&socket)?;
+    retry::until("a directory in the socket's place", || {
+        std::fs::rename(&socket, node.home.run().join("other")).ok();
+        std::fs::create_dir(&socket).ok()
+    })?;
     std::fs::write(socket.join("file"), "")?;
     assert!(until_ready(&node.agent, false)?.contains("agent.sock is a directory"));
     node.agent.wait_for_event(lines, |event| event["reason"] == "socket")?;

@@ -203,7 +203,7 @@ fn an_address_that_comes_during_the_attach() -> anyhow::Result<()> {
     let config = home.config().display().to_string();
     // -D: the agent is our child, and strace ends with it. Each look of the kernel at a program takes its time.
     let slow =
-        ["strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=bpf", "-e", "inject=bpf:delay_enter=40000"];
+        ["strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=bpf", "-e", "inject=bpf:delay_enter=10000"];
     let agent = Agent::by(&slow, &bpffs, &home, &["--config", &config, "--resync", "3600"])?;
     let instance = bpffs.instance(INSTANCE);
     let staged = instance.with_file_name(format!("NEW-{INSTANCE}"));
