@@ -4,6 +4,7 @@
 //! with the [`TargetInfo`] of its target.
 
 pub mod annotations;
+mod apply;
 mod command_line;
 mod draft;
 mod error;
@@ -15,6 +16,7 @@ mod normal;
 mod note;
 pub mod options;
 pub mod parse;
+mod pod_policy;
 mod range;
 mod requests;
 mod resolve;
@@ -24,12 +26,14 @@ mod target_info;
 #[cfg(test)]
 mod tests;
 
+pub use apply::Resolved;
 pub use command_line::variables_help;
 pub use error::ConfigError;
 pub use flag_input::{FlagInput, Origin, SwitchParser, TextParser, parse_bool};
 pub use flags::{CaptureFlags, Ipv6, OwnFlags};
 pub use model::{Dns, MAX_CONNECTIONS, Mode, Policy, Selection};
 pub use note::{Note, Severity};
+pub use pod_policy::resolve_pod;
 pub use requests::Requests;
-pub use resolve::{Resolved, resolve, resolve_pod};
+pub use resolve::resolve;
 pub use target_info::{LookupError, TargetDetails, TargetInfo};

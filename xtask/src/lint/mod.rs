@@ -1,9 +1,9 @@
 //! `cargo xtask lint`: what a reviewer should not have to say.
 
 mod circles;
+mod floors;
 mod imports;
 mod pages;
-mod rooms;
 mod sizes;
 mod tokens;
 
@@ -50,7 +50,7 @@ fn check(part: Part) -> Result<()> {
             // Not of the workspace; `fuzz_seeds` compiles what is in it.
             cargo("fmt", &["--manifest-path", "fuzz/Cargo.toml", "--check"]).run()
         }
-        Part::Floors => rooms::check(),
+        Part::Floors => floors::check(),
         Part::Pages => pages::check(),
         Part::Sizes => sizes::check(),
         Part::Clippy => {
