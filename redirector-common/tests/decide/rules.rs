@@ -103,6 +103,17 @@ fn walk(rules: &[Rule], packet: &Packet, default: Counter) -> Decision {
     Decision { verdict: Verdict::Pass, rule: default }
 }
 
+/// Matches of the DNS servers of a family whose queries are captured.
+fn dns_servers(s: &Setup, v4: bool) -> Vec<Vec<Match>> {
+    match &s.dns {
+        Dns::Off => Vec::new(),
+        Dns::All => vec![vec![]],
+        Dns::Servers(servers) => {
+            servers.iter().filter(|net| net.is_v4() == v4).map(|net| vec![Match::Dest(*net)]).collect()
+        }
+    }
+}
+
 /// nat OUTPUT and ISTIO_OUTPUT: reference.md c.2.
 fn nat_output(s: &Setup, v4: bool) -> Vec<Rule> {
     use Match::*;
@@ -122,50 +133,39 @@ fn nat_output(s: &Setup, v4: bool) -> Vec<Rule> {
         rule(vec![Udp, Dport(*port)], Pass, Counter::OutExcludedPort);
     }
     rule(vec![OnLo, Source(passthrough)], Pass, Counter::OutPassthroughSource);
-    let spared = || if d { vec![53, s.tunnel_port] } else { vec![s.tunnel_port] };
-    if s.proxy_cgroup {
-        let own = vec![OnLo, NotDest(loopback), Tcp, NotDports(spared()), ProxyCgroup];
-        rule(own, Inbound, Counter::OutProxyCgroupLoopback);
+    let spared = if d { vec![53, s.tunnel_port] } else { vec![s.tunnel_port] };
+    let mut owner = |is: Match, is_not, spared: &[u16], [own_call, others, own]: [Counter; 3]| {
+        let call = vec![OnLo, NotDest(loopback), Tcp, NotDports(spared.to_vec()), is.clone()];
+        rule(call, Inbound, own_call);
         if !s.includes_loopback() {
-            let others = if d { vec![OnLo, Tcp, NotDports(vec![53])] } else { vec![OnLo] };
-            rule([others, vec![NotProxyCgroup]].concat(), Pass, Counter::OutNotProxyCgroupLoopback);
+            let lo = if d { vec![OnLo, Tcp, NotDports(vec![53])] } else { vec![OnLo] };
+            rule([lo, vec![is_not]].concat(), Pass, others);
         }
-        rule(vec![ProxyCgroup], Pass, Counter::OutProxyCgroup);
+        rule(vec![is], Pass, own);
+    };
+    use Counter::*;
+    if s.proxy_cgroup {
+        let counters = [OutProxyCgroupLoopback, OutNotProxyCgroupLoopback, OutProxyCgroup];
+        owner(ProxyCgroup, NotProxyCgroup, &spared, counters);
     }
     for uid in &s.uids {
-        let own = vec![OnLo, NotDest(loopback), Tcp, NotDports(spared()), Uid(*uid)];
-        rule(own, Inbound, Counter::OutProxyUidLoopback);
-        if !s.includes_loopback() {
-            let others = if d { vec![OnLo, Tcp, NotDports(vec![53])] } else { vec![OnLo] };
-            rule([others, vec![NotUid(*uid)]].concat(), Pass, Counter::OutNotProxyUidLoopback);
-        }
-        rule(vec![Uid(*uid)], Pass, Counter::OutProxyUid);
+        let counters = [OutProxyUidLoopback, OutNotProxyUidLoopback, OutProxyUid];
+        owner(Uid(*uid), NotUid(*uid), &spared, counters);
     }
     for gid in &s.gids {
-        let own = vec![OnLo, NotDest(loopback), Tcp, NotDports(vec![s.tunnel_port]), Gid(*gid)];
-        rule(own, Inbound, Counter::OutProxyGidLoopback);
-        if !s.includes_loopback() {
-            let others = if d { vec![OnLo, Tcp, NotDports(vec![53])] } else { vec![OnLo] };
-            rule([others, vec![NotGid(*gid)]].concat(), Pass, Counter::OutNotProxyGidLoopback);
-        }
-        rule(vec![Gid(*gid)], Pass, Counter::OutProxyGid);
+        let counters = [OutProxyGidLoopback, OutNotProxyGidLoopback, OutProxyGid];
+        owner(Gid(*gid), NotGid(*gid), &[s.tunnel_port], counters);
     }
     match &s.owner_groups {
         Choice::All => {
-            for gid in &s.owner_groups_exclude {
-                rule(vec![Gid(*gid)], Pass, Counter::OutOwnerGroupExcluded);
-            }
+            s.owner_groups_exclude.iter().for_each(|gid| rule(vec![Gid(*gid)], Pass, OutOwnerGroupExcluded))
         }
         Choice::Only(groups) => {
             let none_of_them = groups.iter().map(|gid| NotGid(*gid)).collect();
-            rule(none_of_them, Pass, Counter::OutOwnerGroupNotIncluded);
+            rule(none_of_them, Pass, OutOwnerGroupNotIncluded);
         }
     }
-    let servers = match &s.dns {
-        Dns::Off => Vec::new(),
-        Dns::All => vec![vec![]],
-        Dns::Servers(servers) => of_family(servers).into_iter().map(|net| vec![Dest(net)]).collect(),
-    };
+    let servers = dns_servers(s, v4);
     for protocol in [Tcp, Udp] {
         for server in &servers {
             let query = vec![protocol.clone(), Dport(53)];
@@ -183,9 +183,7 @@ fn nat_output(s: &Setup, v4: bool) -> Vec<Rule> {
     match &s.include_cidrs {
         Choice::All => rule(vec![Tcp], Outbound, Counter::OutAll),
         Choice::Only(nets) => {
-            for net in of_family(nets) {
-                rule(vec![Dest(net), Tcp], Outbound, Counter::OutIncludedCidr);
-            }
+            of_family(nets).into_iter().for_each(|net| rule(vec![Dest(net), Tcp], Outbound, OutIncludedCidr));
         }
     }
     rules
