@@ -1,6 +1,6 @@
 //! The flags and variables of a command line: istio-iptables', word for word, and redirector's own.
 
-use super::flag_input::{FlagInput, SwitchParser, TextParser};
+use super::flag_input::{FlagInput, FlagParser};
 use super::flags::{CaptureFlags, OwnFlags};
 use super::note::Note;
 use super::options::{self, CaptureOption, GROUPS, OPERATION, Value};
@@ -90,11 +90,11 @@ fn arg(option: &CaptureOption, heading: Option<&'static str>) -> Option<Arg> {
         arg = arg.long_help(format!("{}\n\n{}", option.help, option.long_help));
     }
     Some(match option.value {
-        Value::Text(name) => arg.value_name(name).value_parser(TextParser),
-        Value::Dashes(name) => arg.value_name(name).value_parser(TextParser).allow_hyphen_values(true),
+        Value::Text(name) => arg.value_name(name).value_parser(FlagParser::Text),
+        Value::Dashes(name) => arg.value_name(name).value_parser(FlagParser::Text).allow_hyphen_values(true),
         Value::Switch => arg
             .value_name("BOOL")
-            .value_parser(SwitchParser)
+            .value_parser(FlagParser::Switch)
             .num_args(0..=1)
             .require_equals(true)
             .default_missing_value("true"),

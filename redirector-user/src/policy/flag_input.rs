@@ -80,15 +80,16 @@ pub fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
-/// Takes any text as a [`FlagInput`].
+/// Takes the value of a flag as a [`FlagInput`].
 #[derive(Debug, Clone, Copy)]
-pub struct TextParser;
+pub enum FlagParser {
+    /// Any text.
+    Text,
+    /// A boolean: refused on the command line if it is none, kept as it is from a variable.
+    Switch,
+}
 
-/// Takes a boolean as a [`FlagInput`]: refused on the command line if it is none, kept as it is from a variable.
-#[derive(Debug, Clone, Copy)]
-pub struct SwitchParser;
-
-impl TypedValueParser for TextParser {
+impl TypedValueParser for FlagParser {
     type Value = FlagInput;
 
     fn parse_ref(
@@ -113,31 +114,8 @@ impl TypedValueParser for TextParser {
             let message = format!("{name}: the value is not UTF-8; write it in ASCII\n");
             return Err(clap::Error::raw(ErrorKind::InvalidUtf8, message).with_cmd(cmd));
         };
-        Ok(if from_variable { FlagInput::variable(name, text) } else { FlagInput::new(name, text) })
-    }
-}
-
-impl TypedValueParser for SwitchParser {
-    type Value = FlagInput;
-
-    fn parse_ref(
-        &self,
-        cmd: &clap::Command,
-        arg: Option<&clap::Arg>,
-        value: &OsStr,
-    ) -> Result<FlagInput, clap::Error> {
-        self.parse_ref_(cmd, arg, value, ValueSource::CommandLine)
-    }
-
-    fn parse_ref_(
-        &self,
-        cmd: &clap::Command,
-        arg: Option<&clap::Arg>,
-        value: &OsStr,
-        source: ValueSource,
-    ) -> Result<FlagInput, clap::Error> {
-        let input = TextParser.parse_ref_(cmd, arg, value, source)?;
-        if input.origin == Origin::Explicit && input.switch().is_none() {
+        let input = if from_variable { FlagInput::variable(name, text) } else { FlagInput::new(name, text) };
+        if matches!(self, Self::Switch) && input.origin == Origin::Explicit && input.switch().is_none() {
             let message = format!(
                 "{}: {:?} is not a boolean; write {}=true or =false\n",
                 input.name, input.text, input.name

@@ -29,7 +29,7 @@ mod tests;
 pub use apply::Resolved;
 pub use command_line::variables_help;
 pub use error::ConfigError;
-pub use flag_input::{FlagInput, Origin, SwitchParser, TextParser, parse_bool};
+pub use flag_input::{FlagInput, FlagParser, Origin, parse_bool};
 pub use flags::{CaptureFlags, Ipv6, OwnFlags};
 pub use model::{Dns, MAX_CONNECTIONS, Mode, Policy, Selection};
 pub use note::{Note, Severity};
