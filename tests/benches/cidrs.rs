@@ -12,18 +12,17 @@ use anyhow::Context;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::hooks::{counts, programs};
+use super::hooks::counts;
 use super::machine::MachineInfo;
-use super::pods::MeasuredPod;
+use super::pods::{Attached, Destination, MeasuredPod};
 use super::report::{Shown, TextTable, milliseconds, ratio, thousands, whole};
 use super::stats::Estimate;
-use super::sys::ProgramStats;
 use super::worker::{Job, Mode};
 use super::{Settings, say, sys};
 use redirector_tests::harness::command::run;
-use redirector_tests::harness::pair::fixture::Redirection;
 use redirector_tests::harness::product::bpffs::{Bpffs, target};
-use redirector_tests::harness::product::exit;
+use redirector_tests::harness::product::runs::{ProgramStats, hooks};
+use redirector_tests::harness::product::{Instance, exit};
 use redirector_tests::harness::world::{PodOptions, VIP4, World};
 
 /// Networks in a long list.
@@ -109,8 +108,9 @@ pub fn measure(machine: MachineInfo, settings: Settings) -> anyhow::Result<Cidrs
     let world = World::with(&vec![PodOptions::default(); files.len()])?;
     let mut pods = Vec::new();
     for ((file, (name, _)), pod) in files.iter().zip(POLICIES).zip(&world.pods) {
-        let by = Redirection::flags(vec!["--policy".to_owned(), file.clone()]);
-        pods.push(MeasuredPod::start(&by, pod, settings.cpu).with_context(|| name.to_owned())?);
+        let attached = Instance::attach(pod, &["--policy".to_owned(), file.clone()], &[])?;
+        let start = MeasuredPod::start(Attached::Instance(attached), true, pod, settings.cpu);
+        pods.push(start.with_context(|| name.to_owned())?);
     }
     let rates = rounds(&mut pods, settings)?;
     say("connect4, with the kernel's run-time statistics on");
@@ -177,7 +177,11 @@ fn rounds(pods: &mut [MeasuredPod], settings: Settings) -> anyhow::Result<Vec<Ve
             sys::go_on()?;
             let place = (turn + round) % pods.len();
             let pod = &mut pods[place];
-            let done = pod.client.run(Job { mode: Mode::Connections, to: pod.to, slice: settings.slice })?;
+            let done = pod.client.run(Job {
+                mode: Mode::Connections,
+                to: pod.to(Destination::V4),
+                slice: settings.slice,
+            })?;
             // The first round warms caches up and does not count.
             if round > 0 {
                 samples[place].push(done.amount as f64 / done.time.as_secs_f64());
@@ -191,8 +195,7 @@ fn rounds(pods: &mut [MeasuredPod], settings: Settings) -> anyhow::Result<Vec<Ve
 fn connect4(pods: &mut [MeasuredPod], settings: Settings) -> anyhow::Result<Vec<Vec<f64>>> {
     let mut ids = Vec::new();
     for pod in &*pods {
-        let instance = pod.instance.as_ref().context("the product is not attached")?;
-        let mut all = programs(&instance.show()?)?;
+        let mut all = hooks(&pod.instance()?.show()?)?;
         all.retain(|(hook, _)| hook == "connect4");
         ids.push(all);
     }
@@ -204,7 +207,11 @@ fn connect4(pods: &mut [MeasuredPod], settings: Settings) -> anyhow::Result<Vec<
             let place = (place + turn) % pods.len();
             let pod = &mut pods[place];
             let before = counts(&ids[place])?;
-            pod.client.run(Job { mode: Mode::Connections, to: pod.to, slice: settings.slice })?;
+            pod.client.run(Job {
+                mode: Mode::Connections,
+                to: pod.to(Destination::V4),
+                slice: settings.slice,
+            })?;
             for (now, then) in counts(&ids[place])?.iter().zip(&before) {
                 means[place]
                     .push((now.nanoseconds - then.nanoseconds) as f64 / (now.runs - then.runs) as f64);

@@ -1,26 +1,32 @@
-//! The expectations from before the first measurement, and their verdicts.
+//! The expectations, and their verdicts.
 
 use std::fmt;
 
 use serde::Serialize;
 
-use super::attach::Attach;
-use super::hooks::Hook;
+use super::attach::CommandCost;
+use super::node::NodeCost;
+use super::pods::Way;
 use super::rounds::Rate;
 use super::stats::Estimate;
 
 /// Expectations of the rates: name, of what, at least.
-const RATES: [(&str, Against, f64); 5] = [
-    ("connections", Against::Direct, 0.9),
-    ("connections", Against::Iptables, 1.15),
-    ("requests", Against::Direct, 0.97),
-    ("throughput", Against::Direct, 0.97),
-    ("throughput", Against::Iptables, 1.4),
+const RATES: [(&str, Against, f64); 7] = [
+    ("connections, IPv4", Against::Direct, 0.95),
+    ("connections, IPv4", Against::Iptables, 1.2),
+    ("connections, IPv6", Against::Direct, 0.93),
+    ("connections, inbound", Against::Direct, 0.965),
+    ("requests", Against::Direct, 0.99),
+    ("throughput", Against::Direct, 0.99),
+    ("getsockopt of another socket", Against::Direct, 0.99),
 ];
-/// No hook takes longer, in nanoseconds.
-const HOOK_NS: f64 = 500.0;
-/// Nor attach, in milliseconds.
-const ATTACH_MS: f64 = 50.0;
+/// CPU time of commands, of iptables-restore's, at most.
+const COMMANDS: [(&str, f64); 2] = [("attach", 0.85), ("refresh", 0.6)];
+/// Attaches at once, of as many iptables-restores at once; CPU of an attach with all instances, of one with few; KiB of
+/// kernel memory of one more idle instance: at most.
+const AT_ONCE: f64 = 0.5;
+const SLOPE: f64 = 1.1;
+const MEMORY_KIB: f64 = 48.0;
 
 enum Against {
     Direct,
@@ -95,21 +101,37 @@ impl Expectation {
     }
 }
 
-pub fn check(rates: &[Rate], hooks: &[Hook], attach: &Attach) -> Vec<Expectation> {
+pub fn check(rates: &[Rate], commands: &[CommandCost], node: &NodeCost) -> Vec<Expectation> {
     let mut all = Vec::new();
     for (name, against, limit) in RATES {
         let Some(rate) = rates.iter().find(|rate| rate.name == name) else { continue };
         let (of, found) = match against {
-            Against::Direct => ("direct", rate.of_direct),
-            Against::Iptables => ("iptables", rate.of_iptables),
+            Against::Direct => ("direct", rate.by(Way::Redirector).of_direct),
+            Against::Iptables => ("iptables-nft", rate.of_iptables_nft),
         };
         all.push(Expectation::new(format!("{name}, of {of}"), found, Bound::AtLeast(limit)));
     }
-    if let Some(slowest) = hooks.iter().max_by(|a, b| a.mean_ns.median.total_cmp(&b.mean_ns.median)) {
-        let figure = format!("slowest hook, ns ({}, {})", slowest.hook, slowest.load);
-        all.push(Expectation::new(figure, slowest.mean_ns, Bound::AtMost(HOOK_NS)));
+    for (name, limit) in COMMANDS {
+        let Some(cost) = commands.iter().find(|cost| cost.command == name) else { continue };
+        let figure = format!("{name}, CPU of iptables-restore");
+        all.push(Expectation::new(figure, cost.of_iptables, Bound::AtMost(limit)));
     }
-    all.push(Expectation::new("attach, ms", attach.attach_ms, Bound::AtMost(ATTACH_MS)));
+    let instances = node.instances;
+    for (figure, found, limit) in [
+        (
+            format!("{instances} attaches at once, of iptables"),
+            node.at_once_ms / node.iptables_at_once_ms,
+            AT_ONCE,
+        ),
+        (
+            format!("attach with {instances} instances, of few"),
+            node.attach_cpu_ms[1] / node.attach_cpu_ms[0],
+            SLOPE,
+        ),
+        ("memory of one more instance, KiB".to_owned(), node.memory_kib, MEMORY_KIB),
+    ] {
+        all.push(Expectation::new(figure, Estimate::of([found]), Bound::AtMost(limit)));
+    }
     all
 }
 

@@ -5,10 +5,12 @@ use std::fmt;
 use serde::Serialize;
 
 use super::Settings;
-use super::attach::Attach;
+use super::attach::CommandCost;
 use super::expected::Expectation;
 use super::hooks::Hook;
 use super::machine::MachineInfo;
+use super::node::NodeCost;
+use super::pods::{WAYS, Way};
 use super::rounds::Rate;
 use super::stats::Estimate;
 
@@ -19,7 +21,8 @@ pub struct BenchReport {
     pub settings: Shown,
     pub rates: Vec<Rate>,
     pub hooks: Vec<Hook>,
-    pub attach: Attach,
+    pub commands: Vec<CommandCost>,
+    pub node: NodeCost,
     pub expectations: Vec<Expectation>,
 }
 
@@ -53,36 +56,8 @@ impl fmt::Display for Shown {
 impl fmt::Display for BenchReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}\n{}; {}\n", self.machine, self.machine.iptables, self.settings)?;
-
-        let mut rates = TextTable::new(&["", "direct", "iptables", "redirector", "of direct", "of iptables"]);
-        for rate in &self.rates {
-            rates.row([
-                rate.unit.to_owned(),
-                thousands(rate.direct.median),
-                thousands(rate.iptables.median),
-                thousands(rate.redirector.median),
-                ratio(rate.of_direct),
-                ratio(rate.of_iptables),
-            ]);
-        }
-        writeln!(f, "{rates}")?;
-
-        let mut hooks = TextTable::new(&["hook", "load", "runs/connection", "mean ns"]);
-        for hook in &self.hooks {
-            hooks.row([
-                hook.hook.clone(),
-                hook.load.to_owned(),
-                format!("{:.2}", hook.runs_per_connection),
-                whole(hook.mean_ns),
-            ]);
-        }
-        writeln!(f, "{hooks}")?;
-
-        let mut attach = TextTable::new(&["command", "ms"]);
-        attach.row(["attach".to_owned(), milliseconds(self.attach.attach_ms)]);
-        attach.row(["detach".to_owned(), milliseconds(self.attach.detach_ms)]);
-        writeln!(f, "{attach}")?;
-
+        writeln!(f, "{}\n{}\n{}", self.rates(), self.ratios(), self.latencies())?;
+        writeln!(f, "{}\n{}\n{}", self.hooks(), self.commands(), self.node)?;
         let mut expectations = TextTable::new(&["expectation", "bound", "found", "verdict"]);
         for expectation in &self.expectations {
             expectations.row([
@@ -93,6 +68,96 @@ impl fmt::Display for BenchReport {
             ]);
         }
         write!(f, "{expectations}")
+    }
+}
+
+impl BenchReport {
+    fn rates(&self) -> TextTable {
+        let mut table = TextTable::new(&[&["per second"], &WAYS.map(Way::label)[..]].concat());
+        for rate in &self.rates {
+            let name = if rate.unit == "MiB/s" { "throughput, MiB" } else { rate.name };
+            let cells = rate.ways.iter().map(|way| thousands(way.rate.median));
+            table.row(std::iter::once(name.to_owned()).chain(cells).collect::<Vec<_>>());
+        }
+        table
+    }
+
+    fn ratios(&self) -> TextTable {
+        let mut table = TextTable::new(&[
+            "redirector",
+            "of direct",
+            "of iptables-nft",
+            "of iptables-legacy",
+            "empty hooks of direct",
+        ]);
+        for rate in &self.rates {
+            table.row([
+                rate.name.to_owned(),
+                ratio(rate.by(Way::Redirector).of_direct),
+                ratio(rate.of_iptables_nft),
+                ratio(rate.of_iptables_legacy),
+                ratio(rate.by(Way::Floor).of_direct),
+            ]);
+        }
+        table
+    }
+
+    fn latencies(&self) -> TextTable {
+        let mut table = TextTable::new(&[&["µs, p50 / p99"], &WAYS.map(Way::label)[..]].concat());
+        for rate in &self.rates {
+            let cells =
+                rate.ways.iter().map(|way| format!("{:.1} / {:.1}", way.p50_us.median, way.p99_us.median));
+            if rate.ways.iter().all(|way| way.p50_us.median.is_finite()) {
+                let name = if rate.name == "requests" { "a request" } else { rate.name };
+                table.row(std::iter::once(name.to_owned()).chain(cells).collect::<Vec<_>>());
+            }
+        }
+        table
+    }
+
+    fn hooks(&self) -> TextTable {
+        let mut table = TextTable::new(&["hook", "load", "runs/connection", "mean ns"]);
+        for hook in &self.hooks {
+            table.row([
+                hook.hook.clone(),
+                hook.load.to_owned(),
+                format!("{:.2}", hook.runs_per_connection),
+                whole(hook.mean_ns),
+            ]);
+        }
+        table
+    }
+
+    fn commands(&self) -> TextTable {
+        let mut table = TextTable::new(&["command", "wall ms", "CPU ms", "CPU of iptables-nft"]);
+        for cost in &self.commands {
+            table.row([
+                cost.command.to_owned(),
+                milliseconds(cost.wall_ms),
+                milliseconds(cost.cpu_ms),
+                ratio(cost.of_iptables),
+            ]);
+        }
+        table
+    }
+}
+
+impl fmt::Display for NodeCost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let instances = self.instances;
+        let mut table = TextTable::new(&["node", "with few instances", &format!("with {instances}")]);
+        for (name, [few, all]) in [("attach, CPU ms", self.attach_cpu_ms), ("list, CPU ms", self.list_cpu_ms)]
+        {
+            table.row([name.to_owned(), format!("{few:.1}"), format!("{all:.1}")]);
+        }
+        writeln!(f, "{table}")?;
+        writeln!(f, "kernel memory of one more idle instance: {} KiB", thousands(self.memory_kib))?;
+        writeln!(
+            f,
+            "{instances} at once, wall: attach {} ms, iptables-restore {} ms",
+            thousands(self.at_once_ms),
+            thousands(self.iptables_at_once_ms)
+        )
     }
 }
 

@@ -1,8 +1,8 @@
-//! Two system calls that no safe crate offers: a signal handler and the kernel's statistics of eBPF programs.
+//! Two system calls that no safe crate offers: a signal handler and the CPU time of children.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::ensure;
 
@@ -32,29 +32,14 @@ pub fn go_on() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Has the kernel count runs and run time of eBPF programs (BPF_ENABLE_STATS, Linux 5.8) until this is dropped. As
-/// `kernel.bpf_stats_enabled=1`, but it ends with us even when we are killed.
-pub struct ProgramStats {
-    _on: OwnedFd,
-}
-
-impl ProgramStats {
-    pub fn on() -> io::Result<Self> {
-        const BPF_ENABLE_STATS: libc::c_long = 32;
-        /// `struct { __u32 type; } enable_stats`; BPF_STATS_RUN_TIME is 0.
-        #[repr(C)]
-        struct Attr {
-            kind: u32,
-        }
-        let attr = Attr { kind: 0 };
-        // SAFETY: `attr` lives through the call and has the size given.
-        let fd =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_ENABLE_STATS, &raw const attr, size_of::<Attr>()) };
-        let fd = i32::try_from(fd).unwrap_or(-1);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a descriptor that the call has just made for us.
-        Ok(Self { _on: unsafe { OwnedFd::from_raw_fd(fd) } })
+/// CPU time of children that have ended, user and system.
+pub fn children_cpu() -> io::Result<Duration> {
+    // SAFETY: an all-zero rusage is a valid one.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` lives through the call.
+    if unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) } != 0 {
+        return Err(io::Error::last_os_error());
     }
+    let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
+    Ok(time(usage.ru_utime) + time(usage.ru_stime))
 }

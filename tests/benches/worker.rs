@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use rustix::net::sockopt::{
     ip_original_dst, ipv6_original_dst, set_ipv6_v6only, set_socket_linger, set_tcp_nodelay,
+    socket_recv_buffer_size,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -26,6 +27,8 @@ const REQUEST_BYTES: usize = 64;
 const BULK_BYTES: usize = 64 * 1024;
 /// Before the clock starts on a connection that lasts: windows have opened then.
 const WARM_UP: Duration = Duration::from_millis(5);
+/// Calls of getsockopt() between two looks at the clock.
+const CALLS_PER_LOOK: u64 = 64;
 const RIGHT: u8 = b'+';
 const WRONG: u8 = b'-';
 
@@ -64,15 +67,28 @@ pub enum Mode {
     Requests = b'r',
     /// Large writes on one connection.
     Bulk = b'b',
+    /// getsockopt() of a socket that nobody redirects; no server is asked.
+    Options = b'o',
 }
 
 /// The result of a [`Job`].
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct JobDone {
-    /// Connections, requests, or bytes.
+    /// Connections, requests, bytes, or calls.
     pub amount: u64,
     /// The time it took.
     pub time: Duration,
+    /// Median and 99th percentile of the time of one connect() or one request.
+    pub p50: Option<Duration>,
+    pub p99: Option<Duration>,
+}
+
+impl JobDone {
+    fn new(amount: u64, time: Duration, mut each: Vec<Duration>) -> Self {
+        each.sort_unstable();
+        let rank = |percent: usize| each.get(each.len() * percent / 100).copied();
+        Self { amount, time, p50: rank(50), p99: rank(99) }
+    }
 }
 
 /// Whether this process is to be a worker.
@@ -165,6 +181,7 @@ impl Job {
             Mode::Connections | Mode::Names => self.connections(),
             Mode::Requests => self.requests(),
             Mode::Bulk => self.bulk(),
+            Mode::Options => self.options(),
         }
     }
 
@@ -177,9 +194,13 @@ impl Job {
 
     fn connections(&self) -> anyhow::Result<JobDone> {
         let start = Instant::now();
-        let mut amount = 0;
+        let (mut amount, mut each) = (0, Vec::new());
         while start.elapsed() < self.slice {
-            let mut stream = self.open()?;
+            let begun = Instant::now();
+            let mut stream = TcpStream::connect(self.to)?;
+            each.push(begun.elapsed());
+            set_socket_linger(&stream, Some(Duration::ZERO))?;
+            stream.write_all(&[self.mode as u8])?;
             check(&mut stream)?;
             if self.mode == Mode::Names {
                 names(&stream)?;
@@ -187,7 +208,7 @@ impl Job {
             drop(stream);
             amount += 1;
         }
-        Ok(JobDone { amount, time: start.elapsed() })
+        Ok(JobDone::new(amount, start.elapsed(), each))
     }
 
     fn requests(&self) -> anyhow::Result<JobDone> {
@@ -195,16 +216,20 @@ impl Job {
         set_tcp_nodelay(&stream, true)?;
         check(&mut stream)?;
         let mut message = [b'x'; REQUEST_BYTES];
-        let (mut start, mut amount, mut warm) = (Instant::now(), 0, false);
+        let (mut start, mut warm, mut each) = (Instant::now(), false, Vec::new());
+        let mut last = start;
         loop {
             stream.write_all(&message)?;
             stream.read_exact(&mut message)?;
-            amount += 1;
-            let time = start.elapsed();
+            let now = Instant::now();
+            each.push(now - last);
+            last = now;
+            let time = now - start;
             if !warm && time >= WARM_UP {
-                (start, amount, warm) = (Instant::now(), 0, true);
+                (start, warm) = (now, true);
+                each.clear();
             } else if warm && time >= self.slice {
-                return Ok(JobDone { amount, time });
+                return Ok(JobDone::new(each.len() as u64, time, each));
             }
         }
     }
@@ -226,7 +251,20 @@ impl Job {
         // It counts when the other end has read it.
         stream.shutdown(Shutdown::Write)?;
         check(&mut stream)?;
-        Ok(JobDone { amount, time: start.elapsed() })
+        Ok(JobDone::new(amount, start.elapsed(), Vec::new()))
+    }
+
+    fn options(&self) -> anyhow::Result<JobDone> {
+        let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+        let (start, mut amount) = (Instant::now(), 0);
+        while start.elapsed() < self.slice {
+            // As many as make the clock's share small.
+            for _ in 0..CALLS_PER_LOOK {
+                socket_recv_buffer_size(&socket)?;
+            }
+            amount += CALLS_PER_LOOK;
+        }
+        Ok(JobDone::new(amount, start.elapsed(), Vec::new()))
     }
 }
 

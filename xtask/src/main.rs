@@ -126,7 +126,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   cargo xtask bench --quick     a first impression
-  cargo xtask bench             the numbers for the README
+  cargo xtask bench --record    the numbers, kept in docs/benchmarks.{md,json,svg}
   cargo xtask bench cidrs       policies with 50,000 networks
   cargo xtask bench -- --help   what the benchmark itself can do")]
     Bench {
@@ -135,6 +135,9 @@ Examples:
         /// Few repetitions
         #[arg(long)]
         quick: bool,
+        /// Keep the results in docs
+        #[arg(long, conflicts_with_all = ["quick", "part"])]
+        record: bool,
         /// Arguments for the benchmark
         #[arg(last = true, value_name = "BENCH ARGS")]
         args: Vec<String>,
@@ -280,9 +283,12 @@ fn dispatch(verb: Verb) -> Result<()> {
         Verb::Manifests => manifests::check(),
         Verb::Node { args } => run::node(&args),
         Verb::Mesh { args } => run::tool("mesh", Profile::Dev, &args),
-        Verb::Bench { part, quick, mut args } => {
+        Verb::Bench { part, quick, record, mut args } => {
             if quick {
                 args.insert(0, "--quick".to_owned());
+            }
+            if record {
+                args.push(format!("--record={}", project::root().join("docs").display()));
             }
             args.splice(0..0, part);
             run::tool("bench", Profile::Release, &args)

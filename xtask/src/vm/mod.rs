@@ -32,8 +32,9 @@ const DEFAULT: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.2"];
 /// The kernel of another architecture, and the tests: that the same programs load there, and work.
 const FOREIGN: &str = "6.12";
 const SMOKE: &[&str] = &["kernel", "lifecycle", "oracle", "original_dst", "parity_default", "sockets"];
-/// Not run unless named: they need what no guest has (an API server, Python, systemd).
-const ELSEWHERE: &[&str] = &["agent_kubernetes", "mesh", "systemd"];
+/// Not run unless named: they need what no guest has (an API server, Python, systemd), or count what kernels do
+/// differently.
+const ELSEWHERE: &[&str] = &["agent_kubernetes", "costs", "mesh", "systemd"];
 /// Left out of its file unless named: it tests the tests, for minutes where machines are emulated.
 const SKIPPED: (&str, &str) = ("parity_options", "a_wrong_order_of_rules_is_found");
 /// Seconds for one test program, without emulation a small part of it.

@@ -78,10 +78,23 @@ pub fn rule_texts(options: &Options) -> [String; 2] {
     })
 }
 
+/// The same without any rule.
+pub fn empty_tables() -> [String; 2] {
+    [IpVersion::V4, IpVersion::V6]
+        .map(|_| ["nat", "mangle", "raw"].map(|name| Table::new(name).to_string()).concat())
+}
+
 /// Loads rules of both families instead of those that were there.
 pub fn load(netns: &Netns, [v4, v6]: &[String; 2]) -> anyhow::Result<()> {
     run(&mut netns.command("iptables-restore"), v4).context("the IPv4 rules")?;
     run(&mut netns.command("ip6tables-restore"), v6).context("the IPv6 rules")?;
+    Ok(())
+}
+
+/// The same by one of the kernel's two engines: `nft` or `legacy`.
+pub fn load_by(engine: &str, netns: &Netns, [v4, v6]: &[String; 2]) -> anyhow::Result<()> {
+    run(&mut netns.command(format!("iptables-{engine}-restore")), v4).context("the IPv4 rules")?;
+    run(&mut netns.command(format!("ip6tables-{engine}-restore")), v6).context("the IPv6 rules")?;
     Ok(())
 }
 

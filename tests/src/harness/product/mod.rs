@@ -5,6 +5,7 @@ pub mod bpffs;
 pub mod health;
 pub mod objects;
 pub mod older;
+pub mod runs;
 pub mod test_pod;
 
 use std::path::{Path, PathBuf};

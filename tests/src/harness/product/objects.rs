@@ -129,12 +129,18 @@ fn list_of(arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
     }
 }
 
-fn ask(arguments: &[&str]) -> anyhow::Result<Value> {
+/// `bpftool`'s answer in JSON; null if it says nothing.
+pub(super) fn ask(arguments: &[&str]) -> anyhow::Result<Value> {
     // An object that goes away while it walks makes it stop with an error; what is asked for here does not come and go.
     retry::until(&format!("bpftool {}", arguments.join(" ")), || {
         let text = run(Command::new("bpftool").arg("-j").args(arguments), "").ok()?;
         if text.trim().is_empty() { Some(Value::Null) } else { serde_json::from_str(&text).ok() }
     })
+}
+
+/// `bpftool`'s answer as it prints it.
+pub(super) fn ask_text(arguments: &[&str]) -> anyhow::Result<String> {
+    run(Command::new("bpftool").args(arguments), "")
 }
 
 /// Gives an instance another map layout, as its META says, and tells which it had. (`Meta` begins with it.)
