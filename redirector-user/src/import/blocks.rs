@@ -1,25 +1,25 @@
-//! Lines to tables: which table and family a line belongs to, in each of the layouts.
+//! Assigns each line to its table and address family, in every layout that iptables prints.
 
 use super::model::{ImportError, Placed};
 use super::{listing, save};
 use crate::rules::{Family, Spec, Table};
 
-/// Everything that was read.
+/// The rules of a text.
 pub(super) struct Read {
-    /// The rules in the order in which they are asked, chain by chain.
+    /// Chain by chain, in the order of evaluation.
     pub rules: Vec<Placed>,
-    /// Whether any of it is of IPv6, be it empty tables.
+    /// Whether the text has IPv6 tables, even empty ones.
     pub has_v6: bool,
     pub notes: Vec<String>,
 }
 
-/// A table as it stands in the text.
+/// One table of the text.
 #[derive(Default)]
 struct Block {
-    /// Said by `*TABLE` or `-t TABLE`; a table nobody looks at is `Some(None)`.
+    /// Named by `*TABLE` or `-t TABLE`. `Some(None)` is a table that cannot redirect.
     table: Option<Option<Table>>,
     family: Option<Family>,
-    /// Built-in chains, which tell the table where nothing else does.
+    /// Built-in chains. They identify the table if the text does not name it.
     built_in: Vec<String>,
     rules: Vec<Line>,
     user_chains: bool,
@@ -34,11 +34,11 @@ struct Line {
     spec: Result<Spec, String>,
 }
 
-/// Which lines follow.
+/// The layout of the lines that follow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Layout {
     Save,
-    /// A listing, below the header of a chain.
+    /// `iptables -L`, below the header of a chain.
     Listing,
 }
 
@@ -46,7 +46,7 @@ struct Reader {
     blocks: Vec<Block>,
     layout: Layout,
     chain: String,
-    /// By the comment above.
+    /// Named by the comment above.
     family: Option<Family>,
     skipped: Vec<usize>,
     recognised: bool,
@@ -103,7 +103,7 @@ impl Reader {
         Ok(())
     }
 
-    /// The block that lines belong to.
+    /// The block of the next line.
     fn block(&mut self) -> &mut Block {
         if self.blocks.is_empty() {
             self.start(None);
@@ -227,7 +227,7 @@ impl Reader {
         true
     }
 
-    /// A rule that is there, whatever it says.
+    /// Counts a rule whether or not it can be expressed.
     fn unreadable(&mut self, line: usize, text: &str) -> bool {
         let mut words = text
             .split_whitespace()
@@ -310,7 +310,7 @@ impl Block {
         nets.next().map(|is| if is.value.addr().is_ipv4() { Family::V4 } else { Family::V6 })
     }
 
-    /// The rules after all insertions.
+    /// The rules after every `-I` took its place.
     fn in_order(&mut self) -> Vec<Line> {
         let mut list: Vec<Line> = Vec::new();
         for line in std::mem::take(&mut self.rules) {
@@ -338,7 +338,7 @@ impl Line {
     }
 }
 
-/// A table by name; `None` for one that has nothing to do with redirection.
+/// A table by name. `None`: the table cannot redirect.
 fn table(name: &str) -> Option<Table> {
     [Table::Raw, Table::Mangle, Table::Nat, Table::Filter].into_iter().find(|table| table.name() == name)
 }

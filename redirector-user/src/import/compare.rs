@@ -1,4 +1,4 @@
-//! The rules that were there beside those that a policy stands for.
+//! Compares the rules of the text with the rules of a policy.
 
 use std::sync::LazyLock;
 
@@ -7,20 +7,20 @@ use super::model::{Inexpressible, Missing, Placed, is_istio};
 use crate::policy::{Dns, Policy, Selection};
 use crate::rules::{Family, Is, Protocol, Rules, Spec, Table, Target};
 
-/// What differs.
+/// The differences of one family.
 #[derive(Debug, Default)]
 pub(super) struct Compared {
     pub inexpressible: Vec<Inexpressible>,
     pub missing: Vec<Missing>,
-    /// How many rules have nothing to do with redirection.
+    /// Rules that cannot redirect.
     pub foreign: usize,
 }
 
-/// A rule that a policy stands for, and whether it was found.
+/// A rule of the policy, and whether the text has it.
 struct Meant<'a> {
     item: &'a Item,
     found: bool,
-    /// Rules of a chain may change places with those of the same stage.
+    /// Rules of one stage may stand in any order.
     stage: usize,
 }
 
@@ -51,7 +51,7 @@ impl Compared {
             let fits = |meant: &Meant<'_>| same(meant.item, item);
             let at = expected.iter().position(|meant| !meant.found && fits(meant));
             let Some(at) = at else {
-                // What is there twice finds nothing the second time.
+                // A second copy of a rule finds no partner.
                 if !expected.iter().any(fits) {
                     unmatched.push(item);
                 }
@@ -92,7 +92,7 @@ impl Compared {
     }
 }
 
-/// Whether a rule of this chain could redirect something or keep it from being redirected.
+/// Whether a rule of this chain can redirect a packet or exempt it.
 fn concerns(table: Table, chain: &str) -> bool {
     match table {
         Table::Nat => !matches!(chain, "INPUT" | "POSTROUTING"),
@@ -105,7 +105,7 @@ fn same(meant: &Item, item: &Item) -> bool {
     (meant.table, &meant.chain, &meant.spec) == (item.table, &item.chain, &item.spec)
 }
 
-/// The rules that packets come to, with their stages: a new one begins where another target does.
+/// The reachable rules with their stages. A stage ends where the target changes.
 fn stages(flat: &Flat) -> Vec<Meant<'_>> {
     let mut last: Vec<(Table, &str, &Target, usize)> = Vec::new();
     let mut list = Vec::new();
@@ -129,13 +129,13 @@ fn stages(flat: &Flat) -> Vec<Meant<'_>> {
     list
 }
 
-/// What becomes of a packet in the end. The two chains of TPROXY do the same, for old and for new connections.
+/// The final target. The two chains of TPROXY share one: they do the same for old and for new connections.
 fn settled(target: &Target) -> &Target {
     static TPROXY: LazyLock<Target> = LazyLock::new(|| Target::Jump("ISTIO_TPROXY".into()));
     if matches!(target, Target::Jump(chain) if chain == "ISTIO_DIVERT") { &TPROXY } else { target }
 }
 
-/// Rules that are no part of a policy's, and in which it is complete all the same.
+/// Rules that a policy is complete without.
 fn is_known(item: &Item, policy: &Policy, given: &Flat) -> bool {
     let spec = &item.spec;
     // `--drop-invalid`.
@@ -155,7 +155,7 @@ fn is_known(item: &Item, policy: &Policy, given: &Flat) -> bool {
         && covering_jumps(policy, given).contains(&spec)
 }
 
-/// Jumps from OUTPUT to ISTIO_OUTPUT that together are as good as one for everything; empty if they are not.
+/// Jumps from OUTPUT to ISTIO_OUTPUT that together cover every packet; empty if they do not.
 fn covering_jumps<'a>(policy: &Policy, given: &'a Flat) -> Vec<&'a Spec> {
     let all = Spec::jump("ISTIO_OUTPUT");
     let tcp = all.clone().tcp();
@@ -170,7 +170,7 @@ fn covering_jumps<'a>(policy: &Policy, given: &'a Flat) -> Vec<&'a Spec> {
     }
 }
 
-/// Whether it makes a difference that a rule is not there.
+/// Whether a missing rule changes a verdict.
 fn matters(meant: &Item, policy: &Policy, given: &Flat) -> bool {
     let spec = &meant.spec;
     let jump = meant.chain == "OUTPUT" && *spec == Spec::jump("ISTIO_OUTPUT");
@@ -190,7 +190,7 @@ fn matters(meant: &Item, policy: &Policy, given: &Flat) -> bool {
     !excluded || dns
 }
 
-/// Whether two rules differ in one thing only.
+/// Whether two rules differ in exactly one field.
 fn is_near(meant: &Item, item: &Item) -> bool {
     if (meant.table, &meant.chain) != (item.table, &item.chain) {
         return false;

@@ -1,4 +1,4 @@
-//! A policy as flags and variables.
+//! Writes a policy as flags and environment variables.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,12 +7,12 @@ use serde::Serialize;
 
 use crate::policy::{Dns, Mode, Policy, Selection};
 
-/// What `redirector attach` (and mostly istio-iptables) would be given.
+/// Arguments for `redirector attach`; istio-iptables takes most of them, too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Flags {
     /// Words of the command line, without quotes.
     pub flags: Vec<String>,
-    /// Variables for what has no flag.
+    /// Environment variables of options that have no flag.
     pub variables: BTreeMap<&'static str, String>,
 }
 
@@ -24,7 +24,7 @@ fn selection<T: ToString>(selection: &Selection<T>) -> String {
     if matches!(selection, Selection::All) { "*".into() } else { join(selection.items()) }
 }
 
-/// A list that must not be taken for an absent one.
+/// An empty list, which differs from an absent one.
 fn owners(ids: &[u32]) -> String {
     if ids.is_empty() { ",".into() } else { join(ids) }
 }

@@ -1,4 +1,4 @@
-//! Rules in a form in which equal meaning looks equal, whatever chains and spellings a version of istio used.
+//! Brings rules into one normal form. Versions of Istio used other chains and spellings for the same meaning.
 
 use std::collections::HashSet;
 
@@ -7,16 +7,16 @@ use crate::rules::{Protocol, Rules, Spec, Table, Target};
 use super::model::Placed;
 use crate::rules::Family;
 
-/// A rule in that form.
+/// A rule in normal form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Item {
     pub table: Table,
     pub chain: String,
     pub spec: Spec,
-    /// Where it was; 0 for one that a policy stands for.
+    /// Its line in the text; 0 for a rule of a policy.
     pub line: usize,
     pub text: String,
-    /// Whether packets can come to it.
+    /// Whether the rule is reachable.
     pub reached: bool,
 }
 
@@ -24,13 +24,13 @@ pub(super) struct Item {
 #[derive(Debug, Default)]
 pub(super) struct Flat {
     pub items: Vec<Item>,
-    /// What the chains that only redirect do.
+    /// Port of each chain that only redirects.
     pub redirects: Vec<(String, u16)>,
 }
 
 const BUILT_IN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 
-/// The rules of a text that could be read.
+/// The readable rules of a text.
 pub(super) fn given(rules: &[Placed], family: Family) -> Flat {
     let of_family = rules.iter().filter(|rule| rule.family == family);
     let items = of_family.filter_map(|rule| {
@@ -48,7 +48,7 @@ pub(super) fn given(rules: &[Placed], family: Family) -> Flat {
     flatten(items.collect())
 }
 
-/// The rules a policy stands for.
+/// The rules of a policy.
 pub(super) fn meant(rules: &Rules, family: Family) -> Flat {
     let items = rules.list.iter().filter_map(|rule| {
         let spec = rule.of(family)?.clone();
@@ -94,7 +94,7 @@ fn flatten(mut items: Vec<Item>) -> Flat {
     flat
 }
 
-/// The port of a chain that does nothing but redirect TCP.
+/// The port of a chain that only redirects TCP.
 fn redirects(items: &[Item], chain: &str) -> Option<u16> {
     let mut of_chain = items.iter().filter(|item| item.table == Table::Nat && item.chain == chain);
     let Target::Redirect(port) = of_chain.next()?.spec.target else { return None };
@@ -103,7 +103,7 @@ fn redirects(items: &[Item], chain: &str) -> Option<u16> {
     all.map(|item| &item.spec).all(|spec| *spec == only).then_some(port)
 }
 
-/// The rules for DNS where the jump to their chain is.
+/// The rules for DNS, in the place of the jump to their chain.
 fn inlined(items: Vec<Item>) -> Vec<Item> {
     const DNS: &str = "ISTIO_OUTPUT_DNS";
     let is_dns = |item: &Item| item.table == Table::Nat && item.chain == DNS;
@@ -126,7 +126,7 @@ fn inlined(items: Vec<Item>) -> Vec<Item> {
 }
 
 impl Flat {
-    /// Finds out which chains packets come to: the built-in ones and those that are jumped to.
+    /// Marks the reachable chains: built-in chains and targets of jumps.
     fn reach(&mut self) {
         let mut chains: HashSet<(Table, String)> = HashSet::new();
         loop {
@@ -158,7 +158,7 @@ impl Flat {
         self.items.iter().filter(move |item| item.table == table && item.chain == chain)
     }
 
-    /// What a chain that only redirects does.
+    /// The target of a chain that only redirects.
     pub fn redirect(&self, chain: &str) -> Option<u16> {
         self.redirects.iter().find(|(known, _)| known == chain).map(|(_, port)| *port)
     }

@@ -1,4 +1,4 @@
-//! The policy that rules look like. Nothing rests on it being right: [`super::compare`] tells.
+//! Suggests a policy for rules. [`super::compare`] checks the suggestion, so a wrong one does no harm.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -11,7 +11,7 @@ use super::reading::{Reading, counted};
 use crate::policy::{Dns, Mode, Policy, Selection};
 use crate::rules::{Family, Is, Spec, Table, Target};
 
-/// The policy; `ipv6`: whether there are rules of istio for IPv6.
+/// The suggestion. `ipv6`: the text has Istio's rules for IPv6.
 pub(super) fn policy(rules: &[Placed], ipv6: bool) -> Policy {
     let mut v4 = Reading::of(&given(rules, Family::V4), Family::V4);
     let has_v4 = rules.iter().any(|rule| rule.family == Family::V4 && is_istio(&rule.chain));
@@ -178,8 +178,8 @@ impl Reading {
     }
 }
 
-/// A loopback network was among those included that the rules do not show: written inside a larger one, or of IPv6 where
-/// that is not captured. It is put back where it changes nothing else.
+/// Adds a loopback network that was included and that the rules do not show: a larger network holds it, or it is of IPv6
+/// and IPv6 is not captured. It is added only where it changes no other rule.
 fn include_loopback(policy: &mut Policy) {
     let localhost = IpNet::from(IpAddr::from(Ipv6Addr::LOCALHOST));
     let v4 = IpNet::new_assert(IpAddr::from([127, 0, 0, 0]), 8);

@@ -1,9 +1,9 @@
-//! A row of `iptables -vnL`.
+//! Reads a row of `iptables -vnL`.
 
 use super::save;
 use crate::rules::Spec;
 
-/// What a row says; `None` if it is no rule.
+/// The rule of a row; `None` if the row is no rule.
 ///
 /// Columns are pkts, bytes, target, prot, opt (missing in old ip6tables), in, out, source, destination, and the rest in
 /// the words of each match; with `--line-numbers` a number first.
@@ -51,7 +51,7 @@ fn columns(words: &[&str]) -> Result<Spec, String> {
     Ok(spec)
 }
 
-/// What the matches say of themselves.
+/// Reads the last column, which each match fills in its own words.
 fn extra(words: &[&str], add: &mut impl FnMut(&[&str])) -> Result<(), String> {
     let mut rest = words;
     while !rest.is_empty() {

@@ -1,8 +1,9 @@
-//! From the rules of istio-iptables back to the policy that means the same.
+//! Turns the rules of istio-iptables into the policy that means the same.
 //!
-//! The text (`iptables-save`, `iptables -S`, `iptables -vnL`, or the commands themselves) becomes rules; what they look
-//! like suggests a policy; and the rules that this policy stands for ([`crate::rules`]) are compared with those that
-//! were there. Whatever differs in meaning is named, so that the suggestion need not be trusted.
+//! 1. The text becomes rules: `iptables-save`, `iptables -S`, `iptables -vnL`, or the commands themselves.
+//! 2. The rules suggest a policy.
+//! 3. The rules of that policy ([`crate::rules`]) are compared with those of the text. Every difference in meaning is
+//!    named, so nobody has to trust the suggestion.
 
 mod blocks;
 mod compare;
@@ -26,7 +27,7 @@ pub use flags::Flags;
 use model::is_istio;
 pub use model::{ImportError, Inexpressible, Missing};
 
-/// What the text means.
+/// The result of an import.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Import {
     /// The flags and variables of the policy.
@@ -34,18 +35,18 @@ pub struct Import {
     pub flags: Flags,
     /// The policy.
     pub policy: Policy,
-    /// Rules that it does not stand for.
+    /// Rules of the text that the policy does not express.
     pub inexpressible: Vec<Inexpressible>,
-    /// Rules that it stands for and that the text does not have.
+    /// Rules of the policy that the text does not have.
     pub missing: Vec<Missing>,
-    /// Remarks.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-/// Reads rules.
+/// Imports rules.
 ///
 /// # Errors
-/// [`ImportError`]; that a rule cannot be expressed is no error.
+/// [`ImportError`]. A rule that cannot be expressed is part of the result, not an error.
 pub fn import(text: &str) -> Result<Import, ImportError> {
     let blocks::Read { rules, has_v6, mut notes } = blocks::read(text)?;
     if !rules.iter().any(|rule| is_istio(&rule.chain)) {
@@ -91,13 +92,13 @@ pub fn import(text: &str) -> Result<Import, ImportError> {
 }
 
 impl Import {
-    /// Whether the policy means exactly what the rules mean.
+    /// Whether policy and rules have exactly the same meaning.
     pub fn is_exact(&self) -> bool {
         self.inexpressible.is_empty() && self.missing.is_empty()
     }
 }
 
-/// What flags and rules do not tell each other.
+/// Notes about options that leave no trace in rules.
 fn remarks(policy: &Policy) -> Vec<String> {
     let mut remarks = Vec::new();
     if let Dns::Servers(servers) = &policy.dns {

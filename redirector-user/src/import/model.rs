@@ -1,40 +1,40 @@
-//! A rule in the text, and what can be said of one.
+//! A rule of the text, and the findings about rules.
 
 use serde::Serialize;
 
 use crate::rules::{Family, Spec, Table};
 
-/// A rule in the text.
+/// A rule of the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Placed {
     pub family: Family,
     pub table: Table,
     pub chain: String,
-    /// Number of its line, from 1.
+    /// Its line number, from 1.
     pub line: usize,
     /// The line.
     pub text: String,
-    /// What it says, or why that cannot be said here.
+    /// The rule, or the reason why it cannot be expressed.
     pub spec: Result<Spec, String>,
 }
 
-/// A rule without an equivalent.
+/// A rule that no policy expresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Inexpressible {
-    /// Whose rule it is.
+    /// Its address family.
     pub family: Family,
-    /// Number of its line.
+    /// Its line number.
     pub line: usize,
-    /// The rule as it was written.
+    /// Its text.
     pub rule: String,
-    /// Why, or what there is instead.
+    /// The reason, or the alternative.
     pub why: String,
 }
 
-/// A rule that was not there.
+/// A rule that the text lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Missing {
-    /// Whose rule it would be.
+    /// Its address family.
     pub family: Family,
     /// Its table.
     pub table: Table,
@@ -42,21 +42,21 @@ pub struct Missing {
     pub rule: String,
 }
 
-/// Why there is nothing to import.
+/// The text has nothing to import.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImportError {
-    /// No line is of iptables.
+    /// No line is an iptables rule.
     #[error("no rules in it; give what iptables-save prints (or iptables -t nat -S, or -vnL)")]
     NoRules,
-    /// A listing that leaves out interfaces.
+    /// A listing without interfaces (`iptables -L` without `-v`).
     #[error("line {0}: a listing without -v does not show interfaces; give what iptables-save prints")]
     ListingWithoutInterfaces(usize),
-    /// iptables has rules, none of which are of istio.
+    /// The rules are not Istio's.
     #[error("it has no chain of istio-iptables that is in use, so nothing is redirected")]
     NotIstio,
 }
 
-/// Whether the chain is one of istio-iptables.
+/// Whether istio-iptables makes this chain.
 pub(super) fn is_istio(chain: &str) -> bool {
     chain.starts_with("ISTIO_")
 }

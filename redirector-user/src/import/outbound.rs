@@ -1,4 +1,4 @@
-//! What ISTIO_OUTPUT looks like.
+//! Reads ISTIO_OUTPUT.
 
 use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,7 +10,7 @@ use crate::rules::{Family, Is, Protocol, Spec, Table, Target};
 
 const DNS: u16 = 53;
 
-/// The network with every address of a family.
+/// The network of every address of a family.
 pub(super) fn everything(family: Family) -> IpNet {
     let addr: IpAddr = match family {
         Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
@@ -103,13 +103,13 @@ fn owners(reading: &mut Reading, rules: &[&Spec]) {
     }
 }
 
-/// The group of a rule that asks only for it, and returns.
+/// The group of a rule that matches only a group and returns.
 fn only_gid(rule: &Spec) -> Option<u32> {
     let [gid] = rule.gids.as_slice() else { return None };
     (!gid.not && *rule == Spec::default().gid(gid.clone())).then_some(gid.value)
 }
 
-/// The destination (`None`: any) of a rule that asks only for it, and returns.
+/// The destination (`None`: any) of a rule that matches only a destination and returns.
 fn only_destination(rule: &Spec) -> Option<Option<IpNet>> {
     let net = rule.destination.as_ref().filter(|is| !is.not).map(|is| is.value);
     (*rule == Spec { destination: net.map(Is::exactly), ..Spec::default() }).then_some(net)
@@ -158,7 +158,7 @@ fn destinations(
         match only_destination(rule) {
             Some(Some(net)) if net == loopback && !loopback_seen => loopback_seen = true,
             Some(Some(net)) => reading.exclude_cidrs.push(net),
-            // Without a group nobody is included, which is the same rule in another place.
+            // Without a group no process is included: the same rule in another place.
             Some(None) if !loopback_seen => reading.owner_groups = Selection::None,
             Some(None) => reading.exclude_cidrs.push(everything(family)),
             None => {}

@@ -1,10 +1,10 @@
-//! What the rules of one family say, before it is a policy.
+//! What was read of one family's rules, before it becomes a policy.
 
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::policy::{Dns, Selection};
 
-/// What the rules of one family look like.
+/// The properties of one family's rules.
 #[derive(Debug, Default)]
 pub(super) struct Reading {
     pub outbound_port: Option<u16>,
@@ -13,7 +13,7 @@ pub(super) struct Reading {
     pub dns_port: Option<u16>,
     pub uids: Vec<u32>,
     pub gids: Vec<u32>,
-    /// Others than the proxy's pass within the pod.
+    /// Traffic within the pod passes unless it is the proxy's.
     pub others_pass: bool,
     pub tproxy_mark: Option<u32>,
     pub in_ports: Selection<u16>,
@@ -31,7 +31,7 @@ pub(super) struct Reading {
     pub drop_invalid: bool,
 }
 
-/// How often an item is in a list.
+/// How often a list has an item.
 pub(super) fn counted<T: PartialEq>(list: &[T], item: &T) -> usize {
     list.iter().filter(|other| *other == item).count()
 }

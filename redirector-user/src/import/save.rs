@@ -1,4 +1,4 @@
-//! The options of a rule, as `iptables -A` takes and `iptables-save` prints them.
+//! Reads the options of a rule, as `iptables -A` takes and `iptables-save` prints them.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -6,8 +6,8 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::rules::{Is, Protocol, Spec, Target};
 
-/// Splits a line, `None` if a quote is not closed: a command as a shell would, a line of iptables-save as
-/// iptables-restore does (`add_param_to_argv` in xshared.c), to which only `"` is special.
+/// Splits a line into words; `None` if a quote is not closed. A command is split as a shell does it, a line of
+/// iptables-save as iptables-restore does it (`add_param_to_argv` in xshared.c): only `"` is special there.
 pub(super) fn words(line: &str, shell: bool) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -35,17 +35,17 @@ pub(super) fn words(line: &str, shell: bool) -> Option<Vec<String>> {
     quote.is_none().then_some(words)
 }
 
-/// The words of a rule, one after the other.
+/// The words of a rule that are still unread.
 struct Options<'a> {
     words: std::slice::Iter<'a, String>,
-    /// `!` came before the option.
+    /// Whether `!` precedes the option.
     not: bool,
     module: &'a str,
     target: Option<&'a str>,
     set: Set,
 }
 
-/// What the options of the target said.
+/// The options of the target.
 #[derive(Default)]
 struct Set {
     port: Option<u16>,
@@ -55,7 +55,7 @@ struct Set {
     restore: bool,
 }
 
-/// What a rule says; the error is why it cannot be said here.
+/// The rule; the error is the reason why it cannot be expressed.
 pub(super) fn spec(words: &[String]) -> Result<Spec, String> {
     let mut options =
         Options { words: words.iter(), not: false, module: "", target: None, set: Set::default() };
@@ -107,7 +107,7 @@ impl<'a> Options<'a> {
         Ok(())
     }
 
-    /// The value of an option. `!` between the two is the old way to write it.
+    /// The value of an option. Old iptables writes `!` between the two.
     fn value(&mut self) -> Result<&'a str, String> {
         let next = self.words.next().ok_or("an option has no value")?;
         if next == "!" {

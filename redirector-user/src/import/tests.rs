@@ -1,4 +1,4 @@
-//! What printed rules are imported as, and that rules of a policy come back as the policy.
+//! Printed rules give the expected policy, and the rules of a policy give that policy.
 
 mod robust;
 mod round_trip;
@@ -187,7 +187,7 @@ fn rules_of_others_stay() {
     );
 }
 
-/// What other versions wrote differently and means the same.
+/// Other versions wrote the same meaning differently.
 #[test]
 fn spellings() {
     let save = printed("sidecar.save");
@@ -225,7 +225,7 @@ fn what_is_no_iptables_is_refused() {
     assert_eq!(import(listing), Err(ImportError::ListingWithoutInterfaces(2)));
 }
 
-/// Found by fuzzing: of such lines the rule was taken for no rule at all.
+/// Found by fuzzing: such a rule was overlooked.
 #[test]
 fn quotes_are_those_of_iptables() {
     let policy = Policy { exclude_interfaces: vec!["it's".into(), r"a\b".into()], ..Policy::default() };
@@ -245,7 +245,7 @@ fn quotes_are_those_of_iptables() {
     assert!(found.inexpressible.iter().all(|rule| !rule.why.contains("quote")), "{found:#?}");
 }
 
-/// Found by fuzzing: `*` was suggested, which has no rule for the network beside it.
+/// Found by fuzzing: the suggestion was `*`, which makes no rule for the network beside it.
 #[test]
 fn networks_beside_everything() {
     let nets = ["0.0.0.0/0", "10.0.0.0/8", "::/0"].map(|net| net.parse().expect("network"));

@@ -1,4 +1,4 @@
-//! Chains, the rules in them, and what collects those.
+//! Chains and their rules.
 
 use redirector_common::rule::Counter;
 
@@ -8,9 +8,9 @@ use super::spec::{Spec, Target};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
-    /// What `iptables` shows.
+    /// `iptables`.
     V4,
-    /// What `ip6tables` shows.
+    /// `ip6tables`.
     V6,
 }
 
@@ -24,7 +24,7 @@ pub enum Table {
     Mangle,
     /// REDIRECT.
     Nat,
-    /// Where nothing of istio's is.
+    /// Istio has no rule there.
     Filter,
 }
 
@@ -54,7 +54,7 @@ pub(super) const fn nat(name: &'static str) -> Chain {
     Chain { table: Table::Nat, name }
 }
 
-/// The built-in chain whose end, the policy ACCEPT, a counter counts.
+/// The built-in chain whose policy ACCEPT a counter counts.
 pub fn end(counter: Counter) -> Option<Chain> {
     match counter {
         Counter::OutDefault => Some(nat("OUTPUT")),
@@ -68,21 +68,21 @@ pub(super) const fn mangle(name: &'static str) -> Chain {
     Chain { table: Table::Mangle, name }
 }
 
-/// A rule in its place, in the families that have it.
+/// A rule of a chain, in each family that has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// Where it is.
+    /// Its chain.
     pub chain: Chain,
-    /// The counter of the connections that it decides, shared with the other rules of its kind.
+    /// The counter of the connections that it decides. Rules of one kind share a counter.
     pub counter: Option<Counter>,
-    /// What it says for IPv4.
+    /// The IPv4 rule.
     pub v4: Option<Spec>,
-    /// What it says for IPv6.
+    /// The IPv6 rule.
     pub v6: Option<Spec>,
 }
 
 impl Rule {
-    /// What it says in a family.
+    /// The rule of a family.
     pub fn of(&self, family: Family) -> Option<&Spec> {
         match family {
             Family::V4 => self.v4.as_ref(),
@@ -90,36 +90,36 @@ impl Rule {
         }
     }
 
-    /// What it says in either family: they differ only in addresses.
+    /// The rule of the first family that has it: both differ only in addresses.
     pub fn any(&self) -> &Spec {
         static NOTHING: std::sync::LazyLock<Spec> = std::sync::LazyLock::new(Spec::default);
         self.v4.as_ref().or(self.v6.as_ref()).unwrap_or(&NOTHING)
     }
 
-    /// Whether it sends packets to another chain.
+    /// Whether it jumps to another chain.
     pub fn jumps_to(&self, chain: &str) -> bool {
         matches!(&self.any().target, Target::Jump(to) if to == chain)
     }
 }
 
-/// Collects rules.
+/// Collects the rules of a policy.
 pub(super) struct Builder {
     pub ipv6: bool,
     pub list: Vec<Rule>,
 }
 
 impl Builder {
-    /// A rule that says the same in both families.
+    /// Adds a rule that is equal in both families.
     pub fn both(&mut self, chain: Chain, counter: impl Into<Option<Counter>>, spec: Spec) {
         self.each(chain, counter, spec.clone(), spec);
     }
 
-    /// A rule that has other addresses in the other family.
+    /// Adds a rule whose addresses depend on the family.
     pub fn each(&mut self, chain: Chain, counter: impl Into<Option<Counter>>, v4: Spec, v6: Spec) {
         self.push(chain, counter.into(), Some(v4), Some(v6));
     }
 
-    /// A rule of one family only.
+    /// Adds a rule of one family.
     pub fn one(&mut self, chain: Chain, counter: impl Into<Option<Counter>>, is_v4: bool, spec: Spec) {
         let (v4, v6) = if is_v4 { (Some(spec), None) } else { (None, Some(spec)) };
         self.push(chain, counter.into(), v4, v6);

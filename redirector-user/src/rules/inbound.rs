@@ -42,7 +42,7 @@ pub(super) fn add(rules: &mut Builder, policy: &Policy) {
     }
 }
 
-/// The rules for ports: what is captured goes through `captured`, the last of which decides.
+/// The rules for ports. Captured packets go through the rules of `captured`; the last one decides.
 pub(super) fn ports(rules: &mut Builder, policy: &Policy, chain: Chain, captured: &[Spec]) {
     let last = captured.len().saturating_sub(1);
     let capture = |rules: &mut Builder, counter: Counter, port: Option<u16>| {

@@ -1,4 +1,4 @@
-//! The rules of a policy with the connections that they decided, as `iptables -vnL --line-numbers` shows them.
+//! Lists the rules of a policy with the connections they decided, as `iptables -vnL --line-numbers` does.
 
 use redirector_common::rule::Counter;
 use serde::Serialize;
@@ -8,7 +8,7 @@ use super::spec::Target;
 use super::whole::Rules;
 use crate::policy::Policy;
 
-/// A chain that packets come to, with its rules.
+/// A reachable chain with its rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
     /// The chain.
@@ -24,7 +24,7 @@ pub struct Listed {
 pub struct Row {
     /// Its place in the chain, from 1.
     pub number: usize,
-    /// What is known of its connections.
+    /// The connections that it decided.
     pub connections: Count,
     /// Target, prot, in, out, source, destination, extra.
     pub columns: [String; 7],
@@ -33,22 +33,22 @@ pub struct Row {
 /// How many connections a rule decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Count {
-    /// So many: this rule and those that refer to it.
+    /// Connections of this rule and of those that refer to it.
     Own(u64),
-    /// Counted together with this rule of the chain.
+    /// Number of the rule of the chain that shares the counter.
     With(usize),
-    /// It decides nothing itself.
+    /// The rule decides nothing.
     None,
 }
 
-/// A rule for programs.
+/// A rule in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
     /// Its table.
     pub table: &'static str,
     /// Its chain.
     pub chain: &'static str,
-    /// The counter it shares with the other rules that name it; `null` if it decides nothing itself.
+    /// Its counter, which rules may share; `null` if the rule decides nothing.
     pub rule: Option<&'static str>,
     /// As iptables-save prints it.
     pub iptables: Option<String>,
@@ -59,7 +59,7 @@ pub struct Entry {
 const BUILT_IN: [&str; 2] = ["OUTPUT", "PREROUTING"];
 
 impl Rules {
-    /// Rules that packets can come to: those of chains that something jumps to.
+    /// The reachable rules: those of built-in chains and of targets of jumps.
     fn reached(&self) -> impl Iterator<Item = &Rule> {
         self.list.iter().filter(|rule| {
             let Chain { table, name } = rule.chain;
@@ -68,7 +68,7 @@ impl Rules {
         })
     }
 
-    /// The chains and their rules; `count` knows the counters.
+    /// The chains and their rules. `count` gives the value of a counter.
     pub fn listing(&self, count: impl Fn(Counter) -> u64) -> Vec<Listed> {
         let mut list: Vec<Listed> = Vec::new();
         let mut counters: Vec<Vec<Option<Counter>>> = Vec::new();
@@ -94,7 +94,7 @@ impl Rules {
         list
     }
 
-    /// A rule that redirects gets what the rules that jump to it decide.
+    /// A rule that redirects counts the connections of the rules that jump to it.
     fn redirected(&self, rule: &Rule, count: impl Fn(Counter) -> u64) -> Count {
         let Chain { table, name } = rule.chain;
         if BUILT_IN.contains(&name) || !matches!(rule.any().target, Target::Redirect(_)) {
@@ -107,7 +107,7 @@ impl Rules {
         Count::Own(counters.into_iter().map(count).sum())
     }
 
-    /// The same for programs.
+    /// The same in JSON.
     pub fn entries(policy: &Policy) -> Vec<Entry> {
         let entry = |rule: &Rule| Entry {
             table: rule.chain.table.name(),

@@ -1,8 +1,8 @@
-//! The rules of a policy as iptables would have them: what `explain` and `show -v` print and `import` compares with.
+//! The rules of a policy as iptables would have them. `explain` and `show -v` print them, `import` compares with them.
 //!
-//! They are made in the order of istio-iptables (`tools/istio-iptables/pkg/capture/run.go`, `Run`), every user, port
-//! and network a rule of its own. A rule that decides about connections names the [`Counter`] that counts it here;
-//! several rules may share one. The other rules (jumps, and what the chains they lead to do) have none.
+//! The order is that of istio-iptables (`tools/istio-iptables/pkg/capture/run.go`, `Run`). Every user, port and network has
+//! a rule of its own. A rule that decides about connections names its [`Counter`]; several rules may share one. The other
+//! rules (jumps, and the rules of chains that only redirect) have none.
 //!
 //! [`Counter`]: redirector_common::rule::Counter
 

@@ -61,7 +61,7 @@ pub(super) fn add(rules: &mut Builder, policy: &Policy) {
     rules.both(nat("ISTIO_IN_REDIRECT"), None, Spec::to(Target::Redirect(policy.inbound_port)).tcp());
 }
 
-/// The proxy's cgroup as `-m cgroup --path` has it: below the mount point.
+/// The proxy's cgroup for `-m cgroup --path`, relative to the mount point.
 pub(super) fn proxy_cgroup(policy: &Policy) -> Option<String> {
     let path = policy.proxy_cgroup.as_ref()?.to_string_lossy().into_owned();
     let below = ["/sys/fs/cgroup/unified/", "/sys/fs/cgroup/"].iter().find_map(|at| path.strip_prefix(at));
@@ -99,7 +99,7 @@ fn owner_groups(rules: &mut Builder, policy: &Policy) {
         }
         return;
     }
-    // One rule: whoever is in none of the groups passes. Without groups that is everybody.
+    // One rule: a process in none of the groups passes. Without groups every process does.
     let gids = policy.owner_groups.items().iter().map(|gid| Is::not(*gid)).collect();
     rules.both(ISTIO_OUTPUT, Counter::OutOwnerGroupNotIncluded, Spec { gids, ..Spec::default() });
 }

@@ -1,4 +1,4 @@
-//! The first packet of a connection, as rules see it.
+//! The first packet of a connection, and the match of a rule.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::spec::{Is, Protocol, Spec};
 
-/// What rules may ask about the first packet of a connection.
+/// The properties that rules match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet<'a> {
     /// Source address.
@@ -17,15 +17,15 @@ pub struct Packet<'a> {
     pub port: u16,
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// The interface it arrived on; `None` if it did not, or if that is not known.
+    /// The interface it arrived on; `None` if it is local or the interface is unknown.
     pub input: Option<&'a str>,
     /// The interface it leaves on.
     pub output: Option<&'a str>,
-    /// The user of its socket; `None`: one that no rule names.
+    /// The user of its socket; `None`: no rule names the user.
     pub uid: Option<u32>,
     /// The group of its socket.
     pub gid: Option<u32>,
-    /// Its socket was created in the proxy's cgroup, the only one that rules name.
+    /// Whether its socket was created in the proxy's cgroup, the only cgroup that rules name.
     pub proxy: bool,
     /// Its mark.
     pub mark: u32,
@@ -40,7 +40,7 @@ fn covers(net: &IpNet, addr: IpAddr) -> bool {
 }
 
 impl Spec {
-    /// Whether the rule is about the packet. It belongs to a new connection, whose own mark is 0.
+    /// Whether the rule matches the packet. Its connection is new and has mark 0.
     pub fn matches(&self, p: &Packet<'_>) -> bool {
         holds(&self.source, |net| covers(net, p.source))
             && holds(&self.destination, |net| covers(net, p.destination))

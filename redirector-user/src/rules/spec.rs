@@ -1,11 +1,11 @@
-//! One rule: what it asks of a packet, and what becomes of the packet.
+//! One rule: its matches and its target.
 
 use ipnet::IpNet;
 
-/// A value, or anything but the value (`!`).
+/// A match for a value, or for any other value (`!`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Is<T> {
-    /// Whether it is "not".
+    /// Whether `!` inverts the match.
     pub not: bool,
     /// The value.
     pub value: T,
@@ -42,38 +42,38 @@ impl Protocol {
     }
 }
 
-/// What becomes of a packet.
+/// The target of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Target {
-    /// Back to the chain it came from.
+    /// RETURN.
     #[default]
     Return,
-    /// Through, in this table.
+    /// ACCEPT.
     Accept,
-    /// Dropped.
+    /// DROP.
     Drop,
-    /// To another chain.
+    /// A jump to a chain.
     Jump(String),
-    /// To this port of the namespace.
+    /// REDIRECT to this port.
     Redirect(u16),
-    /// To the listener on this port, with this mark.
+    /// TPROXY.
     Tproxy {
         /// `--on-port`.
         port: u16,
         /// `--tproxy-mark`.
         mark: u32,
     },
-    /// Gets this mark.
+    /// MARK: sets the packet's mark.
     Mark(u32),
-    /// Its mark becomes that of the connection.
+    /// CONNMARK save: the connection gets the packet's mark.
     SaveMark,
-    /// The connection's mark becomes its own.
+    /// CONNMARK restore: the packet gets the connection's mark.
     RestoreMark,
-    /// Tracked in this zone.
+    /// CT: tracks the connection in this zone.
     Zone(u16),
 }
 
-/// A rule without its place. The default asks nothing, and returns.
+/// A rule without its chain. The default matches every packet and returns.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Spec {
     /// `-s`.
@@ -107,12 +107,12 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// A rule that asks nothing.
+    /// A rule that matches every packet.
     pub fn to(target: Target) -> Self {
         Self { target, ..Self::default() }
     }
 
-    /// A rule that asks nothing and jumps to a chain.
+    /// A rule that sends every packet to a chain.
     pub fn jump(chain: &str) -> Self {
         Self::to(Target::Jump(chain.into()))
     }
@@ -132,7 +132,7 @@ impl Spec {
         Self { ports: Some(Is::not(ports.to_vec())), ..self.tcp() }
     }
 
-    /// With `-d NET`; all there are is as good as none.
+    /// With `-d NET`; without it if the network holds every address.
     pub fn destined(self, net: IpNet) -> Self {
         Self { destination: Some(Is::exactly(net)), ..self }.tidied()
     }
@@ -158,7 +158,7 @@ impl Spec {
         self
     }
 
-    /// As iptables shows it: networks masked, and no mention of one that holds every address.
+    /// As iptables shows it: networks are masked, and a network that holds every address is left out.
     pub fn tidied(mut self) -> Self {
         for net in [&mut self.source, &mut self.destination] {
             if let Some(is) = net {

@@ -1,4 +1,4 @@
-//! The rules against the decision: a walk over them must end at the rule whose counter `decide` names.
+//! Compares the rules with the decision: a walk over the rules must end at the rule whose counter `decide` names.
 
 use std::net::IpAddr;
 
@@ -55,7 +55,7 @@ fn dns() -> impl Strategy<Value = Dns> {
     prop_oneof![Just(Dns::Off), Just(Dns::All), vec(select(servers.to_vec()), 1..3).prop_map(Dns::Servers)]
 }
 
-/// Policies in which rules often meet.
+/// Policies whose rules often overlap.
 pub(crate) fn policy() -> impl Strategy<Value = Policy> {
     let cgroup = proptest::option::of(Just("/sys/fs/cgroup/pod/proxy".into()));
     let owner = (few(0..3_u32), few(0..3_u32), selection(0..3_u32), few(0..3_u32), cgroup);
@@ -145,7 +145,7 @@ impl Connection {
     }
 }
 
-/// The counter of the first rule about the packet among those of nat that begin with `Out` or `In`.
+/// The counter of the first matching rule of nat whose name begins with `Out` or `In`.
 fn walk(rules: &Rules, family: Family, packet: &Packet<'_>, out: bool) -> Option<(Counter, Verdict)> {
     let rule = rules.list.iter().find(|rule| {
         let counted = rule.counter.filter(|counter| *counter != Counter::OutTproxyLoopback);

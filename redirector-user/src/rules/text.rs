@@ -1,4 +1,4 @@
-//! Rules in iptables' words: as `iptables-save` prints them, and as columns of `iptables -vnL`.
+//! Prints rules as `iptables-save` does, and as columns of `iptables -vnL`.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ impl<T: fmt::Display> fmt::Display for Option_<'_, T> {
 }
 
 impl fmt::Display for Spec {
-    /// What stands after `-A CHAIN ` in `iptables-save`.
+    /// The text after `-A CHAIN ` in `iptables-save`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = String::new();
         let mut add = |part: &dyn fmt::Display| text.push_str(&part.to_string());

@@ -12,8 +12,8 @@ const PREROUTING: Chain = mangle("PREROUTING");
 const OUTPUT: Chain = mangle("OUTPUT");
 const ISTIO_INBOUND: Chain = mangle("ISTIO_INBOUND");
 
-/// The mark of what the proxy sends to its own pod, not to be confused with what it sends to the application
-/// (`OutboundMark` in `pkg/constants`).
+/// The mark of packets that the proxy sends to its own pod (`OutboundMark` in `pkg/constants`). Packets to the application
+/// have another one.
 pub(super) const OWN_POD: u32 = 1338;
 
 pub(super) fn add(rules: &mut Builder, policy: &Policy) {

@@ -1,4 +1,4 @@
-//! The rules of a whole policy, in order.
+//! All rules of a policy, in order.
 
 use redirector_common::rule::Counter;
 
@@ -10,12 +10,12 @@ use crate::policy::{Mode, Policy};
 /// All rules of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
-    /// In the order in which they are asked, chain by chain.
+    /// Chain by chain, in the order of evaluation.
     pub list: Vec<Rule>,
 }
 
 impl Rules {
-    /// Those of a policy in normal form.
+    /// The rules of a policy in normal form.
     pub fn of(policy: &Policy) -> Self {
         let mut builder = Builder { ipv6: policy.ipv6, list: Vec::new() };
         outbound::add(&mut builder, policy);
@@ -52,7 +52,7 @@ impl Rules {
         text
     }
 
-    /// The first rule counted by `counter` that is about the packet.
+    /// The first rule with this counter that matches the packet.
     pub fn deciding(&self, counter: Counter, family: Family, packet: &Packet<'_>) -> Option<&Rule> {
         let counted = self.list.iter().filter(|rule| rule.counter == Some(counter));
         counted.into_iter().find(|rule| rule.of(family).is_some_and(|spec| spec.matches(packet)))
