@@ -32,6 +32,7 @@ fn as_flags(policy: &Policy) {
     let expected = Policy {
         dns_port: default.dns_port,
         max_connections: default.max_connections,
+        max_destinations: default.max_destinations,
         tproxy_mark: if redirect { default.tproxy_mark } else { policy.tproxy_mark },
         tproxy_table: if redirect { default.tproxy_table } else { policy.tproxy_table },
         ..policy.clone()
@@ -65,6 +66,7 @@ fn expressible(policy: &Policy) -> Option<Policy> {
     }
     let mut policy = Policy {
         max_connections: default.max_connections,
+        max_destinations: default.max_destinations,
         tproxy_table: default.tproxy_table,
         drop_invalid: default.drop_invalid,
         ..policy.clone()

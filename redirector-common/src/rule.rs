@@ -123,6 +123,10 @@ counters! {
     OutNotProxyCgroupLoopback "out_not_proxy_cgroup_loopback" PASS:
         "what others than the proxy's container send within the pod passes (--proxy-cgroup)"
     OutProxyCgroup "out_proxy_cgroup" PASS: "what the proxy's container sends passes (--proxy-cgroup)"
+    DestinationsGiven "destinations_given" OTHER: "an original destination got an address of its own"
+    DestinationsFull "destinations_full" OTHER:
+        "the quota of destinations is used up: the original destination is handed over for the connection alone"
+    OriginalDstUnknown "original_dst_unknown" OTHER: "SO_ORIGINAL_DST was asked and is not known: ENOENT"
 }
 
 impl Counter {

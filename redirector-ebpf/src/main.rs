@@ -6,6 +6,7 @@
 #![expect(internal_features, reason = "an atomic add: see maps::add_live")]
 
 mod ctx;
+mod destinations;
 mod hooks;
 mod listeners;
 mod maps;

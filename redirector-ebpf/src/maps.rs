@@ -11,8 +11,8 @@ use core::ffi::c_void;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use redirector_common::Addr;
 use redirector_common::abi::{
-    ActiveWord, FlowKey, LISTENERS_LEN, List, ListKey, Meta, OriginalDst, Policy, ProgramConstants, Route,
-    Slot, SockState,
+    ActiveWord, Destination, Flow, FlowKey, LISTENERS_LEN, List, ListKey, Meta, OriginalDst, Policy,
+    ProgramConstants, Route, Sequence, Slot, SockState, UNTAKEN_LEN,
 };
 use redirector_common::decision::{Decision, Lists};
 use redirector_common::rule::Counter;
@@ -32,9 +32,20 @@ static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::ne
 static LIVE: Array<u64, 1> = Array::new();
 #[btf_map]
 pub static LISTENERS: Listeners = Listeners::new();
+/// The size is set at load: the quota of destinations.
+#[btf_map]
+pub static ORIGINAL_DST: HashMap<Addr, OriginalDst, 16_384, NO_PREALLOC> = HashMap::new();
+/// The size is that of `ORIGINAL_DST`.
+#[btf_map]
+pub static DESTINATIONS: HashMap<Destination, u32, 16_384, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static SEQUENCE: Array<Sequence, 1> = Array::new();
 /// The size is set at load from the policy's capacity.
 #[btf_map]
-pub static ORIGINAL_DST: HashMap<FlowKey, OriginalDst, 65_536, NO_PREALLOC> = HashMap::new();
+pub static FLOWS: HashMap<FlowKey, Flow, 32_768, NO_PREALLOC> = HashMap::new();
+/// Flows that no accepted socket has taken when their client closed, the latest on each CPU.
+#[btf_map]
+pub static UNTAKEN: PerCpuArray<FlowKey, UNTAKEN_LEN> = PerCpuArray::new();
 #[btf_map]
 pub static REFUSED: LruHashMap<FlowKey, u32, 128> = LruHashMap::new();
 /// Captured connections of guests, also after their sockets; made anew with each load. The size is set there.
@@ -195,7 +206,7 @@ impl ActivePolicy {
         self.find(ListKey::address(self.slot, List::Routes, addr)).is_some_and(|route| route.local != 0)
     }
 
-    /// Whether as many redirected connections are alive as the policy allows.
+    /// Whether as many connections have an entry in `FLOWS` as the policy allows.
     #[inline(always)]
     pub fn is_full(&self) -> bool {
         live() >= u64::from(self.policy.capacity)
@@ -231,9 +242,9 @@ impl Lists for ActivePolicy {
 
 /// The original destination that is stored for a connection.
 #[inline(always)]
-pub fn original_dst(key: &FlowKey) -> Option<&'static OriginalDst> {
+pub fn flow(key: &FlowKey) -> Option<&'static Flow> {
     // SAFETY: values are written once, by insert, and freed after an RCU grace period.
-    unsafe { ORIGINAL_DST.get(key).map(|o| &*core::ptr::from_ref(o)) }
+    unsafe { FLOWS.get(key).map(|o| &*core::ptr::from_ref(o)) }
 }
 
 /// Before a lookup that is not for a SYN, and with zeros after it.
@@ -267,7 +278,7 @@ pub fn count_number(counter: u32) {
     }
 }
 
-/// How many entries `ORIGINAL_DST` has.
+/// How many entries `FLOWS` has.
 #[inline(always)]
 fn live() -> u64 {
     // SAFETY: an element of an array map.

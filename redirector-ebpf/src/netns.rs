@@ -1,6 +1,6 @@
 //! Whether a socket is in the network namespace of the instance.
 
-use crate::ctx::{Ops, Sock, SockAddr};
+use crate::ctx::{Ops, Sock, SockAddr, Sockopt};
 use crate::maps::constant;
 use crate::socket_owner::{address_of, read};
 
@@ -13,6 +13,12 @@ pub fn is_ours(ctx: &SockAddr) -> bool {
 /// For sockops.
 #[inline(always)]
 pub fn is_ours_in_sockops(ctx: &Ops) -> bool {
+    if by_cookie() { ctx.netns_cookie() == constant!(netns_cookie) } else { has_our_inode(ctx.sock()) }
+}
+
+/// For getsockopt.
+#[inline(always)]
+pub fn is_ours_in_getsockopt(ctx: &Sockopt) -> bool {
     if by_cookie() { ctx.netns_cookie() == constant!(netns_cookie) } else { has_our_inode(ctx.sock()) }
 }
 

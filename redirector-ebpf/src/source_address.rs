@@ -3,6 +3,8 @@
 
 use crate::ctx::{Family, Sock, SockAddr};
 use crate::maps::count;
+use crate::verifier::opaque;
+use crate::{destinations, socket_state};
 use redirector_common::Addr;
 use redirector_common::abi::SockState;
 use redirector_common::rule::Counter;
@@ -19,20 +21,26 @@ pub struct Bound {
 }
 
 impl Bound {
+    /// Of a socket that connects, if `connects`. For a connection to a virtual destination nothing is stored; the address
+    /// that an earlier connect() has left in the socket tells who has bound its source.
     #[inline(always)]
-    pub fn of(ctx: &SockAddr, sk: Sock, state: Option<&SockState>) -> Self {
-        let port = sk.local_port();
+    pub fn of(ctx: &SockAddr, sk: Sock, connects: bool) -> Self {
+        let (addr, port) = (sk.local_of(ctx.family), sk.local_port());
         // We bind only addresses: with a port, the address is the application's too.
-        let ours = state.is_some_and(|state| state.bound_by_us != 0) && port == 0;
-        let addr = if ours { Addr::UNSPECIFIED } else { sk.local_of(ctx.family) };
-        Self { addr, port, ours }
+        let ours = connects && port == 0 && !addr.is_unspecified() && is_bound_by_us(sk);
+        Self { addr: if ours { Addr::UNSPECIFIED } else { addr }, port, ours }
     }
 
     /// Takes our bind back, if there is one.
     #[inline(always)]
-    pub fn undo(&self, ctx: &SockAddr) {
+    pub fn undo(&self, ctx: &SockAddr, sk: Sock) {
         if self.ours {
             ctx.bind(&unspecified(ctx));
+            // SOCK_BINDADDR_LOCK stays, and with it the kernel keeps the source address that it chooses for this
+            // connection over a failed connect.
+            if let Some(state) = socket_state::get_or_create(sk) {
+                state.bound_by_us = 1;
+            }
         }
     }
 }
@@ -41,12 +49,12 @@ impl Bound {
 /// connection comes from, unspecified where the kernel chooses it; None: the socket has a port, and bpf_bind takes no
 /// such socket.
 #[inline(always)]
-pub fn bind(ctx: &SockAddr, bound: &Bound, source: &Addr, state: &mut SockState) -> Option<Addr> {
+pub fn bind(ctx: &SockAddr, sk: Sock, bound: &Bound, source: &Addr, state: &mut SockState) -> Option<Addr> {
     if !bound.addr.is_unspecified() {
-        return Some(bound.addr);
+        return Some(opaque(bound.addr));
     }
     if !is_worth_binding(source) {
-        bound.undo(ctx);
+        bound.undo(ctx, sk);
         return Some(Addr::UNSPECIFIED);
     }
     if bound.port != 0 {
@@ -57,7 +65,14 @@ pub fn bind(ctx: &SockAddr, bound: &Bound, source: &Addr, state: &mut SockState)
         return Some(Addr::UNSPECIFIED);
     }
     state.bound_by_us = 1;
-    Some(*source)
+    Some(opaque(*source))
+}
+
+/// Whether the source address of a TCP socket without a port was bound for it.
+#[inline(always)]
+pub fn is_bound_by_us(sk: Sock) -> bool {
+    destinations::meaning(&sk.peer()).is_some_and(|original| original.source_bound != 0)
+        || socket_state::get(sk).is_some_and(|state| state.bound_by_us != 0)
 }
 
 /// A loopback address as source needs no bind: it is what the kernel chooses to the proxy.

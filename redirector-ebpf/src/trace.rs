@@ -5,7 +5,9 @@
 //! about to leave. What connect() refused is only counted.
 
 use crate::ctx::{Lookup, Ops};
+use crate::destinations;
 use aya_log_ebpf::debug;
+use aya_log_ebpf::macro_support::{Level, level_enabled};
 use redirector_common::Addr;
 use redirector_common::abi::{FlowKey, SockKind, SockState};
 use redirector_common::decision::Decision;
@@ -19,6 +21,26 @@ pub fn connecting(ops: &Ops, key: &FlowKey, state: &SockState) {
     debug!(
         ops,
         "connect {:i} {} {:i} {} {} {}", client, key.client_port, dst, port, state.verdict, state.rule
+    );
+}
+
+/// The same of a connection to a virtual destination.
+#[inline(always)]
+pub fn connecting_virtual(ops: &Ops) {
+    if !level_enabled(Level::Debug) {
+        return;
+    }
+    let Some(original) = destinations::original(&ops.remote(), ops.remote_port()) else { return };
+    let (client, dst) = (octets(ops.local()), octets(original.addr));
+    debug!(
+        ops,
+        "connect {:i} {} {:i} {} {} {}",
+        client,
+        ops.local_port(),
+        dst,
+        original.port,
+        original.verdict,
+        original.rule
     );
 }
 

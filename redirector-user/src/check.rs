@@ -160,7 +160,7 @@ fn of_kernel(kernel: &Kernel) -> Vec<Finding> {
     ];
     // With every feature and with `--trace`: the most the verifier is ever given. The namespace is made up.
     let constants = kernel.constants(Subject { netns_cookie: 1, netns_inode: 1, cgroup: 1 }, u32::MAX);
-    match Loaded::without_programs(&constants, Maps::New { max_connections: 1 }, true) {
+    match Loaded::without_programs(&constants, Maps::New { destinations: 1, connections: 1 }, true) {
         Err(e) => list.push(finding("our programs load", false, true, "everything", &e.on_command_line())),
         Ok(mut loaded) => {
             let mut programs: Vec<Finding> = hooks::ALL

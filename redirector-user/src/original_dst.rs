@@ -1,13 +1,14 @@
 //! Original destinations, for proxies written in Rust and for tools.
 //!
 //! A proxy that runs in the captured cgroup asks its accepted socket with [`of_socket`], as it
-//! would under iptables. [`ExposedMap`] serves everybody else; its layout is in docs/abi.md.
+//! would under iptables. [`ExposedMaps`] serves everybody else; its layout is in docs/abi.md.
 
 use crate::base::error::{Context, Result};
 use crate::instance::{directory::Directory, maps::Instance};
 use crate::sys::sockopt;
 use aya::maps::{HashMap, MapData, MapError};
-use redirector_common::abi::{FlowKey, OriginalDst};
+use redirector_common::Addr;
+use redirector_common::abi::{Flow, FlowKey, OriginalDst};
 use redirector_common::rule::Verdict;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -32,40 +33,58 @@ pub fn of_socket(socket: &impl AsFd) -> io::Result<SocketAddr> {
     }
 }
 
-/// The exposed map of an instance, open for reading.
-pub struct ExposedMap(HashMap<MapData, FlowKey, OriginalDst>);
+/// The exposed maps of an instance, open for reading.
+pub struct ExposedMaps {
+    by_address: HashMap<MapData, Addr, OriginalDst>,
+    by_connection: HashMap<MapData, FlowKey, Flow>,
+}
 
-impl ExposedMap {
-    /// Opens the map of an instance below a bpffs, normally `/sys/fs/bpf`.
+impl ExposedMaps {
+    /// Opens the maps of an instance below a bpffs, normally `/sys/fs/bpf`.
     ///
     /// # Errors
     ///
-    /// [`crate::Error::nothing_matched`] if there is no such instance.
+    /// If there is no such instance ([`crate::base::error::Kind::NothingMatched`]).
     pub fn open(bpffs: &std::path::Path, instance: &str) -> Result<Self> {
-        Instance::open(&Directory::at(bpffs), instance)?.original_dst().map(Self)
+        let instance = Instance::open(&Directory::at(bpffs), instance)?;
+        Ok(Self { by_address: instance.original_dst()?, by_connection: instance.flows()? })
     }
 
-    /// Original destination of a live connection. `client`: as the proxy's accept() shows it;
+    /// Original destination of a connection. `client`: as the proxy's accept() shows it;
     /// `proxy`: where the connection was really sent, which a proxy *in* the cgroup does not see
     /// (getsockname shows it 127.0.0.1; use [`of_socket`]).
     ///
     /// # Errors
     ///
-    /// When the map cannot be read.
+    /// When a map cannot be read.
     pub fn get(&self, client: SocketAddr, proxy: SocketAddr) -> Result<Option<SocketAddr>> {
+        let addr = Addr::from(proxy.ip());
+        let found = found(self.by_address.get(&addr, 0), "ORIGINAL_DST")?;
+        if let Some(found) = found.filter(|found| found.proxy_port == proxy.port()) {
+            return Ok(Some(SocketAddr::new(IpAddr::from(found.addr), found.port)));
+        }
         let key = FlowKey {
             client: client.ip().into(),
-            proxy: proxy.ip().into(),
+            proxy: addr,
             client_port: client.port(),
             proxy_port: proxy.port(),
         };
-        match self.0.get(&key, 0) {
-            Ok(found) if found.verdict == Verdict::Pass as u16 => Ok(None),
-            Ok(found) => Ok(Some(SocketAddr::new(IpAddr::from(found.addr), found.port))),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(e) => Err(e).context(|| "read ORIGINAL_DST".into()),
-        }
+        let found = found_flow(self.by_connection.get(&key, 0))?;
+        Ok(found.map(|found| SocketAddr::new(IpAddr::from(found.addr), found.port)))
     }
+}
+
+fn found<T>(entry: std::result::Result<T, MapError>, map: &str) -> Result<Option<T>> {
+    match entry {
+        Ok(found) => Ok(Some(found)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(e) => Err(e).context(|| format!("read {map}")),
+    }
+}
+
+/// A connection of the proxy in TPROXY mode was not redirected.
+fn found_flow(entry: std::result::Result<Flow, MapError>) -> Result<Option<Flow>> {
+    Ok(found(entry, "FLOWS")?.filter(|flow| flow.verdict != Verdict::Pass as u16))
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ fn flows(tested: &TestPod) -> anyhow::Result<Vec<Value>> {
 #[test]
 fn as_many_connections_as_allowed_and_no_more() -> anyhow::Result<()> {
     require_root!("bpftool");
-    let tested = TestPod::attached(&["--max-connections", "2"])?;
+    let tested = TestPod::attached(&["--max-destinations", "0", "--max-connections", "2"])?;
     let place = tested.pod().place(APP)?;
     let first = Held::start(&place, SERVICE)?;
     let _second = Held::start(&place, SERVICE)?;
@@ -57,21 +57,24 @@ fn the_rule_of_a_refused_connection_is_not_counted() -> anyhow::Result<()> {
 #[test]
 fn an_original_destination_that_cannot_be_stored() -> anyhow::Result<()> {
     require_root!("bpftool");
-    let tested = TestPod::attached(&["--max-connections", "1"])?;
+    let tested = TestPod::attached(&["--max-destinations", "0", "--max-connections", "1"])?;
     fill(&tested)?;
     assert_eq!(connect(&tested)?, "ECONNREFUSED");
     assert_eq!(tested.counter("refused_unstored")?, 1);
     Ok(())
 }
 
-/// Fills the exposed map of an instance that has room for one connection.
+/// Fills the map of an instance that has room for one connection.
 fn fill(tested: &TestPod) -> anyhow::Result<()> {
-    let map = tested.bpffs.instance(NAME).join("ORIGINAL_DST");
+    let map = tested.bpffs.instance(NAME).join("FLOWS");
     let mut batch = String::new();
-    for n in 0_u32..1025 {
+    let shown = run(Command::new("bpftool").args(["--json", "map", "show", "pinned"]).arg(&map), "")?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    let most = shown["max_entries"].as_u64().and_then(|most| u32::try_from(most).ok());
+    for n in 0..most.context("a size")? {
         let key: Vec<String> =
             (0..36).map(|i| format!("{}", if i < 4 { n.to_ne_bytes()[i] } else { 255 })).collect();
-        let value = ["0"; 24].join(" ");
+        let value = ["0"; 28].join(" ");
         writeln!(batch, "map update pinned {} key {} value {value}", map.display(), key.join(" "))?;
     }
     let file = tempfile::Builder::new().prefix("redirtest-batch").tempfile()?;

@@ -157,9 +157,9 @@ fn a_second_instance_of_another_bpffs() -> anyhow::Result<()> {
 fn no_room_for_more() -> anyhow::Result<()> {
     let Some(setup) = Setup::new()? else { return Ok(()) };
     let _proxy = setup.proxy()?;
-    setup.attach(&["--max-connections", "1"])?;
+    setup.attach(&["--max-destinations", "0", "--max-connections", "1"])?;
     let held = Held::start(&setup.world.pod().place(APP)?, at(VIP4, 80))?;
-    setup.expect_fault("full", &["connections 1 of 1: full", "ENOBUFS", "--max-connections"])?;
+    setup.expect_fault("full", &["stored connections 1 of 1: full", "ENOBUFS", "--max-connections"])?;
     drop(held);
     setup.expect_well()?;
     Ok(())

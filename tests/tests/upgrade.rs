@@ -112,6 +112,29 @@ fn another_layout_is_refused() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// An instance of version 0.1, whose META is shorter, is recognised and left alone; it can be detached.
+#[test]
+fn the_first_layout() -> anyhow::Result<()> {
+    require_root!("bpftool");
+    let tested = TestPod::attached(&[])?;
+    let meta = tested.bpffs.instance(NAME).join("META");
+    std::fs::remove_file(&meta)?;
+    let mut create = Command::new("bpftool");
+    create.args(["map", "create"]).arg(&meta);
+    run(create.args(["type", "array", "key", "4", "value", "48", "entries", "1", "name", "META"]), "")?;
+    let words = ["map layout 1", "this program has 2", "detach --name pod"];
+    tested.attach_by(&[], &[])?.refused(exit::CANNOT, &words)?;
+    for verb in ["upgrade", "refresh", "show"] {
+        tested.bpffs.run(&[verb, NAME])?.refused(exit::CANNOT, &words)?;
+    }
+    let list = tested.bpffs.list()?;
+    assert_eq!((&list[0]["name"], &list[0]["state"]), (&NAME.into(), &"damaged".into()), "{list:#?}");
+    assert!(list[0]["problem"].as_str().is_some_and(|problem| problem.contains("map layout 1")), "{list:#?}");
+    assert!(list[0]["cgroup"].is_string(), "{list:#?}");
+    tested.bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    tested.bpffs.expect_empty()
+}
+
 /// Connections in both directions while programs are swapped back and forth: none is lost, none escapes.
 #[test]
 fn no_connection_is_lost() -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! What an instance and its programs are.
 
+use super::VirtualRange;
 use bytemuck::{Pod, Zeroable};
 
 /// Constants of an instance, set at load time; the verifier removes what they rule out.
@@ -66,6 +67,10 @@ pub struct Meta {
     pub program_flags: u32,
     /// While draining: when it ends, in seconds of CLOCK_BOOTTIME.
     pub drain_until: u64,
+    /// Addresses that are given to original destinations.
+    pub destinations: VirtualRange,
+    /// Addresses that are given to single connections: beyond the quota of destinations.
+    pub connections: VirtualRange,
 }
 
 /// What an instance does: [`ActiveWord::INERT`], the number of the policy in force plus 1, or [`ActiveWord::DRAINING`].

@@ -1,6 +1,7 @@
-//! Layout of the maps of an instance. `ORIGINAL_DST` is public: see docs/abi.md.
+//! Layout of the maps of an instance. `META`, `ORIGINAL_DST` and `FLOWS` are public: see docs/abi.md.
 
 mod addr;
+mod destination;
 mod flags;
 mod meta;
 mod policy;
@@ -8,13 +9,14 @@ mod route;
 mod socket;
 
 pub use addr::Addr;
+pub use destination::{DIRECT, Destination, OriginalDst, Sequence, VirtualRange, may_be_virtual};
 pub use flags::{flag, guest_mark, meta_flag};
 pub use meta::{ActiveWord, Meta, ProgramConstants, Slot};
 pub use policy::{List, Policy};
 pub use route::{ListKey, Route};
 pub use socket::{
-    FlowKey, LISTENER_SLOTS, LISTENERS_LEN, LISTENERS_OF_POLICY, ListenerRole, OriginalDst, SockKind,
-    SockState,
+    Flow, FlowKey, LISTENER_SLOTS, LISTENERS_LEN, LISTENERS_OF_POLICY, ListenerRole, SockKind, SockState,
+    UNTAKEN_LEN,
 };
 
 /// Version of everything in this module. It goes up when a layout or a meaning changes; an
@@ -26,8 +28,16 @@ pub const LOOPBACK_IFINDEX: u32 = 1;
 
 /// Names of maps and programs: at most 15 bytes, so that the kernel keeps them whole.
 pub mod name {
-    /// HASH [`super::FlowKey`] → [`super::OriginalDst`]: the exposed map.
+    /// HASH [`super::Addr`] → [`super::OriginalDst`]: what the addresses stand for that the instance has given. Exposed.
     pub const ORIGINAL_DST: &str = "ORIGINAL_DST";
+    /// HASH [`super::Destination`] → u32, the IPv4 address in network byte order: the same the other way round.
+    pub const DESTINATIONS: &str = "DESTINATIONS";
+    /// HASH [`super::FlowKey`] → [`super::Flow`]: connections to an address that stands for none. Exposed.
+    pub const FLOWS: &str = "FLOWS";
+    /// PERCPU_ARRAY of [`super::FlowKey`]: those that no accepted socket has taken when their client closed.
+    pub const UNTAKEN: &str = "UNTAKEN";
+    /// ARRAY of one [`super::Sequence`].
+    pub const SEQUENCE: &str = "SEQUENCE";
     /// LPM_TRIE [`super::ListKey`] → [`super::Route`]: routes and the policy's lists.
     pub const TABLES: &str = "TABLES";
     /// ARRAY of two [`super::Policy`], indexed by [`super::Slot`].
@@ -36,7 +46,7 @@ pub mod name {
     pub const META: &str = "META";
     /// PERCPU_ARRAY of u64, indexed by [`crate::rule::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
-    /// ARRAY of one u64: how many entries `ORIGINAL_DST` has.
+    /// ARRAY of one u64: how many entries `FLOWS` has.
     pub const LIVE: &str = "LIVE";
     /// SOCKMAP (value: u64 cookie) of the proxy's listeners, [`super::ListenerRole::first_element`].
     pub const LISTENERS: &str = "LISTENERS";
@@ -45,8 +55,21 @@ pub mod name {
     /// LRU_HASH of [`super::FlowKey`]: connections to refuse on lo.
     pub const REFUSED: &str = "REFUSED";
     /// Every map, in the order in which they are pinned.
-    pub const MAPS: [&str; 9] =
-        [META, POLICIES, TABLES, COUNTERS, LIVE, LISTENERS, SOCKETS, REFUSED, ORIGINAL_DST];
+    pub const MAPS: [&str; 13] = [
+        META,
+        POLICIES,
+        TABLES,
+        COUNTERS,
+        LIVE,
+        LISTENERS,
+        SOCKETS,
+        REFUSED,
+        ORIGINAL_DST,
+        DESTINATIONS,
+        FLOWS,
+        UNTAKEN,
+        SEQUENCE,
+    ];
     /// `.rodata` symbol that holds [`super::ProgramConstants`].
     pub const CONSTANTS: &str = "CONSTANTS";
 }
@@ -54,11 +77,14 @@ pub mod name {
 const _: () = {
     assert!(size_of::<Policy>() == 48);
     assert!(size_of::<ProgramConstants>() == 80);
-    assert!(size_of::<Meta>() == 48);
+    assert!(size_of::<Meta>() == 64);
     assert!(size_of::<ListKey>() == 20);
     assert!(size_of::<Route>() == 24);
     assert!(size_of::<FlowKey>() == 36);
-    assert!(size_of::<OriginalDst>() == 24);
+    assert!(size_of::<Flow>() == 28);
+    assert!(size_of::<OriginalDst>() == 28);
+    assert!(size_of::<Destination>() == 16);
+    assert!(size_of::<Sequence>() == 32);
     assert!(size_of::<SockState>() == 48);
 };
 
@@ -73,5 +99,18 @@ mod aya_pod {
             unsafe impl aya::Pod for $t {}
         )* };
     }
-    pod!(Policy, ProgramConstants, Meta, ListKey, Route, FlowKey, OriginalDst, SockState);
+    pod!(
+        Addr,
+        Policy,
+        ProgramConstants,
+        Meta,
+        ListKey,
+        Route,
+        FlowKey,
+        Flow,
+        Destination,
+        OriginalDst,
+        Sequence,
+        SockState
+    );
 }

@@ -27,12 +27,12 @@ pub struct Policy {
     pub loopback_net: u32,
     /// Its mask, network byte order.
     pub loopback_mask: u32,
-    /// How many redirected connections may be alive at once; more are refused.
+    /// How many connections of those whose address stands for no destination may be alive at once; more are refused.
     pub capacity: u32,
     /// `-t`: mark of the proxy's connections that carry the client's source address.
     pub tproxy_mark: u32,
-    /// Always 0.
-    pub _pad: u32,
+    /// How many original destinations may have an address of their own.
+    pub destinations: u32,
 }
 
 impl Policy {

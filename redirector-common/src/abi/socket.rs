@@ -3,7 +3,7 @@
 use super::{Addr, Policy, Slot};
 use bytemuck::{Pod, Zeroable};
 
-/// Key of `ORIGINAL_DST`: the connection between a client and the proxy, as both see it.
+/// Key of `FLOWS`: the connection between a client and the proxy, as both see it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FlowKey {
@@ -17,20 +17,27 @@ pub struct FlowKey {
     pub proxy_port: u16,
 }
 
-/// Value of `ORIGINAL_DST`.
+/// Value of `FLOWS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct OriginalDst {
+pub struct Flow {
     /// Where the client wanted to go.
     pub addr: Addr,
     /// Its port, host byte order.
     pub port: u16,
-    /// [`crate::rule::Verdict`] as a number: 1 outbound, 2 inbound, 3 DNS; 0 for a connection
+    /// [`crate::rule::Verdict`] as a number: 1 outbound, 2 inbound, 3 DNS; or [`super::DIRECT`]; 0 for a connection
     /// of the proxy to the app in TPROXY mode, which was not redirected.
     pub verdict: u16,
     /// [`crate::rule::Counter`] of the rule that decided.
     pub rule: u32,
+    /// 1 when the accepted socket has its own copy.
+    pub taken: u16,
+    /// 1 when the client has closed its socket.
+    pub closed: u16,
 }
+
+/// Elements of `UNTAKEN` for each CPU.
+pub const UNTAKEN_LEN: usize = 32;
 
 /// What a socket is to us.
 #[repr(transparent)]
@@ -61,7 +68,7 @@ pub struct SockState {
     /// Client: 1 if we bound its source address. The kernel keeps that bind over a refused
     /// connect, so it must be told from one the app made. Listener: 1 if we made it transparent.
     pub bound_by_us: u8,
-    /// Client: 1 until its original destination is in `ORIGINAL_DST`. If connect() fails before that, an entry of this
+    /// Client: 1 until its original destination is in `FLOWS`. If connect() fails before that, an entry of this
     /// key belongs to another socket.
     pub pending: u8,
     /// [`crate::rule::Verdict`]; of a listener its [`ListenerRole`].

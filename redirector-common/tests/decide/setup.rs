@@ -163,7 +163,7 @@ impl Setup {
             capacity: 1,
             tproxy_mark: MARK,
             proxy_cgroup: u64::from(self.proxy_cgroup),
-            _pad: 0,
+            destinations: 0,
         }
     }
 

@@ -38,6 +38,7 @@ pub const AF_INET6: u32 = 10;
 pub const IPPROTO_TCP: u32 = 6;
 pub const IPPROTO_UDP: u32 = 17;
 pub const IPPROTO_MPTCP: u32 = 262;
+pub const TCP_SYN_SENT: u32 = 2;
 pub const TCP_CLOSE: u32 = 7;
 pub const TCP_LISTEN: u32 = 10;
 

@@ -18,6 +18,17 @@ impl SockAddr {
         Self { ctx, family }
     }
 
+    /// The same of a family as a constant: for functions of their own.
+    #[inline(always)]
+    pub fn of<const FAMILY: u8>(ctx: *mut bpf_sock_addr) -> Self {
+        Self::new(ctx, if FAMILY == Family::V4 as u8 { Family::V4 } else { Family::V6 })
+    }
+
+    #[inline(always)]
+    pub fn raw(&self) -> *mut bpf_sock_addr {
+        self.ctx
+    }
+
     #[inline(always)]
     pub fn protocol(&self) -> u32 {
         get!(self.ctx, protocol)
@@ -100,23 +111,27 @@ impl SockAddr {
 
     #[inline(always)]
     fn bind4(&self, addr: &Addr) -> bool {
-        let mut sin = [AF_INET, addr.v4_be(), 0, 0];
-        // SAFETY: a sockaddr_in of 16 bytes: family (and port 0) in the first word, address in the second.
-        unsafe { bpf_bind(self.ctx, sin.as_mut_ptr().cast(), 16) == 0 }
+        // A sockaddr_in: family (and port 0) in the first word, address in the second.
+        self.bind_to([AF_INET, addr.v4_be(), 0, 0])
     }
 
     #[inline(always)]
     fn bind6(&self, addr: &Addr) -> bool {
         let [a, b, c, d] = addr.words;
-        let mut sin6 = core::mem::MaybeUninit::<[u32; 7]>::uninit();
-        let first: *mut u32 = sin6.as_mut_ptr().cast();
-        // Word by word: for an unspecified address LLVM would call memset, and a call counts 32 bytes of the
-        // stack more on kernels before 6.7, which connect6 does not have.
-        for (i, word) in [AF_INET6, 0, a, b, c, d, 0].into_iter().enumerate() {
-            // SAFETY: one of the seven words.
+        // A sockaddr_in6: family and port, flow info, address, scope.
+        self.bind_to([AF_INET6, 0, a, b, c, d, 0])
+    }
+
+    #[inline(always)]
+    fn bind_to<const N: usize>(&self, words: [u32; N]) -> bool {
+        let mut name = core::mem::MaybeUninit::<[u32; N]>::uninit();
+        let first: *mut u32 = name.as_mut_ptr().cast();
+        // Word by word: LLVM would call memset for the zeroes.
+        for (i, word) in words.into_iter().enumerate() {
+            // SAFETY: one of its words.
             unsafe { core::ptr::write_volatile(first.wrapping_add(i), word) };
         }
-        // SAFETY: a sockaddr_in6 of 28 bytes: family and port, flow info, address, scope.
-        unsafe { bpf_bind(self.ctx, first.cast(), 28) == 0 }
+        // SAFETY: a sockaddr of this length.
+        unsafe { bpf_bind(self.ctx, first.cast(), size_of::<[u32; N]>() as i32) == 0 }
     }
 }

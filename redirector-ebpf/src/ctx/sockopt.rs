@@ -2,6 +2,7 @@
 
 use super::Sock;
 use aya_ebpf::bindings::bpf_sockopt;
+use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use core::ffi::c_void;
 
 /// Context of getsockopt.
@@ -17,6 +18,12 @@ impl Sockopt {
     pub fn sock(&self) -> Option<Sock> {
         let sk = get!(self.0, __bindgen_anon_1.sk);
         if sk.is_null() { None } else { Some(Sock(sk)) }
+    }
+
+    #[inline(always)]
+    pub fn netns_cookie(&self) -> u64 {
+        // SAFETY: helper of getsockopt programs (5.15).
+        unsafe { bpf_get_netns_cookie(self.0.cast()) }
     }
 
     #[inline(always)]

@@ -1,19 +1,29 @@
 //! connect(): the outbound decision, taken once for each connection.
 
-use super::outbound::{self, Outbound};
+use super::outbound::Outbound;
 use super::{ALLOW, ENOBUFS, refuse, udp_dns};
 use crate::ctx::{Family, IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr};
 use crate::maps::{self, count};
 use crate::source_address::{self, Bound, is_worth_binding};
 use crate::verifier::opaque;
-use crate::{listeners, netns, socket_state};
+use crate::{destinations, listeners, netns, socket_state};
+use aya_ebpf::bindings::bpf_sock_addr;
 use redirector_common::Addr;
-use redirector_common::abi::{SockKind, SockState, flag};
-use redirector_common::routing;
+use redirector_common::abi::{DIRECT, Destination, ListenerRole, Policy, SockKind, SockState, flag};
 use redirector_common::rule::{Counter, Verdict};
 
 const ENETUNREACH: u16 = 101;
 const ECONNREFUSED: u16 = 111;
+
+/// Calls a function for the family of a context.
+macro_rules! by_family {
+    ($ctx:ident, $function:ident($($argument:expr),*)) => {
+        match $ctx.family {
+            Family::V4 => $function::<{ Family::V4 as u8 }>($($argument),*),
+            Family::V6 => $function::<{ Family::V6 as u8 }>($($argument),*),
+        }
+    };
+}
 
 #[inline(always)]
 pub fn connect(ctx: &SockAddr) -> i32 {
@@ -54,45 +64,88 @@ fn handle(ctx: &SockAddr) -> Result<(), u16> {
         return Ok(());
     }
     let Some(sk) = ctx.sock() else { return Ok(()) };
-    let bound = &opaque(Bound::of(ctx, sk, socket_state::get(sk).as_deref()));
+    let bound = opaque(Bound::of(ctx, sk, true));
     if !tcp && ctx.port() != udp_dns::PORT {
-        udp_dns::pass(ctx, sk, bound);
+        udp_dns::pass(ctx, sk, &bound);
         return Ok(());
     }
-    let tcp = opaque(tcp);
-    let outbound = outbound::decide(ctx, &active, sk, bound, tcp);
-    if !tcp {
-        return udp_dns::connect(ctx, sk, bound, outbound.as_ref());
-    }
-    let Some(o) = outbound else { return Ok(()) };
+    let mut outbound = Outbound::undecided(active, bound, opaque(tcp));
+    let o = &mut outbound;
+    let errno = match (by_family!(ctx, decide(ctx.raw(), sk, o)), o.tcp) {
+        (0, true) => return Ok(()),
+        (_, true) => by_family!(ctx, carry_out(ctx.raw(), sk, o)),
+        (decided, false) => by_family!(ctx, carry_out_dns(ctx.raw(), sk, o, decided)),
+    };
+    if errno == 0 { Ok(()) } else { Err(errno as u16) }
+}
+
+// Functions of their own, one after the other: a hook and the functions that it is in share 512 bytes of stack.
+
+#[inline(never)]
+fn decide<const FAMILY: u8>(ctx: *mut bpf_sock_addr, sk: Sock, o: &mut Outbound) -> u32 {
+    o.decide(&SockAddr::of::<FAMILY>(ctx), sk).into()
+}
+
+/// Returns an errno or 0.
+#[inline(never)]
+fn carry_out<const FAMILY: u8>(ctx: *mut bpf_sock_addr, sk: Sock, o: &Outbound) -> u32 {
+    errno(decided(&SockAddr::of::<FAMILY>(ctx), sk, o))
+}
+
+/// The same of a UDP socket.
+#[inline(never)]
+fn carry_out_dns<const FAMILY: u8>(ctx: *mut bpf_sock_addr, sk: Sock, o: &Outbound, decided: u32) -> u32 {
+    errno(udp_dns::connect(&SockAddr::of::<FAMILY>(ctx), sk, o, decided != 0))
+}
+
+#[inline(always)]
+fn errno(result: Result<(), u16>) -> u32 {
+    result.err().unwrap_or(0).into()
+}
+
+#[inline(always)]
+fn decided(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
     if o.decision.is_pass() {
-        let kind = passing(&o);
-        // By its ORIGINAL_DST entry sk_lookup tells it from a connection of the network. Without the entry it would
-        // loop back to the proxy.
-        if kind == SockKind::TRANSPARENT && active.is_full() {
-            count(Counter::RefusedFull);
-            return Err(ENOBUFS);
+        if !means_another(o.active.policy, &o.dst, o.dport) {
+            let kind = passing(o);
+            // By its FLOWS entry sk_lookup tells it from a connection of the network. Without the entry it would
+            // loop back to the proxy.
+            if kind == SockKind::TRANSPARENT && o.active.is_full() {
+                count(Counter::RefusedFull);
+                return Err(ENOBUFS);
+            }
+            return pass(ctx, sk, &o.bound, kind, o.decision.rule);
         }
-        return pass(ctx, sk, bound, kind, o.decision.rule);
-    }
-    // netfilter sees a packet only after routing has accepted it, so routing's errors come first.
-    if let Some(errno) = routing::unroutable(&o.packet.dst, &bound.addr, &o.route, o.packet.lo) {
+    } else if o.errno != 0 {
+        // netfilter sees a packet only after routing has accepted it, so routing's errors come first.
         count(Counter::RefusedByRoute);
-        return Err(errno);
+        return Err(o.errno);
     }
-    if active.is_full() {
-        count(Counter::RefusedFull);
-        return Err(ENOBUFS);
+    redirect(ctx, sk, o)
+}
+
+/// Whether an application connects by itself to an address that redirector gives, at the proxy's port: the address stands
+/// for somebody else's destination, or will. At another port an address that stands for nothing keeps its own meaning.
+#[inline(always)]
+fn means_another(policy: &Policy, dst: &Addr, port: u16) -> bool {
+    if !destinations::is_given(dst) {
+        return false;
     }
-    redirect(ctx, sk, &o)
+    if destinations::original(dst, port).is_some() || ListenerRole::of_port(policy, port).is_some() {
+        return true;
+    }
+    if destinations::is_for_destinations(dst) {
+        destinations::keep(dst);
+    }
+    false
 }
 
 /// What a socket is whose connection passes: in TPROXY mode the proxy may connect from its client's address.
 #[inline(always)]
-fn passing(o: &Outbound<'_>) -> SockKind {
+fn passing(o: &Outbound) -> SockKind {
     let bound = &o.bound.addr;
     let transparent = o.active.has(flag::TPROXY)
-        && o.packet.lo
+        && o.lo
         && !bound.is_unspecified()
         && !bound.is_loopback()
         && !o.active.is_local(*bound);
@@ -102,7 +155,7 @@ fn passing(o: &Outbound<'_>) -> SockKind {
 /// The connection goes its own way. What an earlier redirect left on the socket is undone.
 #[inline(always)]
 fn pass(ctx: &SockAddr, sk: Sock, bound: &Bound, kind: SockKind, rule: Counter) -> Result<(), u16> {
-    bound.undo(ctx);
+    bound.undo(ctx, sk);
     // Remembered so that SO_ORIGINAL_DST can tell a client from an accepted socket. Without
     // memory for it nothing but that answer is lost, except of a transparent one its entry.
     if let Some(state) = socket_state::get_or_create(sk) {
@@ -110,8 +163,6 @@ fn pass(ctx: &SockAddr, sk: Sock, bound: &Bound, kind: SockKind, rule: Counter) 
         state.pending = 1;
         state.rule = rule as u32;
         state.verdict = Verdict::Pass as u16;
-        // `bound_by_us` stays: SOCK_BINDADDR_LOCK does too, and with it the kernel keeps the
-        // source address of this connection over a failed connect.
     } else if kind == SockKind::TRANSPARENT {
         count(Counter::RefusedUnstored);
         return Err(ENOBUFS);
@@ -121,31 +172,36 @@ fn pass(ctx: &SockAddr, sk: Sock, bound: &Bound, kind: SockKind, rule: Counter) 
 }
 
 #[inline(always)]
-fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound<'_>) -> Result<(), u16> {
+fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
+    let unchanged = o.decision.rule as u32 == Counter::OutTproxyLoopback as u32;
+    let port = proxy_port(o);
+    let registered = listeners::is_registered(&o.active, role(o), &o.dst);
+    if !unchanged && registered && o.dst.is_v4() && to_virtual_destination(ctx, sk, o, port) {
+        count(o.decision.rule);
+        return Ok(());
+    }
+    if o.active.is_full() {
+        count(Counter::RefusedFull);
+        return Err(ENOBUFS);
+    }
     // Without memory for its state the connection would lose its destination.
     let Some(state) = socket_state::get_or_create(sk) else {
         count(Counter::RefusedUnstored);
         return Err(ENOBUFS);
     };
-    if o.decision.rule as u32 == Counter::OutTproxyLoopback as u32 {
+    if unchanged {
         // TPROXY changes no address: sk_lookup gives the connection to the listener.
-        *state = redirected(o, 0, o.packet.dst, o.packet.dport);
+        *state = redirected(o, 0, o.dst, o.dport);
         count(o.decision.rule);
-        o.bound.undo(ctx);
+        o.bound.undo(ctx, sk);
         return Ok(());
     }
-    let policy = o.active.policy;
-    let port = match o.decision.verdict {
-        Verdict::Inbound => policy.inbound_port,
-        Verdict::Dns => policy.dns_port,
-        _ => policy.outbound_port,
-    };
     let itself = o.bound.port == port;
-    let proxy = match source_address::bind(ctx, o.bound, &o.source, state) {
-        Some(from) => proxy_address(o, if itself { &Addr::UNSPECIFIED } else { &from }),
+    let proxy = match source_address::bind(ctx, sk, &o.bound, &o.source, state) {
+        Some(from) => proxy_address(o, registered, if itself { &Addr::UNSPECIFIED } else { &from }),
         // To its own address the kernel chooses the same source as to the original destination; getsockname of the
         // proxy is repaired.
-        None if !itself => o.source,
+        None if !itself => opaque(o.source),
         None => {
             count(Counter::RefusedNoListener);
             return Err(ECONNREFUSED);
@@ -158,48 +214,93 @@ fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound<'_>) -> Result<(), u16> {
     Ok(())
 }
 
+/// Sends a connection to the address that stands for its destination. False if it must be handed over by itself.
 #[inline(always)]
-fn redirected(o: &Outbound<'_>, bound_by_us: u8, proxy: Addr, proxy_port: u16) -> SockState {
+fn to_virtual_destination(ctx: &SockAddr, sk: Sock, o: &Outbound, port: u16) -> bool {
+    let bind = o.bound.addr.is_unspecified() && is_worth_binding(&o.source);
+    // bpf_bind takes no socket that has a port.
+    if bind && o.bound.port != 0 || !o.active.has(flag::SPREAD) {
+        return false;
+    }
+    let wanted = Destination {
+        addr: o.dst.v4_be(),
+        port: o.dport,
+        proxy_port: port,
+        verdict: verdict(o),
+        source_bound: bind.into(),
+        rule: o.decision.rule as u32,
+    };
+    let Some(proxy) = destinations::give(&o.active, &wanted) else {
+        count(Counter::DestinationsFull);
+        return false;
+    };
+    // What an earlier connect() of this socket has left.
+    if let Some(state) = socket_state::get(sk) {
+        state.kind = SockKind::NONE;
+    }
+    if !bind {
+        o.bound.undo(ctx, sk);
+    } else if !ctx.bind(&o.source) {
+        count(Counter::SourceNotBound);
+    }
+    ctx.set_name(&proxy, port);
+    true
+}
+
+#[inline(always)]
+fn proxy_port(o: &Outbound) -> u16 {
+    let policy = o.active.policy;
+    match o.decision.verdict {
+        Verdict::Pass => o.dport,
+        Verdict::Inbound => policy.inbound_port,
+        Verdict::Dns => policy.dns_port,
+        Verdict::Outbound => policy.outbound_port,
+    }
+}
+
+#[inline(always)]
+fn verdict(o: &Outbound) -> u16 {
+    if o.decision.is_pass() { DIRECT } else { o.decision.verdict as u16 }
+}
+
+/// The role of the listener that gets the connection: for what passes, that of the port.
+#[inline(always)]
+fn role(o: &Outbound) -> u32 {
+    if o.decision.is_pass() {
+        ListenerRole::of_port(o.active.policy, o.dport).map_or(0, |role| role as u32)
+    } else {
+        o.decision.verdict as u32
+    }
+}
+
+#[inline(always)]
+fn redirected(o: &Outbound, bound_by_us: u8, proxy: Addr, proxy_port: u16) -> SockState {
     SockState {
         kind: SockKind::REDIRECTED,
         bound_by_us,
         pending: 1,
-        verdict: o.decision.verdict as u16,
-        orig: o.packet.dst,
+        verdict: verdict(o),
+        orig: o.dst,
         proxy,
-        orig_port: o.packet.dport,
+        orig_port: o.dport,
         proxy_port,
         rule: o.decision.rule as u32,
     }
 }
 
-/// Where to connect to from an address of the socket.
+/// Where to connect to from an address of the socket. Over IPv4 each connection goes to another address: with one for all
+/// an app would have only one connection for each of its ports; under iptables it has one for each port and destination.
 ///
 /// Not from another address to `::1`: the kernel answers there only for a socket (`tcp_v6_send_response` looks up the
 /// route without the device, and what answers for no socket leaves the pod). From an address to itself it stays on lo.
 #[inline(always)]
-fn proxy_address(o: &Outbound<'_>, from: &Addr) -> Addr {
-    let dst = &o.packet.dst;
-    if !listeners::is_registered(o.active, o.decision.verdict as u32, dst) {
+fn proxy_address(o: &Outbound, registered: bool, from: &Addr) -> Addr {
+    let dst = &o.dst;
+    if !registered || dst.is_v4() && !o.active.has(flag::SPREAD) {
         return dst.localhost();
     }
     if dst.is_v4() {
-        return spread(o);
+        return destinations::next_for_connection().unwrap_or(Addr::LOOPBACK_V4);
     }
-    if is_worth_binding(from) && o.active.is_local(*from) { *from } else { Addr::LOOPBACK_V6 }
-}
-
-/// Where in 127.0.0.0/8 to send a connection. With one address for all destinations an app
-/// would have only one connection for each of its ports; under iptables it has one for each
-/// port and destination. sk_lookup brings every address to the proxy's listener, so this
-/// needs a registered one; getsockname shows 127.0.0.1 to the proxy.
-#[inline(always)]
-fn spread(o: &Outbound<'_>) -> Addr {
-    if !o.active.has(flag::SPREAD) {
-        return Addr::LOOPBACK_V4;
-    }
-    let hash = (o.packet.dst.v4_be() ^ (o.packet.dport as u32).rotate_left(16)).wrapping_mul(0x9e37_79b1);
-    // Octets 1 to 254: never 127.0.0.x, never the broadcast address of lo.
-    let octet = |shift: u32| ((hash >> shift) & 0xff) % 254 + 1;
-    Addr::v4((0x7f00_0000 | octet(8) << 16 | octet(16) << 8 | octet(24)).to_be())
+    if is_worth_binding(from) && o.active.is_local(*from) { opaque(*from) } else { Addr::LOOPBACK_V6 }
 }

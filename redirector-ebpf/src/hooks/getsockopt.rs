@@ -3,9 +3,12 @@
 use crate::ctx::{
     AF_INET, AF_INET6, IPPROTO_MPTCP, IPPROTO_TCP, Sock, Sockopt, TCP_CLOSE, TCP_LISTEN, set_errno,
 };
-use crate::{maps, socket_state};
+use crate::maps::{self, count};
+use crate::verifier::opaque;
+use crate::{destinations, netns, socket_state};
 use redirector_common::Addr;
-use redirector_common::abi::{FlowKey, SockKind, flag};
+use redirector_common::abi::{FlowKey, OriginalDst, SockKind, SockState, flag};
+use redirector_common::rule::Counter;
 
 const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
@@ -52,7 +55,17 @@ fn tell(ctx: &Sockopt, level: i32) -> bool {
         return false;
     }
     let need = if level == SOL_IP { SOCKADDR_IN } else { SOCKADDR_IN6 };
-    let found = original(sk, level, retval == 0).filter(|(addr, _)| addr.is_v4() == (level == SOL_IP));
+    let answer = original(ctx, sk, level, retval == 0);
+    let (kind, (addr, port)) = opaque((answer.kind, (answer.addr, answer.port)));
+    if kind == Answer::UNKNOWN {
+        count(Counter::OriginalDstUnknown);
+        // conntrack may know the address that the connection was sent to.
+        if retval == 0 && maps::has_set_retval() {
+            set_errno(ENOENT as u16);
+        }
+    }
+    let told = kind == Answer::ORIGINAL && addr.is_v4() == (level == SOL_IP);
+    let found = told.then_some((addr, port));
     if retval == -ENOPROTOOPT && maps::has_set_retval() {
         if ctx.optlen() < need {
             set_errno(EINVAL as u16);
@@ -84,25 +97,59 @@ fn tell(ctx: &Sockopt, level: i32) -> bool {
     written
 }
 
-/// A connection that the client has reset before its accepted socket was asked; conntrack still knows it.
-#[inline(always)]
-fn ended(sk: Sock) -> Option<(Addr, u16)> {
-    let state = socket_state::get(sk)?;
-    let accepted =
-        state.kind == SockKind::ACCEPTED || state.kind == SockKind::LISTENER && state.orig_port != 0;
-    accepted.then_some((state.orig, state.orig_port))
+/// What there is to tell. Every field always has a value: the verifier refuses to copy one that has none.
+#[derive(Clone, Copy)]
+struct Answer {
+    kind: u32,
+    addr: Addr,
+    port: u16,
+}
+
+impl Answer {
+    const UNDECIDED: u32 = 0;
+    /// An original destination.
+    const ORIGINAL: u32 = 1;
+    /// What the kernel tells.
+    const KERNELS: u32 = 2;
+    /// The connection was redirected, and where to is not known any more.
+    const UNKNOWN: u32 = 3;
+
+    #[inline(always)]
+    const fn original(addr: Addr, port: u16) -> Self {
+        Self { kind: Self::ORIGINAL, addr, port }
+    }
+
+    #[inline(always)]
+    const fn without(kind: u32) -> Self {
+        Self { kind, addr: Addr::UNSPECIFIED, port: 0 }
+    }
 }
 
 /// Original destination of a connection. `known`: the kernel has an answer of its own, which
 /// counts unless the connection is one we redirected.
 #[inline(always)]
-fn original(sk: Sock, level: i32, known: bool) -> Option<(Addr, u16)> {
+fn original(ctx: &Sockopt, sk: Sock, level: i32, known: bool) -> Answer {
     let tcp_state = sk.state();
     if tcp_state == TCP_LISTEN {
-        return None;
+        return Answer::without(Answer::KERNELS);
+    }
+    let state = socket_state::get(sk);
+    let kind = state.as_ref().map_or(SockKind::NONE, |s| s.kind);
+    if let Some(state) = state.as_deref()
+        && (kind == SockKind::ACCEPTED || kind == SockKind::LISTENER)
+    {
+        let answer = accepted(sk, state);
+        if answer.kind != Answer::UNDECIDED {
+            return answer;
+        }
     }
     if tcp_state == TCP_CLOSE {
-        return ended(sk);
+        return Answer::without(Answer::KERNELS);
+    }
+    if let Some(original) = by_address(sk, kind)
+        && netns::is_ours_in_getsockopt(ctx)
+    {
+        return Answer::original(original.addr, original.port);
     }
     if sk.protocol() == IPPROTO_MPTCP {
         // Only a client gets here (accepted ones: EOPNOTSUPP). Its state is on the subflow.
@@ -112,25 +159,62 @@ fn original(sk: Sock, level: i32, known: bool) -> Option<(Addr, u16)> {
             client_port: sk.local_port(),
             proxy_port: sk.peer_port(),
         };
-        let original = maps::original_dst(&key).map(|o| (o.addr, o.port));
-        return Some(original.unwrap_or((key.proxy, key.proxy_port)));
+        let original = maps::flow(&key).map(|flow| (flow.addr, flow.port));
+        let (addr, port) = original.unwrap_or((key.proxy, key.proxy_port));
+        return Answer::original(addr, port);
     }
-    let state = socket_state::get(sk);
-    let kind = state.as_ref().map_or(SockKind::NONE, |s| s.kind);
     if let Some(state) = state
-        && (kind == SockKind::ACCEPTED || kind == SockKind::REDIRECTED)
+        && kind == SockKind::REDIRECTED
     {
-        return Some((state.orig, state.orig_port));
+        return Answer::original(state.orig, state.orig_port);
     }
     if known {
-        return None;
+        return Answer::without(Answer::KERNELS);
     }
     // Without IPv6 rules nothing tracks IPv6: ENOENT stays.
     if level == SOL_IPV6 && maps::active().is_some_and(|active| !active.has(flag::IPV6)) {
-        return None;
+        return Answer::without(Answer::KERNELS);
     }
     // conntrack tracks every connection: one that was not redirected has its own destination.
     // Both are read whatever is chosen, or LLVM would choose between two pointers into the socket.
     let (peer, local) = ((sk.peer(), sk.peer_port()), (sk.local(), sk.local_port()));
-    Some(if kind == SockKind::PASSED || kind == SockKind::TRANSPARENT { peer } else { local })
+    let client = kind == SockKind::PASSED || kind == SockKind::TRANSPARENT;
+    let (addr, port) = if client { peer } else { local };
+    Answer::original(addr, port)
+}
+
+/// Of a connection that a listener of the proxy has accepted; also when the client has reset it, of which conntrack still
+/// knows. The kernel has forgotten the local port then. Undecided: it was not redirected, as far as is known.
+#[inline(always)]
+fn accepted(sk: Sock, state: &SockState) -> Answer {
+    let (local, closed) = (sk.local(), sk.state() == TCP_CLOSE);
+    if state.kind == SockKind::ACCEPTED {
+        return Answer::original(state.orig, state.orig_port);
+    }
+    match destinations::meaning(&local) {
+        // Not the listener's port: a change of policy between connect() and the SYN may have given the connection to
+        // the listener of another.
+        Some(original) if original.proxy_port != 0 && (closed || original.proxy_port == sk.local_port()) => {
+            return Answer::original(original.addr, original.port);
+        }
+        None if destinations::is_given(&local) => return Answer::without(Answer::UNKNOWN),
+        _ => {}
+    }
+    if closed && state.orig_port != 0 {
+        return Answer::original(state.orig, state.orig_port);
+    }
+    Answer::without(Answer::UNDECIDED)
+}
+
+/// The destination that an address of the socket stands for: a client's peer, or the local address of a connection that
+/// was accepted from a listener which is not registered.
+#[inline(always)]
+fn by_address(sk: Sock, kind: SockKind) -> Option<&'static OriginalDst> {
+    if let Some(original) = destinations::original(&sk.peer(), sk.peer_port()) {
+        return Some(original);
+    }
+    if kind == SockKind::PASSED || kind == SockKind::TRANSPARENT {
+        return None;
+    }
+    destinations::original(&sk.local(), sk.local_port())
 }

@@ -6,38 +6,65 @@ use crate::socket_owner;
 use crate::source_address::Bound;
 use crate::verifier::opaque;
 use redirector_common::Addr;
-use redirector_common::abi::{Route, flag};
+use redirector_common::abi::flag;
 use redirector_common::decision::{self, Decision, Outgoing};
-use redirector_common::routing::effective;
+use redirector_common::routing::{self, effective};
+use redirector_common::rule::Counter;
 
-/// What a socket sends first, and the decision about it.
-pub struct Outbound<'a> {
-    pub active: &'a ActivePolicy,
-    pub bound: &'a Bound,
-    pub route: Route,
+/// Where a socket sends, and the decision about it. As small as may be: it is in the frame of a hook, whose functions
+/// share 512 bytes of stack with it.
+pub struct Outbound {
+    pub active: ActivePolicy,
+    pub bound: Bound,
+    pub tcp: bool,
+    /// Whether its packets leave on lo.
+    pub lo: bool,
+    pub dport: u16,
+    /// By which routing refuses it, 0 if it does not.
+    pub errno: u16,
+    pub dst: Addr,
     /// The source address routing would choose.
     pub source: Addr,
-    pub packet: Outgoing,
     pub decision: Decision,
 }
 
-/// None if the policy is not about the destination's family.
-#[inline(always)]
-pub fn decide<'a>(
-    ctx: &SockAddr,
-    active: &'a ActivePolicy,
-    sk: Sock,
-    bound: &'a Bound,
-    tcp: bool,
-) -> Option<Outbound<'a>> {
-    let dst = opaque(effective(ctx.addr(), &bound.addr));
-    if !dst.is_v4() && !active.has(flag::IPV6) {
-        return None;
+impl Outbound {
+    /// Before the decision. (Not with zeroes for addresses: LLVM would call memset.)
+    #[inline(always)]
+    pub fn undecided(active: ActivePolicy, bound: Bound, tcp: bool) -> Self {
+        Self {
+            active,
+            bound,
+            tcp,
+            lo: false,
+            dport: 0,
+            errno: 0,
+            dst: bound.addr,
+            source: bound.addr,
+            decision: Decision::by(Counter::OutDefault),
+        }
     }
-    let route = opaque(*active.route(dst));
-    let source = opaque(route.source_for(&dst));
-    let owner = socket_owner::of(sk, active);
-    let packet = opaque(Outgoing::routed(tcp, &bound.addr, dst, ctx.port(), &route, owner));
-    let decision = opaque(decision::outgoing(active.policy, active, &packet));
-    Some(Outbound { active, bound, route, source, packet, decision })
+
+    /// Decides. False if the policy is not about the destination's family.
+    #[inline(always)]
+    pub fn decide(&mut self, ctx: &SockAddr, sk: Sock) -> bool {
+        let (active, bound) = (&self.active, &self.bound);
+        let dst = opaque(effective(ctx.addr(), &bound.addr));
+        if !dst.is_v4() && !active.has(flag::IPV6) {
+            return false;
+        }
+        let route = opaque(*active.route(dst));
+        let owner = socket_owner::of(sk, active);
+        let packet = opaque(Outgoing::routed(self.tcp, &bound.addr, dst, ctx.port(), &route, owner));
+        let errno = if self.tcp {
+            routing::unroutable(&dst, &bound.addr, &route, packet.lo)
+        } else {
+            routing::refused(&dst, &bound.addr, &route, packet.lo)
+        };
+        self.errno = opaque(errno.unwrap_or(0));
+        self.source = opaque(route.source_for(&dst));
+        (self.dst, self.dport, self.lo) = (dst, packet.dport, packet.lo);
+        self.decision = opaque(decision::outgoing(active.policy, active, &packet));
+        true
+    }
 }

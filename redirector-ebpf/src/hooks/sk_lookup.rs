@@ -4,10 +4,10 @@
 use crate::ctx::{IPPROTO_TCP, Lookup};
 use crate::listeners::{self, RedirectedTo};
 use crate::maps::{self, ActivePolicy, GUESTS, REFUSED, count};
-use crate::trace;
 use crate::verifier::opaque;
+use crate::{destinations, trace};
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
-use redirector_common::abi::{FlowKey, LOOPBACK_IFINDEX, flag};
+use redirector_common::abi::{DIRECT, FlowKey, LOOPBACK_IFINDEX, ListenerRole, flag, may_be_virtual};
 use redirector_common::decision::{self, Incoming};
 use redirector_common::rule::{Counter, Verdict};
 
@@ -20,7 +20,8 @@ pub fn select(ctx: &Lookup) -> u32 {
     if guests && maps::is_probed(ctx.remote_port(), ctx.local_port()) {
         return SK_DROP;
     }
-    let answer = if opaque(is_from_lo(ctx, &active)) { from_lo(ctx) } else { from_network(ctx, &active) };
+    let answer =
+        if opaque(is_from_lo(ctx, &active)) { from_lo(ctx, &active) } else { from_network(ctx, &active) };
     let wanted = match answer {
         Ok(wanted) => opaque(wanted),
         Err(Other::Pass) => return SK_PASS,
@@ -57,6 +58,7 @@ pub struct Wanted {
 }
 
 const COUNTED: u32 = u32::MAX;
+const PASS: u16 = Verdict::Pass as u16;
 
 #[inline(always)]
 fn from_network(ctx: &Lookup, active: &ActivePolicy) -> Result<Wanted, Other> {
@@ -90,7 +92,7 @@ fn from_network(ctx: &Lookup, active: &ActivePolicy) -> Result<Wanted, Other> {
 #[inline(always)]
 fn from_proxy(ctx: &Lookup) -> Option<Other> {
     let key = key(ctx);
-    if maps::original_dst(&key).is_some() {
+    if maps::flow(&key).is_some() {
         return Some(Other::Pass);
     }
     take_refused(&key).then_some(Other::Drop)
@@ -129,19 +131,27 @@ fn interface(ctx: &Lookup) -> u32 {
 /// On lo the decision was taken in connect(); what is left is to find the listener whatever
 /// loopback address the connection was sent to.
 #[inline(always)]
-fn from_lo(ctx: &Lookup) -> Result<Wanted, Other> {
-    let key = key(ctx);
-    let Some(original) = maps::original_dst(&key) else {
-        return Err(if take_refused(&key) { Other::Drop } else { Other::Pass });
+fn from_lo(ctx: &Lookup, active: &ActivePolicy) -> Result<Wanted, Other> {
+    let (to, port) = (ctx.local(), ctx.local_port());
+    let (verdict, rule) = if let Some(original) = destinations::original(&to, port) {
+        (original.verdict, original.rule)
+    } else {
+        let key = key(ctx);
+        let Some(flow) = maps::flow(&key) else {
+            return Err(if take_refused(&key) { Other::Drop } else { Other::Pass });
+        };
+        (flow.verdict, flow.rule)
     };
-    if original.verdict == Verdict::Pass as u16 {
-        return Err(Other::Pass);
-    }
-    // TPROXY leaves the address; to the usual lookup the connection would be the app's.
-    let unchanged = original.rule == Counter::OutTproxyLoopback as u32;
-    // Otherwise, if none is registered (another cgroup, MPTCP), it is found at the proxy's port.
-    let to = RedirectedTo::localhost(&key.proxy);
-    Ok(Wanted { role: u32::from(original.verdict), rule: COUNTED, to, else_pass: !unchanged })
+    let role = match verdict {
+        PASS => return Err(Other::Pass),
+        DIRECT => ListenerRole::of_port(active.policy, port).map_or(0, |role| role as u32),
+        verdict => u32::from(verdict),
+    };
+    // TPROXY leaves the address; to the usual lookup the connection would be the app's. Otherwise, if none is registered
+    // (another cgroup, MPTCP), it is found at the proxy's port; virtual addresses are given only while one is, and
+    // another program may listen on one.
+    let else_pass = rule != Counter::OutTproxyLoopback as u32 && !may_be_virtual(&to);
+    Ok(Wanted { role, rule: COUNTED, to: RedirectedTo::localhost(&to), else_pass })
 }
 
 #[inline(always)]

@@ -2,10 +2,10 @@
 
 use crate::ctx::{IPPROTO_MPTCP, Sock, SockAddr, TCP_CLOSE, TCP_LISTEN};
 use crate::maps::{self, ActivePolicy};
-use crate::socket_state;
-use crate::source_address::unspecified;
+use crate::source_address::{is_bound_by_us, unspecified};
+use crate::{destinations, netns, socket_state};
 use redirector_common::Addr;
-use redirector_common::abi::{FlowKey, List, ListenerRole, SockKind, flag};
+use redirector_common::abi::{DIRECT, FlowKey, List, ListenerRole, SockKind, flag, may_be_virtual};
 use redirector_common::decision::is_included;
 use redirector_common::rule::Counter;
 
@@ -28,11 +28,16 @@ pub fn local_name(ctx: &SockAddr) {
 fn peer(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
     let sk = ctx.sock()?;
     let port = ctx.port();
+    if let Some(original) = destinations::original(&shown, port)
+        && netns::is_ours(ctx)
+    {
+        return Some((original.addr, original.port));
+    }
     if sk.protocol() == IPPROTO_MPTCP {
         // The state is on the subflow that connected; the names are asked of its parent.
         let key =
             FlowKey { client: sk.local(), proxy: shown, client_port: sk.local_port(), proxy_port: port };
-        let original = maps::original_dst(&key)?;
+        let original = maps::flow(&key)?;
         return Some((original.addr, original.port));
     }
     let state = socket_state::get(sk)?;
@@ -44,8 +49,18 @@ fn peer(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
 #[inline(always)]
 fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
     let sk = ctx.sock()?;
-    let state = socket_state::get(sk)?;
+    let Some(state) = socket_state::get(sk) else {
+        return if sk.state() == TCP_CLOSE { not_connected(ctx, sk) } else { None };
+    };
     match state.kind {
+        SockKind::LISTENER if sk.state() != TCP_LISTEN && may_be_virtual(&shown) => {
+            let port = ctx.port();
+            destinations::original(&shown, port).map(|original| match original.verdict {
+                DIRECT => (original.addr, original.port),
+                _ => (shown.localhost(), port),
+            })
+        }
+        SockKind::ACCEPTED if state.verdict == DIRECT => Some((state.orig, state.orig_port)),
         // TPROXY has changed nothing.
         SockKind::ACCEPTED if state.rule == Counter::OutTproxyLoopback as u32 => None,
         // REDIRECT in OUTPUT has sent it to the loopback address and the proxy's port.
@@ -65,7 +80,7 @@ fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
             let from_guest = state.verdict == ListenerRole::Outbound as u16 && guests;
             from_guest.then(|| (entered_at(&active, sk.peer(), shown), state.proxy_port))
         }
-        _ if state.bound_by_us != 0 && sk.state() == TCP_CLOSE => not_connected(ctx, sk),
+        _ if sk.state() == TCP_CLOSE => not_connected(ctx, sk),
         _ => None,
     }
 }
@@ -89,5 +104,6 @@ fn entered_at(active: &ActivePolicy, guest: Addr, shown: Addr) -> Addr {
 /// whichever side, keeps both addresses.
 #[inline(always)]
 fn not_connected(ctx: &SockAddr, sk: Sock) -> Option<(Addr, u16)> {
-    (sk.local_port() == 0 && sk.peer_port() == 0).then(|| (unspecified(ctx), ctx.port()))
+    let closed = sk.local_port() == 0 && sk.peer_port() == 0;
+    (closed && is_bound_by_us(sk) && netns::is_ours(ctx)).then(|| (unspecified(ctx), ctx.port()))
 }

@@ -1,14 +1,14 @@
 //! Events of TCP sockets: the original destination is handed from the client's socket to the one
 //! the proxy accepts, and the proxy's listeners are registered.
 
-use crate::ctx::{Ops, TCP_CLOSE};
-use crate::maps::{self, ORIGINAL_DST, REFUSED, count};
-use crate::{listeners, netns, socket_state, trace};
+use crate::ctx::{Ops, TCP_CLOSE, TCP_SYN_SENT};
+use crate::maps::{self, FLOWS, REFUSED, SEQUENCE, UNTAKEN, count};
+use crate::{destinations, listeners, netns, socket_state, trace};
 use aya_ebpf::bindings::{
     BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
     BPF_SOCK_OPS_TCP_LISTEN_CB,
 };
-use redirector_common::abi::{FlowKey, ListenerRole, OriginalDst, SockKind, SockState};
+use redirector_common::abi::{Flow, FlowKey, ListenerRole, SockKind, SockState, UNTAKEN_LEN};
 use redirector_common::rule::{Counter, Verdict};
 
 pub fn handle(ops: &Ops) {
@@ -38,22 +38,35 @@ fn key_of_client(ops: &Ops) -> FlowKey {
 #[inline(always)]
 fn connecting(ops: &Ops) {
     let Some(sk) = ops.sock() else { return };
-    let Some(state) = socket_state::get(sk) else { return };
+    let Some(state) = socket_state::get(sk) else { return trace::connecting_virtual(ops) };
     let key = key_of_client(ops);
     trace::connecting(ops, &key, state);
     let value = match state.kind {
-        SockKind::REDIRECTED => {
-            OriginalDst { addr: state.orig, port: state.orig_port, verdict: state.verdict, rule: state.rule }
-        }
+        SockKind::REDIRECTED => Flow {
+            addr: state.orig,
+            port: state.orig_port,
+            verdict: state.verdict,
+            rule: state.rule,
+            taken: 0,
+            closed: 0,
+        },
         // Its SYN looks as if it came from the network; this tells sk_lookup that it did not.
-        SockKind::TRANSPARENT => {
-            OriginalDst { addr: key.proxy, port: key.proxy_port, verdict: Verdict::Pass as u16, rule: 0 }
-        }
+        SockKind::TRANSPARENT => Flow {
+            addr: key.proxy,
+            port: key.proxy_port,
+            verdict: Verdict::Pass as u16,
+            rule: 0,
+            taken: 0,
+            closed: 0,
+        },
         _ => return,
     };
-    if ORIGINAL_DST.insert(&key, &value, BPF_NOEXIST as u64).is_ok() {
+    let untaken = maps::flow(&key).is_some_and(|flow| flow.closed != 0);
+    if FLOWS.insert(&key, &value, BPF_NOEXIST as u64).is_ok()
+        || untaken && FLOWS.insert(&key, &value, 0).is_ok()
+    {
         maps::add_live(1);
-    } else if ORIGINAL_DST.insert(&key, &value, 0).is_err() {
+    } else if FLOWS.insert(&key, &value, 0).is_err() {
         count(Counter::RefusedUnstored);
         let _ = REFUSED.insert(&key, &1, 0);
         return;
@@ -67,6 +80,10 @@ fn connecting(ops: &Ops) {
 #[inline(always)]
 fn accepted(ops: &Ops) {
     let Some(sk) = ops.sock() else { return };
+    // Its address tells.
+    if destinations::meaning(&ops.local()).is_some() {
+        return;
+    }
     // The state of a known listener was cloned into this socket. A listener that could not be registered (MPTCP) has
     // none, and its port tells.
     let port = ops.local_port();
@@ -83,7 +100,7 @@ fn accepted(ops: &Ops) {
         client_port: ops.remote_port(),
         proxy_port: port,
     };
-    let Some(original) = maps::original_dst(&key) else {
+    let Some(original) = take(&key) else {
         // From the network: it is asked for the port when the kernel has forgotten it, too.
         if let Some(state) = known {
             state.orig = key.proxy;
@@ -114,6 +131,16 @@ fn accepted(ops: &Ops) {
     };
 }
 
+/// The flow of an accepted socket, which gets its own copy.
+#[inline(always)]
+fn take(key: &FlowKey) -> Option<&'static mut Flow> {
+    let flow = FLOWS.get_ptr_mut(key)?;
+    // SAFETY: freed after an RCU grace period; `taken` is written here alone.
+    let flow = unsafe { &mut *flow };
+    flow.taken = 1;
+    Some(flow)
+}
+
 /// A client's connection has ended: its entry ends with it.
 #[inline(always)]
 fn closed(ops: &Ops) {
@@ -126,7 +153,34 @@ fn closed(ops: &Ops) {
     if state.pending != 0 {
         return;
     }
-    if ORIGINAL_DST.remove(key_of_client(ops)).is_ok() {
-        maps::add_live(-1);
+    let key = key_of_client(ops);
+    let Some(flow) = FLOWS.get_ptr_mut(&key) else { return };
+    // SAFETY: freed after an RCU grace period; `closed` is written here alone.
+    let flow = unsafe { &mut *flow };
+    maps::add_live(-1);
+    if flow.taken == 0 && ops.arg(0) != TCP_SYN_SENT {
+        flow.closed = 1;
+        return keep(&key);
+    }
+    let _ = FLOWS.remove(&key);
+}
+
+/// Keeps the flow of a connection that was established and that no accepted socket has taken. Where packets of lo are
+/// handed to another CPU (RPS), the client may connect and reset before the proxy's side of the handshake is handled.
+#[inline(always)]
+fn keep(key: &FlowKey) {
+    let Some(sequence) = SEQUENCE.get_ptr_mut(0) else { return };
+    // SAFETY: an element of an array map.
+    let number = unsafe {
+        let number = core::ptr::read_volatile(&raw const (*sequence).untaken);
+        core::ptr::write_volatile(&raw mut (*sequence).untaken, number + 1);
+        number
+    };
+    let Some(oldest) = UNTAKEN.get_ptr_mut(number as u32 % UNTAKEN_LEN as u32) else { return };
+    // SAFETY: this CPU's own element.
+    let before = unsafe { core::ptr::replace(oldest, *key) };
+    // Another connection may have the same addresses and ports by now.
+    if maps::flow(&before).is_some_and(|flow| flow.closed != 0) {
+        let _ = FLOWS.remove(&before);
     }
 }

@@ -1,7 +1,7 @@
 //! DNS over UDP: queries go to the proxy's DNS server, answers seem to come from the server
 //! that was asked. (DNS over TCP is a connection like any other.)
 
-use super::outbound::{self, Outbound};
+use super::outbound::Outbound;
 use super::{ALLOW, ENOBUFS, refuse};
 use crate::ctx::{IPPROTO_UDP, Sock, SockAddr};
 use crate::maps::{self, ActivePolicy, count};
@@ -9,20 +9,16 @@ use crate::source_address::{Bound, is_worth_binding};
 use crate::verifier::opaque;
 use crate::{netns, socket_state};
 use redirector_common::abi::{SockKind, SockState, flag};
-use redirector_common::routing;
 use redirector_common::rule::{Counter, Verdict};
 
 /// The only port that is captured.
 pub const PORT: u16 = 53;
 
-/// connect() of a UDP socket. `outbound`: None if it is of IPv6, and that is not captured.
+/// connect() of a UDP socket. Not `decided`: it is of IPv6, and that is not captured.
 #[inline(always)]
-pub fn connect(ctx: &SockAddr, sk: Sock, bound: &Bound, outbound: Option<&Outbound<'_>>) -> Result<(), u16> {
-    let Some(o) = outbound else {
-        pass(ctx, sk, bound);
-        return Ok(());
-    };
-    if !is_captured(o)? {
+pub fn connect(ctx: &SockAddr, sk: Sock, o: &Outbound, decided: bool) -> Result<(), u16> {
+    let bound = &o.bound;
+    if !decided || !is_captured(o)? {
         pass(ctx, sk, bound);
         return Ok(());
     }
@@ -43,7 +39,7 @@ pub fn connect(ctx: &SockAddr, sk: Sock, bound: &Bound, outbound: Option<&Outbou
 pub fn pass(ctx: &SockAddr, sk: Sock, bound: &Bound) {
     if let Some(state) = socket_state::get(sk) {
         state.kind = SockKind::NONE;
-        bound.undo(ctx);
+        bound.undo(ctx, sk);
     }
 }
 
@@ -63,20 +59,20 @@ fn send(ctx: &SockAddr) -> Result<(), u16> {
     if ctx.port() != PORT {
         return Ok(());
     }
-    let bound = &opaque(Bound::of(ctx, sk, None));
-    let Some(o) = outbound::decide(ctx, &active, sk, bound, false) else { return Ok(()) };
-    if !is_captured(&o)? {
+    let bound = opaque(Bound::of(ctx, sk, false));
+    let o = &mut Outbound::undecided(active, bound, false);
+    if !o.decide(ctx, sk) || !is_captured(o)? {
         return Ok(());
     }
     // A connected socket keeps its peer.
     if sk.peer_port() == 0 {
-        remember(sk, &o)?;
+        remember(sk, o)?;
     }
     // The proxy sees the address the query would have come from.
-    if bound.addr.is_unspecified() && is_worth_binding(&o.source) {
+    if o.bound.addr.is_unspecified() && is_worth_binding(&o.source) {
         ctx.set_source(&o.source);
     }
-    ctx.set_name(&o.packet.dst.localhost(), active.policy.dns_port);
+    ctx.set_name(&o.dst.localhost(), o.active.policy.dns_port);
     Ok(())
 }
 
@@ -101,14 +97,14 @@ fn dns_policy(ctx: &SockAddr) -> Option<ActivePolicy> {
 
 /// Whether the query goes to the proxy; the errno of routing, which comes first.
 #[inline(always)]
-fn is_captured(o: &Outbound<'_>) -> Result<bool, u16> {
+fn is_captured(o: &Outbound) -> Result<bool, u16> {
     if o.decision.verdict as u16 != Verdict::Dns as u16 {
         count(o.decision.rule);
         return Ok(false);
     }
-    if let Some(errno) = routing::refused(&o.packet.dst, &o.bound.addr, &o.route, o.packet.lo) {
+    if o.errno != 0 {
         count(Counter::RefusedByRoute);
-        return Err(errno);
+        return Err(o.errno);
     }
     count(o.decision.rule);
     Ok(true)
@@ -116,7 +112,7 @@ fn is_captured(o: &Outbound<'_>) -> Result<bool, u16> {
 
 /// Stores whom the socket has asked. Without memory for it the answer would come from a stranger.
 #[inline(always)]
-fn remember(sk: Sock, o: &Outbound<'_>) -> Result<&'static mut SockState, u16> {
+fn remember(sk: Sock, o: &Outbound) -> Result<&'static mut SockState, u16> {
     let Some(state) = socket_state::get_or_create(sk) else {
         count(Counter::RefusedUnstored);
         return Err(ENOBUFS);
@@ -126,9 +122,9 @@ fn remember(sk: Sock, o: &Outbound<'_>) -> Result<&'static mut SockState, u16> {
         bound_by_us: state.bound_by_us,
         pending: 0,
         verdict: Verdict::Dns as u16,
-        orig: o.packet.dst,
-        proxy: o.packet.dst.localhost(),
-        orig_port: o.packet.dport,
+        orig: o.dst,
+        proxy: o.dst.localhost(),
+        orig_port: o.dport,
         proxy_port: o.active.policy.dns_port,
         rule: o.decision.rule as u32,
     };

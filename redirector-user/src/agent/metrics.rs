@@ -129,7 +129,7 @@ impl Metrics {
         r.register("connections", help, this.connections.clone());
         r.register(
             "connections_open",
-            "Redirected connections that are alive",
+            "Redirected connections that are alive, of those whose destination has no address of its own",
             this.open_connections.clone(),
         );
         r.register("instances", "Instances on this node by state", this.instances.clone());

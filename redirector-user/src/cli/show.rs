@@ -65,6 +65,7 @@ fn text(s: &Status, health: &Health, verbose: bool) -> Result<()> {
         ),
         format!("cgroup       {} (id {})", s.record.cgroup.display(), s.cgroup_id),
         format!("connections  {} redirected and alive", s.connections),
+        format!("destinations {}", destinations(s)),
         format!("effective    {}", effective(s)),
     ];
     lines.extend(s.problem.iter().map(|problem| format!("problem      {problem}")));
@@ -101,6 +102,15 @@ fn text(s: &Status, health: &Health, verbose: bool) -> Result<()> {
     }
     let shown = s.counters.iter().filter(|c| c.connections > 0);
     table(["CONNECTIONS", "RULE"], shown.map(|c| [c.connections.to_string(), c.rule.to_owned()]))
+}
+
+fn destinations(s: &Status) -> String {
+    match s.virtual_destinations {
+        Some(range) => {
+            format!("{} of {} have an address in {range}", s.destinations, s.record.policy.max_destinations)
+        }
+        None => "none has an address of its own".to_owned(),
+    }
 }
 
 fn effective(s: &Status) -> String {

@@ -303,7 +303,7 @@ fn scalars(wanted: &Policy) -> abi::Policy {
         tproxy_mark: wanted.tproxy_mark,
         // Only a target knows its cgroups.
         proxy_cgroup: 0,
-        _pad: 0,
+        destinations: wanted.max_destinations,
     }
 }
 

@@ -5,7 +5,8 @@ use crate::explain::{self, Arriving, Offline, Outgoing};
 use crate::netlink::sock_diag::Socket;
 use crate::policy::Policy;
 use crate::rules::Protocol;
-use redirector_common::abi::{SockKind, SockState};
+use redirector_common::Addr;
+use redirector_common::abi::{DIRECT, OriginalDst, SockKind, SockState};
 use redirector_common::rule::Counter;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
@@ -76,6 +77,8 @@ pub(super) struct Pod<'a> {
     pub in_force: &'a Offline,
     /// Ids of the cgroups that are captured.
     pub cgroups: HashMap<u64, std::path::PathBuf>,
+    /// What the loopback addresses stand for that the instance has given.
+    pub destinations: HashMap<Addr, OriginalDst>,
     /// Ports on which the pod listens.
     pub listening: HashSet<u16>,
     /// Whose sockets they are, by inode: pid, name, group.
@@ -102,6 +105,9 @@ fn judge(pod: &Pod<'_>, socket: &Socket, ends: &HashSet<(SocketAddr, SocketAddr)
         process: owner.map(|(_, name, _)| name.clone()),
         cgroup_id: socket.cgroup,
     };
+    if by_address(&mut connection, &pod.destinations) {
+        return connection;
+    }
     let state = socket.storage.as_deref().and_then(|bytes| bytemuck::try_pod_read_unaligned(bytes).ok());
     match state {
         Some(state) if told_by(&mut connection, &state) => {}
@@ -111,6 +117,23 @@ fn judge(pod: &Pod<'_>, socket: &Socket, ends: &HashSet<(SocketAddr, SocketAddr)
         _ => unseen(pod, socket, ends, &mut connection),
     }
     connection
+}
+
+/// What the address of one of its ends stands for; false if it stands for no original destination.
+fn by_address(connection: &mut Connection, destinations: &HashMap<Addr, OriginalDst>) -> bool {
+    let of = |end: SocketAddr| {
+        destinations.get(&Addr::from(end.ip())).filter(|original| original.proxy_port == end.port())
+    };
+    let (fate, original) = match (of(connection.remote), of(connection.local)) {
+        (Some(original), _) if original.verdict == DIRECT => (Fate::Passed, original),
+        (Some(original), _) => (Fate::Captured, original),
+        (None, Some(original)) => (Fate::AtProxy, original),
+        (None, None) => return false,
+    };
+    connection.fate = fate;
+    connection.rule = Counter::ALL.get(original.rule as usize).map(|rule| rule.name());
+    connection.original = Some(SocketAddr::new(original.addr.into(), original.port));
+    true
 }
 
 /// What a program has noted of the socket; false if that says nothing of this connection.

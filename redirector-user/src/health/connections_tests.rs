@@ -1,7 +1,6 @@
 //! Connections of a pod, and what is said of them.
 
 use super::*;
-use redirector_common::abi::Addr;
 
 fn socket(local: &str, remote: &str) -> Socket {
     let local: SocketAddr = local.parse().unwrap();
@@ -34,6 +33,21 @@ fn noted(kind: SockKind) -> SockState {
     }
 }
 
+fn address_of(ip: &str) -> Addr {
+    Addr::from(ip.parse::<std::net::IpAddr>().unwrap())
+}
+
+fn stands_for_10_96_0_10() -> OriginalDst {
+    OriginalDst {
+        addr: address_of("10.96.0.10"),
+        port: 80,
+        verdict: 1,
+        rule: Counter::OutAll as u32,
+        proxy_port: 15001,
+        source_bound: 1,
+    }
+}
+
 /// What is said of these sockets in a pod that listens on 8080, whose cgroup is 42.
 fn said(sockets: &[Socket], told: bool) -> Vec<Connection> {
     let policy = Policy { outbound_exclude_ports: vec![22], ..Policy::default() };
@@ -43,6 +57,7 @@ fn said(sockets: &[Socket], told: bool) -> Vec<Connection> {
         policy: &policy,
         in_force: &offline,
         cgroups: HashMap::from([(42, "/c".into())]),
+        destinations: HashMap::from([(address_of("127.130.0.7"), stands_for_10_96_0_10())]),
         listening: HashSet::from([8080]),
         owners: HashMap::from([(5, (77, "app".into(), 1000))]),
     };
@@ -71,6 +86,18 @@ fn what_the_kernel_holds_of_a_socket_decides() {
         let original = (expected != Fate::Passed).then(|| "10.96.0.10:80".parse().unwrap());
         assert_eq!((told.original, told.pid), (original, Some(77)));
     }
+}
+
+#[test]
+fn an_address_that_stands_for_a_destination_decides() {
+    let given = "127.130.0.7:15001";
+    for (local, remote, expected) in
+        [("10.77.0.2:4000", given, Fate::Captured), (given, "10.77.0.2:4000", Fate::AtProxy)]
+    {
+        let told = said(&[socket(local, remote)], false).remove(0);
+        assert_eq!((told.fate, told.original), (expected, "10.96.0.10:80".parse().ok()));
+    }
+    assert_eq!(fate(socket("10.77.0.2:4000", "127.130.0.7:80")).0, Fate::NotAsked);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::listeners::{self, Listener, Role, Surroundings};
 use super::processes::{self, NodeProcesses, Process};
 use super::proxy_user::{self, Owner};
 use super::snapshot::{self, Difference};
-use super::{captures, hooks, rules_of_others};
+use super::{captures, hooks, room, rules_of_others};
 use crate::base::error::{Context, Error, Result};
 use crate::compile::id_map::as_the_kernel_counts;
 use crate::compile::mapped_policy::IdMappedPolicy;
@@ -191,7 +191,7 @@ impl Gathered {
         let stale = |difference| snapshot::judge(name, &difference).into_iter().collect();
         add("addresses and routes", self.difference(status).map(stale));
         add("rules of netfilter", rules_of_others::judge(&self.target.netns, &self.policy));
-        add("room", Ok(room(status).into_iter().collect()));
+        add("room", Ok(room::judge(status)));
     }
 
     /// Sockets of the namespace.
@@ -324,6 +324,7 @@ impl Gathered {
             policy: &self.policy,
             in_force: &self.in_force,
             cgroups: self.cgroups.clone(),
+            destinations: self.instance.original_dst()?.iter().filter_map(std::result::Result::ok).collect(),
             listening: listeners.list.iter().map(|socket| socket.local.port()).collect(),
             owners,
         };
@@ -344,42 +345,6 @@ impl Gathered {
         let expected = IdMappedPolicy::new(status.record.policy.clone(), &self.target)?.compile(&self.now);
         Ok(Difference::between(&self.in_force.compiled, &expected))
     }
-}
-
-/// Whether there is room for more connections, and whether anything is captured at all.
-fn room(status: &Status) -> Vec<Finding> {
-    let (policy, live) = (&status.record.policy, status.connections);
-    let most = u64::from(policy.max_connections);
-    let mut findings = Vec::new();
-    let raise = || format!("detach {}, and attach again with a larger --max-connections", status.name);
-    if live >= most {
-        let what = format!("connections {live} of {most}: full");
-        findings.push(Finding::fault("full", what, "further connections are refused (ENOBUFS)", raise()));
-    } else if live * 10 >= most * 9 {
-        let what = format!("connections {live} of {most}: nearly full");
-        findings.push(Finding::notice(
-            "nearly_full",
-            what,
-            "beyond that they are refused (ENOBUFS)",
-            raise(),
-        ));
-    }
-    if !captures::outbound(policy) && !captures::inbound(policy) && policy.dns == crate::policy::Dns::Off {
-        findings.push(Finding::notice(
-            "captures_nothing",
-            "the policy captures nothing".into(),
-            "all traffic goes past the proxy",
-            "attach again without --istio-defaults, or with -i '*' -b '*'".into(),
-        ));
-    } else if !policy.ipv6 {
-        findings.push(Finding::notice(
-            "ipv4_only",
-            "captures IPv4 only".into(),
-            "IPv6 goes past the proxy",
-            "attach again with --ipv6 on, if the pod uses IPv6".into(),
-        ));
-    }
-    findings
 }
 
 /// How long ago an instance was made: a pin keeps the time of its making.

@@ -12,6 +12,7 @@ mod listeners;
 pub mod node;
 mod processes;
 mod proxy_user;
+mod room;
 mod rules_of_others;
 pub mod snapshot;
 

@@ -170,6 +170,7 @@ impl Reading {
             drop_invalid: self.drop_invalid,
             ipv6,
             max_connections: default.max_connections,
+            max_destinations: default.max_destinations,
         };
         if loopback_included && !policy.captures_loopback() {
             include_loopback(&mut policy);

@@ -10,6 +10,7 @@ use super::maps::Instance;
 use super::phase::Phase;
 use super::record::{self, Record};
 pub use super::request::{Attached, Outcome, Request};
+use super::virtual_ranges::{self, VirtualRanges};
 use super::{change, detach, find, journal, links, listeners, phase, sweep};
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::kernel::{Kernel, Subject};
@@ -21,7 +22,7 @@ use crate::programs::object::{Loaded, Maps};
 use crate::routes;
 use crate::sys::bpf::{self, AttachType};
 use crate::sys::program_query;
-use redirector_common::abi::{ABI_VERSION, ActiveWord, Meta, Slot, meta_flag, name};
+use redirector_common::abi::{ABI_VERSION, ActiveWord, Meta, Sequence, Slot, meta_flag, name};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -179,14 +180,15 @@ fn create(root: &Directory, request: &Request<'_>) -> Result<Attached> {
     let kernel = Kernel::probe()?;
     kernel.require(flags)?;
     let constants = kernel.constants(Subject::of(target), flags);
-    let maps = Maps::New { max_connections: policy.max_connections };
+    let maps = Maps::New { destinations: policy.max_destinations, connections: policy.max_connections };
+    let ranges = virtual_ranges::choose(target, policy, &snapshot)?;
     let loaded = Loaded::new(&constants, maps, trace, hooks::needed_by(policy))?;
 
     let mut staging = Staging { dir: root.staging(name), done: false };
     let dir = staging.dir.clone();
     directory::make_dir(&dir).context(|| format!("create {}", dir.display()))?;
     pin_maps(&loaded, &dir)?;
-    let mut instance = open_staged(&dir, request, flags)?;
+    let mut instance = open_staged(&dir, request, flags, &ranges)?;
     compiled.write(&mut instance.tables()?, Slot::FIRST)?;
     instance.write_policy(Slot::FIRST, compiled.policy)?;
     record::write(&dir, Slot::FIRST, &Record::of(target, policy))?;
@@ -195,6 +197,7 @@ fn create(root: &Directory, request: &Request<'_>) -> Result<Attached> {
     journal::apply(&mut instance, target, policy, needs)?;
     // After the links: from then on sockops registers what listens.
     let mut notes = netdev::without_effect(policy, &snapshot);
+    notes.extend(ranges.remark(policy));
     notes.extend(listeners::register(&instance, target, policy, Slot::FIRST, true)?);
 
     let home = root.instance(name);
@@ -217,7 +220,12 @@ fn pin_maps(loaded: &Loaded, dir: &Path) -> Result<()> {
 }
 
 /// Opens the new maps and writes META, inert.
-fn open_staged(dir: &Path, request: &Request<'_>, program_flags: u32) -> Result<Instance> {
+fn open_staged(
+    dir: &Path,
+    request: &Request<'_>,
+    program_flags: u32,
+    ranges: &VirtualRanges,
+) -> Result<Instance> {
     let mut instance = Instance::open_unchecked(dir, request.name)?;
     instance.set_meta(&Meta {
         abi: ABI_VERSION,
@@ -228,7 +236,11 @@ fn open_staged(dir: &Path, request: &Request<'_>, program_flags: u32) -> Result<
         flags: if request.trace { meta_flag::TRACE } else { 0 },
         program_flags,
         drain_until: 0,
+        destinations: ranges.destinations,
+        connections: ranges.connections,
     })?;
+    let start = Sequence { destination: ranges.first, given: 0, connection: 0, untaken: 0 };
+    instance.sequence()?.set(0, start, 0).context(|| "write SEQUENCE".into())?;
     Ok(instance)
 }
 

@@ -38,17 +38,22 @@ pub(super) fn change(mut instance: Instance, request: &Request<'_>, lock: &Write
     Ok(Attached { outcome: Outcome::Changed, notes, routes: Some(swapped.routes) })
 }
 
-/// ORIGINAL_DST cannot grow.
+/// The maps cannot grow.
 fn check_capacity(instance: &Instance, policy: &Policy) -> Result<()> {
-    let exposed = instance.dir.join(name::ORIGINAL_DST);
-    let info = MapInfo::from_pin(&exposed);
-    let entries = info.context(|| format!("read the size of {}", exposed.display()))?.max_entries();
-    if policy.max_connections < entries {
+    // FLOWS has more entries than it was made for.
+    fits(instance, name::FLOWS, "--max-connections", policy.max_connections.saturating_add(1))?;
+    fits(instance, name::ORIGINAL_DST, "--max-destinations", policy.max_destinations)
+}
+
+/// Whether a map of the instance has room for what an option allows.
+fn fits(instance: &Instance, map: &str, option: &str, wanted: u32) -> Result<()> {
+    let path = instance.dir.join(map);
+    let info = MapInfo::from_pin(&path);
+    let entries = info.context(|| format!("read the size of {}", path.display()))?.max_entries();
+    if wanted <= entries {
         return Ok(());
     }
-    Err(Error::input(format!(
-        "--max-connections {} is more than the instance was made for",
-        policy.max_connections
-    ))
-    .remedy("detach it and attach again"))
+    let why =
+        format!("{option} is more than the instance was made for (its map {map} has room for {entries})");
+    Err(Error::input(why).remedy("detach it and attach again"))
 }

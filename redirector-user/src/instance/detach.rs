@@ -4,7 +4,7 @@
 use super::directory::Directory;
 use super::lock::WriteLock;
 use super::maps::{Instance, no_instance};
-use super::{drain, journal};
+use super::{connections, drain, find, journal};
 use crate::base::error::{Context, Kind, Result};
 use crate::netdev;
 use crate::programs::hooks;
@@ -82,7 +82,8 @@ fn remove(root: &Directory, name: &str) -> Result<Detached> {
         Ok(mut instance) => {
             let meta = instance.meta()?;
             instance.set_meta(&Meta { active: ActiveWord::INERT, ..meta })?;
-            report.alive = instance.live().ok();
+            let netns = find::any_record(&dir).and_then(|record| find::netns_of(&record, &meta).ok()?);
+            report.alive = connections::alive(&instance, netns.as_ref()).ok();
             if meta.flags & netdev::TPROXY != 0 && report.alive != Some(0) {
                 report.notes.push(BROKEN_BY_LEAVING_TPROXY.into());
             }

@@ -4,6 +4,7 @@ use super::directory::Directory;
 use super::lock::WriteLock;
 use super::maps::Instance;
 use super::phase::boot_seconds;
+use super::{connections, find};
 use crate::base::error::Result;
 use redirector_common::abi::{ActiveWord, Meta};
 use std::time::{Duration, Instant};
@@ -19,14 +20,16 @@ pub(super) fn drain(root: &Directory, name: &str, limit: Duration) -> Result<Opt
     // Others may work on other instances meanwhile, or end this one: then its maps are gone.
     drop(lock);
     let end = Instant::now() + limit;
-    if let (Some(tell), Ok(live @ 1..)) = (root.tell, instance.live()) {
+    let netns = find::any_record(&instance.dir).and_then(|record| find::netns_of(&record, &meta).ok()?);
+    let alive = || connections::alive(&instance, netns.as_ref());
+    if let (Some(tell), Ok(live @ 1..)) = (root.tell, alive()) {
         tell(&format!(
             "{name}: waits until {live} captured connections have ended, for at most {} s (`redirector original-dst {name}` \
              lists them)",
             limit.as_secs()
         ));
     }
-    while instance.live().is_ok_and(|live| live > 0) && Instant::now() < end {
+    while alive().is_ok_and(|alive| alive > 0) && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(Some(drain_until))

@@ -1,11 +1,11 @@
 //! `redirector list`: a line for each instance, whatever its state.
 
 use super::directory::Directory;
-use super::find;
 use super::maps::Instance;
 use super::phase::Phase;
 use super::record::Record;
 use super::status::{any_record, problem};
+use super::{connections, find};
 use crate::base::error::Result;
 use serde::Serialize;
 
@@ -68,7 +68,7 @@ fn fill(line: &mut Summary, root: &Directory) -> Result<()> {
     let record = any_record(&instance, phase)?;
     line.whose(&record);
     line.problem = problem(&instance, &meta, &record)?;
-    line.connections = Some(instance.live()?);
+    line.connections = Some(connections::alive(&instance, find::netns_of(&record, &meta)?.as_ref())?);
     line.state = phase.name();
     Ok(())
 }

@@ -4,9 +4,10 @@ use super::directory::Directory;
 use super::phase::{self, Phase};
 use crate::base::error::{Context, Error, Result};
 use crate::sys::bpf;
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, SkStorage};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapInfo, PerCpuArray, SkStorage};
 use redirector_common::abi::{
-    ABI_VERSION, ActiveWord, FlowKey, ListKey, Meta, OriginalDst, Policy, Route, Slot, SockState, name,
+    ABI_VERSION, ActiveWord, Addr, Flow, FlowKey, ListKey, Meta, OriginalDst, Policy, Route, Sequence, Slot,
+    SockState, name,
 };
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -47,19 +48,12 @@ impl Instance {
     }
 
     pub(super) fn open_dir(dir: &Path, name: &str) -> Result<Self> {
+        if is_of_first_layout(dir) {
+            return Err(other_layout(name, 1));
+        }
         let this = Self::open_unchecked(dir, name)?;
         let abi = this.meta()?.abi;
-        if abi != ABI_VERSION {
-            // Other programs would misread its maps, so no upgrade can help.
-            return Err(Error::unsupported(format!(
-                "the instance {name} has map layout {abi}, this program has {ABI_VERSION}"
-            ))
-            .usage(format!(
-                "use the program that made it, or detach it (`redirector detach --name {name}`) and \
-                 attach again"
-            )));
-        }
-        Ok(this)
+        if abi != ABI_VERSION { Err(other_layout(name, abi)) } else { Ok(this) }
     }
 
     /// What the instance is attached to and does.
@@ -118,10 +112,22 @@ impl Instance {
         LpmTrie::try_from(Map::LpmTrie(data)).context(|| "open TABLES".into())
     }
 
-    /// The exposed map.
-    pub fn original_dst(&self) -> Result<HashMap<MapData, FlowKey, OriginalDst>> {
-        let data = self.map(name::ORIGINAL_DST, size_of::<FlowKey>(), size_of::<OriginalDst>())?;
+    /// Address → original destination.
+    pub fn original_dst(&self) -> Result<HashMap<MapData, Addr, OriginalDst>> {
+        let data = self.map(name::ORIGINAL_DST, size_of::<Addr>(), size_of::<OriginalDst>())?;
         HashMap::try_from(Map::HashMap(data)).context(|| "open ORIGINAL_DST".into())
+    }
+
+    /// Connection → original destination, where the address stands for none.
+    pub fn flows(&self) -> Result<HashMap<MapData, FlowKey, Flow>> {
+        let data = self.map(name::FLOWS, size_of::<FlowKey>(), size_of::<Flow>())?;
+        HashMap::try_from(Map::HashMap(data)).context(|| "open FLOWS".into())
+    }
+
+    /// The addresses that are given next.
+    pub fn sequence(&self) -> Result<Array<MapData, Sequence>> {
+        let data = self.map(name::SEQUENCE, 4, size_of::<Sequence>())?;
+        Array::try_from(Map::Array(data)).context(|| "open SEQUENCE".into())
     }
 
     /// State of sockets.
@@ -136,7 +142,7 @@ impl Instance {
         bpf::obj_get(&path).context(|| format!("open {}", path.display()))
     }
 
-    /// Number of redirected connections that are alive.
+    /// Number of redirected connections that are alive, of those in `FLOWS`.
     pub fn live(&self) -> Result<u64> {
         let data = self.map(name::LIVE, 4, 8)?;
         let live: Array<MapData, u64> = Array::try_from(Map::Array(data)).context(|| "open LIVE".into())?;
@@ -155,6 +161,20 @@ impl Instance {
     fn map(&self, name: &str, key: usize, value: usize) -> Result<MapData> {
         open_map(&self.dir.join(name), key, value)
     }
+}
+
+/// META of version 0.1 was shorter.
+fn is_of_first_layout(dir: &Path) -> bool {
+    const META_OF_FIRST_LAYOUT: u32 = 48;
+    MapInfo::from_pin(dir.join(name::META)).is_ok_and(|info| info.value_size() == META_OF_FIRST_LAYOUT)
+}
+
+/// Other programs would misread its maps, so no upgrade can help.
+fn other_layout(name: &str, abi: u32) -> Error {
+    Error::unsupported(format!("the instance {name} has map layout {abi}, this program has {ABI_VERSION}"))
+        .usage(format!(
+            "use the program that made it, or detach it (`redirector detach --name {name}`) and attach again"
+        ))
 }
 
 /// There is no instance of this name.

@@ -24,3 +24,4 @@ mod swap;
 pub mod sweep;
 pub mod trace;
 pub mod upgrade;
+mod virtual_ranges;

@@ -7,6 +7,7 @@ use super::maps::Instance;
 use super::phase;
 use super::phase::Phase;
 use super::record::{self, Record};
+use super::{connections, virtual_ranges};
 use crate::base::error::{Context, Result};
 use crate::compile::mapped_policy;
 use crate::pod::cgroup::Cgroup;
@@ -112,6 +113,12 @@ pub struct Status {
     pub added_lo6: bool,
     /// Redirected connections that are alive.
     pub connections: u64,
+    /// Of these, those whose destination has no address of its own; `--max-connections` bounds them.
+    pub stored_connections: u64,
+    /// The addresses for original destinations.
+    pub virtual_destinations: Option<ipnet::Ipv4Net>,
+    /// How many of them are given.
+    pub destinations: u64,
     /// True if every hook is effective.
     pub effective: bool,
     /// What is wrong although it is.
@@ -160,7 +167,10 @@ pub fn status(root: &Directory, name: &str) -> Result<Status> {
         netns_cookie: meta.netns_cookie,
         cgroup_id: meta.cgroup_id,
         added_lo6: meta.flags & redirector_common::abi::meta_flag::ADDED_LO6 != 0,
-        connections: instance.live()?,
+        stored_connections: instance.live()?,
+        connections: connections::alive(&instance, find::netns_of(&record, &meta)?.as_ref())?,
+        virtual_destinations: virtual_ranges::shown(&meta.destinations),
+        destinations: instance.sequence()?.get(&0, 0).context(|| "read SEQUENCE".into())?.given,
         effective: hooks.iter().all(|h| h.effective),
         hooks,
         listeners: registered,

@@ -4,7 +4,7 @@
 use super::lock::WriteLock;
 use super::maps::Instance;
 use super::record::{self, Record};
-use super::{detach, journal, links, listeners, upgrade};
+use super::{connections, detach, journal, links, listeners, upgrade};
 use crate::base::error::{Error, Result};
 use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::compile::tables;
@@ -137,7 +137,7 @@ impl Swap<'_> {
         }
         bpf::wait_for_programs();
         if before.is_some_and(|before| before.mode == Mode::Tproxy && policy.mode != Mode::Tproxy)
-            && instance.live().is_ok_and(|live| live > 0)
+            && connections::alive(instance, Some(&target.netns)).is_ok_and(|alive| alive > 0)
         {
             notes.push(detach::BROKEN_BY_LEAVING_TPROXY.into());
         }

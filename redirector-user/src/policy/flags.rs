@@ -1,7 +1,7 @@
 //! What a command line gives: values of istio-iptables' options, and redirector's own flags.
 
 use super::flag_input::FlagInput;
-use super::model::MAX_CONNECTIONS;
+use super::model::{MAX_CONNECTIONS, MAX_DESTINATIONS};
 use clap::{Args, ValueEnum};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -45,7 +45,14 @@ pub struct OwnFlags {
     /// container istio-proxy counts, too.
     #[arg(long, help_heading = WHOLE, value_name = "FILE", conflicts_with_all = ["policy", "istio_defaults"])]
     pub annotations: Option<PathBuf>,
-    /// Captured connections that may be open at once (65536)
+    /// Original destinations that get a loopback address of their own, so that nothing is stored for a connection to
+    /// them (16384)
+    #[arg(
+        long, help_heading = WHOLE, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(0..=i64::from(MAX_DESTINATIONS))
+    )]
+    pub max_destinations: Option<u32>,
+    /// Captured connections that may be open at once, of those to other destinations (28672)
     #[arg(
         long, help_heading = WHOLE, value_name = "N",
         value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CONNECTIONS))

@@ -31,7 +31,7 @@ pub use command_line::variables_help;
 pub use error::ConfigError;
 pub use flag_input::{FlagInput, FlagParser, Origin, parse_bool};
 pub use flags::{CaptureFlags, Ipv6, OwnFlags};
-pub use model::{Dns, MAX_CONNECTIONS, Mode, Policy, Selection};
+pub use model::{Dns, MAX_CONNECTIONS, MAX_DESTINATIONS, Mode, Policy, Selection};
 pub use note::{Note, Severity};
 pub use pod_policy::resolve_pod;
 pub use requests::Requests;

@@ -16,6 +16,8 @@ use super::range;
 
 /// Highest `max_connections`.
 pub const MAX_CONNECTIONS: u32 = 1 << 24;
+/// Highest `max_destinations`.
+pub const MAX_DESTINATIONS: u32 = 1 << 20;
 
 /// None, all or some of the ports, networks or groups there are.
 ///
@@ -132,8 +134,11 @@ pub struct Policy {
     pub drop_invalid: bool,
     /// Whether IPv6 is captured as IPv4 is (`EnableIPv6`).
     pub ipv6: bool,
-    /// Captured connections that may be open at once; redirector's own, 1 to [`MAX_CONNECTIONS`].
+    /// Captured connections that may be open at once, of those whose destination has no address of its own; redirector's
+    /// own, 1 to [`MAX_CONNECTIONS`].
     pub max_connections: u32,
+    /// Original destinations that get an address of their own; redirector's own, 0 to [`MAX_DESTINATIONS`].
+    pub max_destinations: u32,
 }
 
 impl Default for Policy {
@@ -176,7 +181,9 @@ impl Policy {
             loopback_cidr: Ipv4Net::new_assert(Ipv4Addr::LOCALHOST, 32),
             drop_invalid: false,
             ipv6: true,
-            max_connections: 65536,
+            // As many as one IPv6 address has source ports; with room to spare, the map has 32,768 buckets.
+            max_connections: 28_672,
+            max_destinations: 16384,
         }
     }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::error::ConfigError;
-use super::model::{Dns, MAX_CONNECTIONS, Policy, Selection};
+use super::model::{Dns, MAX_CONNECTIONS, MAX_DESTINATIONS, Policy, Selection};
 use super::range::{check, check_ids};
 use super::{parse, range};
 
@@ -97,6 +97,11 @@ impl Policy {
             let remedy = format!("write a number from 1 to {MAX_CONNECTIONS}");
             let item = self.max_connections.to_string();
             return Err(ConfigError::invalid("max_connections", &item, "is out of range", remedy));
+        }
+        if self.max_destinations > MAX_DESTINATIONS {
+            let remedy = format!("write a number from 0 to {MAX_DESTINATIONS}");
+            let item = self.max_destinations.to_string();
+            return Err(ConfigError::invalid("max_destinations", &item, "is out of range", remedy));
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use crate::base::error::{Error, Result, chain};
 use crate::sys::thread::without_files;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use redirector_common::abi::{ProgramConstants, name};
+use redirector_common::abi::{ProgramConstants, UNTAKEN_LEN, name};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
@@ -27,10 +27,12 @@ pub struct Loaded {
 /// Where the maps of a load come from.
 #[derive(Clone, Copy, Debug)]
 pub enum Maps<'a> {
-    /// New ones, for at most so many redirected connections.
+    /// New ones.
     New {
-        /// Size of `ORIGINAL_DST`.
-        max_connections: u32,
+        /// How many original destinations may have an address of their own.
+        destinations: u32,
+        /// How many other connections may be alive.
+        connections: u32,
     },
     /// Those pinned in an instance's directory.
     Of(&'a Path),
@@ -83,11 +85,14 @@ impl Loaded {
             loader.map_max_entries("GUESTS", 1);
         }
         match maps {
-            Maps::New { max_connections } => {
-                loader.map_max_entries(
-                    name::ORIGINAL_DST,
-                    max_connections.saturating_add(BEYOND_MAX_CONNECTIONS),
-                );
+            Maps::New { destinations, connections } => {
+                for map in [name::ORIGINAL_DST, name::DESTINATIONS] {
+                    loader.map_max_entries(map, destinations.max(1));
+                }
+                // Those of clients that have closed, too.
+                let untaken = aya::util::nr_cpus().unwrap_or(256) * UNTAKEN_LEN;
+                let beyond = BEYOND_MAX_CONNECTIONS.saturating_add(untaken as u32);
+                loader.map_max_entries(name::FLOWS, connections.saturating_add(beyond));
             }
             Maps::Of(dir) => {
                 for map in name::MAPS {

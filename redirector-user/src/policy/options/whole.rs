@@ -38,6 +38,9 @@ fn set_ipv6(draft: &mut Draft<'_>) -> Result<(), ConfigError> {
     if let Some(max) = draft.flags.own.max_connections {
         draft.policy.max_connections = max;
     }
+    if let Some(max) = draft.flags.own.max_destinations {
+        draft.policy.max_destinations = max;
+    }
     Ok(())
 }
 

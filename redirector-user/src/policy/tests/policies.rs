@@ -75,6 +75,7 @@ fn bad_files_are_refused_with_a_reason() {
         (r#"{"exclude_interfaces": ["eth,1"]}"#, "exclude_interfaces: \"eth,1\" has a comma"),
         (r#"{"virtual_interfaces": ["*"]}"#, "virtual_interfaces: \"*\""),
         (r#"{"max_connections": 0}"#, "max_connections"),
+        (r#"{"max_destinations": 1048577}"#, "max_destinations"),
         (r#"{"ipv6": 1}"#, "boolean"),
         ("{", "EOF"),
     ] {
@@ -179,12 +180,12 @@ prop_compose! {
         servers in proptest::option::of(proptest::collection::vec(any::<IpAddr>(), 0..4)),
         (tproxy, ipv6, drop_invalid, all) in any::<(bool, bool, bool, bool)>(),
         tproxy_mark in 1u32..,
-        max_connections in 1..=MAX_CONNECTIONS,
+        (max_connections, max_destinations) in (1..=MAX_CONNECTIONS, 0..=MAX_DESTINATIONS),
     ) -> Policy {
         Policy {
             outbound_port: ports.0, inbound_port: ports.1, tunnel_port: ports.2, dns_port: ports.3,
             proxy_uids, proxy_gids, inbound_ports, outbound_cidrs, outbound_exclude_cidrs, owner_groups,
-            owner_groups_exclude, tproxy_mark, max_connections, ipv6, drop_invalid,
+            owner_groups_exclude, tproxy_mark, max_connections, max_destinations, ipv6, drop_invalid,
             mode: if tproxy { Mode::Tproxy } else { Mode::Redirect },
             inbound_exclude_ports: lists[0].clone(),
             outbound_ports: lists[1].clone(),

@@ -198,6 +198,12 @@ fn redirectors_own() {
     for bad in ["0", "16777217", "-1", "many"] {
         assert!(try_flags(&["--max-connections", bad]).is_err(), "{bad}");
     }
+    for (given, is) in [("0", 0), ("1048576", 1 << 20)] {
+        assert_eq!(resolved(&flags(&["--max-destinations", given])).policy.max_destinations, is);
+    }
+    for bad in ["1048577", "-1", "many"] {
+        assert!(try_flags(&["--max-destinations", bad]).is_err(), "{bad}");
+    }
     assert!(try_flags(&["--istio-defaults", "--policy", "x"]).is_err());
     assert!(try_flags(&["--ipv6", "yes"]).is_err());
 }

@@ -12,6 +12,7 @@ mod relay;
 pub mod scenario;
 pub mod sequence;
 pub mod serve;
+pub mod storm;
 pub mod sys;
 pub mod udp;
 pub mod validate;
@@ -64,6 +65,8 @@ enum Action {
     },
     /// Read a `Load` (JSON) from stdin: many connections from many threads; print a `LoadReport`
     Many,
+    /// Read a `Storm` (JSON) from stdin: many short connections, the process being client and proxy; print an `Outcome`
+    Storm,
     /// Make one connection, and tell its names when asked on stdin; end with it
     Hold {
         /// Destination
@@ -112,6 +115,10 @@ pub fn main() -> anyhow::Result<()> {
         Action::Many => {
             let load = serde_json::from_reader(std::io::stdin().lock()).context("a load")?;
             print_line(&many::run(&load))
+        }
+        Action::Storm => {
+            let storm = serde_json::from_reader(std::io::stdin().lock()).context("a storm")?;
+            print_line(&storm::run(&storm)?)
         }
         Action::Hold { to } => hold::hold(to),
         Action::Validate { validation } => {

@@ -1,0 +1,146 @@
+//! Virtual destinations. An original destination gets a loopback address of its own, and connections to it go there:
+//! the local address of the accepted socket, and the peer's address of the client, tell it. Nothing is stored for a
+//! connection.
+
+use crate::maps::{ActivePolicy, DESTINATIONS, META, ORIGINAL_DST, SEQUENCE, count};
+use aya_ebpf::bindings::BPF_NOEXIST;
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use redirector_common::Addr;
+use redirector_common::abi::{Destination, OriginalDst, Sequence, VirtualRange, may_be_virtual};
+use redirector_common::rule::Counter;
+
+/// The sequence may come to addresses that have a meaning: an application has connected there by itself, or another CPU
+/// has been quicker.
+const ATTEMPTS: u32 = 4;
+const EEXIST: i32 = -17;
+
+/// The address of an original destination. None if it has none and cannot get one: the quota is used up.
+#[inline(always)]
+pub fn give(active: &ActivePolicy, wanted: &Destination) -> Option<Addr> {
+    let addr = match find(wanted) {
+        Some(addr) => addr,
+        None => give_new(wanted, active.policy.destinations),
+    };
+    if addr == NONE { None } else { Some(Addr::v4(addr)) }
+}
+
+const NONE: u32 = 0;
+
+#[inline(always)]
+fn find(wanted: &Destination) -> Option<u32> {
+    // SAFETY: values are written once, by insert.
+    unsafe { DESTINATIONS.get(wanted).copied() }
+}
+
+/// A meaning is written once (BPF_NOEXIST) and never removed. A function of its own: the connect hooks have no stack
+/// left for it.
+#[inline(always)]
+fn give_new(wanted: &Destination, quota: u32) -> u32 {
+    let (Some(sequence), Some(range)) = (sequence(), range()) else { return NONE };
+    // SAFETY: an element of an array map.
+    let (next, given) = unsafe { (&raw mut (*sequence).destination, &raw mut (*sequence).given) };
+    // SAFETY: its fields; other CPUs write them.
+    let read = |field: *mut u64| unsafe { core::ptr::read_volatile(field) };
+    if read(given) >= u64::from(quota) {
+        return NONE;
+    }
+    let meaning = wanted.meaning();
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        attempt += 1;
+        let addr = range.address(read(next) as u32);
+        add_one(next);
+        match ORIGINAL_DST.insert(&addr, &meaning, BPF_NOEXIST as u64) {
+            Ok(()) => {
+                add_one(given);
+                count(Counter::DestinationsGiven);
+                // Another CPU may have given it an address meanwhile. Both mean the same; one is enough.
+                let known = DESTINATIONS.insert(wanted, addr.v4_be(), BPF_NOEXIST as u64).is_err();
+                return if known { find(wanted).unwrap_or(addr.v4_be()) } else { addr.v4_be() };
+            }
+            Err(EEXIST) => {}
+            Err(_) => return NONE,
+        }
+    }
+    NONE
+}
+
+/// An application connects to an address of the range by itself: if it has no meaning yet, it keeps its own.
+#[inline(always)]
+pub fn keep(addr: &Addr) {
+    let itself = OriginalDst { addr: *addr, port: 0, verdict: 0, rule: 0, proxy_port: 0, source_bound: 0 };
+    if ORIGINAL_DST.insert(addr, &itself, BPF_NOEXIST as u64).is_ok()
+        && let Some(sequence) = sequence()
+    {
+        // SAFETY: an element of an array map.
+        add_one(unsafe { &raw mut (*sequence).given });
+    }
+}
+
+/// What an address stands for, whatever the port.
+#[inline(always)]
+pub fn meaning(addr: &Addr) -> Option<&'static OriginalDst> {
+    if !may_be_virtual(addr) {
+        return None;
+    }
+    // SAFETY: values are written once, by insert, and never removed.
+    unsafe { ORIGINAL_DST.get(addr).map(|o| &*core::ptr::from_ref(o)) }
+}
+
+/// What an address and a port stand for.
+#[inline(always)]
+pub fn original(addr: &Addr, port: u16) -> Option<&'static OriginalDst> {
+    meaning(addr).filter(|original| original.proxy_port == port && port != 0)
+}
+
+/// Whether an instance may give this address to a destination or a connection.
+#[inline(always)]
+pub fn is_given(addr: &Addr) -> bool {
+    may_be_virtual(addr)
+        && META.get_ptr(0).is_some_and(|meta| {
+            // SAFETY: an element of an array map; both are written before the instance is activated.
+            let (destinations, connections) = unsafe { ((*meta).destinations, (*meta).connections) };
+            destinations.holds(addr) || connections.holds(addr)
+        })
+}
+
+/// Whether an instance may give this address to a destination.
+#[inline(always)]
+pub fn is_for_destinations(addr: &Addr) -> bool {
+    range().is_some_and(|range| range.holds(addr))
+}
+
+#[inline(always)]
+fn range() -> Option<VirtualRange> {
+    let meta = META.get_ptr(0)?;
+    // SAFETY: as in `is_given`.
+    let range = unsafe { (*meta).destinations };
+    if range.is_none() { None } else { Some(range) }
+}
+
+/// The next address for a single connection; None where the instance has none.
+#[inline(always)]
+pub fn next_for_connection() -> Option<Addr> {
+    let meta = META.get_ptr(0)?;
+    // SAFETY: as in `is_given`.
+    let range = unsafe { (*meta).connections };
+    let sequence = sequence()?;
+    // SAFETY: an element of an array map.
+    let next = unsafe { &raw mut (*sequence).connection };
+    // SAFETY: the same. Two CPUs may read the same number; the kernel tells their connections by the ports.
+    let number = unsafe { core::ptr::read_volatile(next) };
+    add_one(next);
+    if range.is_none() { None } else { Some(range.address(number as u32)) }
+}
+
+#[inline(always)]
+fn sequence() -> Option<*mut Sequence> {
+    SEQUENCE.get_ptr_mut(0)
+}
+
+/// BPF_XADD, which every kernel has (BPF_FETCH is of 5.12).
+#[inline(always)]
+fn add_one(value: *mut u64) {
+    // SAFETY: a field of an array map's element, aligned to 8 bytes.
+    unsafe { atomic_xadd::<_, _, { AtomicOrdering::Relaxed }>(value, 1_u64) };
+}
