@@ -3,6 +3,7 @@
 use std::fs::File;
 
 use anyhow::Context;
+use redirector_tests::harness::command::run;
 use redirector_tests::harness::names;
 use redirector_tests::harness::probe::hold::Held;
 use redirector_tests::harness::probe::serve::Listen;
@@ -12,8 +13,9 @@ use redirector_tests::harness::product::bpffs::Bpffs;
 use redirector_tests::harness::product::health::{NAME, Setup};
 use redirector_tests::harness::product::objects::detach_link;
 use redirector_tests::harness::product::{self, Run, exit};
+use redirector_tests::harness::requirements::require_program;
 use redirector_tests::harness::retry;
-use redirector_tests::harness::server::any4;
+use redirector_tests::harness::server::{Server, any4, proxy_listeners};
 use redirector_tests::harness::world::cgroup::Cgroup;
 use redirector_tests::harness::world::{APP, PROXY, VIP4, at};
 
@@ -197,14 +199,89 @@ fn rules_of_istio_that_came_later() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Rules that stop what is sent to the proxy, and rules that redirect it elsewhere, by whatever program.
+#[test]
+fn rules_of_others_that_came_later() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let netns = &setup.world.pod().netns;
+    let cases: [(&[&str], &str, &[&str]); 5] = [
+        (
+            &["filter", "INPUT", "-p", "tcp", "--dport", "15001", "-j", "DROP"],
+            "netfilter_drops",
+            &["filter", "to port 15001 DROP"],
+        ),
+        (
+            &[
+                "filter",
+                "OUTPUT",
+                "-p",
+                "tcp",
+                "-m",
+                "multiport",
+                "--dports",
+                "22,15000:15010",
+                "-j",
+                "REJECT",
+            ],
+            "netfilter_drops",
+            &["22,15000-15010 REJECT"],
+        ),
+        (&["filter", "INPUT", "-i", "lo", "-j", "DROP"], "netfilter_drops", &["on lo DROP"]),
+        (
+            &["nat", "OUTPUT", "-p", "tcp", "-j", "REDIRECT", "--to-ports", "4140"],
+            "netfilter_redirects",
+            &["nat", "redirected twice"],
+        ),
+        (
+            &["nat", "PREROUTING", "-p", "tcp", "-j", "DNAT", "--to-destination", "10.1.2.3:80"],
+            "netfilter_redirects",
+            &["nat", "DNAT"],
+        ),
+    ];
+    for program in ["iptables-nft", "iptables-legacy"] {
+        let Some(path) = require_program(program) else { return Ok(()) };
+        for (rule, kind, words) in &cases {
+            let change =
+                |verb: &str| run(netns.command(&path).args(["-w", "-t", rule[0], verb]).args(&rule[1..]), "");
+            change("-A")?;
+            setup.expect_found(kind, words).with_context(|| format!("{program} {rule:?}"))?;
+            change("-D")?;
+            setup.expect_well()?;
+        }
+        // What Istio's own INVALID_DROP adds, and what is somebody else's business.
+        for rule in [
+            &["-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"][..],
+            &["-p", "tcp", "--dport", "22", "-j", "DROP"],
+        ] {
+            run(netns.command(&path).args(["-w", "-A", "INPUT"]).args(rule), "")?;
+        }
+        setup.expect_well()?;
+        run(netns.command(&path).args(["-w", "-F", "INPUT"]), "")?;
+    }
+    let Some(nft) = require_program("nft") else { return Ok(()) };
+    let rules = "table inet guard {\n chain out { type filter hook output priority 0; tcp dport 15000-15006 reject\n }\n}";
+    run(netns.command(&nft).args(["-f", "-"]), rules)?;
+    setup.expect_fault("netfilter_drops", &["nftables guard out: tcp to port 15000-15006 REJECT"])?;
+    run(netns.command(&nft).args(["delete", "table", "inet", "guard"]), "")?;
+    let policy = "table inet guard {\n chain in { type filter hook input priority 0; policy drop;\n }\n}";
+    run(netns.command(&nft).args(["-f", "-"]), policy)?;
+    setup.expect_fault("netfilter_drops", &["in (policy): on lo DROP"])?;
+    Ok(())
+}
+
+/// Nobody attaches so that nothing is captured.
 #[test]
 fn a_policy_that_captures_nothing() -> anyhow::Result<()> {
     let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
     setup.attach(&["--istio-defaults"])?;
-    let notices = setup.expect_well()?;
-    assert!(notices.iter().any(|notice| notice["kind"] == "captures_nothing"), "{notices:#?}");
+    setup.expect_fault("captures_nothing", &["past the proxy", "-i '*'"])?;
     let answer = setup.node.run(&["status", NAME])?.json()?;
     assert_eq!(answer["instances"][0]["captures"], "nothing");
+    setup.attach(&["-c", "eth0"])?;
+    setup.expect_fault("interfaces_excluded", &["(-c eth0)", "past the proxy"])?;
     Ok(())
 }
 
@@ -219,6 +296,33 @@ fn a_target_that_is_gone() -> anyhow::Result<()> {
         (answer["instances"][0]["findings"][0]["kind"] == "target_gone").then_some(answer)
     })?;
     assert_eq!(answer["instances"][0]["findings"][0]["remedy"], "redirector detach --name pod");
+    Ok(())
+}
+
+/// One whose proxy's container was started again, and one that drains.
+#[test]
+fn states_of_an_instance() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let container = setup.world.pod().cgroup.child("proxy")?;
+    let place = Place { cgroup: Some(container.clone()), ..setup.world.pod().place(PROXY)? };
+    let proxy = Server::start(&place, "proxy", proxy_listeners(1))?;
+    setup.attach(&["--proxy-cgroup", &container.display().to_string()])?;
+    let held = Held::start(&setup.world.pod().place(APP)?, at(VIP4, 80))?;
+    setup.expect_well()?;
+    drop(proxy);
+    retry::until("the container's cgroup to be empty", || std::fs::remove_dir(&container).ok())?;
+    std::fs::create_dir(&container)?;
+    let _proxy = Server::start(&place, "proxy", proxy_listeners(1))?;
+    setup.expect_found("proxy_cgroup_gone", &["loop", "attach with --proxy-cgroup"])?;
+    let bpffs = setup.node.path().display().to_string();
+    let mut drain = product::command(&[]);
+    let mut drain = drain.args(["--bpffs", &bpffs, "detach", NAME, "--drain=60"]).spawn()?;
+    retry::until("the drain to begin", || {
+        setup.node.list().ok()?.first().filter(|i| i["state"] == "draining").map(drop)
+    })?;
+    setup.expect_found("draining", &["go past the proxy", "redirector detach"])?;
+    drop(held);
+    assert!(drain.wait()?.success());
     Ok(())
 }
 

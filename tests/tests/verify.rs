@@ -157,6 +157,8 @@ fn failures_are_found() -> anyhow::Result<()> {
     let Some((bpffs, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let broken = [
+        ("sendmsg4", "dns_udp", "ipv4"),
+        ("recvmsg6", "dns_udp", "ipv6"),
         ("connect4", "outbound", "ipv4"),
         ("connect6", "proxy_to_own_pod", "ipv6"),
         ("sk_lookup", "inbound", "ipv4"),
@@ -165,7 +167,8 @@ fn failures_are_found() -> anyhow::Result<()> {
         ("sockops", "outbound", "ipv4"),
     ];
     for (hook, name, family) in broken {
-        bpffs.attach(pod, NAME, &[])?.expect(exit::OK)?;
+        let dns: &[&str] = if name == "dns_udp" { &["--redirect-dns", "--capture-all-dns"] } else { &[] };
+        bpffs.attach(pod, NAME, dns)?.expect(exit::OK)?;
         verify_programs(&bpffs, &[])?.expect(exit::OK)?;
         // As `rm` does: the last reference to the link was its pin.
         std::fs::remove_file(bpffs.instance(NAME).join(format!("link_{hook}")))?;
@@ -189,7 +192,7 @@ fn other_policies() -> anyhow::Result<()> {
     let Some((bpffs, world)) = world()? else { return Ok(()) };
     let pod = world.pod();
     let container = pod.cgroup.child("proxy")?.display().to_string();
-    let cases: [(&[&str], &[&str]); 8] = [
+    let cases: [(&[&str], &[&str]); 7] = [
         (&["-m", "TPROXY"], &["ok", "ok", "ok", "ok", "ok", "ok"]),
         // Known by its cgroup, and of no certain user.
         (&["--ipv6", "off", "--proxy-cgroup", &container], &["ok", "ok", "ok"]),
@@ -199,9 +202,8 @@ fn other_policies() -> anyhow::Result<()> {
             &["ok", "ok", "ok", "ok", "ok", "ok"],
         ),
         (&["--ipv6", "off", "-q", "9999", "-i", ""], &["ok", "ok", "ok"]),
-        (&["--ipv6", "off", "-i", "", "-b", ""], &["ok", "skipped", "skipped"]),
         (&["--ipv6", "off", "-u", ","], &["skipped", "ok", "ok"]),
-        (&["--ipv6", "off", "--redirect-dns", "--capture-all-dns"], &["ok", "ok", "ok", "ok"]),
+        (&["--ipv6", "off", "--redirect-dns", "--capture-all-dns"], &["ok", "ok", "ok", "ok", "ok"]),
     ];
     for (flags, expected) in cases {
         bpffs.attach(pod, NAME, flags)?.expect(exit::OK)?;
@@ -210,7 +212,31 @@ fn other_policies() -> anyhow::Result<()> {
         let states: Vec<&str> = probes.iter().filter_map(|probe| probe["status"].as_str()).collect();
         assert_eq!(states, expected, "{flags:?}: {report:#}");
     }
+    bpffs.attach(pod, NAME, &["--ipv6", "off", "-i", "", "-b", ""])?.expect(exit::OK)?;
+    let report = verify_programs(&bpffs, &[])?.expect(exit::FAILED)?.json()?;
+    assert_eq!(report["health"]["findings"][0]["kind"], "captures_nothing", "{report:#}");
     expect_clean(pod)
+}
+
+/// As `kubectl exec` into the shipped DaemonSet runs it: nobody can become another user there.
+#[test]
+fn with_the_capabilities_of_the_agent() -> anyhow::Result<()> {
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
+    bpffs.attach(world.pod(), NAME, &[])?.expect(exit::OK)?;
+    let _proxy = world.pod().serve(PROXY, "proxy", proxy_listeners(1))?;
+    let capabilities =
+        "--bounding-set=-all,+bpf,+net_admin,+net_broadcast,+perfmon,+sys_admin,+sys_ptrace,+sys_resource";
+    let run = Run::of(&mut bpffs.command(&["setpriv", capabilities], &["verify", NAME]))?;
+    let report = run.expect(exit::OK)?.json()?;
+    for family in ["ipv4", "ipv6"] {
+        let own = probe(&report, "proxy_to_own_pod", family)?;
+        assert!(own["status"] == "skipped" && own.to_string().contains("CAP_SETUID"), "{own:#}");
+        for name in ["outbound", "inbound"] {
+            assert_eq!(probe(&report, name, family)?["status"], "ok", "{report:#}");
+        }
+    }
+    assert_eq!(probe(&report, "outbound", "ipv4")?["uid"], 0);
+    expect_clean(world.pod())
 }
 
 /// A verify that is killed leaves an empty cgroup at most, and the next one removes it.

@@ -1,6 +1,7 @@
 //! Answers the CNI plugin.
 
 use super::execute::Executor;
+use super::health::Health;
 use super::metrics::Reason;
 use super::plan::{POD_PREFIX, Present};
 use super::pods::model::{NodePod, instance_name, is_uid};
@@ -29,6 +30,7 @@ const MAX_REPORTED: usize = 1024;
 
 pub struct CniServer {
     pub executor: Arc<Executor>,
+    pub health: Arc<Health>,
     /// Held by the request that attaches.
     pub attaching: Mutex<()>,
     /// Failures that were logged, until they change.
@@ -57,6 +59,10 @@ impl CniServer {
             Operation::Status => match take_inventory(&self.executor.root) {
                 Ok(_) => Reply::Done { instance: None },
                 Err(e) => failed(code::NOT_AVAILABLE, e.advice()),
+            },
+            Operation::Ready => match self.health.ready() {
+                Ok(_) => Reply::Done { instance: None },
+                Err(why) => failed(code::NOT_AVAILABLE, why),
             },
         };
         let operation = request.operation.name();

@@ -4,7 +4,6 @@
 //! steps, and they are executed. Every event (a file, a pod, a namespace that ends) only wakes the next pass.
 //! Traffic does not depend on the agent: everything that captures is pinned, and stays while there is no agent.
 
-mod cgroup_namespace;
 mod cni_server;
 mod cni_socket;
 mod decisions;
@@ -24,6 +23,8 @@ mod refresh;
 mod retry;
 mod sync;
 mod targets;
+
+pub use targets::awaited;
 
 use crate::base::error::{Context, Error, Result};
 use crate::cni_install::Places;
@@ -109,7 +110,7 @@ impl PodOptions {
 ///
 /// If the agent cannot start.
 pub fn run(options: Options) -> Result<()> {
-    cgroup_namespace::enter_hosts()?;
+    crate::pod::cgroup_namespace::enter_hosts()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -227,6 +228,7 @@ impl Work {
         let _ = held.set(Arc::clone(&lock));
         let server = CniServer {
             executor: Arc::clone(&executor),
+            health: Arc::clone(&health),
             attaching: Mutex::default(),
             reported: Mutex::default(),
         };

@@ -106,7 +106,7 @@ pub(super) fn work(env: &Env, target: &Target, resolved: &Resolved, how: &How) -
     let (policy, requests) = (&resolved.policy, &resolved.requests);
     if requests.run_validation && !requests.dry_run {
         // Before anything is attached that would have to be taken away again.
-        kernel::privileges::require_to_verify()?;
+        kernel::privileges::require_to_validate()?;
     }
     let mapped = IdMappedPolicy::new(policy.clone(), target)?;
     if requests.run_validation && requests.skip_apply && !requests.dry_run {

@@ -3,8 +3,9 @@
 use super::env::Env;
 use super::output::{Format, json, print};
 use super::which::Which;
-use crate::base::error::{Error, Kind, Result};
-use crate::instance::{detach, find, sweep};
+use crate::base::error::{Context, Error, Kind, Result};
+use crate::health::node;
+use crate::instance::{detach, find, status, sweep};
 use crate::kernel;
 use crate::pod::open_netns;
 use std::path::Path;
@@ -34,6 +35,9 @@ pub struct Args {
     /// ends that at once, else the first command after the time is over.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60")]
     drain: Option<u32>,
+    /// Detach also what an agent keeps and will attach again.
+    #[arg(long)]
+    force: bool,
     /// Exit 0 if there is nothing to detach.
     #[arg(long)]
     ignore_missing: bool,
@@ -42,7 +46,10 @@ pub struct Args {
 pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
     let (reports, failure) = match which(env, &args) {
-        Ok(names) => detach_all(env, &args, &names),
+        Ok(names) => {
+            refuse_kept(env, &args, &names)?;
+            detach_all(env, &args, &names)
+        }
         Err(e) => (Vec::new(), Some(e)),
     };
     // What a killed command has left goes with every detach. It is not what was asked for.
@@ -60,6 +67,25 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
     }
     show(env, &reports)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// An agent attaches again what it keeps, and until then connections go past the proxy.
+fn refuse_kept(env: &Env, args: &Args, names: &[String]) -> Result<()> {
+    let is_kept = |name: &&String| {
+        node::is_the_agents(name)
+            && status::status(&env.root, name).is_ok_and(|s| s.state == "active" && s.problem.is_none())
+    };
+    let Some(name) = names.iter().find(is_kept).filter(|_| !args.force) else { return Ok(()) };
+    if !node::agent_works_on(&env.root).context(|| "see whether an agent is at work".into())? {
+        return Ok(());
+    }
+    let what = format!("{name} is kept by the agent of this node, which would attach it again");
+    Err(Error::input(what).usage(match name.strip_prefix("file-") {
+        Some(file) => {
+            format!("remove its file {file}.toml (in the agent's --config directory), or give --force")
+        }
+        None => "delete the pod, or take it out of the mesh; or give --force".to_owned(),
+    }))
 }
 
 fn show(env: &Env, reports: &[detach::Detached]) -> Result<()> {

@@ -6,7 +6,7 @@ use super::which::Which;
 use crate::base::error::Result;
 use crate::health::{Finding, Level};
 use crate::kernel;
-use crate::pod::open_netns;
+use crate::pod::{cgroup_namespace, open_netns};
 use crate::verify::{self, Options, Probe, Report, Scope, Status, helper};
 use clap::Parser;
 use std::path::PathBuf;
@@ -61,7 +61,9 @@ struct HelperArgs {
 }
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
-    kernel::privileges::require_to_verify()?;
+    kernel::privileges::require()?;
+    // A helper is moved into the pod's cgroup, which from a container's own cgroup namespace is no path.
+    cgroup_namespace::enter_hosts()?;
     let name = args.which.require(env)?;
     let from =
         args.from.as_ref().map(|path| open_netns(path, || format!("{} does not exist", path.display())));
@@ -137,6 +139,8 @@ fn conclusion(report: &Report) -> &'static str {
 fn how(probe: &Probe) -> &'static str {
     match (probe.how, probe.listener) {
         ("connection", Some("proxy")) => "(to the proxy)",
+        ("datagram", Some("proxy")) => "(to the proxy, over UDP)",
+        ("datagram", Some(_)) => "(to a server of verify's own, over UDP)",
         ("connection", Some(_)) => "(to a listener of verify's own)",
         ("program", _) => "(the program was asked)",
         _ => "",

@@ -2,6 +2,8 @@
 
 use super::env::{Env, netns_given};
 use crate::base::error::{Context, Error, Result};
+use crate::cni::plugin;
+use crate::cni::protocol::{PodName, SOCKET};
 use crate::instance::directory::check_name;
 use crate::instance::find;
 use crate::pod::open_netns;
@@ -9,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 /// The kubelet makes a directory here for each pod, `NAMESPACE_NAME_UID` (`BuildPodLogsDirectory`).
 const POD_LOGS: &str = "/var/log/pods";
+/// The agent's directory, if it was given no other.
+const RUN_DIR: &str = "/run/redirector";
 
 /// Which instance.
 #[derive(Debug, clap::Args)]
@@ -92,8 +96,16 @@ fn of_pod(env: &Env, pod: &str, logs: &Path) -> Result<String> {
     let instances = env.root.names()?;
     let of_pod = uids.iter().map(|uid| format!("pod-{uid}")).find(|name| instances.contains(name));
     of_pod.ok_or_else(|| {
-        Error::nothing_matched(format!("the pod {pod} (uid {}) is not captured", uids.join(", ")))
-            .remedy("see the agent's log for why, and the pod's annotations")
+        let name =
+            |uid: &String| PodName { namespace: namespace.into(), name: name.into(), uid: Some(uid.clone()) };
+        let socket = Path::new(RUN_DIR).join(SOCKET);
+        let why = uids.iter().find_map(|uid| plugin::ask_why_ignored(&socket, name(uid)));
+        let because = why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        let what = format!("the pod {pod} (uid {}) is not captured{because}", uids.join(", "));
+        Error::nothing_matched(what).remedy(match why {
+            Some(_) => "see docs/options.md for the annotations that make a pod one of the mesh",
+            None => "see the agent's log for why, and the pod's annotations",
+        })
     })
 }
 

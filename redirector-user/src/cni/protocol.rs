@@ -71,6 +71,8 @@ pub enum Operation {
     Gc,
     /// Could an `Add` succeed?
     Status,
+    /// Does the agent do all of its work (`/readyz`)? No operation of CNI.
+    Ready,
 }
 
 impl Operation {
@@ -82,6 +84,7 @@ impl Operation {
             Self::Check => "check",
             Self::Gc => "gc",
             Self::Status => "status",
+            Self::Ready => "ready",
         }
     }
 }

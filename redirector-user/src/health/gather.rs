@@ -6,7 +6,7 @@ use super::listeners::{self, Listener, Role, Surroundings};
 use super::processes::{self, NodeProcesses, Process};
 use super::proxy_user::{self, Owner};
 use super::snapshot::{self, Difference};
-use super::{captures, hooks, room, rules_of_others};
+use super::{captures, hooks, netfilter, room};
 use crate::base::error::{Context, Error, Result};
 use crate::compile::id_map::as_the_kernel_counts;
 use crate::compile::mapped_policy::IdMappedPolicy;
@@ -190,8 +190,8 @@ impl Gathered {
         add("connections", self.judge_connections());
         let stale = |difference| snapshot::judge(name, &difference).into_iter().collect();
         add("addresses and routes", self.difference(status).map(stale));
-        add("rules of netfilter", rules_of_others::judge(&self.target.netns, &self.policy));
-        add("room", Ok(room::judge(status)));
+        add("rules of netfilter", netfilter::judge(&self.target.netns, &self.policy));
+        findings.extend(room::judge(status, &self.now));
     }
 
     /// Sockets of the namespace.

@@ -9,11 +9,11 @@ pub mod finding;
 mod gather;
 mod hooks;
 mod listeners;
+mod netfilter;
 pub mod node;
 mod processes;
 mod proxy_user;
 mod room;
-mod rules_of_others;
 pub mod snapshot;
 
 pub use finding::{Finding, Health, Level, has_fault};

@@ -81,11 +81,11 @@ pub fn node(root: &Directory, places: &Places, instances: &[Health]) -> NodeHeal
     }
     let plugin = installed_plugin(&places.cni_conf);
     let lock = places.run_dir.join("agent.lock");
-    // An agent with another --run-dir (the systemd unit's) holds the mount point of the bpffs.
-    let bpffs = root.dir().parent().unwrap_or(Path::new("/"));
     let held = is_locked(&lock);
-    let agent = held
-        .and_then(|held| if held { Ok((true, true)) } else { is_locked(bpffs).map(|held| (held, false)) });
+    let agent =
+        held.and_then(
+            |held| if held { Ok((true, true)) } else { agent_works_on(root).map(|held| (held, false)) },
+        );
     match &agent {
         Ok((true, is_here)) => findings.extend(is_here.then(|| judge_answer(&places.run_dir)).flatten()),
         Ok((false, _)) => {
@@ -98,11 +98,22 @@ pub fn node(root: &Directory, places: &Places, instances: &[Health]) -> NodeHeal
         }
         Err(e) => findings.push(Finding::unknown("the agent", &format!("{}: {e}", lock.display()))),
     }
+    findings.extend(judge_targets(&places.targets, instances));
     findings.sort_by_key(|finding| finding.level);
     NodeHealth { agent: agent.ok().map(|(works, _)| works), plugin, findings }
 }
 
-fn is_the_agents(name: &str) -> bool {
+/// Whether an agent works on these instances, whatever its --run-dir: it holds the mount point of their bpffs.
+///
+/// # Errors
+///
+/// If that cannot be asked.
+pub fn agent_works_on(root: &Directory) -> std::io::Result<bool> {
+    is_locked(root.dir().parent().unwrap_or(Path::new("/")))
+}
+
+/// Whether an instance has a name that only the agent gives.
+pub fn is_the_agents(name: &str) -> bool {
     name.starts_with("file-") || name.starts_with("pod-")
 }
 
@@ -117,6 +128,34 @@ fn is_locked(path: &Path) -> std::io::Result<bool> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
         Err(e) => Err(e.into()),
     }
+}
+
+/// The files of which nothing is captured.
+#[cfg(feature = "agent")]
+fn judge_targets(dir: &Path, instances: &[Health]) -> Vec<Finding> {
+    use super::finding::Level;
+    use crate::agent::awaited::{Uncaptured, uncaptured};
+    if !dir.exists() {
+        return Vec::new();
+    }
+    let files = match uncaptured(dir) {
+        Ok(files) => files,
+        Err(e) => return vec![Finding::unknown("the agent's targets", &e.to_string())],
+    };
+    let is_captured = |file: &&Uncaptured| instances.iter().any(|one| one.name == file.name);
+    let judge = |Uncaptured { name, why, is_wrong }: Uncaptured| {
+        let file = format!("{}.toml", name.trim_start_matches("file-"));
+        let what = format!("{name} is awaited: {why}");
+        let remedy = format!("start it, or correct {}", dir.join(file).display());
+        let level = if is_wrong { Level::Fault } else { Level::Notice };
+        Finding::new(level, "target_awaited", what, "nothing of it is captured", remedy)
+    };
+    files.into_iter().filter(|file| !is_captured(&file)).map(judge).collect()
+}
+
+#[cfg(not(feature = "agent"))]
+fn judge_targets(_dir: &Path, _instances: &[Health]) -> Vec<Finding> {
+    Vec::new()
 }
 
 /// Who counts on the agent.
@@ -154,7 +193,7 @@ fn judge_absence(lock: &Path, targets: &Path, expecting: &Expecting) -> Finding 
 
 /// What the agent says of itself.
 fn judge_answer(run_dir: &Path) -> Option<Finding> {
-    let why = plugin::ask_status(&run_dir.join(SOCKET)).err()?;
+    let why = plugin::ask_ready(&run_dir.join(SOCKET)).err()?;
     let remedy = "see its log: journalctl -u redirector-agent, or kubectl logs".to_owned();
     Some(Finding::fault(
         "agent_not_ready",

@@ -1,41 +1,96 @@
-//! Whether an instance has room for more, and whether it captures anything.
+//! Whether there is room for more connections, and whether anything is captured at all.
 
 use super::captures;
 use super::finding::Finding;
 use crate::instance::status::Status;
+use crate::policy::{Dns, Policy};
+use crate::routes::{Interface, RouteSnapshot};
 
-/// Whether there is room for more connections, and whether anything is captured at all.
-pub(super) fn judge(status: &Status) -> Vec<Finding> {
-    let (policy, live) = (&status.record.policy, status.stored_connections);
-    let most = u64::from(policy.max_connections);
-    let mut findings = Vec::new();
-    let raise = || format!("detach {}, and attach again with a larger --max-connections", status.name);
+/// What is to be said of it.
+pub(super) fn judge(status: &Status, now: &RouteSnapshot) -> Vec<Finding> {
+    let policy = &status.record.policy;
+    let room = judge_room(&status.name, status.stored_connections, policy.max_connections.into());
+    room.into_iter().chain(judge_nothing(policy, &now.interfaces)).collect()
+}
+
+fn judge_room(instance: &str, live: u64, most: u64) -> Option<Finding> {
+    let raise = format!("detach {instance}, and attach again with a larger --max-connections");
     if live >= most {
         let what = format!("stored connections {live} of {most}: full");
-        findings.push(Finding::fault("full", what, "further connections are refused (ENOBUFS)", raise()));
-    } else if live * 10 >= most * 9 {
+        return Some(Finding::fault("full", what, "further connections are refused (ENOBUFS)", raise));
+    }
+    (live * 10 >= most * 9).then(|| {
         let what = format!("stored connections {live} of {most}: nearly full");
-        findings.push(Finding::notice(
-            "nearly_full",
-            what,
-            "beyond that they are refused (ENOBUFS)",
-            raise(),
-        ));
+        Finding::notice("nearly_full", what, "beyond that they are refused (ENOBUFS)", raise)
+    })
+}
+
+/// Nobody attaches an instance so that it captures nothing.
+fn judge_nothing(policy: &Policy, interfaces: &[Interface]) -> Option<Finding> {
+    let past = "all traffic goes past the proxy";
+    if !captures::outbound(policy) && !captures::inbound(policy) && policy.dns == Dns::Off {
+        let remedy = "attach again without --istio-defaults, or with -i '*' -b '*'".to_owned();
+        return Some(Finding::fault("captures_nothing", "the policy captures nothing".into(), past, remedy));
     }
-    if !captures::outbound(policy) && !captures::inbound(policy) && policy.dns == crate::policy::Dns::Off {
-        findings.push(Finding::notice(
-            "captures_nothing",
-            "the policy captures nothing".into(),
-            "all traffic goes past the proxy",
-            "attach again without --istio-defaults, or with -i '*' -b '*'".into(),
-        ));
-    } else if !policy.ipv6 {
-        findings.push(Finding::notice(
-            "ipv4_only",
-            "captures IPv4 only".into(),
-            "IPv6 goes past the proxy",
-            "attach again with --ipv6 on, if the pod uses IPv6".into(),
-        ));
+    let used = |it: &&Interface| !it.loopback && !it.addresses.is_empty();
+    let is_excluded = |it: &Interface| policy.exclude_interfaces.contains(&it.name);
+    if interfaces.iter().any(|it| used(&it) && is_excluded(it))
+        && interfaces.iter().filter(used).all(is_excluded)
+    {
+        let what =
+            format!("every interface of the pod is excluded (-c {})", policy.exclude_interfaces.join(","));
+        let remedy = "attach again without -c, or with other names".to_owned();
+        return Some(Finding::fault("interfaces_excluded", what, past, remedy));
     }
-    findings
+    (!policy.ipv6).then(|| {
+        let remedy = "attach again with --ipv6 on, if the pod uses IPv6".to_owned();
+        Finding::notice("ipv4_only", "captures IPv4 only".into(), "IPv6 goes past the proxy", remedy)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fills_up() {
+        let kind = |live| judge_room("n1", live, 100).map(|finding| finding.kind);
+        assert_eq!(
+            [0, 89, 90, 99, 100, 101].map(kind),
+            [None, None, Some("nearly_full"), Some("nearly_full"), Some("full"), Some("full")]
+        );
+    }
+
+    #[test]
+    fn what_captures_nothing() {
+        let interface = |name: &str, net: &str| Interface {
+            index: 1,
+            name: name.into(),
+            addresses: net.parse().into_iter().collect(),
+            loopback: name == "lo",
+        };
+        let all = [
+            interface("lo", "127.0.0.1/8"),
+            interface("eth0", "10.0.0.2/24"),
+            interface("eth1", ""),
+            interface("net1", "10.1.0.2/24"),
+        ];
+        let kind = |excluded: &[&str], interfaces: &[Interface]| {
+            let exclude_interfaces = excluded.iter().map(|name| (*name).to_owned()).collect();
+            judge_nothing(&Policy { exclude_interfaces, ..Policy::default() }, interfaces)
+                .map(|finding| finding.kind)
+        };
+        assert_eq!(kind(&["eth0"], &all), None);
+        assert_eq!(kind(&["eth0"], &all[..3]), Some("interfaces_excluded"));
+        assert_eq!(kind(&["eth0", "net1"], &all), Some("interfaces_excluded"));
+        assert_eq!(kind(&[], &all[..1]), None);
+        assert_eq!(
+            judge_nothing(&Policy::istio_default(), &all).map(|finding| finding.kind),
+            Some("captures_nothing")
+        );
+        assert_eq!(
+            judge_nothing(&Policy { ipv6: false, ..Policy::default() }, &all).map(|finding| finding.kind),
+            Some("ipv4_only")
+        );
+    }
 }

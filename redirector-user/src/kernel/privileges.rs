@@ -12,7 +12,7 @@ pub const NEEDED: [(&str, u32, &str); 5] = [
     ("CAP_BPF", 39, "load programs and maps"),
 ];
 
-/// What verify needs besides.
+/// What verify needs to make connections as the proxy's user and as an application's.
 pub const NEEDED_TO_VERIFY: [(&str, u32, &str); 2] = [
     ("CAP_SETGID", 6, "connect as a member of the proxy's group and of an application's"),
     ("CAP_SETUID", 7, "connect as the proxy's user and as an application's"),
@@ -62,15 +62,19 @@ pub fn require() -> Result<()> {
     refuse(&missing())
 }
 
-/// The same for verify, which makes connections as other users.
+/// Names of the capabilities that this process lacks to make connections as other users.
+pub fn missing_to_verify() -> Vec<&'static str> {
+    let effective = effective(&read("/proc/self/status"));
+    NEEDED_TO_VERIFY.iter().filter(|(_, bit, _)| effective >> bit & 1 == 0).map(|(name, ..)| *name).collect()
+}
+
+/// As [`require`], for a validation as Istio's, which connects as the proxy's user.
 ///
 /// # Errors
 ///
 /// [`Error::unsupported`] with the names of what is missing.
-pub fn require_to_verify() -> Result<()> {
-    let effective = effective(&read("/proc/self/status"));
-    let lacking = NEEDED_TO_VERIFY.iter().filter(|(_, bit, _)| effective >> bit & 1 == 0);
-    refuse(&missing().into_iter().chain(lacking.map(|(name, ..)| *name)).collect::<Vec<_>>())
+pub fn require_to_validate() -> Result<()> {
+    refuse(&missing().into_iter().chain(missing_to_verify()).collect::<Vec<_>>())
 }
 
 fn refuse(missing: &[&str]) -> Result<()> {

@@ -96,14 +96,7 @@ impl<'a> Payload<'a> {
 
     /// The value of an attribute.
     pub(crate) fn get(&self, kind: u16) -> Option<&'a [u8]> {
-        let attributes = NlasIterator::new(self.attributes).map_while(Result::ok);
-        for attribute in attributes {
-            if attribute.kind() == kind {
-                // `NlaBuffer::value` borrows from the iterator's item; this borrows from the message.
-                return attribute.into_inner().get(4..usize::from(attribute.length()));
-            }
-        }
-        None
+        attributes(self.attributes).find(|(own, _)| *own == kind).map(|(_, value)| value)
     }
 
     /// An attribute that holds a number.
@@ -120,6 +113,13 @@ impl<'a> Payload<'a> {
             <[u8; 16]>::try_from(value).ok().map(IpAddr::from)
         }
     }
+}
+
+/// Kind and value of each attribute.
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let all = NlasIterator::new(bytes).map_while(Result::ok);
+    // `NlaBuffer::value` borrows from the iterator's item; this borrows from the message.
+    all.filter_map(|one| Some((one.kind(), one.into_inner().get(4..usize::from(one.length()))?)))
 }
 
 /// The number at the start of `bytes`.

@@ -10,7 +10,7 @@ mod sockets;
 mod tests;
 
 pub(crate) use error::{NetlinkError, if_present};
-pub(crate) use message::{Message, Payload, family, family_header, number};
+pub(crate) use message::{Message, Payload, attributes, family, family_header, number};
 pub(crate) use socket::{Answer, Netlink};
 
 use crate::base::Result;

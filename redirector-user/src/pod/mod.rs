@@ -1,6 +1,7 @@
 //! What an instance is attached to: a network namespace and a cgroup.
 
 pub mod cgroup;
+pub mod cgroup_namespace;
 pub(crate) mod descriptors;
 pub mod facts;
 pub mod kubernetes;

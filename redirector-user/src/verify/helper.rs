@@ -6,9 +6,10 @@
 //! cgroup has them.
 
 use super::sockets::{self, Accepted, Connected, Listener};
+use super::udp::{self, Sent};
 use crate::base::error::{Context, Error, Result};
 use crate::pod::Target;
-use rustix::process::{Gid, Pid, Signal, Uid, getppid, set_parent_process_death_signal};
+use rustix::process::{Gid, Pid, Signal, Uid, getegid, geteuid, getppid, set_parent_process_death_signal};
 use rustix::thread::{gettid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,14 @@ enum Order {
     Connect { bind: Option<IpAddr>, to: SocketAddr, milliseconds: u64 },
     /// Tell the connection of this client.
     Accept { client: SocketAddr, milliseconds: u64 },
+    /// Serve DNS over UDP at these; answered by a list of errors.
+    Serve(Vec<SocketAddr>),
+    /// Send a question there, and keep the socket until the next connection or question.
+    Question { to: SocketAddr },
+    /// Answer the question of the client with this port; tells whether it has come.
+    Answer { client: u16, milliseconds: u64 },
+    /// Tell who has answered the question.
+    AnsweredBy { milliseconds: u64 },
 }
 
 /// The cgroup of the helpers, removed on drop.
@@ -143,6 +152,26 @@ impl Helper {
     pub fn accepted(&mut self, client: SocketAddr, patience: Duration) -> Result<Option<Accepted>> {
         self.ask(&Order::Accept { client, milliseconds: milliseconds(patience) })
     }
+
+    /// Serves DNS over UDP at these addresses.
+    pub fn serve_udp(&mut self, addresses: Vec<SocketAddr>) -> Result<()> {
+        self.ask(&Order::Serve(addresses))
+    }
+
+    /// Sends a question over UDP.
+    pub fn question(&mut self, to: SocketAddr) -> Result<Sent> {
+        self.ask(&Order::Question { to })
+    }
+
+    /// Answers the question of the client with this port; whether it has come.
+    pub fn answer(&mut self, client: u16, patience: Duration) -> Result<bool> {
+        self.ask(&Order::Answer { client, milliseconds: milliseconds(patience) })
+    }
+
+    /// Who has answered the question.
+    pub fn answered_by(&mut self, patience: Duration) -> Result<Option<SocketAddr>> {
+        self.ask(&Order::AnsweredBy { milliseconds: milliseconds(patience) })
+    }
 }
 
 /// Waits until a thread of ours is gone for the kernel, too. One that is joined has yet to give its children to
@@ -182,7 +211,7 @@ impl Drop for Helper {
 /// When it cannot become the user, or nobody listens to it any more.
 pub fn serve(uid: u32, gid: u32, verify: u32) -> Result<()> {
     become_user(uid, gid).context(|| format!("become user {uid}, group {gid}"))?;
-    let (mut listeners, mut connection) = (Vec::new(), None);
+    let mut open = Open::default();
     for line in std::io::stdin().lock().lines() {
         let line = line.context(|| "read an order".into())?;
         // Not before: the thread that has started us ends at once, and would take us with it. Whoever gives orders has
@@ -193,7 +222,7 @@ pub fn serve(uid: u32, gid: u32, verify: u32) -> Result<()> {
             break;
         }
         let order = serde_json::from_str(&line).map_err(|e| Error::input(format!("an order: {e}")))?;
-        let answer = obey(order, &mut listeners, &mut connection);
+        let answer = obey(order, &mut open);
         let mut out = std::io::stdout().lock();
         writeln!(out, "{answer}").and_then(|()| out.flush()).context(|| "answer".into())?;
     }
@@ -202,34 +231,72 @@ pub fn serve(uid: u32, gid: u32, verify: u32) -> Result<()> {
 
 /// This process has one thread: the thread's ids are its own. The owner of a socket is who creates it.
 fn become_user(uid: u32, gid: u32) -> std::io::Result<()> {
+    if (uid, gid) == (geteuid().as_raw(), getegid().as_raw()) {
+        return Ok(());
+    }
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     set_thread_groups(&[])?;
     set_thread_res_gid(gid, gid, gid)?;
     Ok(set_thread_res_uid(uid, uid, uid)?)
 }
 
-fn obey(order: Order, listeners: &mut Vec<Listener>, connection: &mut Option<OwnedFd>) -> serde_json::Value {
+/// What a helper has open.
+#[derive(Default)]
+struct Open {
+    listeners: Vec<Listener>,
+    /// Servers of DNS over UDP.
+    servers: Vec<OwnedFd>,
+    /// The last connection or question.
+    client: Option<OwnedFd>,
+}
+
+fn obey(order: Order, open: &mut Open) -> serde_json::Value {
+    let duration = Duration::from_millis;
     match order {
         Order::Listen(addresses) => {
-            let all = addresses
-                .into_iter()
-                .map(|address| sockets::listen(address).map_err(|e| format!("listen on {address}: {e}")));
-            answer(all.collect::<std::result::Result<Vec<_>, _>>().map(|new| listeners.extend(new)))
+            answer(each(addresses, sockets::listen, "listen on").map(|new| open.listeners.extend(new)))
+        }
+        Order::Serve(addresses) => {
+            answer(each(addresses, udp::serve, "serve at").map(|new| open.servers.extend(new)))
         }
         Order::Connect { bind, to, milliseconds } => {
-            *connection = None;
-            let result = sockets::connect(bind, to, Duration::from_millis(milliseconds));
-            answer(result.map_err(|e| format!("make a socket for {to}: {e}")).map(|(fd, seen)| {
-                *connection = Some(fd);
-                seen
-            }))
+            open.client = None;
+            answer(keep(&mut open.client, to, sockets::connect(bind, to, duration(milliseconds))))
         }
+        Order::Question { to } => answer(keep(&mut open.client, to, udp::send(to))),
         Order::Accept { client, milliseconds } => {
-            let end = Instant::now() + Duration::from_millis(milliseconds);
+            let end = Instant::now() + duration(milliseconds);
             let of_it = |accepted: Accepted| (accepted.peer == Some(client)).then_some(accepted);
-            answer(sockets::accept_until(listeners, end, of_it).map_err(|e| format!("accept: {e}")))
+            answer(sockets::accept_until(&open.listeners, end, of_it).map_err(|e| format!("accept: {e}")))
+        }
+        Order::Answer { client, milliseconds } => {
+            let came = udp::answer(&open.servers, client, duration(milliseconds));
+            answer(came.map_err(|e| format!("answer over UDP: {e}")))
+        }
+        Order::AnsweredBy { milliseconds } => {
+            let from = open.client.as_ref().map(|fd| udp::answered_by(fd, duration(milliseconds)));
+            answer(from.transpose().map(Option::flatten).map_err(|e| format!("receive over UDP: {e}")))
         }
     }
+}
+
+fn each<T>(
+    addresses: Vec<SocketAddr>,
+    make: fn(SocketAddr) -> std::io::Result<T>,
+    what: &str,
+) -> std::result::Result<Vec<T>, String> {
+    addresses.into_iter().map(|at| make(at).map_err(|e| format!("{what} {at}: {e}"))).collect()
+}
+
+/// Keeps a client's socket, and tells what it has seen.
+fn keep<T>(
+    client: &mut Option<OwnedFd>,
+    to: SocketAddr,
+    made: std::io::Result<(OwnedFd, T)>,
+) -> std::result::Result<T, String> {
+    let (fd, seen) = made.map_err(|e| format!("make a socket for {to}: {e}"))?;
+    *client = Some(fd);
+    Ok(seen)
 }
 
 fn answer<T: Serialize>(result: std::result::Result<T, String>) -> serde_json::Value {

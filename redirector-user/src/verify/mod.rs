@@ -9,6 +9,7 @@ pub mod original;
 mod plan;
 mod seen;
 mod sockets;
+mod udp;
 
 use crate::base::error::{Context, Error, Result};
 use crate::compile::id_map;
@@ -17,9 +18,13 @@ use crate::instance::directory::Directory;
 use crate::instance::maps::Instance;
 use crate::instance::phase::Phase;
 use crate::instance::{connections, find, record};
+use crate::kernel::privileges;
+use crate::netlink::sock_diag;
 use crate::pod::{Target, listeners};
+use crate::policy::{Dns, Policy};
 use crate::programs::hooks;
 use crate::routes;
+use crate::rules::Protocol;
 use crate::sys::netns::NetNs;
 use crate::sys::{bpf, test_run};
 use helper::{Helper, Room};
@@ -27,11 +32,14 @@ use plan::{Attempt, Skipped, User};
 use redirector_common::rule::Counter;
 use serde::Serialize;
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 pub use seen::{Expected, Probe, Seen, Status};
+
+/// So long the answer to a question over UDP is waited for.
+const LONGEST_ANSWER: Duration = Duration::from_secs(1);
 
 /// How to verify.
 #[derive(Debug)]
@@ -99,21 +107,25 @@ pub fn verify(root: &Directory, name: &str, options: &Options) -> Result<Report>
     let policy = id_map::as_the_kernel_counts(&record.policy, &target.netns)?;
     let ports = [policy.outbound_port, policy.inbound_port, policy.dns_port];
     let present = listeners::present(&target.netns, &ports)?;
+    let servers = target.netns.run(|| sock_diag::list(sock_diag::Kind::UdpServers, None))?;
+    let serves_dns = servers.list.iter().any(|socket| socket.local.port() == policy.dns_port);
     let mut run = Run {
         root,
         instance,
         target,
         options,
         present,
+        serves_dns,
         proxy: None,
         users: HashMap::new(),
         room,
         proxys_room,
     };
-    let ports = &ports[..if policy.dns == crate::policy::Dns::Off { 2 } else { 3 }];
-    run.listen(ports, policy.ipv6, plan::proxy(&policy).unwrap_or(plan::ROOT))?;
+    let missing = privileges::missing_to_verify();
+    let proxy = plan::proxy(&policy).filter(|_| missing.is_empty());
+    run.listen(&policy, proxy.unwrap_or(plan::ROOT))?;
     let mut probes = Vec::new();
-    for attempt in plan::plan(&policy, &snapshot, options.probe_port) {
+    for attempt in plan::plan(&policy, &snapshot, options.probe_port, &missing) {
         probes.push(match attempt {
             Ok(attempt) => run.probe(&attempt)?,
             Err(Skipped { kind, v6, why }) => Probe::skipped(kind, v6, why),
@@ -136,6 +148,8 @@ struct Run<'a> {
     options: &'a Options,
     /// Port and family of the proxy's own listeners.
     present: Vec<(u16, bool)>,
+    /// Somebody answers DNS over UDP.
+    serves_dns: bool,
     /// Who listens in the proxy's place, where it does not.
     proxy: Option<Helper>,
     users: HashMap<User, Helper>,
@@ -146,19 +160,27 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Listens on the ports of the proxy on which nobody does.
-    fn listen(&mut self, ports: &[u16], ipv6: bool, user: User) -> Result<()> {
-        let free: Vec<u16> = ports.iter().copied().filter(|port| !self.served(*port)).collect();
-        if free.is_empty() {
-            return Ok(());
+    fn listen(&mut self, policy: &Policy, user: User) -> Result<()> {
+        let captures_dns = policy.dns != Dns::Off;
+        let ports = [policy.outbound_port, policy.inbound_port, policy.dns_port];
+        let ports = &ports[..if captures_dns { 3 } else { 2 }];
+        let has_ipv6 = policy.ipv6 && self.target.netns.run(|| Ok(sockets::has_ipv6()))?;
+        let at = |v4: Ipv4Addr, v6: Ipv6Addr, port: u16| {
+            let v6 = has_ipv6.then(|| SocketAddr::from((v6, port)));
+            std::iter::once(SocketAddr::from((v4, port))).chain(v6)
+        };
+        let free = ports.iter().filter(|port| !self.served(**port));
+        let tcp =
+            free.flat_map(|port| at(Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED, *port)).collect::<Vec<_>>();
+        // Where questions are sent: an answer comes from the address that it is sent by.
+        let udp = at(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST, policy.dns_port);
+        let udp: Vec<SocketAddr> = udp.filter(|_| captures_dns && !self.serves_dns).collect();
+        if !(tcp.is_empty() && udp.is_empty()) {
+            let mut helper = self.helper(user)?;
+            helper.listen(tcp)?;
+            helper.serve_udp(udp)?;
+            self.proxy = Some(helper);
         }
-        let mut any: Vec<IpAddr> = vec![Ipv4Addr::UNSPECIFIED.into()];
-        if ipv6 && self.target.netns.run(|| Ok(sockets::has_ipv6()))? {
-            any.push(Ipv6Addr::UNSPECIFIED.into());
-        }
-        let addresses = any.iter().flat_map(|ip| free.iter().map(|port| SocketAddr::new(*ip, *port)));
-        let mut helper = self.helper(user)?;
-        helper.listen(addresses.collect())?;
-        self.proxy = Some(helper);
         Ok(())
     }
 
@@ -175,14 +197,17 @@ impl Run<'_> {
     fn probe(&mut self, attempt: &Attempt) -> Result<Probe> {
         let mut probe = Probe::new(attempt);
         let port = attempt.expected.port;
-        probe.listener = port.map(|port| if self.served(port) { "proxy" } else { "own" });
+        let is_udp = attempt.protocol == Protocol::Udp;
+        let served = |port| if is_udp { self.serves_dns } else { self.served(port) };
+        probe.listener = port.map(|port| if served(port) { "proxy" } else { "own" });
         let v6_missing = |port| self.served(port) && !self.present.contains(&(port, true));
-        if attempt.to.is_ipv6() && port.is_some_and(v6_missing) {
+        if !is_udp && attempt.to.is_ipv6() && port.is_some_and(v6_missing) {
             probe.skip("the proxy does not listen on IPv6 there, so such a connection is refused".into());
             return Ok(probe);
         }
         let before = self.instance.counters()?;
         match (attempt.user, &self.options.from) {
+            (Some(user), _) if is_udp => self.question(attempt, user, &mut probe)?,
             (Some(user), _) => self.connect(attempt, user, &mut probe)?,
             (None, Some(_)) => self.arrive(attempt, &mut probe)?,
             (None, None) => self.ask_program(attempt, &mut probe)?,
@@ -196,15 +221,36 @@ impl Run<'_> {
         Ok(probe)
     }
 
-    /// From inside the pod.
-    fn connect(&mut self, attempt: &Attempt, user: User, probe: &mut Probe) -> Result<()> {
+    fn client(&mut self, user: User) -> Result<&mut Helper> {
         if !self.users.contains_key(&user) {
             let helper = self.helper(user)?;
             self.users.insert(user, helper);
         }
-        let Some(client) = self.users.get_mut(&user) else { return Ok(()) };
+        self.users.get_mut(&user).ok_or_else(|| Error::failed("there is no helper"))
+    }
+
+    /// A question over UDP from inside the pod.
+    fn question(&mut self, attempt: &Attempt, user: User, probe: &mut Probe) -> Result<()> {
+        let patience = self.options.patience;
+        probe.how = "datagram";
+        let sent = self.client(user)?.question(attempt.to)?;
+        let mut came = None;
+        if let (Some("own"), Some(proxy), Some(port)) = (probe.listener, &mut self.proxy, sent.port) {
+            came = Some(proxy.answer(port, patience)?);
+        }
+        // A server of the proxy may ask others, which may not be there: whether it answers says nothing of the programs.
+        let wait = if came == Some(false) { Duration::ZERO } else { patience.min(LONGEST_ANSWER) };
+        let answered_by = self.client(user)?.answered_by(wait)?;
+        probe.judge_question(attempt, sent.error, came, answered_by);
+        Ok(())
+    }
+
+    /// From inside the pod.
+    fn connect(&mut self, attempt: &Attempt, user: User, probe: &mut Probe) -> Result<()> {
+        let patience = self.options.patience;
+        let client = self.client(user)?;
         probe.how = "connection";
-        let connected = client.connect(attempt.bind, attempt.to, self.options.patience)?;
+        let connected = client.connect(attempt.bind, attempt.to, patience)?;
         probe.seen.of_client(&connected);
         let flow = connected.local.and_then(|local| {
             let flows = connections::original_dst(self.root, &self.instance.name).ok()?;

@@ -39,6 +39,8 @@ pub struct Attempt {
     pub user: Option<User>,
     /// Address it is bound to; from the network: its sender.
     pub bind: Option<IpAddr>,
+    /// By which protocol.
+    pub protocol: Protocol,
     /// Destination.
     pub to: SocketAddr,
     /// What the policy says.
@@ -59,10 +61,10 @@ pub struct Skipped {
     pub why: String,
 }
 
-/// Everything that can be tried.
-pub fn plan(policy: &Policy, snapshot: &RouteSnapshot, probe_port: u16) -> Plan {
+/// Everything that can be tried. `missing`: capabilities without which all connections are root's.
+pub fn plan(policy: &Policy, snapshot: &RouteSnapshot, probe_port: u16, missing: &[&str]) -> Plan {
     let offline = Offline::of(policy, snapshot);
-    let of = |v6| Family { policy, snapshot, offline: &offline, v6 };
+    let of = |v6| Family { policy, snapshot, offline: &offline, missing, v6 };
     let mut plan = of(false).all(probe_port);
     if policy.ipv6 {
         plan.extend(of(true).all(probe_port));
@@ -83,6 +85,8 @@ struct Family<'a> {
     policy: &'a Policy,
     snapshot: &'a RouteSnapshot,
     offline: &'a Offline,
+    /// Capabilities that are missing to become another user than root.
+    missing: &'a [&'a str],
     v6: bool,
 }
 
@@ -90,7 +94,8 @@ impl Family<'_> {
     fn all(&self, probe_port: u16) -> Plan {
         let mut plan = vec![self.own_pod(probe_port), self.outbound()];
         if self.policy.dns != Dns::Off {
-            plan.push(self.dns());
+            plan.push(self.dns("dns", Protocol::Tcp));
+            plan.push(self.dns("dns_udp", Protocol::Udp));
         }
         plan.push(self.inbound());
         plan
@@ -110,13 +115,21 @@ impl Family<'_> {
         let Some(user) = proxy(self.policy) else {
             return self.skipped(KIND, "the policy names no user of the proxy");
         };
+        if !self.missing.is_empty() {
+            let why = format!(
+                "{} missing: connections cannot be made as user {}",
+                self.missing.join(" and "),
+                user.uid
+            );
+            return self.skipped(KIND, &why);
+        }
         let [passthrough4, passthrough6] = [Addr::PASSTHROUGH_V4, Addr::PASSTHROUGH_V6].map(IpAddr::from);
         if self.v6 && !self.snapshot.lo().is_some_and(|lo| lo.has(passthrough6)) {
             return self.skipped(KIND, "::6 is not on lo: IPv6 is off there");
         }
         let bind = self.pick(Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
         let to = self.pick(passthrough4, passthrough6);
-        Ok(self.attempt(KIND, user, Some(bind), SocketAddr::new(to, port)))
+        Ok(self.attempt(KIND, user, Protocol::Tcp, Some(bind), SocketAddr::new(to, port)))
     }
 
     /// Somebody's connection to the outside, of those that are captured.
@@ -131,31 +144,32 @@ impl Family<'_> {
         let ports: Vec<u16> = self.policy.outbound_ports.iter().copied().take(MAX_NETWORKS_TRIED).collect();
         let listed: Vec<_> = to.iter().flat_map(|(ip, _)| ports.iter().map(|port| (*ip, *port))).collect();
         to.extend(listed);
-        self.captured(kind, Verdict::Outbound, &to)
+        self.captured(kind, Protocol::Tcp, Verdict::Outbound, &to)
     }
 
-    fn dns(&self) -> Result<Attempt, Skipped> {
+    fn dns(&self, kind: &'static str, protocol: Protocol) -> Result<Attempt, Skipped> {
         let to: Vec<IpAddr> = match &self.policy.dns {
             Dns::Servers(servers) => servers.iter().copied().filter(|ip| ip.is_ipv6() == self.v6).collect(),
             _ => vec![self.pick(NOBODY4.into(), NOBODY6.into())],
         };
         let to: Vec<_> = to.into_iter().map(|ip| (ip, 53)).collect();
-        self.captured("dns", Verdict::Dns, &to)
+        self.captured(kind, protocol, Verdict::Dns, &to)
     }
 
     /// The first destination that the policy and the routes let be captured.
     fn captured(
         &self,
         kind: &'static str,
+        protocol: Protocol,
         verdict: Verdict,
         to: &[(IpAddr, u16)],
     ) -> Result<Attempt, Skipped> {
         let Some(user) = self.application() else {
-            return self.skipped(kind, "the policy names every group that could be tried");
+            return self.skipped(kind, "the policy names every user or group that could be tried");
         };
         let mut refused = false;
         for &(ip, port) in to {
-            let attempt = self.attempt(kind, user, None, SocketAddr::new(ip, port));
+            let attempt = self.attempt(kind, user, protocol, None, SocketAddr::new(ip, port));
             if attempt.expected.verdict == Outcome::Decided(verdict) {
                 return Ok(attempt);
             }
@@ -172,6 +186,16 @@ impl Family<'_> {
     /// A user and group whose connections are captured as an application's.
     fn application(&self) -> Option<User> {
         let policy = self.policy;
+        if !self.missing.is_empty() {
+            let includes = |groups: &Selection<u32>| match groups {
+                Selection::List(groups) => groups.contains(&ROOT.gid),
+                _ => true,
+            };
+            let is_named = policy.proxy_uids.contains(&ROOT.uid)
+                || policy.proxy_gids.contains(&ROOT.gid)
+                || policy.owner_groups_exclude.contains(&ROOT.gid);
+            return (!is_named && includes(&policy.owner_groups)).then_some(ROOT);
+        }
         let uid = (APP..APP + 64).find(|uid| !policy.proxy_uids.contains(uid))?;
         let free = |gid: &u32| !policy.proxy_gids.contains(gid) && !policy.owner_groups_exclude.contains(gid);
         let gid = match &policy.owner_groups {
@@ -181,9 +205,16 @@ impl Family<'_> {
         Some(User { uid, gid, proxy_cgroup: false })
     }
 
-    fn attempt(&self, kind: &'static str, user: User, bind: Option<IpAddr>, to: SocketAddr) -> Attempt {
+    fn attempt(
+        &self,
+        kind: &'static str,
+        user: User,
+        protocol: Protocol,
+        bind: Option<IpAddr>,
+        to: SocketAddr,
+    ) -> Attempt {
         let query = Outgoing {
-            protocol: Protocol::Tcp,
+            protocol,
             uid: Some(user.uid),
             gid: Some(user.gid),
             proxy: user.proxy_cgroup,
@@ -191,7 +222,7 @@ impl Family<'_> {
             to,
         };
         let expected = explain::outgoing(self.policy, self.offline, &query);
-        Attempt { kind, user: Some(user), bind, to, expected }
+        Attempt { kind, user: Some(user), bind, protocol, to, expected }
     }
 
     /// A connection from the network to the pod's own address.
@@ -224,7 +255,8 @@ impl Family<'_> {
             expected.notes.clear();
             if expected.verdict == Outcome::Decided(Verdict::Inbound) {
                 let sender = self.pick(NOBODY4.into(), NOBODY6.into());
-                return Ok(Attempt { kind, user: None, bind: Some(sender), to, expected });
+                let (protocol, bind) = (Protocol::Tcp, Some(sender));
+                return Ok(Attempt { kind, user: None, bind, protocol, to, expected });
             }
         }
         self.skipped(kind, "the policy captures nothing inbound, or nothing that could be guessed from it")

@@ -56,11 +56,11 @@ pub struct Seen {
 /// A probe.
 #[derive(Clone, Debug, Serialize)]
 pub struct Probe {
-    /// `proxy_to_own_pod` (what istio-validation does), `outbound`, `dns`, `inbound`.
+    /// `proxy_to_own_pod` (what istio-validation does), `outbound`, `dns` (TCP), `dns_udp`, `inbound`.
     pub probe: &'static str,
     /// `ipv4`, `ipv6`.
     pub family: &'static str,
-    /// `connection`: a real one; `program`: the attached program was asked.
+    /// `connection`: a real one; `datagram`: a real question; `program`: the attached program was asked.
     pub how: &'static str,
     /// Who listened: `proxy`, or `own`: we did, because the proxy does not; null: it does not go to the proxy.
     pub listener: Option<&'static str>,
@@ -198,6 +198,27 @@ impl Probe {
         self.expect("the port of the listener", seen.accepted_at.map(|at| at.port()).as_ref(), &port);
         if let Some(client) = seen.client {
             self.expect("the client's address at the listener", seen.accepted_peer.as_ref(), &client);
+        }
+    }
+
+    /// A question over UDP. `came`: whether it came to a server of ours, if there is one.
+    pub(super) fn judge_question(
+        &mut self,
+        attempt: &Attempt,
+        error: Option<String>,
+        came: Option<bool>,
+        answered_by: Option<SocketAddr>,
+    ) {
+        self.seen.peer = answered_by;
+        self.seen.error.clone_from(&error);
+        if let Some(error) = error {
+            return self.fail(format!("sendto: {error}"));
+        }
+        if came == Some(false) {
+            return self.fail("the question did not come to the port".into());
+        }
+        if came == Some(true) || answered_by.is_some() {
+            self.expect("the sender of the answer", answered_by.as_ref(), &attempt.to);
         }
     }
 

@@ -134,6 +134,12 @@ pub fn readable(fd: impl AsFd, patience: Duration) -> io::Result<bool> {
     wait(&[fd], PollFlags::IN, Instant::now() + patience)
 }
 
+/// Waits until one of them can be read; false if there is nothing in time.
+pub fn wait_readable(fds: &[OwnedFd], end: Instant) -> io::Result<bool> {
+    let all: Vec<&OwnedFd> = fds.iter().collect();
+    wait(&all, PollFlags::IN, end)
+}
+
 /// Waits for one of them; false if the time is over.
 fn wait<F: AsFd>(fds: &[F], events: PollFlags, end: Instant) -> io::Result<bool> {
     loop {

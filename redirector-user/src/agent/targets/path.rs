@@ -46,6 +46,29 @@ impl TargetPath {
         }
     }
 
+    /// What is not there, where [`TargetPath::find`] finds nothing.
+    pub fn missing(&self) -> String {
+        let no_netns = |netns: &Option<PathBuf>| {
+            let netns = netns.as_ref().filter(|netns| !netns.exists() || is_placeholder(netns));
+            netns.map(|netns| format!("no network namespace {}", netns.display()))
+        };
+        let no_process = |what: String, netns: &Option<PathBuf>| {
+            no_netns(netns).unwrap_or(format!("no process in {what}"))
+        };
+        match self {
+            Self::Cgroup { dir, netns } if dir.exists() => {
+                no_process(format!("the cgroup {}", dir.display()), netns)
+            }
+            Self::Cgroup { dir, .. } => format!("no cgroup {}", dir.display()),
+            Self::Unit { name, netns } => match cgroup::mount().and_then(|mount| unit(&mount, name)) {
+                Ok(Some(_)) => no_process(format!("the cgroup of the unit {name}"), netns),
+                _ => format!("no cgroup of a unit {name}"),
+            },
+            Self::PidFile(path) if path.exists() => format!("no process that {} names", path.display()),
+            Self::PidFile(path) => format!("no pid file {}", path.display()),
+        }
+    }
+
     /// Whether the namespace's file is there and the namespace not mounted on it: `ip netns` is making or
     /// removing it, and no event will tell when it has.
     pub fn is_in_transition(&self) -> bool {

@@ -20,24 +20,29 @@ pub fn is_called() -> bool {
     std::env::var_os("CNI_COMMAND").is_some()
 }
 
-/// Asks the agent whether it could capture a pod.
+/// Asks the agent whether it does all of its work.
 ///
 /// # Errors
 ///
-/// Why it could not, or that it does not answer.
-pub fn ask_status(socket: &Path) -> std::result::Result<(), String> {
-    let request = Request {
-        version: VERSION,
-        operation: Operation::Status,
-        container: String::new(),
-        netns: String::new(),
-        pod: None,
-    };
-    match client::ask(socket, &request) {
+/// Why it does not, or that it does not answer.
+pub fn ask_ready(socket: &Path) -> std::result::Result<(), String> {
+    match client::ask(socket, &question(Operation::Ready, None)) {
         Ok(Reply::Failed { why, .. }) => Err(why),
         Ok(_) => Ok(()),
         Err(e) => Err(e.details),
     }
+}
+
+/// Asks the agent why it leaves a pod alone; None if it does not, or nobody can say.
+pub fn ask_why_ignored(socket: &Path, pod: PodName) -> Option<String> {
+    match client::ask(socket, &question(Operation::Check, Some(pod))).ok()? {
+        Reply::Ignored { why } => Some(why),
+        _ => None,
+    }
+}
+
+fn question(operation: Operation, pod: Option<PodName>) -> Request {
+    Request { version: VERSION, operation, container: String::new(), netns: String::new(), pod }
 }
 
 /// Does what the environment and standard input say.

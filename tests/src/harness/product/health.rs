@@ -90,6 +90,17 @@ impl Setup {
     /// # Errors
     /// When it does not.
     pub fn expect_fault(&self, kind: &str, words: &[&str]) -> anyhow::Result<Value> {
+        let found = self.expect_found(kind, words)?;
+        let report = self.node.run(&["verify", NAME, "--timeout", "1"])?.expect(exit::FAILED)?.json()?;
+        ensure!(report["ok"] == false && report["health"].to_string().contains(kind), "{report:#}");
+        Ok(found)
+    }
+
+    /// The same of `status` alone.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn expect_found(&self, kind: &str, words: &[&str]) -> anyhow::Result<Value> {
         let findings = self.findings()?;
         let is_it = |finding: &&Value| {
             let text = finding.to_string();
@@ -101,8 +112,6 @@ impl Setup {
         let found = found.with_context(|| format!("no fault {kind} with {words:?}: {findings:#?}"))?.clone();
         let remedy = found["remedy"].as_str().unwrap_or_default();
         ensure!(!remedy.is_empty(), "{kind} has no remedy");
-        let report = self.node.run(&["verify", NAME, "--timeout", "1"])?.expect(exit::FAILED)?.json()?;
-        ensure!(report["ok"] == false && report["health"].to_string().contains(kind), "{report:#}");
         Ok(found)
     }
 }

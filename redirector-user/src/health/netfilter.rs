@@ -1,0 +1,139 @@
+//! Rules of netfilter in the pod's namespace that stand in the way of what is captured: those that came after the attach.
+
+mod legacy;
+mod nftables;
+mod rule;
+
+use super::finding::{Finding, Level, some_of};
+use super::listeners::Role;
+use crate::base::error::Result;
+use crate::pod::live_rules;
+use crate::policy::{Dns, Policy};
+use crate::sys::netns::NetNs;
+use rule::{Action, Rule};
+
+/// What is to be said of them.
+pub(super) fn judge(netns: &NetNs, policy: &Policy) -> Result<Vec<Finding>> {
+    let chains = live_rules::istio_chains_of(netns)?;
+    let rules = netns.run(|| {
+        let mut rules = legacy::rules()?;
+        rules.extend(nftables::rules()?);
+        Ok(rules)
+    })?;
+    let mut findings: Vec<Finding> = judge_istio(&chains).into_iter().collect();
+    findings.extend(judge_drops(&rules, policy));
+    if chains.is_empty() {
+        findings.extend(judge_redirects(&rules, policy));
+    }
+    Ok(findings)
+}
+
+fn judge_istio(chains: &[String]) -> Option<Finding> {
+    (!chains.is_empty()).then(|| {
+        Finding::fault(
+            "istio_rules",
+            format!("the network namespace has live netfilter rules of Istio ({})", some_of(chains, 6)),
+            "connections are redirected twice",
+            "remove them (istio-iptables --cleanup-only in the namespace), or restart the pod without istio-init".into(),
+        )
+    })
+}
+
+/// Protocol and port of what is sent to the proxy.
+fn to_proxy(policy: &Policy) -> Vec<(u8, u16)> {
+    let mut all: Vec<(u8, u16)> =
+        Role::of(policy).iter().map(|role| (libc::IPPROTO_TCP as u8, role.port(policy))).collect();
+    if policy.dns != Dns::Off {
+        all.push((libc::IPPROTO_UDP as u8, policy.dns_port));
+    }
+    all
+}
+
+fn names_proxy(rule: &Rule, policy: &Policy) -> bool {
+    rule.ports.is_some() && to_proxy(policy).iter().any(|(protocol, port)| rule.takes(*protocol, *port))
+}
+
+fn judge_drops(rules: &[Rule], policy: &Policy) -> Option<Finding> {
+    let has_exceptions = |table: &str| {
+        rules
+            .iter()
+            .any(|rule| rule.table == table && rule.action == Action::Accept && !rule.is_unconditional())
+    };
+    let stops = |rule: &&Rule| {
+        matches!(rule.action, Action::Drop | Action::Reject)
+            && (names_proxy(rule, policy)
+                || rule.is_everything_on_lo && rule.is_unconditional() && !has_exceptions(&rule.table))
+    };
+    let found: Vec<String> = rules.iter().filter(stops).map(Rule::told).collect();
+    (!found.is_empty() && !to_proxy(policy).is_empty()).then(|| {
+        Finding::fault(
+            "netfilter_drops",
+            format!("netfilter stops what is sent to the proxy: {}", some_of(&found, 4)),
+            "captured connections are refused or time out",
+            "remove the rule: nft list ruleset, or iptables-save, shows it in the namespace".into(),
+        )
+    })
+}
+
+/// One of a whole protocol, or of the proxy's ports, is a second redirection. Others may be meant: that of a container's
+/// name server, say.
+fn judge_redirects(rules: &[Rule], policy: &Policy) -> Vec<Finding> {
+    let all = rules.iter().filter(|rule| matches!(rule.action, Action::Redirect(_)));
+    let (whole, some): (Vec<&Rule>, Vec<&Rule>) = all.partition(|rule| {
+        names_proxy(rule, policy) || rule.is_unconditional() && rule.takes(libc::IPPROTO_TCP as u8, 0)
+    });
+    let finding = |level, rules: Vec<&Rule>, effect| {
+        let told: Vec<String> = rules.iter().map(|rule| rule.told()).collect();
+        (!told.is_empty()).then(|| {
+            let what = format!("netfilter redirects, too: {}", some_of(&told, 4));
+            Finding::new(
+                level,
+                "netfilter_redirects",
+                what,
+                effect,
+                "remove the rule: nft list ruleset, or iptables-save, shows it in the namespace".into(),
+            )
+        })
+    };
+    let found = [
+        finding(Level::Fault, whole, "connections are redirected twice, or past the proxy"),
+        finding(Level::Notice, some, "what it takes goes where it says, after our programs have decided"),
+    ];
+    found.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(ports: Option<Vec<(u16, u16)>>, action: Action) -> Rule {
+        Rule { table: "filter".into(), protocol: Some(6), ports, action, ..Rule::default() }
+    }
+
+    #[test]
+    fn what_stands_in_the_way() {
+        let policy = Policy::default();
+        let stops = |rules: &[Rule]| judge_drops(rules, &policy).is_some();
+        let outbound = Some(vec![(15_000, 15_001)]);
+        assert!(stops(&[rule(outbound.clone(), Action::Drop)]));
+        assert!(stops(&[Rule {
+            protocol: None,
+            other: true,
+            ..rule(Some(vec![(15_006, 15_006)]), Action::Reject)
+        }]));
+        assert!(!stops(&[rule(Some(vec![(22, 22)]), Action::Drop)]));
+        assert!(!stops(&[Rule { protocol: Some(17), ..rule(outbound.clone(), Action::Drop) }]));
+        assert!(!stops(&[rule(outbound.clone(), Action::Accept)]));
+        // `-m conntrack --ctstate INVALID -j DROP` is Istio's own.
+        assert!(!stops(&[Rule { other: true, ..rule(None, Action::Drop) }]));
+        let all = Rule { protocol: None, is_everything_on_lo: true, ..rule(None, Action::Drop) };
+        assert!(stops(std::slice::from_ref(&all)));
+        assert!(!stops(&[all, rule(outbound.clone(), Action::Accept)]), "nobody knows which comes first");
+        let level = |rule: Rule| judge_redirects(&[rule], &policy).first().map(|finding| finding.level);
+        let to = || Action::Redirect("REDIRECT".into());
+        assert_eq!(level(rule(None, to())), Some(Level::Fault));
+        assert_eq!(level(rule(outbound, to())), Some(Level::Fault));
+        assert_eq!(level(Rule { other: true, ..rule(Some(vec![(53, 53)]), to()) }), Some(Level::Notice));
+        assert_eq!(level(rule(None, Action::Accept)), None);
+    }
+}

@@ -1,0 +1,118 @@
+//! The rules of legacy iptables, from the kernel's tables (uapi/linux/netfilter_ipv4/ip_tables.h and its sister).
+
+use super::rule::{Action, Rule};
+use crate::base::error::{Context, Result};
+use crate::sys::xtables;
+
+/// Where `struct ipt_entry` and `struct ip6t_entry` have what is read of them.
+struct Layout {
+    /// Length of the addresses and masks at the beginning.
+    addresses: usize,
+    protocol: usize,
+    /// Which conditions are inverted; those of interfaces, addresses and the protocol among them.
+    inverted: usize,
+    target_offset: usize,
+    len: usize,
+}
+
+const IPV4: Layout = Layout { addresses: 16, protocol: 80, inverted: 83, target_offset: 88, len: 112 };
+const IPV6: Layout = Layout { addresses: 64, protocol: 128, inverted: 132, target_offset: 140, len: 168 };
+/// Length of an interface's name, of which there are two and two masks.
+const INTERFACE: usize = 16;
+/// `struct xt_entry_match` and `struct xt_entry_target`: length, name, revision.
+const HEADER: usize = 32;
+
+/// Those of the calling thread's namespace.
+pub(super) fn rules() -> Result<Vec<Rule>> {
+    let mut rules = Vec::new();
+    for (v6, file) in
+        [(false, "/proc/thread-self/net/ip_tables_names"), (true, "/proc/thread-self/net/ip6_tables_names")]
+    {
+        // Not there: a kernel without legacy iptables.
+        for table in std::fs::read_to_string(file).unwrap_or_default().lines() {
+            let program = if v6 { "ip6tables" } else { "iptables" };
+            let entries =
+                xtables::entries(v6, table).context(|| format!("read the legacy {program} table {table}"))?;
+            rules.extend(parse(&entries, if v6 { &IPV6 } else { &IPV4 }, &format!("{program} {table}")));
+        }
+    }
+    Ok(rules)
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<usize> {
+    bytes.get(at..at + 2).map(|two| usize::from(u16::from_ne_bytes([two[0], two[1]])))
+}
+
+fn parse(mut entries: &[u8], layout: &Layout, table: &str) -> Vec<Rule> {
+    let (mut rules, mut chain) = (Vec::new(), String::new());
+    while let (Some(target), Some(next)) =
+        (half(entries, layout.target_offset), half(entries, layout.target_offset + 2))
+    {
+        let Some((entry, rest)) = entries.split_at_checked(next).filter(|_| next >= layout.len) else {
+            break;
+        };
+        entries = rest;
+        let Some(rule) = rule(entry, target, layout) else { break };
+        match rule {
+            Ok(rule) => rules.push(Rule { table: table.to_owned(), chain: chain.clone(), ..rule }),
+            Err(begins) => chain = begins,
+        }
+    }
+    rules
+}
+
+/// A rule, or the name of the chain that begins there. None: it is malformed.
+fn rule(entry: &[u8], target: usize, layout: &Layout) -> Option<Result<Rule, String>> {
+    let mut rule = Rule::default();
+    let name = |bytes: &[u8]| -> Option<String> {
+        let bytes = bytes.get(2..31)?;
+        Some(String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned())
+    };
+    let protocol = u8::try_from(half(entry, layout.protocol)?).ok()?;
+    rule.protocol = (protocol != 0).then_some(protocol);
+    let interface =
+        |at: usize| entry.get(layout.addresses + at * INTERFACE..layout.addresses + (at + 1) * INTERFACE);
+    let named = |at| interface(at).is_some_and(|name| name.iter().any(|byte| *byte != 0));
+    let is_lo = |at| interface(at).is_some_and(|name| name.starts_with(b"lo\0"));
+    rule.is_everything_on_lo = is_lo(0) || is_lo(1);
+    rule.other = entry[..layout.addresses].iter().any(|byte| *byte != 0)
+        || (0..2).any(|at| named(at) && !is_lo(at))
+        || entry.get(layout.inverted) != Some(&0);
+    let mut at = layout.len;
+    while at < target {
+        let found = entry.get(at..target)?;
+        let len = half(found, 0)?.max(HEADER);
+        rule.condition(&name(found)?, *found.get(31)?, found.get(HEADER..len)?);
+        at += len;
+    }
+    let found = entry.get(target..)?;
+    let verdict =
+        || found.get(HEADER..HEADER + 4).and_then(|four| Some(i32::from_ne_bytes(four.try_into().ok()?)));
+    rule.action = match name(found)?.as_str() {
+        // A standard target: a verdict is -NF_DROP - 1, -NF_ACCEPT - 1; others jump.
+        "" => match verdict()? {
+            -1 => Action::Drop,
+            -2 => Action::Accept,
+            _ => Action::Other,
+        },
+        // `struct xt_error_target`: a chain begins, or the table ends.
+        "ERROR" => {
+            let text = found.get(HEADER..)?.split(|byte| *byte == 0).next().unwrap_or_default();
+            return Some(Err(String::from_utf8_lossy(text).into_owned()));
+        }
+        other => Action::of_target(other),
+    };
+    Some(Ok(rule))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn malformed_tables_have_no_rules() {
+        assert!(parse(&[0; 4096], &IPV4, "t").is_empty());
+        assert!(parse(&[0xff; 4096], &IPV6, "t").is_empty());
+        assert!(parse(&[], &IPV4, "t").is_empty());
+    }
+}

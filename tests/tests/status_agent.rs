@@ -1,0 +1,111 @@
+//! `redirector status` of a node with an agent, and what other verbs say of what the agent keeps.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Context;
+use serde_json::Value;
+
+use redirector_tests::harness::kubelet::{Id, NodeWithPod};
+use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::product;
+use redirector_tests::harness::product::agent::{Agent, Home, target, until_active};
+
+/// `redirector status` of the whole node: its findings of a kind.
+fn findings(bpffs: &Bpffs, home: &Home, conf: &Path, kind: &str, code: i32) -> anyhow::Result<Vec<Value>> {
+    let [run, config, conf] = [&home.run(), &home.config(), conf].map(|path| path.display().to_string());
+    let arguments = ["status", "--run-dir", &run, "--config", &config, "--cni-conf-dir", &conf];
+    let answer = bpffs.run(&arguments)?.expect(code)?.json()?;
+    let all = answer["node"]["findings"].as_array().cloned().context("findings")?;
+    Ok(all.into_iter().filter(|finding| finding["kind"] == kind).collect())
+}
+
+/// What the agent keeps comes back after a detach, and until then connections go past the proxy.
+#[test]
+fn what_the_agent_keeps_is_not_detached() -> anyhow::Result<()> {
+    require_root!();
+    let (bpffs, home, world) = (Bpffs::new()?, Home::new()?, World::new()?);
+    home.write("shop", &target(world.pod(), ""))?;
+    let agent = Agent::start(&bpffs, &home)?;
+    until_active(&bpffs, &agent, "file-shop", true)?;
+    let netns = world.pod().netns.file().display().to_string();
+    for which in [&["file-shop"][..], &["--netns", &netns], &["--all"]] {
+        let words = ["file-shop is kept by the agent", "shop.toml", "--force"];
+        bpffs.run(&[&["detach"], which].concat())?.refused(exit::USAGE, &words)?;
+    }
+    bpffs.run(&["detach", "file-shop", "--force"])?.expect(exit::OK)?;
+    agent.signal(rustix::process::Signal::HUP)?;
+    until_active(&bpffs, &agent, "file-shop", true)?;
+    agent.kill()?;
+    bpffs.run(&["detach", "file-shop"])?.expect(exit::OK)?;
+    Ok(())
+}
+
+/// A unit that systemd does not know will not come; other targets may.
+#[test]
+fn targets_that_are_not_there() -> anyhow::Result<()> {
+    require_root!();
+    let (bpffs, home, world) = (Bpffs::new()?, Home::new()?, World::new()?);
+    home.write("shop", &target(world.pod(), ""))?;
+    home.write("later", "cgroup = \"/sys/fs/cgroup/redirtest-none\"\n")?;
+    let _agent = Agent::start(&bpffs, &home)?;
+    let none = home.run();
+    let found = findings(&bpffs, &home, &none, "target_awaited", exit::OK);
+    let found = found.or_else(|_| findings(&bpffs, &home, &none, "target_awaited", exit::FAILED))?;
+    assert_eq!((found.len(), &found[0]["level"]), (1, &"notice".into()), "{found:#?}");
+    home.write("typo", "unit = \"redirtest-shp.service\"\n")?;
+    home.write("wrong", "unit = 1\n")?;
+    let found = findings(&bpffs, &home, &none, "target_awaited", exit::FAILED)?;
+    let text: Vec<&str> = found.iter().filter_map(|finding| finding["what"].as_str()).collect();
+    assert_eq!(text.len(), 3, "{found:#?}");
+    assert_eq!(
+        text[0],
+        "file-typo is awaited: no cgroup of a unit redirtest-shp.service, and systemd has no such unit"
+    );
+    assert!(text[1].contains("wrong.toml") && found[1]["level"] == "fault", "{found:#?}");
+    assert!(found[0]["remedy"].as_str().is_some_and(|remedy| remedy.contains("typo.toml")), "{found:#?}");
+    Ok(())
+}
+
+/// Pods start uncaptured while the plugin is not installed.
+#[test]
+fn a_plugin_that_cannot_be_installed() -> anyhow::Result<()> {
+    require_root!();
+    let (bpffs, home, dir) = (Bpffs::new()?, Home::new()?, tempfile::tempdir()?);
+    let (bin, conf) = (dir.path().join("bin"), dir.path().join("net.d"));
+    for dir in [&bin, &conf] {
+        std::fs::create_dir(dir)?;
+    }
+    std::fs::write(bin.join("bridge"), "")?;
+    std::fs::write(conf.join("00-old.conflist"), "")?;
+    let paths = [&bin, &conf].map(|path| path.display().to_string());
+    let agent = Agent::with(&bpffs, &home, &["--cni-bin-dir", &paths[0], "--cni-conf-dir", &paths[1]])?;
+    retry::until("the agent to say so", || {
+        let found = findings(&bpffs, &home, &conf, "agent_not_ready", exit::FAILED).ok()?;
+        found.first()?.to_string().contains("00-old.conflist").then_some(())
+    })
+    .with_context(|| agent.log())
+}
+
+/// Why a pod is not captured, on a node whose directories of the kubelet and of the agent are the usual ones.
+#[test]
+fn a_pod_that_is_not_of_the_mesh() -> anyhow::Result<()> {
+    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
+    let plain = Id::new(2);
+    let mut object = plain.object();
+    object["metadata"]["annotations"] = serde_json::json!({});
+    node.kubelet.know(&plain, &object)?;
+    let bpffs = node.bpffs.path().display().to_string();
+    let run = node.home.run().display().to_string();
+    let script = format!(
+        "mount --bind {run} /mnt && mount -t tmpfs none /run && mkdir /run/redirector && mount --move /mnt /run/redirector && \
+         mount -t tmpfs none /var/log && mkdir -p /var/log/pods/shop_{}_{} && exec \"$@\"",
+        plain.name, plain.uid
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script, "sh"]).arg(product::binary());
+    let pod = format!("shop/{}", plain.name);
+    command.args(["--bpffs", &bpffs, "--output", "json", "explain", "--pod", &pod, "--to", "10.96.0.10:80"]);
+    Run::of(&mut command)?.refused(exit::NOTHING, &["is not captured", "sidecar.istio.io/status"])?;
+    Ok(())
+}
