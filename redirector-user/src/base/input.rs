@@ -1,5 +1,7 @@
 //! What people give us to read: files, pipes, standard input. Up to a limit, as some of them have no end (`/dev/zero`).
 
+use super::text::{printable, shortened};
+use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Result};
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,6 +11,10 @@ use std::path::Path;
 const LIMIT: u64 = 4 << 20;
 /// More than any target, pod or pid takes.
 const LIMIT_OF_FILE: u64 = 1 << 20;
+
+/// A parser repeats names and values.
+const MAX_ERROR_BYTES: usize = 300;
+const MAX_KEY_BYTES: usize = 64;
 
 /// Reads a text file or pipe.
 ///
@@ -56,6 +62,36 @@ fn up_to(limit: u64, from: impl Read) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Reads TOML. The error says where and why; of the text it repeats a name or value at most.
+///
+/// # Errors
+///
+/// If it is none, or not of this form.
+pub fn toml<T: DeserializeOwned>(text: &str) -> std::result::Result<T, String> {
+    toml::from_str(text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.bytes().filter(|byte| *byte == b'\n').count();
+        let key =
+            text.lines().nth(line).and_then(|line| line.split_once('=')).map_or("", |(key, _)| key.trim());
+        let key = if key.is_empty() { String::new() } else { format!("{}: ", shortened(key, MAX_KEY_BYTES)) };
+        format!("TOML, line {}: {}", line + 1, brief(&(key + error.message())))
+    })
+}
+
+/// Reads JSON, as [`toml()`] does TOML.
+///
+/// # Errors
+///
+/// If it is none, or not of this form.
+pub fn json<T: DeserializeOwned>(text: &str) -> std::result::Result<T, String> {
+    serde_json::from_str(text).map_err(|error| brief(&error.to_string()))
+}
+
+/// What a parser says of a text, for a message.
+pub fn brief(why: &str) -> String {
+    printable(&shortened(why, MAX_ERROR_BYTES)).into_owned()
+}
+
 fn utf8(bytes: Vec<u8>) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| Error::new(ErrorKind::InvalidData, "is not text (UTF-8)"))
 }
@@ -63,6 +99,8 @@ fn utf8(bytes: Vec<u8>) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
+
     use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     #[test]
@@ -70,6 +108,23 @@ mod tests {
         assert_eq!(text(Path::new("/dev/zero")).unwrap_err().kind(), ErrorKind::FileTooLarge);
         assert_eq!(bytes(std::io::repeat(1).take(LIMIT)).unwrap().len() as u64, LIMIT);
         assert!(bytes(std::io::repeat(1).take(LIMIT + 1)).is_err());
+    }
+
+    #[test]
+    fn errors_repeat_little() {
+        type Numbers = BTreeMap<String, u8>;
+        let long = "\u{1b}".repeat(100_000);
+        let (name, value) = ("y".repeat(100_000), "z\\n".repeat(100_000));
+        let errors = [
+            toml::<Numbers>(&format!("a = 1\n'{name}' = 'x'")).unwrap_err(),
+            toml::<Numbers>(&format!("a = 1\nb = \"{value}\"")).unwrap_err(),
+            toml::<Numbers>(&long).unwrap_err(),
+            json::<Numbers>(&serde_json::json!({ "a": long }).to_string()).unwrap_err(),
+        ];
+        for error in &errors {
+            assert!(error.len() < 400 && !error.contains(char::is_control), "{error:?}");
+        }
+        assert!(errors[0].starts_with("TOML, line 2: "), "{}", errors[0]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::output::{self, Format, Paint};
 use crate::base::error::Error;
+use crate::base::text::printable;
 use crate::instance::directory::Directory;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -51,9 +52,9 @@ pub(super) fn fail(error: &Error, format: Format) -> ExitCode {
         eprintln!("{text}");
     } else {
         let name = output::paint(Paint::Wrong, "redirector:", std::io::stderr().is_terminal());
-        eprintln!("{name} {error}");
+        eprintln!("{name} {}", printable(&error.to_string()));
         if let Some(remedy) = remedy {
-            eprintln!("  {remedy}");
+            eprintln!("  {}", printable(remedy));
         }
     }
     ExitCode::from(error.exit_code())

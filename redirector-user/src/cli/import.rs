@@ -4,11 +4,15 @@ use super::env::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Result};
 use crate::base::input;
+use crate::base::text::shortened;
 use crate::import::{self, Import, ImportError};
 use crate::rules::Family;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// A rule may be as long as the file.
+const MAX_NOTE_BYTES: usize = 2000;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -76,7 +80,7 @@ fn report(env: &Env, import: &Import) {
     let program = |family| if family == Family::V4 { "iptables" } else { "ip6tables" };
     for rule in &import.inexpressible {
         let text = format!("line {} ({}): {}: {}", rule.line, program(rule.family), rule.rule, rule.why);
-        env.note(&format!("cannot be expressed: {text}"));
+        env.note(&shortened(&format!("cannot be expressed: {text}"), MAX_NOTE_BYTES));
     }
     for rule in &import.missing {
         let place = format!("{} -t {}", program(rule.family), rule.table.name());

@@ -1,6 +1,7 @@
 //! Printing: tables for people, JSON for programs.
 
 use crate::base::error::{Error, Result};
+use crate::base::text::printable;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -18,7 +19,7 @@ pub enum Format {
 pub fn json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::failed(format!("serialise the result: {e}")))?;
-    print(&text)
+    write(&text)
 }
 
 /// Prints rows below a header, without lines, as `ps` does.
@@ -35,14 +36,14 @@ pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [
     for row in rows {
         table.add_row(row);
     }
-    let text = table.to_string();
+    let text = clean(&table.to_string());
     let mut lines = text.lines().map(str::trim_end);
     let first = paint(Paint::Heading, lines.next().unwrap_or_default(), is_terminal);
     let rest = lines.map(|line| match WRONG.iter().find(|word| line.contains(**word)) {
         Some(word) => line.replace(word, &paint(Paint::Wrong, word, is_terminal)),
         None => line.to_owned(),
     });
-    print(&std::iter::once(first).chain(rest).collect::<Vec<_>>().join("\n"))
+    write(&std::iter::once(first).chain(rest).collect::<Vec<_>>().join("\n"))
 }
 
 /// Words of a table that stand for something wrong.
@@ -71,6 +72,15 @@ pub fn paint(paint: Paint, text: &str, is_terminal: bool) -> String {
 
 /// Prints text and a newline. A reader that has closed the pipe (`| head`) is no error.
 pub fn print(text: &str) -> Result<()> {
+    write(&clean(text))
+}
+
+/// Several lines, without what a terminal would obey: names of cgroups, processes and rules are chosen by others.
+fn clean(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
+fn write(text: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{text}").or_else(unwritten)
 }
 
@@ -86,6 +96,6 @@ pub fn unwritten(error: std::io::Error) -> Result<()> {
 pub fn note(format: Format, text: &str) {
     match format {
         Format::Json => eprintln!("{}", serde_json::json!({ "note": text })),
-        Format::Table => eprintln!("redirector: note: {text}"),
+        Format::Table => eprintln!("redirector: note: {}", printable(text)),
     }
 }

@@ -8,6 +8,7 @@ use aya::maps::{LpmTrie, MapData};
 use ipnet::IpNet;
 use redirector_common::Addr;
 use redirector_common::abi::{self, List, ListKey, Route, Slot, flag};
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A policy and a snapshot of its namespace, ready to be written.
@@ -36,10 +37,7 @@ impl Compiled {
         this.numbers(List::IncludeOutPorts, flag::HAS_INCLUDE_OUT_PORTS, ports(&wanted.outbound_ports));
         this.numbers(List::ExcludeInPorts, flag::HAS_EXCLUDE_IN_PORTS, ports(&wanted.inbound_exclude_ports));
         this.numbers(List::IncludeInPorts, flag::INBOUND_LIST, ports(wanted.inbound_ports.items()));
-        let indices = |names: &[String]| {
-            let known = snapshot.interfaces.iter().filter(|i| names.contains(&i.name));
-            known.map(|i| i.index).collect::<Vec<_>>()
-        };
+        let indices = |names: &[String]| named(snapshot, names).map(|i| i.index).collect::<Vec<_>>();
         this.numbers(
             List::ExcludeInterfaces,
             flag::HAS_EXCLUDE_INTERFACES,
@@ -150,7 +148,7 @@ impl Compiled {
         if !names.is_empty() {
             self.policy.flags |= flag::HAS_VIRTUAL_INTERFACES;
         }
-        for interface in snapshot.interfaces.iter().filter(|i| names.contains(&i.name)) {
+        for interface in named(snapshot, names) {
             for (list, v6) in [(List::VirtualInterfaces, false), (List::VirtualInterfaces6, true)] {
                 let source = redirect_address(interface, v6).map_or(Addr::UNSPECIFIED, Addr::from);
                 let key = ListKey::number(Slot::FIRST, list, interface.index);
@@ -305,6 +303,12 @@ fn scalars(wanted: &Policy) -> abi::Policy {
         proxy_cgroup: 0,
         destinations: wanted.max_destinations,
     }
+}
+
+/// The interfaces of these names, of which annotations may hold tens of thousands.
+fn named<'a>(snapshot: &'a RouteSnapshot, names: &[String]) -> impl Iterator<Item = &'a Interface> {
+    let names: HashSet<&str> = names.iter().map(String::as_str).collect();
+    snapshot.interfaces.iter().filter(move |interface| names.contains(interface.name.as_str()))
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The lists of a policy without maps: the entries that would be written to them, searched as the kernel does.
 
+use std::collections::HashSet;
+use std::iter::once;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -70,13 +72,11 @@ impl Lists for Offline {
 
 /// A namespace with these addresses, and with every interface that somebody speaks of.
 fn imagine(policy: &Policy, local: &[IpAddr], interfaces: &[&str], output: Option<&str>) -> RouteSnapshot {
-    let mut names = vec!["lo"];
     let of_policy = policy.exclude_interfaces.iter().chain(&policy.virtual_interfaces).map(String::as_str);
-    for name in of_policy.chain(interfaces.iter().copied()) {
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
+    // Annotations name up to 50,000.
+    let mut named = HashSet::new();
+    let names = once("lo").chain(of_policy).chain(interfaces.iter().copied());
+    let names: Vec<&str> = names.filter(|name| named.insert(*name)).collect();
     let interfaces: Vec<Interface> = (LOOPBACK_IFINDEX..)
         .zip(names)
         .map(|(index, name)| Interface {

@@ -125,6 +125,18 @@ fn ipv6_off() {
     assert_eq!((ask(&policy, &query).verdict, ask(&policy, &query).rule), (PASS, None));
 }
 
+/// Annotations of 256 KiB name tens of thousands; what takes steps for each pair of them takes minutes.
+#[test]
+fn long_lists_take_no_longer_for_each_item() {
+    let exclude_interfaces = (0..40_000).map(|n| format!("e{n}")).collect();
+    let policy =
+        Policy { exclude_interfaces, outbound_exclude_ports: (1..=u16::MAX).collect(), ..Policy::default() };
+    let begin = std::time::Instant::now();
+    assert_eq!(ask(&policy, &to("1.2.3.4:80")).verdict, PASS);
+    assert!(!crate::rules::Rules::of(&policy).listing(|_| 0).is_empty());
+    assert!(begin.elapsed().as_secs() < 20, "{:?}", begin.elapsed());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 

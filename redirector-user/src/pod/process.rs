@@ -1,6 +1,7 @@
 //! Processes, from /proc.
 
 use crate::base::error::{Context, Result};
+use crate::base::text::printable;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
@@ -59,13 +60,12 @@ pub fn cgroups(pid: u32) -> Option<String> {
 
 /// Name of a process as `ps` shows it, for messages.
 pub fn name(pid: u32) -> String {
-    std::fs::read(format!("/proc/{pid}/comm")).map_or_else(|_| "?".into(), |name| printable(&name))
+    std::fs::read(format!("/proc/{pid}/comm")).map_or_else(|_| "?".into(), |name| printable_name(&name))
 }
 
-/// A process gives itself its name (PR_SET_NAME), of any bytes, and a terminal would do what they say.
-fn printable(name: &[u8]) -> String {
-    let text = String::from_utf8_lossy(name.trim_ascii_end());
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+/// A process gives itself its name (PR_SET_NAME), of any bytes.
+fn printable_name(name: &[u8]) -> String {
+    printable(&String::from_utf8_lossy(name.trim_ascii_end())).into_owned()
 }
 
 #[cfg(test)]
@@ -96,7 +96,7 @@ mod tests {
             (b"\xffx\xc2\x9b\n", "\u{fffd}x\u{fffd}"),
             ("zürich\n".as_bytes(), "zürich"),
         ] {
-            assert_eq!(printable(name), shown);
+            assert_eq!(printable_name(name), shown);
         }
     }
 }

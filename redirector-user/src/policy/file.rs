@@ -38,7 +38,7 @@ pub fn parse(text: &str) -> Result<Policy, String> {
 
 fn deserialise<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     if text.trim_start().starts_with('{') {
-        return serde_json::from_str(text).map_err(|error| error.to_string());
+        return input::json(text);
     }
-    toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())
+    input::toml(text)
 }

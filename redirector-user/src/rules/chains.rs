@@ -98,7 +98,15 @@ impl Rule {
 
     /// Whether it jumps to another chain.
     pub fn jumps_to(&self, chain: &str) -> bool {
-        matches!(&self.any().target, Target::Jump(to) if to == chain)
+        self.jump() == Some(chain)
+    }
+
+    /// The chain that it jumps to.
+    pub fn jump(&self) -> Option<&str> {
+        match &self.any().target {
+            Target::Jump(to) => Some(to),
+            _ => None,
+        }
     }
 }
 

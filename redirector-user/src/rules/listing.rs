@@ -1,9 +1,11 @@
 //! Lists the rules of a policy with the connections they decided, as `iptables -vnL --line-numbers` does.
 
+use std::collections::BTreeSet;
+
 use redirector_common::rule::Counter;
 use serde::Serialize;
 
-use super::chains::{Chain, Family, Rule, end};
+use super::chains::{Chain, Family, Rule, Table, end};
 use super::spec::Target;
 use super::whole::Rules;
 use crate::policy::Policy;
@@ -61,10 +63,11 @@ const BUILT_IN: [&str; 2] = ["OUTPUT", "PREROUTING"];
 impl Rules {
     /// The reachable rules: those of built-in chains and of targets of jumps.
     fn reached(&self) -> impl Iterator<Item = &Rule> {
-        self.list.iter().filter(|rule| {
+        let jumps = self.list.iter().filter_map(|from| Some((from.chain.table, from.jump()?)));
+        let reached: BTreeSet<(Table, &str)> = jumps.collect();
+        self.list.iter().filter(move |rule| {
             let Chain { table, name } = rule.chain;
-            BUILT_IN.contains(&name)
-                || self.list.iter().any(|from| from.chain.table == table && from.jumps_to(name))
+            BUILT_IN.contains(&name) || reached.contains(&(table, name))
         })
     }
 

@@ -36,6 +36,6 @@ pub fn read(dir: &Path) -> Result<PodFiles> {
 
 fn read_file(path: &Path) -> Result<NodePod> {
     let text = input::file(path).context(|| format!("read {}", path.display()))?;
-    let pod = serde_json::from_str(&text).map_err(|e| e.to_string()).and_then(|value| NodePod::parse(&value));
-    pod.map_err(|why| Error::input(format!("{}: {why}", path.display())))
+    let pod = input::json(&text).and_then(|value| NodePod::parse(&value));
+    pod.map_err(|why| Error::input(format!("{}: {}", path.display(), input::brief(&why))))
 }

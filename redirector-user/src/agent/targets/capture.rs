@@ -149,8 +149,10 @@ impl Gathering<'_> {
     /// The innermost cgroup of all processes of a pid file's namespace changes whenever some come or go: the one
     /// that is captured stays as long as it holds them all.
     fn captured_target(&self, found: Target, path: &TargetPath, instance: Option<&InventoryItem>) -> Target {
-        let (TargetPath::PidFile(_), Some(InventoryItem { name, state: InstanceState::Active(active), .. })) =
-            (path, instance)
+        let (
+            TargetPath::PidFile { .. },
+            Some(InventoryItem { name, state: InstanceState::Active(active), .. }),
+        ) = (path, instance)
         else {
             return found;
         };

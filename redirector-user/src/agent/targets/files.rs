@@ -3,6 +3,7 @@
 use super::path::TargetPath;
 use crate::agent::plan::FILE_PREFIX;
 use crate::base::error::{Context, Error, Kind, Result};
+use crate::base::input;
 use crate::instance::directory::check_name;
 use crate::policy::Policy;
 use serde::Deserialize;
@@ -67,7 +68,7 @@ fn stem(path: &Path) -> Option<&str> {
 }
 
 fn read_file(path: &Path) -> Result<Entry> {
-    let text = match crate::base::input::file(path) {
+    let text = match input::file(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::nothing_matched(format!("{} is gone", path.display())));
         }
@@ -77,16 +78,23 @@ fn read_file(path: &Path) -> Result<Entry> {
 }
 
 fn parse(text: &str) -> Result<Entry, String> {
-    let keys: Keys = toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
+    let keys: Keys = input::toml(text)?;
     let Keys { cgroup, unit, pid_file, netns, allow_partial, policy } = keys;
-    let target = match (cgroup, unit, pid_file, netns) {
-        (Some(dir), None, None, netns) => TargetPath::Cgroup { dir: absolute("cgroup", dir)?, netns },
-        (None, Some(name), None, netns) => TargetPath::Unit { name: unit_name(name)?, netns },
-        (None, None, Some(file), None) => TargetPath::PidFile(absolute("pid_file", file)?),
-        (None, None, Some(_), Some(_)) => {
-            return Err("netns is told by the process; leave it out with pid_file".into());
+    if pid_file.is_some() && netns.is_some() {
+        return Err("netns is told by the process; leave it out with pid_file".into());
+    }
+    let cgroup = match (cgroup, unit) {
+        (Some(dir), None) => Some(TargetPath::Cgroup { dir: absolute("cgroup", dir)?, netns }),
+        (None, Some(name)) => Some(TargetPath::Unit { name: unit_name(name)?, netns }),
+        (None, None) => None,
+        (Some(_), Some(_)) => return Err("give one of cgroup and unit".into()),
+    };
+    let target = match (pid_file, cgroup) {
+        (Some(file), within) => {
+            TargetPath::PidFile { file: absolute("pid_file", file)?, within: within.map(Box::new) }
         }
-        _ => return Err("give exactly one of cgroup, unit and pid_file".into()),
+        (None, Some(cgroup)) => cgroup,
+        (None, None) => return Err("give exactly one of cgroup and unit, or pid_file".into()),
     };
     if let TargetPath::Cgroup { netns: Some(netns), .. } | TargetPath::Unit { netns: Some(netns), .. } =
         &target
@@ -131,7 +139,7 @@ mod tests {
     fn wrong_files_say_why() {
         for (text, word) in [
             ("", "exactly one"),
-            ("cgroup = \"/a\"\nunit = \"b.service\"", "exactly one"),
+            ("cgroup = \"/a\"\nunit = \"b.service\"", "one of cgroup and unit"),
             ("cgroup = \"a\"", "absolute"),
             ("cgroup = \"/a\"\nnetns = \"b\"", "absolute"),
             ("pid_file = \"/a\"\nnetns = \"/b\"", "told by the process"),

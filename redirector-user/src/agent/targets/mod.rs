@@ -4,3 +4,4 @@ pub mod awaited;
 pub mod capture;
 pub mod files;
 pub mod path;
+mod pid_file;

@@ -1,10 +1,10 @@
 //! How a file names its target, and how the target is found on the node.
 
+use super::pid_file::{self, Named};
 use crate::agent::file_events::{Names, Signs};
-use crate::base::error::{Context, Error, Result};
+use crate::base::error::{Error, Result};
 use crate::pod::cgroup::{self, Cgroup};
 use crate::pod::{Target, process};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// A way to name a target.
@@ -26,7 +26,12 @@ pub enum TargetPath {
         netns: Option<PathBuf>,
     },
     /// A file that holds a pid.
-    PidFile(PathBuf),
+    PidFile {
+        /// The file.
+        file: PathBuf,
+        /// The cgroup or unit in which its process must be, if others than root can write the file.
+        within: Option<Box<TargetPath>>,
+    },
 }
 
 impl TargetPath {
@@ -42,7 +47,16 @@ impl TargetPath {
                 Some(dir) => in_cgroup(&dir, netns.as_deref()),
                 None => Ok(None),
             },
-            Self::PidFile(path) => by_pid_file(path),
+            Self::PidFile { file, within } => by_pid_file(file, within.as_deref()),
+        }
+    }
+
+    /// The cgroup, if it is there.
+    fn directory(&self) -> Result<Option<PathBuf>> {
+        match self {
+            Self::Cgroup { dir, .. } => Ok(dir.exists().then(|| dir.clone())),
+            Self::Unit { name, .. } => unit(&cgroup::mount()?, name),
+            Self::PidFile { .. } => Ok(None),
         }
     }
 
@@ -101,7 +115,10 @@ impl TargetPath {
                     }),
                 }
             }
-            Self::PidFile(path) => approach(path, &mut signs),
+            Self::PidFile { file, within } => {
+                approach(file, &mut signs);
+                signs.extend(within.iter().flat_map(|within| within.signs()));
+            }
         }
         if let Self::Cgroup { netns: Some(path), .. } | Self::Unit { netns: Some(path), .. } = self {
             approach(path, &mut signs);
@@ -141,26 +158,24 @@ fn in_cgroup(dir: &Path, netns: Option<&Path>) -> Result<Option<Target>> {
     }
 }
 
-fn by_pid_file(path: &Path) -> Result<Option<Target>> {
-    let text = match crate::base::input::file(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        other => other.context(|| format!("read the pid file {}", path.display()))?,
+fn by_pid_file(path: &Path, within: Option<&TargetPath>) -> Result<Option<Target>> {
+    let within = match within {
+        Some(within) => match within.directory()? {
+            Some(dir) => Some(dir),
+            None => return Ok(None),
+        },
+        None => None,
     };
-    // Programs make the file first and write it then.
-    if text.trim().is_empty() {
-        return Ok(None);
-    }
-    let pid: u32 = text.trim().parse().map_err(|_| {
-        Error::input(format!(
-            "{} holds no pid: {:?}",
-            path.display(),
-            text.trim().get(..40).unwrap_or(text.trim())
-        ))
-    })?;
+    let Some(Named { pid, is_roots }) = pid_file::read(path, within.as_deref())? else { return Ok(None) };
     if process::netns_inode(pid).is_none() {
         return Ok(None);
     }
-    Target::of_pid(pid).map(Some)
+    match within {
+        None => Target::of_pid(pid).map(Some),
+        Some(dir) if is_roots => in_cgroup(&dir, Some(&PathBuf::from(format!("/proc/{pid}/ns/net")))),
+        // The process may be in a namespace that it has made itself.
+        Some(dir) => in_cgroup(&dir, None),
+    }
 }
 
 /// Cgroup of a systemd unit: the directory of its name in one of the slices. systemd names the cgroup of

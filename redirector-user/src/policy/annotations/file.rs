@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::pod::Pod;
+use crate::base::input;
 use crate::policy::error::ConfigError;
 
 /// Reads a file of annotations or of a pod.
@@ -13,11 +14,10 @@ pub fn load(path: &Path) -> Result<Pod, ConfigError> {
         why,
         remedy: remedy.into(),
     };
-    let text =
-        crate::base::input::text(path).map_err(|error| refuse(error.to_string(), "name a readable file"))?;
+    let text = input::text(path).map_err(|error| refuse(error.to_string(), "name a readable file"))?;
     parse(&text).map_err(|why| {
         refuse(
-            why,
+            input::brief(&why),
             "write lines of key=\"value\" as a downward-API volume has them, a JSON map, or a pod \
              (kubectl get pod NAME -o json)",
         )
@@ -31,7 +31,7 @@ pub fn parse(text: &str) -> Result<Pod, String> {
 }
 
 fn json(text: &str) -> Result<Pod, String> {
-    let value: serde_json::Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let value: serde_json::Value = input::json(text)?;
     let is_pod = value.get("metadata").is_some_and(serde_json::Value::is_object);
     match value.get("kind").and_then(serde_json::Value::as_str) {
         Some("Pod") => {}
@@ -60,7 +60,7 @@ fn downward(text: &str) -> Result<Pod, String> {
         let quoted = value.trim_end().strip_prefix('"').and_then(|value| value.strip_suffix('"'));
         let value = quoted.and_then(unquote).ok_or_else(|| refuse("the value is not a quoted string"))?;
         if annotations.insert(key.to_owned(), value).is_some() {
-            return Err(refuse(&format!("{key} for the second time")));
+            return Err(refuse(&format!("{key:?} for the second time")));
         }
     }
     Ok(Pod { annotations, ..Pod::default() })
