@@ -159,6 +159,31 @@ fn a_pid_file_that_others_than_root_can_write() -> anyhow::Result<()> {
     until_active(&bpffs, &agent, "file-shop", true)
 }
 
+/// A child in a namespace of its own, which takes no privilege, does not keep the service from being captured.
+#[test]
+fn a_child_with_a_namespace_of_its_own() -> anyhow::Result<()> {
+    require_root!("unshare");
+    let (bpffs, home, world) = (Bpffs::new()?, Home::new()?, World::new()?);
+    let place = world.pod().place(APP)?;
+    let sleep = |program: &str, arguments: &[&str]| {
+        Daemon::start("sleep", place.program(program.as_ref()).args(arguments))
+    };
+    let unshare = require_program("unshare").context("unshare")?.display().to_string();
+    // It is the first that is found.
+    let child = sleep(&unshare, &["--user", "--net", "/bin/sleep", "600"])?;
+    let service = sleep("/bin/sleep", &["600"])?;
+    retry::until("both to be in their namespaces", || {
+        let comm = |daemon: &Daemon| std::fs::read_to_string(format!("/proc/{}/comm", daemon.pid())).ok();
+        (comm(&child)? == "sleep\n" && comm(&service)? == "sleep\n").then_some(())
+    })?;
+    home.write("shop", &format!("cgroup = \"{}\"\n", world.pod().cgroup.directory().display()))?;
+    let agent = Agent::start(&bpffs, &home)?;
+    until_active(&bpffs, &agent, "file-shop", true)?;
+    let netns = std::fs::metadata(format!("/proc/{}/ns/net", service.pid()))?;
+    assert_eq!(bpffs.show("file-shop")?["netns_inode"], std::os::unix::fs::MetadataExt::ino(&netns));
+    Ok(())
+}
+
 struct Directories {
     _dir: tempfile::TempDir,
     bin: PathBuf,

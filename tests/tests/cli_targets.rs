@@ -1,5 +1,6 @@
 //! Which pod is meant, and when it is refused: processes elsewhere, iptables chains, names that are taken.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Context;
@@ -63,6 +64,50 @@ fn the_cgroup_of_a_process() -> anyhow::Result<()> {
     assert_eq!(bpffs.run(&words)?.expect(exit::OK)?.json()?["name"], name);
     bpffs.run(&["detach", "--name", &name])?.expect(exit::OK)?;
     expect_untouched(&bpffs, pod)
+}
+
+/// A service that manages cgroups itself could step beside the innermost: the unit's is taken, and where no unit is, none.
+#[test]
+fn a_cgroup_that_the_application_manages() -> anyhow::Result<()> {
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
+    let pod = world.pod();
+    let delegated = |name: &str| -> anyhow::Result<(Daemon, PathBuf)> {
+        let dir = pod.cgroup.child(name)?;
+        let own = pod.cgroup.child(&format!("{name}/own\u{1b}[31m"))?;
+        for file in [dir.clone(), dir.join("cgroup.procs"), own.clone()] {
+            std::os::unix::fs::chown(file, Some(APP.uid), None)?;
+        }
+        let place = Place { netns: pod.netns.file().to_owned(), cgroup: Some(own), owner: APP };
+        let mut sleep = place.program("/bin/sleep".as_ref());
+        Ok((Daemon::start("sleep", sleep.arg("600"))?, dir))
+    };
+    let attach = |service: &Daemon| -> anyhow::Result<Run> {
+        let pid = service.pid().to_string();
+        retry::until("the process to be in its place", || {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+            (name == "sleep\n").then_some(())
+        })?;
+        bpffs.run(&["attach", "--pid", &pid, "--name", NAME])
+    };
+    let (service, dir) = delegated("shop")?;
+    let shown = dir.display().to_string();
+    attach(&service)?
+        .refused(exit::USAGE, &[&shown, "others than root manage", "--netns FILE and --cgroup DIR"])?;
+    expect_untouched(&bpffs, pod)?;
+    drop(service);
+    let (service, dir) = delegated("shop.service")?;
+    let attached = attach(&service)?.expect(exit::OK)?.json()?;
+    assert_eq!(attached["cgroup"], dir.display().to_string());
+    bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    // What a service calls its cgroup is not obeyed by the terminal.
+    let (netns, own) =
+        (pod.netns.file().display().to_string(), dir.join("own\u{1b}[31m").display().to_string());
+    let bpffs_dir = bpffs.path().display().to_string();
+    let mut text = redirector_tests::harness::product::command(&[]);
+    text.args(["--bpffs", &bpffs_dir, "attach", "--netns", &netns, "--cgroup", &own, "--name", NAME]);
+    let text = Run::of(&mut text)?.expect(exit::OK)?.stdout;
+    assert!(text.contains("own\u{fffd}[31m") && !text.contains('\u{1b}'), "{text:?}");
+    Ok(())
 }
 
 /// Processes of the pod that are outside the cgroup would go around the proxy.

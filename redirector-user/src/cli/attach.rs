@@ -31,8 +31,8 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(override_usage = "redirector attach (--pid <PID> | --netns <FILE> --cgroup <DIR>) [OPTIONS]")]
 pub struct Args {
-    /// A process of the pod: its network namespace, and the innermost cgroup that holds every
-    /// process of that namespace.
+    /// A process of the pod: its network namespace, and the cgroup of its pod, unit or container; where none is
+    /// named so, the innermost that holds every process of that namespace.
     #[arg(long, value_name = "PID", conflicts_with_all = ["netns", "cgroup"])]
     pid: Option<u32>,
     /// File of the network namespace.

@@ -23,7 +23,7 @@ const ABOUT: &str = "\
 Set up the redirection of the pod this is called in, as istio-iptables does, by redirector's eBPF programs.
 
 Flags, variables and defaults are those of istio-iptables: without flags nothing is captured. The target is the network
-namespace of this process and the innermost cgroup that holds all its processes; both must be a pod's. More can be said
+namespace of this process and the cgroup of its pod or container; both must be a pod's. More can be said
 with `redirector attach`.";
 
 /// The original's logger has flags, which Istio's injector gives.

@@ -1,13 +1,12 @@
 //! Cgroup v2 directories. The tree may be mounted anywhere (hybrid layouts have it below
 //! `/sys/fs/cgroup/unified`), so it is looked up and never assumed.
 
-use super::process;
 use crate::base::error::{Context, Error, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 const CGROUP_SUPER_MAGIC: i64 = 0x0027_e0eb;
@@ -60,6 +59,25 @@ impl Cgroup {
         let mut pids = BTreeSet::new();
         collect(&self.path, &mut pids)?;
         Ok(pids)
+    }
+}
+
+impl Cgroup {
+    /// The directories of it and of those below, by their ids.
+    pub fn ids(&self) -> HashMap<u64, PathBuf> {
+        let mut ids = HashMap::new();
+        walk(&self.path, &mut ids);
+        ids
+    }
+}
+
+fn walk(dir: &Path, ids: &mut HashMap<u64, PathBuf>) {
+    // One that goes meanwhile has no processes any more.
+    let Ok(metadata) = std::fs::metadata(dir) else { return };
+    ids.insert(metadata.ino(), dir.to_owned());
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        walk(&entry.path(), ids);
     }
 }
 
@@ -128,50 +146,6 @@ fn find_mount(mountinfo: &str) -> Option<PathBuf> {
     whole.or(mounts.first()).map(|(_, point)| PathBuf::from(point))
 }
 
-/// The innermost cgroup that holds all of these processes.
-pub fn innermost_of(pids: &[u32]) -> Result<Cgroup> {
-    let mut common: Option<PathBuf> = None;
-    for pid in pids {
-        let Some(text) = process::cgroups(*pid) else { continue };
-        let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::")) else {
-            return Err(Error::unsupported(format!("process {pid} is in no cgroup v2"))
-                .remedy("boot with cgroup v2 (hybrid or unified layout)"));
-        };
-        let path = Path::new(path);
-        common = Some(match common {
-            None => path.to_owned(),
-            Some(so_far) => common_ancestor(&so_far, path),
-        });
-    }
-    let Some(common) = common else {
-        return Err(Error::input("the process has ended"));
-    };
-    if common == Path::new("/") {
-        return Err(Error::input(format!(
-            "the processes of this network namespace ({}) have only the root cgroup in common, \
-             which holds the whole machine",
-            pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
-        ))
-        .usage("put them into a cgroup of their own, or give --netns and --cgroup"));
-    }
-    if common.components().any(|part| part == Component::ParentDir) {
-        return Err(Error::unsupported(format!(
-            "the cgroup of the processes ({}) is above the root of our cgroup namespace",
-            common.display()
-        ))
-        .usage(
-            "run in the host's (a container needs hostPID and the host's cgroup namespace), or \
-             give --netns and --cgroup",
-        ));
-    }
-    let relative = common.strip_prefix("/").unwrap_or(&common);
-    Cgroup::open(&mount()?.join(relative))
-}
-
-fn common_ancestor(a: &Path, b: &Path) -> PathBuf {
-    a.components().zip(b.components()).take_while(|(x, y)| x == y).map(|(x, _)| x).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,13 +161,5 @@ mod tests {
             "28 22 0:26 /pod1 /mnt rw - cgroup2 cgroup2 rw\n29 22 0:26 / /sys/fs/cgroup rw - cgroup2 c rw\n";
         assert_eq!(find_mount(bind).unwrap(), Path::new("/sys/fs/cgroup"));
         assert_eq!(find_mount("28 22 0:26 / /proc rw - proc proc rw\n"), None);
-    }
-
-    #[test]
-    fn ancestors() {
-        let ancestor = |a: &str, b: &str| common_ancestor(Path::new(a), Path::new(b));
-        assert_eq!(ancestor("/kube/pod1/app", "/kube/pod1/proxy"), Path::new("/kube/pod1"));
-        assert_eq!(ancestor("/kube/pod1", "/kube/pod12"), Path::new("/kube"));
-        assert_eq!(ancestor("/a", "/b"), Path::new("/"));
     }
 }

@@ -1,5 +1,6 @@
 //! What an instance is attached to: a network namespace and a cgroup.
 
+mod boundary;
 pub mod cgroup;
 pub mod cgroup_namespace;
 pub(crate) mod descriptors;
@@ -11,7 +12,9 @@ pub mod process;
 
 use crate::base::error::{Context, Error, Result};
 use crate::sys::netns::{NetNs, NetnsId};
+use crate::sys::userns;
 use cgroup::Cgroup;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// An open target. Captured are the sockets that are created in the cgroup (or below) and
@@ -29,14 +32,15 @@ pub struct Target {
 }
 
 impl Target {
-    /// The namespace of a process, and the innermost cgroup that holds every process of it.
+    /// The namespace of a process, and the cgroup of the pod, unit or container that holds every process of it
+    /// ([`boundary`]).
     ///
     /// # Errors
     ///
     /// [`Error::input`] if there is no such process, if it lives in the machine's own namespace,
-    /// or if only the root cgroup holds all processes.
+    /// or if there is no such cgroup.
     pub fn of_pid(pid: u32) -> Result<Self> {
-        let netns_path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let netns_path = netns_file(pid);
         let netns = open_netns(&netns_path, || {
             format!("there is no process {pid} (or it has ended); give the pid as the host sees it")
         })?;
@@ -44,11 +48,11 @@ impl Target {
         Self::of_processes(netns, netns_path, pid)
     }
 
-    /// The namespace that we are in ourselves, and the innermost cgroup that holds every process of it.
+    /// The namespace that we are in ourselves, with the cgroup as [`Target::of_pid`] takes it.
     ///
     /// # Errors
     ///
-    /// [`Error::input`] if that is the machine's own, or if only the root cgroup holds all processes.
+    /// [`Error::input`] if that is the machine's own, or there is no such cgroup.
     pub fn own() -> Result<Self> {
         let path = Path::new("/proc/self/ns/net");
         let netns = open_netns(path, || "/proc is not mounted".into())?;
@@ -64,7 +68,7 @@ impl Target {
         Self::of_processes(netns, netns_path, own)
     }
 
-    /// A namespace file, and the innermost cgroup that holds every process of it.
+    /// A namespace file, with the cgroup as [`Target::of_pid`] takes it.
     ///
     /// # Errors
     ///
@@ -82,13 +86,13 @@ impl Target {
         Self::of_processes(netns, std::path::absolute(path).unwrap_or_else(|_| path.into()), pid)
     }
 
-    /// With the innermost cgroup of `pid` and of the namespace's other processes.
+    /// With the cgroup of `pid` and of the namespace's other processes.
     fn of_processes(netns: NetNs, netns_path: PathBuf, pid: u32) -> Result<Self> {
         let mut processes = process::in_netns(netns.inode)?;
         if !processes.contains(&pid) {
             processes.push(pid);
         }
-        let cgroup = cgroup::innermost_of(&processes)?;
+        let cgroup = boundary::cgroup_of(&processes)?;
         Ok(Self { netns, netns_path, cgroup, pid: Some(pid) })
     }
 
@@ -125,41 +129,42 @@ impl Target {
     ///
     /// Processes in the machine's own namespace do not count beside others: CRI-O puts the monitor of a pod's containers
     /// into the pod's cgroup (`conmon_cgroup = "pod"`). It is not captured, its sockets are in another namespace.
+    /// Nor does a namespace that a process without privileges has made: it belongs to a user namespace within the one that
+    /// the pod's belongs to.
     ///
     /// # Errors
     ///
     /// [`Error::input`] if its processes are in several namespaces, or all in the machine's own.
     pub fn of_cgroup(cgroup: Cgroup) -> Result<Option<Self>> {
-        let (mut found, mut machines_own): (Option<(NetNs, u32)>, _) = (None, None);
+        let (mut found, mut machines_own): (Vec<(NetNs, u32)>, _) = (Vec::new(), None);
         let own = own_ids();
         for pid in cgroup.processes()? {
             // It may have ended meanwhile.
-            let Ok(netns) = NetNs::open(&PathBuf::from(format!("/proc/{pid}/ns/net"))) else { continue };
+            let Ok(netns) = NetNs::open(&netns_file(pid)) else { continue };
             if own.contains(&netns.id) {
                 machines_own = Some(pid);
-                continue;
-            }
-            match &found {
-                Some((first, other)) if first.id != netns.id => {
-                    return Err(Error::input(format!(
-                        "the processes of the cgroup {} are in several network namespaces (those of {other} \
-                         and {pid}, for instance)",
-                        cgroup.path.display()
-                    ))
-                    .remedy("give a cgroup for each, or say which with the namespace's file"));
-                }
-                Some(_) => {}
-                None => found = Some((netns, pid)),
+            } else if found.iter().all(|(other, _)| other.id != netns.id) {
+                found.push((netns, pid));
             }
         }
-        let file = |pid: u32| PathBuf::from(format!("/proc/{pid}/ns/net"));
-        let (netns, pid) = match (found, machines_own) {
-            (Some(found), _) => found,
-            (None, Some(pid)) => return Err(machines(&file(pid))),
-            (None, None) => return Ok(None),
-        };
-        let netns_path = file(pid);
-        Ok(Some(Self { netns, netns_path, cgroup, pid: Some(pid) }))
+        if found.len() > 1 {
+            found = outermost(found).context(|| "find the user namespaces of network namespaces".into())?;
+        }
+        if let [(_, first), (_, second), ..] = found.as_slice() {
+            return Err(Error::input(format!(
+                "the processes of the cgroup {} are in several network namespaces (those of {first} and {second}, for \
+                 instance)",
+                cgroup.path.display()
+            ))
+            .remedy("give a cgroup for each, or say which with the namespace's file"));
+        }
+        match (found.pop(), machines_own) {
+            (Some((netns, pid)), _) => {
+                Ok(Some(Self { netns, netns_path: netns_file(pid), cgroup, pid: Some(pid) }))
+            }
+            (None, Some(pid)) => Err(machines(&netns_file(pid))),
+            (None, None) => Ok(None),
+        }
     }
 
     /// A sentence about the processes that are not captured; None if there are none.
@@ -199,6 +204,19 @@ impl Target {
             .retain(|pid| process::netns_inode(*pid) == Some(self.netns.inode) && !process::is_ending(*pid));
         Ok(strays)
     }
+}
+
+fn netns_file(pid: u32) -> PathBuf {
+    format!("/proc/{pid}/ns/net").into()
+}
+
+/// Without those whose owner is a user namespace within the owner of another.
+fn outermost(namespaces: Vec<(NetNs, u32)>) -> std::io::Result<Vec<(NetNs, u32)>> {
+    let owners: Vec<Vec<(u64, u64)>> =
+        namespaces.iter().map(|(netns, _)| userns::owners_of(netns.as_fd())).collect::<Result<_, _>>()?;
+    let is_within = |inner: &[_], outer: &[_]| inner.len() > outer.len() && inner.ends_with(outer);
+    let is_outermost = |own: &Vec<_>| !owners.iter().any(|other| is_within(own, other));
+    Ok(namespaces.into_iter().zip(&owners).filter(|(_, own)| is_outermost(own)).map(|(it, _)| it).collect())
 }
 
 /// Opens a namespace file; a wrong one is the user's error.

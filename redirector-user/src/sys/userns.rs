@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 
 /// The user namespace that owns a namespace; None if it is the one we are in.
@@ -13,17 +12,41 @@ use std::os::unix::net::UnixStream;
 /// The kernel's; EPERM if it is outside of ours.
 pub fn owner_of(namespace: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     const NS_GET_USERNS: libc::Ioctl = 0xb701;
-    // SAFETY: NS_GET_USERNS (linux/nsfs.h) takes no argument and gives a descriptor.
-    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) };
+    related(namespace, NS_GET_USERNS)
+}
+
+/// The user namespace that owns a namespace and those that this one is in, by device and inode number, up to ours,
+/// which is not among them.
+///
+/// # Errors
+///
+/// As [`owner_of`].
+pub fn owners_of(namespace: BorrowedFd<'_>) -> io::Result<Vec<(u64, u64)>> {
+    const NS_GET_PARENT: libc::Ioctl = 0xb702;
+    let mut owners = Vec::new();
+    let mut next = owner_of(namespace)?;
+    while let Some(owner) = next {
+        owners.push(number(&owner)?);
+        next = related(owner.as_fd(), NS_GET_PARENT)?;
+    }
+    Ok(owners)
+}
+
+fn related(namespace: BorrowedFd<'_>, which: libc::Ioctl) -> io::Result<Option<OwnedFd>> {
+    // SAFETY: NS_GET_USERNS and NS_GET_PARENT (linux/nsfs.h) take no argument and give a descriptor.
+    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), which) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: a descriptor made just above.
-    let owner = unsafe { OwnedFd::from_raw_fd(fd) };
-    let number = |file: &File| file.metadata().map(|m| (m.dev(), m.ino()));
-    let owner = File::from(owner);
-    let own = File::open("/proc/self/ns/user")?;
-    Ok((number(&owner)? != number(&own)?).then(|| owner.into()))
+    let found = unsafe { OwnedFd::from_raw_fd(fd) };
+    let own = File::open("/proc/self/ns/user")?.into();
+    Ok((number(&found)? != number(&own)?).then_some(found))
+}
+
+fn number(namespace: &OwnedFd) -> io::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(namespace)?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// The texts of `uid_map` and `gid_map` of a user namespace, as seen from ours: who opens the file
