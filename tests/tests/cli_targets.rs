@@ -1,6 +1,7 @@
 //! Which pod is meant, and when it is refused: processes elsewhere, iptables chains, names that are taken.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
@@ -9,6 +10,7 @@ use serde_json::Value;
 use redirector_tests::harness::names;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::serve::Listen;
+use redirector_tests::harness::probe::sys;
 use redirector_tests::harness::server::any4;
 use redirector_tests::harness::world::cgroup::Cgroup;
 use redirector_tests::harness::world::netns::Netns;
@@ -108,6 +110,41 @@ fn a_cgroup_that_the_application_manages() -> anyhow::Result<()> {
     let text = Run::of(&mut text)?.expect(exit::OK)?.stdout;
     assert!(text.contains("own\u{fffd}[31m") && !text.contains('\u{1b}'), "{text:?}");
     Ok(())
+}
+
+/// Programs of others that no link can be beside, or that it would switch off, are named.
+#[test]
+fn programs_that_suffer_no_other() -> anyhow::Result<()> {
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
+    let (pod, upper) = (world.pod(), world.pod().cgroup.directory());
+    let inner = pod.cgroup.child("inner")?.display().to_string();
+    let netns = pod.netns.file().display().to_string();
+    let attach = || bpffs.run(&["attach", "--netns", &netns, "--cgroup", &inner, "--name", NAME]);
+    for (name, flags, words) in
+        [("firewall", 1, "would run no more for the pod"), ("exclusive", 0, "which forbids every other")]
+    {
+        sys::attach_foreign_connect4_with(File::open(upper)?, name, flags)?;
+        let shown = upper.display().to_string();
+        attach()?.refused(
+            exit::USAGE,
+            &[name, "connect4", &shown, words, "BPF_F_ALLOW_MULTI", "bpftool prog show"],
+        )?;
+        expect_untouched(&bpffs, pod)?;
+        detach_connect4(upper)?;
+    }
+    sys::attach_foreign_connect4(File::open(upper)?, "shared")?;
+    attach()?.expect(exit::OK)?;
+    bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    detach_connect4(upper)
+}
+
+fn detach_connect4(cgroup: &Path) -> anyhow::Result<()> {
+    let shown = run(Command::new("bpftool").args(["-j", "cgroup", "show"]).arg(cgroup), "")?;
+    let programs: Value = serde_json::from_str(&shown)?;
+    let id = programs[0]["id"].as_u64().with_context(|| shown.clone())?.to_string();
+    let mut detach = Command::new("bpftool");
+    detach.args(["cgroup", "detach"]).arg(cgroup).args(["cgroup_inet4_connect", "id", &id]);
+    run(&mut detach, "").map(drop)
 }
 
 /// Processes of the pod that are outside the cgroup would go around the proxy.
@@ -221,7 +258,7 @@ fn iptables_chains() -> anyhow::Result<()> {
             continue;
         }
         let Some(chains) = Chains::new(&pod.netns, program)? else { continue };
-        let words = ["ISTIO_OUTPUT", remedy[0], remedy[1]];
+        let words = [&OF_MESHES[..], &remedy[..]].concat();
         bpffs.attach(pod, NAME, &[])?.refused(exit::USAGE, &words).with_context(|| program.to_owned())?;
         bpffs.attach(pod, NAME, &["--dry-run"])?.refused(exit::USAGE, &words)?;
         expect_untouched(&bpffs, pod)?;
@@ -273,6 +310,10 @@ fn native_nftables() -> anyhow::Result<()> {
 }
 
 /// An `ISTIO_OUTPUT` chain, and one whose name only looks a little like it.
+/// A chain of Istio, Consul, linkerd and Kuma each.
+const OF_MESHES: [&str; 4] =
+    ["ISTIO_OUTPUT", "CONSUL_PROXY_OUTPUT", "PROXY_INIT_REDIRECT", "KUMA_MESH_OUTBOUND"];
+
 struct Chains<'a> {
     netns: &'a Netns,
     program: &'static str,
@@ -282,10 +323,13 @@ impl<'a> Chains<'a> {
     /// None where the kernel lacks what the program needs.
     fn new(netns: &'a Netns, program: &'static str) -> anyhow::Result<Option<Self>> {
         let chains = Self { netns, program };
-        let made = output(chains.command().args(["-N", "ISTIO_OUTPUT"]), "")?;
+        let made = output(chains.command().args(["-N", OF_MESHES[0]]), "")?;
         if !made.status.success() {
             println!("{program} does not work here: {}", String::from_utf8_lossy(&made.stderr).trim());
             return Ok(None);
+        }
+        for chain in &OF_MESHES[1..] {
+            run(chains.command().args(["-N", chain]), "")?;
         }
         run(chains.command().args(["-N", "KUBE-ISTIO_X"]), "")?;
         Ok(Some(chains))
@@ -298,7 +342,7 @@ impl<'a> Chains<'a> {
     }
 
     fn remove(self) -> anyhow::Result<()> {
-        run(self.command().args(["-X", "ISTIO_OUTPUT"]), "").map(drop)
+        OF_MESHES.iter().try_for_each(|chain| run(self.command().args(["-X", chain]), "").map(drop))
     }
 }
 

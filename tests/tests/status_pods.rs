@@ -146,11 +146,10 @@ fn a_second_instance_of_another_bpffs() -> anyhow::Result<()> {
     let _proxy = setup.proxy()?;
     setup.attach(&[])?;
     let other = Bpffs::new()?;
-    // Should attach refuse that, there is nothing to find.
-    if other.attach(setup.world.pod(), "other", &[])?.code == Some(exit::OK) {
-        setup.expect_fault("second_instance", &["another instance", "twice", "detach"])?;
-        other.run(&["detach", "--name", "other"])?.expect(exit::OK)?;
-    }
+    other
+        .attach(setup.world.pod(), "other", &[])?
+        .refused(exit::USAGE, &["another instance", "this bpffs does not know"])?;
+    other.expect_empty()?;
     setup.expect_well()?;
     Ok(())
 }

@@ -10,9 +10,10 @@ use super::sync::lock;
 use crate::base::error::{Context, Result};
 use crate::cni::protocol::{Operation, PodName, Reply, Request, VERSION, code};
 use crate::instance::attach::Outcome;
+use crate::instance::directory::Directory;
 use crate::instance::inventory::{InstanceState, InventoryItem, take_inventory};
 use crate::instance::{find, status};
-use crate::pod::{Target, kubernetes};
+use crate::pod::{Target, kubernetes, sandbox};
 use crate::policy::annotations::Membership;
 use crate::sys::netns::NetNs;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -256,9 +257,10 @@ impl CniServer {
             format!("{} is not captured as {name}", request.netns)
         } else {
             match status::status(root, &name) {
-                Ok(status) if status.effective && status.state == "active" => {
-                    return Reply::Done { instance: Some(name) };
-                }
+                Ok(status) if status.effective && status.state == "active" => match own_kernel(root, &name) {
+                    None => return Reply::Done { instance: Some(name) },
+                    Some(why) => why,
+                },
                 Ok(_) => format!("not every hook of {name} is in force; see `redirector show {name} -v`"),
                 Err(e) => e.advice(),
             }
@@ -266,6 +268,12 @@ impl CniServer {
         self.executor.wake.notify_one();
         failed(code::NOT_CAPTURED, why)
     }
+}
+
+/// Why nothing of a pod is captured although every hook is in force.
+fn own_kernel(root: &Directory, name: &str) -> Option<String> {
+    let process = sandbox::of(&find::target(root, name).ok()?.cgroup).ok()??;
+    Some(format!("the pod has a kernel of its own ({process}): {}", sandbox::REMEDY))
 }
 
 fn failed(code: u32, why: impl Into<String>) -> Reply {

@@ -102,7 +102,7 @@ impl Executor {
             }
             tracing::warn!(instance = name, "{strays}");
         }
-        live_rules::refuse_istio(&target.netns)?;
+        live_rules::refuse_meshes(&target.netns)?;
         // Followed before the attach reads it, so that no later change is missed.
         self.refresher.follow(&target.netns)?;
         let cookie = target.netns.id.number();

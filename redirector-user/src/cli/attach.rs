@@ -123,7 +123,7 @@ pub(super) fn work(env: &Env, target: &Target, resolved: &Resolved, how: &How) -
     let name = how.name.clone().unwrap_or_else(|| default_name(target));
     crate::instance::directory::check_name(&name)?;
     strays(env, target, how.allow_partial)?;
-    pod::live_rules::refuse_istio(&target.netns)?;
+    pod::live_rules::refuse_meshes(&target.netns)?;
     if requests.dry_run || requests.skip_apply {
         return dry_run(env, &name, target, policy);
     }

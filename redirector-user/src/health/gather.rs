@@ -6,7 +6,7 @@ use super::listeners::{self, Listener, Role, Surroundings};
 use super::processes::{self, NodeProcesses, Process};
 use super::proxy_user::{self, Owner};
 use super::snapshot::{self, Difference};
-use super::{captures, hooks, netfilter, room};
+use super::{captures, hooks, netfilter, room, routing};
 use crate::base::error::{Context, Error, Result};
 use crate::compile::id_map::as_the_kernel_counts;
 use crate::compile::mapped_policy::IdMappedPolicy;
@@ -18,7 +18,7 @@ use crate::instance::maps::Instance;
 use crate::instance::phase::Phase;
 use crate::instance::status::{self, Status};
 use crate::netlink::sock_diag::{self, Kind, Socket, Sockets};
-use crate::pod::{Target, descriptors};
+use crate::pod::{Target, descriptors, sandbox};
 use crate::policy::Policy;
 use crate::routes::{self, RouteSnapshot};
 use crate::sys::bpf;
@@ -26,7 +26,6 @@ use redirector_common::abi::{LISTENERS_OF_POLICY, Slot, name};
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -159,8 +158,7 @@ impl Gathered {
         let scalars = instance.policy(slot)?;
         let compiled = Compiled::in_force(scalars, &instance.tables()?, slot)?;
         let in_force = Offline::in_force(compiled, &now);
-        let mut cgroups = HashMap::new();
-        walk(&target.cgroup.path, &mut cgroups);
+        let cgroups = target.cgroup.ids();
         let pids = node.of(target.netns.inode);
         let inside = target.cgroup.processes()?;
         let outside = if pids.iter().any(|pid| !inside.contains(pid)) {
@@ -186,11 +184,12 @@ impl Gathered {
         let foreign = hooks::foreign(&status.hooks, &self.target.cgroup, self.target.netns.as_fd(), &below);
         add("programs of others", foreign.map(|foreign| hooks::judge_foreign(name, &foreign)));
         add("listeners", self.listeners(status));
-        add("processes", Ok(self.judge_processes()));
+        add("processes", self.judge_processes());
         add("connections", self.judge_connections());
         let stale = |difference| snapshot::judge(name, &difference).into_iter().collect();
         add("addresses and routes", self.difference(status).map(stale));
         add("rules of netfilter", netfilter::judge(&self.target.netns, &self.policy));
+        add("rules of routing", routing::judge(&self.target.netns));
         findings.extend(room::judge(status, &self.now));
     }
 
@@ -304,11 +303,13 @@ impl Gathered {
         }
     }
 
-    fn judge_processes(&self) -> Vec<Finding> {
+    fn judge_processes(&self) -> Result<Vec<Finding>> {
         let outside: Vec<&Process> =
             self.processes.iter().filter(|process| self.outside.contains(&process.pid)).collect();
         let cgroup = self.target.cgroup.path.display().to_string();
-        processes::judge_outside(&outside, &cgroup).into_iter().collect()
+        let sandbox = sandbox::of(&self.target.cgroup)?;
+        let outside = processes::judge_outside(&outside, &cgroup);
+        Ok(outside.into_iter().chain(sandbox.map(processes::judge_sandbox)).collect())
     }
 
     fn connections(&self) -> Result<(bool, Vec<Connection>)> {
@@ -351,15 +352,4 @@ impl Gathered {
 fn age(dir: &Path) -> Option<Duration> {
     let made = std::fs::metadata(dir.join(name::META)).ok()?.modified().ok()?;
     made.elapsed().ok()
-}
-
-/// Ids of a cgroup and of those below.
-fn walk(dir: &Path, ids: &mut HashMap<u64, PathBuf>) {
-    // One that goes meanwhile has no processes any more.
-    let Ok(metadata) = std::fs::metadata(dir) else { return };
-    ids.insert(metadata.ino(), dir.to_owned());
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        walk(&entry.path(), ids);
-    }
 }

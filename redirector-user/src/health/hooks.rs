@@ -41,7 +41,7 @@ pub(super) fn foreign(
         let own = ours.iter().find(|status| status.hook == hook.short()).and_then(|status| status.program);
         let what = || format!("ask for the programs at {}", hook.short());
         let running = if hook.netns {
-            program_query::attached(netns, hook.at).context(what)?
+            program_query::attached(netns, hook.at).context(what)?.ids
         } else {
             program_query::effective(cgroup.as_fd(), hook.at).context(what)?
         };
@@ -64,7 +64,9 @@ fn attached_below(ours: &[HookStatus], path: &Path) -> Vec<Foreign> {
     let used = |hook: &&Hook| !hook.netns && ours.iter().any(|status| status.hook == hook.short());
     let mut found = Vec::new();
     for hook in hooks::ALL.iter().filter(used) {
-        for id in program_query::attached(dir.as_fd(), hook.at).unwrap_or_default() {
+        for id in
+            program_query::attached(dir.as_fd(), hook.at).map(|attached| attached.ids).unwrap_or_default()
+        {
             found.extend(named(hook, id, Order::Before, Some(path.to_owned())));
         }
     }

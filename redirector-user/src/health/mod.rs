@@ -14,6 +14,7 @@ pub mod node;
 mod processes;
 mod proxy_user;
 mod room;
+mod routing;
 pub mod snapshot;
 
 pub use finding::{Finding, Health, Level, has_fault};

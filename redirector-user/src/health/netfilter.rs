@@ -14,13 +14,13 @@ use rule::{Action, Rule};
 
 /// What is to be said of them.
 pub(super) fn judge(netns: &NetNs, policy: &Policy) -> Result<Vec<Finding>> {
-    let chains = live_rules::istio_chains_of(netns)?;
+    let chains = live_rules::mesh_chains_of(netns)?;
     let rules = netns.run(|| {
         let mut rules = legacy::rules()?;
         rules.extend(nftables::rules()?);
         Ok(rules)
     })?;
-    let mut findings: Vec<Finding> = judge_istio(&chains).into_iter().collect();
+    let mut findings: Vec<Finding> = judge_meshes(&chains).into_iter().collect();
     findings.extend(judge_drops(&rules, policy));
     if chains.is_empty() {
         findings.extend(judge_redirects(&rules, policy));
@@ -28,13 +28,16 @@ pub(super) fn judge(netns: &NetNs, policy: &Policy) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-fn judge_istio(chains: &[String]) -> Option<Finding> {
+fn judge_meshes(chains: &[String]) -> Option<Finding> {
     (!chains.is_empty()).then(|| {
         Finding::fault(
             "istio_rules",
-            format!("the network namespace has live netfilter rules of Istio ({})", some_of(chains, 6)),
+            format!(
+                "the network namespace has live netfilter rules of a service mesh ({})",
+                some_of(chains, 6)
+            ),
             "connections are redirected twice",
-            "remove them (istio-iptables --cleanup-only in the namespace), or restart the pod without istio-init".into(),
+            live_rules::REMEDY.into(),
         )
     })
 }

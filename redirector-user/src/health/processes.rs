@@ -2,7 +2,7 @@
 
 use super::finding::{Finding, some_of};
 use crate::base::error::{Context, Result};
-use crate::pod::process;
+use crate::pod::{process, sandbox};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
@@ -85,6 +85,16 @@ pub(super) fn judge_outside(outside: &[&Process], cgroup: &str) -> Option<Findin
         "move them into it (echo PID > cgroup.procs) and start them again, or attach with a cgroup that holds them all"
             .into(),
     ))
+}
+
+/// A pod with a kernel of its own.
+pub(super) fn judge_sandbox(process: String) -> Finding {
+    Finding::fault(
+        "own_kernel",
+        format!("the pod has a kernel of its own ({process})"),
+        "its sockets are not this kernel's, and nothing of them is captured",
+        sandbox::REMEDY.into(),
+    )
 }
 
 /// Processes that run as the proxy's user and are not the proxy: not related to one that listens on a port of the proxy, and

@@ -11,11 +11,11 @@ use super::phase::Phase;
 use super::record::{self, Record};
 pub use super::request::{Attached, Outcome, Request};
 use super::virtual_ranges::{self, VirtualRanges};
-use super::{change, detach, find, journal, links, listeners, phase, sweep};
+use super::{change, detach, find, journal, links, listeners, others, phase, sweep};
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::kernel::{Kernel, Subject};
 use crate::netdev;
-use crate::pod::Target;
+use crate::pod::{Target, sandbox};
 use crate::policy::Policy;
 use crate::programs::hooks;
 use crate::programs::object::{Loaded, Maps};
@@ -46,9 +46,32 @@ pub fn attach(root: &Directory, request: &Request<'_>) -> Result<Attached> {
         root.remove_if_empty();
     }
     result.map(|mut attached| {
+        attached.notes.extend(rules_without_effect(request.target));
+        attached.notes.extend(kernel_of_its_own(request.target));
         attached.notes.splice(0..0, mounted);
         attached
     })
+}
+
+/// A sentence about rules of routing that the programs do not follow.
+fn rules_without_effect(target: &Target) -> Option<String> {
+    let rules = match routes::rules::unknown_to_snapshot(&target.netns) {
+        Ok(rules) if rules.is_empty() => return None,
+        Ok(rules) => rules.into_iter().map(|rule| rule.text).collect::<Vec<_>>().join(", "),
+        Err(e) => return Some(format!("whether rules of routing select by user or port is not known: {e}")),
+    };
+    Some(format!(
+        "rules of routing by user, port or type of service are not followed: what they forbid is captured ({rules})"
+    ))
+}
+
+/// A sentence about a pod whose sockets are not this kernel's.
+fn kernel_of_its_own(target: &Target) -> Option<String> {
+    let process = sandbox::of(&target.cgroup).ok()??;
+    Some(format!(
+        "the pod has a kernel of its own ({process}): nothing that its processes open is captured; {}",
+        sandbox::REMEDY
+    ))
 }
 
 fn attach_locked(root: &Directory, request: &Request<'_>, lock: &WriteLock) -> Result<Attached> {
@@ -75,7 +98,7 @@ fn candidates(root: &Directory, Request { name, target, .. }: &Request<'_>) -> R
     let what = || format!("ask what is attached to {}", target.netns_path.display());
     let inbound = program_query::attached(target.netns.as_fd(), AttachType::SkLookup).context(what)?;
     let outbound = program_query::attached(target.cgroup.as_fd(), AttachType::Connect4).context(what)?;
-    if inbound.is_empty() && outbound.is_empty() {
+    if inbound.ids.is_empty() && outbound.ids.is_empty() {
         let there = root.instance(name).is_dir().then(|| (*name).to_owned());
         return Ok(there.into_iter().collect());
     }
@@ -172,6 +195,7 @@ impl Drop for Staging {
 
 fn create(root: &Directory, request: &Request<'_>) -> Result<Attached> {
     let Request { name, target, policy: mapped, trace } = *request;
+    others::refuse_second(target)?;
     let policy = &mapped.policy;
     let mut snapshot = routes::read(&target.netns)?;
     let needs = netdev::foresee(policy, &mut snapshot);

@@ -1,6 +1,7 @@
 //! The links of an instance: attaching its programs, detaching them.
 
 use super::maps::Instance;
+use super::others;
 use crate::base::error::{Context, Result};
 use crate::pod::Target;
 use crate::policy::Policy;
@@ -44,6 +45,7 @@ pub(super) fn attach_missing(dir: &Path, target: &Target, policy: &Policy) -> Re
         let (to, what) = if hook.netns {
             (target.netns.as_fd(), format!("the network namespace {}", target.netns_path.display()))
         } else {
+            others::refuse_override(target, &hook)?;
             (target.cgroup.as_fd(), format!("the cgroup {}", target.cgroup.path.display()))
         };
         let link = Link::create(program.as_fd(), to, hook.at)

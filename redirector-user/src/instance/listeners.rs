@@ -73,6 +73,12 @@ fn missing(found: &Found, target: &Target, policy: &Policy) -> Vec<String> {
             policy.inbound_port,
         ));
     }
+    notes.extend(found.made_outside.iter().map(|port| {
+        format!(
+            "the listener on port {port} was made outside the cgroup {cgroup} (by socket activation, or before its process \
+             was moved): what it accepts is not told its original destination (SO_ORIGINAL_DST); start the proxy in the cgroup"
+        )
+    }));
     if needs_transparent(policy) && !found.listeners.iter().any(|l| l.port == policy.outbound_port) {
         notes.push(format!(
             "-k: no listener of the proxy on port {} yet; what enters a virtual interface over IPv4 is dropped until \

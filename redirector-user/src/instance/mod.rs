@@ -15,6 +15,7 @@ pub mod list;
 pub mod listeners;
 pub mod lock;
 pub mod maps;
+mod others;
 pub mod phase;
 pub mod record;
 pub mod refresh;

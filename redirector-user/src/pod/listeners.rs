@@ -41,6 +41,9 @@ pub struct Found {
     pub listeners: Vec<Listener>,
     /// Ports, in order, on which the namespace has others, too.
     pub elsewhere: Vec<u16>,
+    /// Ports of those that were made outside the cgroup (socket activation, a process that was moved): what they accept
+    /// keeps their cgroup (`sk_clone`), where no hook of ours runs. Of each that is not registered, found or not.
+    pub made_outside: Vec<u16>,
     /// The processes have more descriptors than are looked at, and some may be of those ports.
     pub incomplete: bool,
 }
@@ -49,8 +52,10 @@ pub struct Found {
 pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16], known: &HashSet<u64>) -> Result<Found> {
     let unknown = listening(netns, ports)?.into_iter();
     let unknown = unknown.filter(|socket| socket.cookie.is_none_or(|cookie| !known.contains(&cookie)));
+    let unknown: Vec<sock_diag::Socket> = unknown.collect();
+    let made_outside = made_outside(&unknown, cgroup);
     let mut wanted: HashMap<u64, (u16, bool)> =
-        unknown.map(|socket| (socket.inode, (socket.local.port(), socket.v6))).collect();
+        unknown.into_iter().map(|socket| (socket.inode, (socket.local.port(), socket.v6))).collect();
     let mut listeners = Vec::new();
     let (sockets, mut budget) = (descriptors::mount_of_sockets(), Budget::new());
     for pid in cgroup.processes()? {
@@ -79,7 +84,19 @@ pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16], known: &HashSet<u64>)
     }
     let incomplete = budget.exceeded && !wanted.is_empty();
     let elsewhere: BTreeSet<u16> = wanted.into_values().map(|(port, _)| port).collect();
-    Ok(Found { listeners, elsewhere: elsewhere.into_iter().collect(), incomplete })
+    Ok(Found { listeners, elsewhere: elsewhere.into_iter().collect(), made_outside, incomplete })
+}
+
+/// Ports of the sockets whose cgroup the kernel tells, and it is neither the cgroup nor below it.
+fn made_outside(sockets: &[sock_diag::Socket], cgroup: &Cgroup) -> Vec<u16> {
+    let mut others: Vec<_> =
+        sockets.iter().filter(|it| it.cgroup.is_some_and(|id| id != cgroup.id)).collect();
+    if !others.is_empty() {
+        let inside = cgroup.ids();
+        others.retain(|socket| socket.cgroup.is_some_and(|id| !inside.contains_key(&id)));
+    }
+    let ports: BTreeSet<u16> = others.into_iter().map(|socket| socket.local.port()).collect();
+    ports.into_iter().collect()
 }
 
 /// Port and family (true: AF_INET6) of every listener on `ports` in the namespace.

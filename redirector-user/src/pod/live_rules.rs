@@ -6,25 +6,26 @@ use crate::sys::netns::NetNs;
 use crate::sys::xtables;
 use rustix::net::netlink::NETFILTER;
 
+/// How to get rid of them.
+pub const REMEDY: &str = "remove them first (Istio's by istio-iptables --cleanup-only in the namespace, with \
+     --native-nftables if it has made tables), or restart the pod without the mesh's init container or CNI plugin";
+
 /// Refuses a namespace whose netfilter has `ISTIO_*` chains, or chains in nftables tables of Istio.
 ///
 /// # Errors
 ///
 /// [`Error::input`] with the chains' names and how to remove them.
-pub fn refuse_istio(netns: &NetNs) -> Result<()> {
-    let chains = istio_chains_of(netns)?;
+pub fn refuse_meshes(netns: &NetNs) -> Result<()> {
+    let chains = mesh_chains_of(netns)?;
     if chains.is_empty() {
         return Ok(());
     }
     Err(Error::input(format!(
-        "the network namespace has live netfilter rules of Istio ({}), and would be \
+        "the network namespace has live netfilter rules of a service mesh ({}), and would be \
          redirected twice",
         chains.join(", ")
     ))
-    .remedy(
-        "remove them first (istio-iptables --cleanup-only in the namespace, with \
-         --native-nftables if it has made tables), or restart the pod without istio-init",
-    ))
+    .remedy(REMEDY))
 }
 
 /// Names of the `ISTIO_*` chains of a namespace, and of Istio's own nftables tables.
@@ -32,13 +33,13 @@ pub fn refuse_istio(netns: &NetNs) -> Result<()> {
 /// # Errors
 ///
 /// If the kernel does not tell.
-pub fn istio_chains_of(netns: &NetNs) -> Result<Vec<String>> {
-    netns.run(istio_chains)
+pub fn mesh_chains_of(netns: &NetNs) -> Result<Vec<String>> {
+    netns.run(mesh_chains)
 }
 
 /// Names of the `ISTIO_*` chains of the calling thread's namespace, by both iptables flavours, and of Istio's own
 /// nftables tables.
-fn istio_chains() -> Result<Vec<String>> {
+fn mesh_chains() -> Result<Vec<String>> {
     let mut chains = nft_chains()?;
     for (v6, file) in
         [(false, "/proc/thread-self/net/ip_tables_names"), (true, "/proc/thread-self/net/ip6_tables_names")]
@@ -56,7 +57,13 @@ fn istio_chains() -> Result<Vec<String>> {
     Ok(chains)
 }
 
-const PREFIX: &[u8] = b"ISTIO_";
+/// How the chains begin of Istio, Consul (`sdk/iptables`; by nft in the table `consul_tproxy`), linkerd (`proxy-init`) and
+/// Kuma.
+const PREFIXES: [&str; 5] = ["ISTIO_", "CONSUL_PROXY_", "CONSUL_DNS_", "PROXY_INIT_", "KUMA_MESH_"];
+
+fn is_name_of_a_mesh(chain: &[u8]) -> bool {
+    PREFIXES.iter().any(|prefix| chain.starts_with(prefix.as_bytes()))
+}
 
 /// How the tables begin that Istio makes by nft, and the chains in them that are not base chains: `istio-proxy-nat` by
 /// `istio-iptables --native-nftables` (`tools/istio-nftables/pkg/constants`), `istio-ambient-nat` by its CNI plugin
@@ -71,7 +78,7 @@ fn legacy_chains(entries: &[u8]) -> Vec<String> {
     const TO_NAME: usize = 30;
     let begins = |at: &usize| {
         let chain = entries.get(at + TO_NAME..).unwrap_or_default();
-        entries[*at..].starts_with(TARGET) && chain.starts_with(PREFIX)
+        entries[*at..].starts_with(TARGET) && is_name_of_a_mesh(chain)
     };
     let name = |at: usize| {
         let name = entries[at + TO_NAME..].split(|byte| *byte == 0).next().unwrap_or_default();
@@ -91,7 +98,7 @@ const NFGENMSG: usize = 4;
 fn nft_chains() -> Result<Vec<String>> {
     let request = Message::new(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN, 0, &[0; NFGENMSG]);
     let chains = Netlink::open_protocol(Some(NETFILTER))
-        .and_then(|mut netlink| netlink.list("the chains of nf_tables", &request, of_istio));
+        .and_then(|mut netlink| netlink.list("the chains of nf_tables", &request, of_a_mesh));
     match chains {
         // No netfilter netlink, or nfnetlink knows no nf_tables.
         Err(e) if matches!(e.errno(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP)) => {
@@ -102,11 +109,11 @@ fn nft_chains() -> Result<Vec<String>> {
 }
 
 /// What to call a chain if it is one of Istio's: its name, or for a table of Istio's own that table's.
-fn of_istio(payload: &[u8]) -> Option<String> {
+fn of_a_mesh(payload: &[u8]) -> Option<String> {
     let chain = Payload::split(payload, NFGENMSG)?;
     let text = |kind| Some(String::from_utf8_lossy(chain.get(kind)?).trim_end_matches('\0').to_owned());
     let name = text(NFTA_CHAIN_NAME)?;
-    if name.as_bytes().starts_with(PREFIX) {
+    if is_name_of_a_mesh(name.as_bytes()) {
         return Some(name);
     }
     let table = text(NFTA_CHAIN_TABLE)?;
@@ -129,13 +136,17 @@ mod tests {
         };
         let table = [chain("PREROUTING"), chain("ISTIO_OUTPUT"), vec![1; 40], chain("ISTIO_IN")].concat();
         assert_eq!(legacy_chains(&table), ["ISTIO_OUTPUT", "ISTIO_IN"]);
+        for mesh in ["CONSUL_PROXY_OUTPUT", "CONSUL_DNS_REDIRECT", "PROXY_INIT_REDIRECT", "KUMA_MESH_INBOUND"]
+        {
+            assert_eq!(legacy_chains(&chain(mesh)), [mesh]);
+        }
         assert_eq!(legacy_chains(&table[..40]), Vec::<String>::new());
         assert_eq!(legacy_chains(b"ERROR\0ISTIO_"), Vec::<String>::new());
     }
 
     #[test]
     fn malformed_messages_are_no_chains() {
-        assert_eq!(of_istio(&[0; 3]), None);
-        assert_eq!(of_istio(&[0; 40]), None);
+        assert_eq!(of_a_mesh(&[0; 3]), None);
+        assert_eq!(of_a_mesh(&[0; 40]), None);
     }
 }

@@ -9,6 +9,7 @@ pub mod kubernetes;
 pub mod listeners;
 pub mod live_rules;
 pub mod process;
+pub mod sandbox;
 
 use crate::base::error::{Context, Error, Result};
 use crate::sys::netns::{NetNs, NetnsId};

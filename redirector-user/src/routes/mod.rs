@@ -15,7 +15,8 @@
 //!
 //! # What is not in it
 //! - It speaks for TCP sockets without a mark, a bound device or a bound source, on ports no rule selects, of
-//!   the user that reads (rules on uidrange, fwmark, ports and TOS are answered for such a socket).
+//!   the user that reads (rules on uidrange, fwmark, ports and TOS are answered for such a socket; [`rules`]
+//!   names them).
 //! - A route with several next hops is answered as for the address that was asked (`fib_select_path` hashes
 //!   the destination).
 //! - fe80::/10 is what `ip -6 route get` says without an interface. connect(2) without a scope is refused
@@ -28,6 +29,7 @@
 mod ask;
 mod lists;
 mod prefix;
+pub mod rules;
 mod snapshot;
 #[cfg(test)]
 mod tests;

@@ -14,15 +14,24 @@ const MAX_PROGRAMS: usize = 1024;
 /// Ids of the programs that run at a hook of a cgroup, its parents' included, in the order in
 /// which they run.
 pub fn effective(cgroup: BorrowedFd<'_>, at: AttachType) -> io::Result<Vec<u32>> {
-    query(cgroup, at, BPF_F_QUERY_EFFECTIVE)
+    query(cgroup, at, BPF_F_QUERY_EFFECTIVE).map(|attached| attached.ids)
 }
 
-/// Ids of the programs that are attached to a cgroup, or a network namespace, itself.
-pub fn attached(target: BorrowedFd<'_>, at: AttachType) -> io::Result<Vec<u32>> {
+/// What is attached somewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Ids of the programs.
+    pub ids: Vec<u32>,
+    /// BPF_F_ALLOW_* with which they are attached to a cgroup.
+    pub flags: u32,
+}
+
+/// The programs that are attached to a cgroup, or a network namespace, itself.
+pub fn attached(target: BorrowedFd<'_>, at: AttachType) -> io::Result<Attached> {
     query(target, at, 0)
 }
 
-fn query(target: BorrowedFd<'_>, at: AttachType, flags: u32) -> io::Result<Vec<u32>> {
+fn query(target: BorrowedFd<'_>, at: AttachType, flags: u32) -> io::Result<Attached> {
     // All of it, though the last four are not asked for: Linux 6.18 writes `revision` whatever size it
     // is told, and with less room over what stands behind.
     #[repr(C)]
@@ -55,7 +64,7 @@ fn query(target: BorrowedFd<'_>, at: AttachType, flags: u32) -> io::Result<Vec<u
     };
     bpf(BPF_PROG_QUERY, &mut attr)?;
     ids.truncate(attr.prog_cnt as usize);
-    Ok(ids)
+    Ok(Attached { ids, flags: attr.attach_flags })
 }
 
 /// Name of a loaded program; empty if it has none.

@@ -166,11 +166,16 @@ fn encode(address: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
 /// # Errors
 /// What `bpf` says.
 pub fn attach_foreign_connect4(cgroup: impl AsFd, name: &str) -> io::Result<()> {
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+    attach_foreign_connect4_with(cgroup, name, BPF_F_ALLOW_MULTI)
+}
+
+/// The same with other flags, of which some suffer no program beside it.
+pub fn attach_foreign_connect4_with(cgroup: impl AsFd, name: &str, flags: u32) -> io::Result<()> {
     const BPF_PROG_LOAD: i32 = 5;
     const BPF_PROG_ATTACH: i32 = 8;
     const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
     const BPF_CGROUP_INET4_CONNECT: u32 = 10;
-    const BPF_F_ALLOW_MULTI: u32 = 2;
     /// The head of `union bpf_attr` for BPF_PROG_LOAD.
     #[repr(C)]
     struct Load {
@@ -206,8 +211,7 @@ pub fn attach_foreign_connect4(cgroup: impl AsFd, name: &str) -> io::Result<()> 
     if program < 0 {
         return Err(io::Error::last_os_error());
     }
-    let mut attach =
-        [cgroup.as_fd().as_raw_fd() as u32, program as u32, BPF_CGROUP_INET4_CONNECT, BPF_F_ALLOW_MULTI];
+    let mut attach = [cgroup.as_fd().as_raw_fd() as u32, program as u32, BPF_CGROUP_INET4_CONNECT, flags];
     // SAFETY: as above.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw mut attach, size_of_val(&attach)) };

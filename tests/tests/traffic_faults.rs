@@ -1,0 +1,83 @@
+//! Faults of traffic that users of such software have met and that only rules of others bring about: attach and status say so.
+
+use anyhow::Context;
+use redirector_tests::harness::prelude::*;
+use serde_json::Value;
+
+fn finding(tested: &TestPod, kind: &str) -> anyhow::Result<Option<Value>> {
+    let answer = tested.bpffs.run(&["status", NAME])?.json()?;
+    let findings = answer["instances"][0]["findings"].as_array().cloned().unwrap_or_default();
+    Ok(findings.into_iter().find(|finding| finding["kind"] == kind))
+}
+
+/// The proxy's listeners were made in another cgroup, as by socket activation: connections are delivered, and attach and
+/// status say that the proxy does not learn original destinations.
+#[test]
+fn listeners_from_another_cgroup() -> anyhow::Result<()> {
+    require_root!();
+    let tested = TestPod::with(&Setup { proxy: Vec::new(), ..Setup::default() })?;
+    let pod = tested.pod();
+    let elsewhere = Place { netns: pod.netns.file().to_owned(), cgroup: None, owner: PROXY };
+    let proxy = Server::start(&elsewhere, "proxy", proxy_listeners(1))?;
+    std::fs::write(pod.cgroup.child("proxy")?.join("cgroup.procs"), proxy.pid().to_string())?;
+    let run = tested.attach(&[])?;
+    let reached = observe_one(&pod.place(APP)?, SERVICE)?;
+    assert_eq!(reached.reached.as_ref().map(|it| it.role.as_str()), Some("proxy"), "{reached:#?}");
+    for port in [15001, 15006] {
+        assert!(run.stderr.contains(&format!("on port {port} was made outside the cgroup")), "{run:?}");
+    }
+    let found = finding(&tested, "listener_outside")?.context("no finding")?;
+    assert!(found["consequence"].as_str().is_some_and(|text| text.contains("SO_ORIGINAL_DST")), "{found:#}");
+    // One that is made in the cgroup is nothing to speak of.
+    drop(proxy);
+    let _proxy = pod.serve(PROXY, "proxy", proxy_listeners(1))?;
+    assert_eq!(finding(&tested, "listener_outside")?, None);
+    Ok(())
+}
+
+/// A rule of routing by user forbids a connection, which no snapshot can know.
+#[test]
+fn a_routing_rule_by_user() -> anyhow::Result<()> {
+    require_root!();
+    let rules = "rule add uidrange 1000-1000 to 10.96.0.0/16 prohibit\nrule add dport 8443 lookup 77\n\
+                 rule add to ::/0 tos 0x10 lookup 77\nrule add iif eth0 uidrange 5-5 prohibit\nrule add fwmark 1 lookup 77\n";
+    let pod = PodOptions { extra: rules.to_owned(), ..PodOptions::default() };
+    let tested = TestPod::with(&Setup { pod, ..Setup::default() })?;
+    let run = tested.attach(&[])?;
+    let shown = ["uidrange 1000-1000 prohibit", "dport 8443-8443 lookup 77", "tos 0x10 lookup 77"];
+    for rule in shown {
+        assert!(run.stderr.contains(rule), "{rule}: {run:?}");
+    }
+    assert!(!run.stderr.contains("uidrange 5-5") && !run.stderr.contains("fwmark"), "{run:?}");
+    let found = finding(&tested, "routing_rule")?.context("no finding")?;
+    assert_eq!(found["level"], "fault", "{found:#}");
+    assert!(found["what"].as_str().is_some_and(|what| what.contains(shown[0])), "{found:#}");
+    Ok(())
+}
+
+/// A pod that runs in a virtual machine, or in gVisor: every hook is in force and sees nothing.
+#[test]
+fn a_pod_with_a_kernel_of_its_own() -> anyhow::Result<()> {
+    require_root!();
+    let tested = TestPod::new()?;
+    let dir = tempfile::tempdir()?;
+    let sandbox = dir.path().join("runsc-sandbox");
+    std::fs::copy("/bin/sleep", &sandbox)?;
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let mut command = tested.pod().place(APP)?.program(&sandbox);
+    let sandbox = Daemon::start("sandbox", command.arg("600"))?;
+    retry::until("the sandbox to run", || {
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", sandbox.pid())).ok()?;
+        (name == "runsc-sandbox\n").then_some(())
+    })?;
+    let shown = format!("pid {} runsc-sandbox (gVisor)", sandbox.pid());
+    let run = tested.attach(&[])?;
+    assert!(run.stderr.contains(&shown) && run.stderr.contains("nothing that its processes open"), "{run:?}");
+    let found = finding(&tested, "own_kernel")?.context("no finding")?;
+    assert_eq!(found["level"], "fault", "{found:#}");
+    let report = tested.bpffs.run(&["verify", NAME, "--timeout", "1"])?.expect(exit::FAILED)?;
+    assert!(report.stdout.contains("own_kernel"), "{report:?}");
+    drop(sandbox);
+    assert_eq!(finding(&tested, "own_kernel")?, None);
+    Ok(())
+}
