@@ -78,8 +78,10 @@ impl TargetPath {
                 Ok(Some(_)) => no_process(format!("the cgroup of the unit {name}"), netns),
                 _ => format!("no cgroup of a unit {name}"),
             },
-            Self::PidFile(path) if path.exists() => format!("no process that {} names", path.display()),
-            Self::PidFile(path) => format!("no pid file {}", path.display()),
+            Self::PidFile { file, .. } if file.exists() => {
+                format!("no process that {} names", file.display())
+            }
+            Self::PidFile { file, .. } => format!("no pid file {}", file.display()),
         }
     }
 
