@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use redirector_tests::harness::campaign::{Sabotage, run};
+use anyhow::Context;
+use redirector_tests::harness::campaign::{planted, run};
 use redirector_tests::harness::prelude::*;
-use redirector_tests::harness::product::objects::detach_link;
 
 #[test]
 fn a_short_campaign() -> anyhow::Result<()> {
@@ -16,19 +16,20 @@ fn a_short_campaign() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A hook that is lost under load is found in the same step.
+/// Bugs of each kind are found; `cargo xtask campaign --planted` tries all of them.
 #[test]
-fn a_lost_hook_is_found() -> anyhow::Result<()> {
+fn planted_bugs_are_found() -> anyhow::Result<()> {
     require_root!("strace", "bpftool");
-    let lost: [(Sabotage, &str); 3] = [
-        (|tested| detach_link(&tested.bpffs.instance(NAME).join("link_connect4")), "past the proxy"),
-        (|tested| detach_link(&tested.bpffs.instance(NAME).join("link_sk_lookup")), "past the proxy"),
-        (|tested| detach_link(&tested.bpffs.instance(NAME).join("link_getsockopt")), "wrong"),
-    ];
-    for (sabotage, how) in lost {
-        let report = run(1, Duration::from_secs(30), Some(sabotage))?;
+    for (name, how) in [
+        ("leave sk_lookup out", "past the proxy"),
+        ("leave getsockopt out", "wrong"),
+        ("drop the namespace check", "Straight"),
+        ("skip one undo: ::6 on lo", "the end"),
+    ] {
+        let planted = planted::ALL.iter().find(|planted| planted.name == name).context(name)?;
+        let report = run(1, Duration::from_secs(60), Some(planted))?;
         let violation = report.violation.as_deref().unwrap_or("nothing");
-        assert!(violation.contains(how), "{how}: {report}");
+        assert!(violation.contains(how), "{name}: {report}");
     }
     Ok(())
 }

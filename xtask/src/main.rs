@@ -168,6 +168,8 @@ Examples:
 Examples:
   cargo xtask campaign                          15 minutes, another plan each time
   cargo xtask campaign --seconds 60 --seed 7    a short one, and the same again
+  cargo xtask campaign --soak                   half an hour
+  cargo xtask campaign --planted                each planted bug is found by one of three seeds
   cargo xtask campaign --seed 7 --list 20       the first steps of the plan")]
     Campaign {
         /// Arguments for the campaign

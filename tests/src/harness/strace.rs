@@ -10,6 +10,8 @@ use crate::harness::share;
 pub enum Fault {
     /// It fails with EPERM.
     Fail,
+    /// It fails with this errno.
+    Errno(&'static str),
     /// The process is killed instead of making it.
     Kill,
 }
@@ -24,9 +26,10 @@ pub struct At {
 /// `strace` with its arguments, to run a program in which this happens.
 fn injecting(fault: Fault, at: At) -> Vec<String> {
     let (fault, fast) = match fault {
-        Fault::Fail => ("error=EPERM", Some("--seccomp-bpf")),
+        Fault::Fail => ("error=EPERM".to_owned(), Some("--seccomp-bpf")),
+        Fault::Errno(errno) => (format!("error={errno}"), Some("--seccomp-bpf")),
         // A signal cannot be injected where seccomp stops the process.
-        Fault::Kill => ("signal=KILL", None),
+        Fault::Kill => ("signal=KILL".to_owned(), None),
     };
     let At { call, number } = at;
     let (trace, inject) = (format!("trace={call}"), format!("inject={call}:{fault}:when={number}"));

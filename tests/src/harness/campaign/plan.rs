@@ -1,9 +1,31 @@
 //! The plan of a campaign: a pure function of the seed.
 
 use crate::harness::parity::random::Random;
+use crate::harness::strace::{At, Fault};
 
-/// More calls of bpf(2) than a change of the policy makes: the last ones hit nothing.
-const BPF_CALLS: usize = 90;
+/// System calls of the commands, and about as many of each as a change of the policy makes: the last ones hit nothing.
+const CALLS: [(&str, usize); 10] = [
+    ("bpf", 90),
+    ("sendto", 20),
+    ("recvfrom", 40),
+    ("socket", 12),
+    ("setns", 12),
+    ("openat", 100),
+    ("read", 100),
+    ("unlink", 20),
+    ("rename", 2),
+    ("mkdir", 2),
+];
+const ERRORS: [&str; 4] = ["EPERM", "ENOMEM", "EMFILE", "EIO"];
+
+/// A command that is disturbed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// `attach` of another policy.
+    Change,
+    Refresh,
+    Upgrade,
+}
 
 /// One disturbance, made under load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,54 +35,75 @@ pub enum Step {
     Refresh,
     /// The programs are swapped for those of an older version, or back.
     Swap,
-    /// `attach` of another policy is killed at this call of bpf(2).
-    KilledChange(usize),
-    /// This call of bpf(2) fails while another policy is attached.
-    FailedChange(usize),
-    KilledRefresh(usize),
-    FailedRefresh(usize),
+    /// A system call of a command fails, or kills it.
+    Disturbed(Verb, Fault, At),
     /// An address of the pod comes, or goes.
     MoveAddress,
-    /// The proxy's old listeners close when the new ones listen.
-    ReloadProxy,
+    /// A route of the pod comes, or goes.
+    MoveRoute,
+    /// The proxy opens so many listeners of each kind, then its old ones close.
+    ReloadProxy(usize),
     /// The proxy does not listen for a moment.
     RestartProxy,
+    /// A bpffs is mounted over the one that holds the instance, and taken away.
+    MountOver,
+    /// The network makes connections to many ports on which nobody listens.
+    Flood,
+    /// Packets on lo are handled by another processor from now on (RPS), or no more.
+    Rps,
 }
 
 impl Step {
     /// Whether a connection may fail in this way. A listener that closes resets what it has not accepted.
     pub fn allows(self, failure: &str) -> bool {
         match self {
-            Self::ReloadProxy => failure != "ECONNREFUSED",
+            Self::ReloadProxy(_) => failure != "ECONNREFUSED",
             Self::RestartProxy => true,
             _ => false,
         }
     }
 }
 
-/// The steps of a seed, without end. The first ten are of all kinds.
+/// The steps of a seed, without end. The first of them are of all kinds.
 pub fn steps(seed: u64) -> impl Iterator<Item = Step> {
     let mut random = Random::new(seed);
     let mut round: Vec<Step> = Vec::new();
     std::iter::repeat_with(move || {
         if round.is_empty() {
-            let mut call = || 1 + random.below(BPF_CALLS);
-            round = vec![
-                Step::KilledChange(call()),
-                Step::FailedChange(call()),
-                Step::KilledRefresh(call()),
-                Step::FailedRefresh(call()),
-                Step::Change,
-                Step::Refresh,
-                Step::Swap,
-                Step::MoveAddress,
-                Step::ReloadProxy,
-                Step::RestartProxy,
-            ];
-            random.shuffle(&mut round);
+            round = new_round(&mut random);
         }
         round.pop().unwrap_or(Step::Refresh)
     })
+}
+
+/// Each step once.
+pub const STEPS_OF_A_ROUND: usize = 17;
+
+fn new_round(random: &mut Random) -> Vec<Step> {
+    let mut round = Vec::new();
+    for verb in [Verb::Change, Verb::Refresh, Verb::Upgrade] {
+        for kills in [true, false] {
+            let (call, most) = *random.pick(&CALLS);
+            let at = At { call, number: 1 + random.below(most) };
+            let fault = if kills { Fault::Kill } else { Fault::Errno(ERRORS[random.below(ERRORS.len())]) };
+            round.push(Step::Disturbed(verb, fault, at));
+        }
+    }
+    round.extend([
+        Step::Change,
+        Step::Refresh,
+        Step::Swap,
+        Step::MoveAddress,
+        Step::MoveRoute,
+        Step::ReloadProxy(2),
+        Step::ReloadProxy(20),
+        Step::RestartProxy,
+        Step::MountOver,
+        Step::Flood,
+        Step::Rps,
+    ]);
+    random.shuffle(&mut round);
+    round
 }
 
 #[cfg(test)]
@@ -72,6 +115,9 @@ mod tests {
         let first = |seed| steps(seed).take(100).collect::<Vec<_>>();
         assert_eq!(first(7), first(7));
         assert_ne!(first(7), first(8));
-        assert!(first(7)[..10].contains(&Step::Swap) && first(7)[..10].contains(&Step::RestartProxy));
+        let round = &first(7)[..STEPS_OF_A_ROUND];
+        for step in [Step::Swap, Step::RestartProxy, Step::ReloadProxy(20), Step::MountOver, Step::Rps] {
+            assert_eq!(round.iter().filter(|other| **other == step).count(), 1, "{step:?}");
+        }
     }
 }

@@ -125,7 +125,11 @@ impl Fixture {
 
     /// A pod as described.
     pub fn with(redirection: Redirection, setup: &Setup) -> anyhow::Result<Self> {
-        let world = World::with(std::slice::from_ref(&setup.pod))?;
+        Self::in_world(redirection, setup, World::with(std::slice::from_ref(&setup.pod))?)
+    }
+
+    /// In the first pod of a world.
+    pub fn in_world(redirection: Redirection, setup: &Setup, world: World) -> anyhow::Result<Self> {
         world.client.ip(&setup.outside)?;
         let pod = world.pod();
         let start_proxy = || -> anyhow::Result<Option<Server>> {

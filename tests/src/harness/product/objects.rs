@@ -145,13 +145,18 @@ pub(super) fn ask_text(arguments: &[&str]) -> anyhow::Result<String> {
 
 /// Gives an instance another map layout, as its META says, and tells which it had. (`Meta` begins with it.)
 pub fn set_layout(instance: &Path, abi: u8) -> anyhow::Result<u8> {
+    set_meta(instance, 0, abi)
+}
+
+/// Changes a byte of an instance's META, and tells which it was.
+pub fn set_meta(instance: &Path, offset: usize, byte: u8) -> anyhow::Result<u8> {
     const KEY: [&str; 5] = ["key", "0", "0", "0", "0"];
     let pin = instance.join("META").display().to_string();
     let entry = ask(&[&["map", "lookup", "pinned", &pin], &KEY[..]].concat())?;
     let value = entry["value"].as_array().context("a value")?;
     let mut bytes: Vec<String> = value.iter().filter_map(|byte| byte.as_str()).map(str::to_owned).collect();
-    let was = u8::from_str_radix(bytes[0].trim_start_matches("0x"), 16)?;
-    bytes[0] = format!("{abi:#04x}");
+    let was = u8::from_str_radix(bytes[offset].trim_start_matches("0x"), 16)?;
+    bytes[offset] = format!("{byte:#04x}");
     let mut update = Command::new("bpftool");
     update.args(["map", "update", "pinned", &pin]).args(KEY).arg("value");
     run(update.args(bytes), "")?;
