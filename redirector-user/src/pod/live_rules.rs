@@ -1,4 +1,4 @@
-//! Live rules of Istio in a namespace: attaching beside them would redirect twice.
+//! Live rules of a mesh (Istio, Consul, linkerd, Kuma) in a namespace: attaching beside them would redirect twice.
 
 use crate::base::error::{Context, Error, Result};
 use crate::netlink::{Message, Netlink, Payload};

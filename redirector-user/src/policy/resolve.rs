@@ -6,8 +6,8 @@ use super::draft::{Base, Draft};
 use super::error::ConfigError;
 use super::file::{self, Exclusions};
 use super::flags::CaptureFlags;
+use super::from_annotations::resolve_pod;
 use super::model::Policy;
-use super::pod_policy::resolve_pod;
 use super::target_info::TargetInfo;
 
 /// Makes a policy of `flags`, the file of a policy or of annotations they name included. `target` is asked only

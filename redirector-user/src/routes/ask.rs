@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
-use super::lists::ROUTE_HEADER;
+use super::dump::ROUTE_HEADER;
 use super::prefix::{Block, representatives};
 use super::snapshot::Outcome;
 use crate::base::error::{Context, Result};

@@ -27,7 +27,7 @@
 //!   changed.
 
 mod ask;
-mod lists;
+mod dump;
 mod prefix;
 pub mod rules;
 mod snapshot;
@@ -39,7 +39,7 @@ use std::net::Ipv6Addr;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-pub(crate) use self::lists::interfaces as list_interfaces;
+pub(crate) use self::dump::interfaces as list_interfaces;
 
 use self::ask::Asker;
 use self::prefix::Block;
@@ -60,15 +60,15 @@ pub fn read(netns: &NetNs) -> Result<RouteSnapshot> {
     netlink::within(netns, |netlink| {
         let ipv6 = has_ipv6()?;
         let families = &[false, true][..1 + usize::from(ipv6)];
-        let interfaces = lists::interfaces(netlink, families)?;
+        let interfaces = dump::interfaces(netlink, families)?;
         let mut blocks = Vec::new();
         for v6 in families {
-            blocks.extend(lists::prefixes(netlink, family(*v6), &interfaces)?);
+            blocks.extend(dump::prefixes(netlink, family(*v6), &interfaces)?);
         }
         let loopbacks = interfaces.iter().filter(|it| it.loopback).map(|it| it.index).collect();
         let mut outcomes = Asker::new(netlink, loopbacks).outcomes(&blocks)?;
 
-        let mapped = Block::new(lists::V4_MAPPED.0.into(), lists::V4_MAPPED.1);
+        let mapped = Block::new(dump::V4_MAPPED.0.into(), dump::V4_MAPPED.1);
         outcomes.retain(|(block, _)| !mapped.is_some_and(|mapped| mapped.covers(block)));
         if !ipv6 {
             let all = Block::new(Ipv6Addr::UNSPECIFIED.into(), 0);
@@ -86,7 +86,7 @@ pub fn read(netns: &NetNs) -> Result<RouteSnapshot> {
 pub fn interfaces(netns: &NetNs) -> Result<Vec<Interface>> {
     netlink::within(netns, |netlink| {
         let families = &[false, true][..1 + usize::from(has_ipv6()?)];
-        Ok(lists::interfaces(netlink, families)?)
+        Ok(dump::interfaces(netlink, families)?)
     })
 }
 
