@@ -5,6 +5,7 @@ use crate::kernel::{Kernel, Subject, privileges};
 use crate::pod::cgroup;
 use crate::programs::hooks;
 use crate::programs::object::{Loaded, Maps};
+use crate::sys::program_query;
 use aya::maps::MapType;
 use aya::programs::ProgramType;
 use aya::sys::{is_map_supported, is_program_supported};
@@ -55,16 +56,22 @@ fn finding(name: &str, present: bool, required: bool, needed_for: &'static str, 
 fn unless_blind(mut finding: Finding, blinding: &[&str]) -> Finding {
     if !finding.present && !blinding.is_empty() {
         finding.known = false;
-        finding.remedy = format!("not probed, for lack of {}; see privileges above", blinding.join(", "));
+        finding.remedy = format!("not probed, for lack of {}; see above", blinding.join(", "));
     }
     finding
+}
+
+/// Whether a call of bpf(2) is refused to a process that has every privilege. There is no program of the number 0.
+fn is_bpf_forbidden() -> bool {
+    program_query::name(0).is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 /// Looks for everything that instances here need.
 pub fn all(root: &Directory) -> Vec<Finding> {
     let obstacle = root.obstacle();
     let missing = privileges::missing();
-    let blinding = privileges::blinding(&missing);
+    let mut blinding = privileges::blinding(&missing);
+    let is_forbidden = missing.is_empty() && is_bpf_forbidden();
     let mut list = vec![finding(
         "privileges",
         missing.is_empty(),
@@ -72,6 +79,14 @@ pub fn all(root: &Directory) -> Vec<Finding> {
         "everything",
         &format!("run as root, or add {}", missing.join(", ")),
     )];
+    list.push(finding(
+        "bpf(2) allowed",
+        !is_forbidden,
+        true,
+        "everything",
+        "a seccomp filter or a security module forbids it: let the runtime's profile allow bpf(2)",
+    ));
+    blinding.extend(is_forbidden.then_some("bpf(2)"));
     list.push(finding(
         "cgroup v2",
         cgroup::mount().is_ok(),

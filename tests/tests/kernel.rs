@@ -13,6 +13,21 @@ fn verifier_budget() -> u64 {
     if is_at_least(6, 12) { 50_000 } else { 150_000 }
 }
 
+/// A seccomp profile that forbids bpf(2) is no older kernel.
+#[test]
+fn check_where_bpf_is_forbidden() -> anyhow::Result<()> {
+    require_root!("strace");
+    let by = ["strace", "-f", "-o", "/dev/null", "-e", "trace=bpf", "-e", "inject=bpf:error=EPERM"];
+    let run = Run::of(&mut Bpffs::new()?.command(&by, &["check"]))?.expect(exit::CANNOT)?;
+    let findings = run.json()?;
+    let findings = findings.as_array().context("an array")?;
+    let forbidden =
+        findings.iter().find(|finding| finding["name"] == "bpf(2) allowed").context("a finding")?;
+    assert!(forbidden["remedy"].as_str().is_some_and(|text| text.contains("seccomp")), "{forbidden:#}");
+    assert!(!run.stdout.contains("or newer"), "{}", run.stdout);
+    Ok(())
+}
+
 /// Features by the versions that brought them; a distribution may have brought them to an older kernel.
 #[test]
 fn check_tells_what_is_there() -> anyhow::Result<()> {
