@@ -9,12 +9,13 @@ use crate::sys::program_query;
 use aya::maps::MapType;
 use aya::programs::ProgramType;
 use aya::sys::{is_map_supported, is_program_supported};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
 
 /// One thing that was looked for.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Finding {
     /// What.
     pub name: String,

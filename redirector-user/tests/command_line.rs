@@ -16,6 +16,49 @@ fn stdout(arguments: &[&str]) -> String {
     String::from_utf8(redirector(arguments).stdout).expect("UTF-8")
 }
 
+/// What packages hold is written by the program itself.
+#[test]
+fn pages_completions_and_schemas() {
+    let dir = std::env::temp_dir().join(format!("redirector-generate-{}", std::process::id()));
+    let path = dir.to_str().expect("UTF-8");
+    for kind in ["man", "completions", "schemas"] {
+        assert!(redirector(&["generate", kind, path]).status.success(), "{kind}");
+    }
+    let read = |name: &str| std::fs::read_to_string(dir.join(name)).expect(name);
+    let page = read("redirector-detach.1");
+    assert!(page.contains("Stop capturing") && page.contains("drain"), "{page}");
+    assert!(!dir.join("redirector-generate.1").exists(), "it is hidden");
+    for script in ["redirector", "redirector.fish", "_redirector"] {
+        assert!(read(script).contains("REDIRECTOR_COMPLETE"), "{script}");
+    }
+    assert_eq!(read("redirector").trim(), stdout(&["completions", "bash"]).trim());
+
+    // A result has the keys of its schema, and all that the schema requires.
+    let result = stdout(&["explain", "--to", "10.96.0.10:80", "--output", "json"]);
+    let keys = |value: &serde_json::Value| -> std::collections::BTreeSet<String> {
+        value.as_object().expect("an object").keys().cloned().collect()
+    };
+    let result: serde_json::Value = serde_json::from_str(&result).expect("JSON");
+    let schema: serde_json::Value = serde_json::from_str(&read("explain.schema.json")).expect("JSON");
+    assert_eq!(keys(&result), keys(&schema["properties"]));
+    let policy: serde_json::Value = serde_json::from_str(&read("policy.schema.json")).expect("JSON");
+    assert!(keys(&result["policy"]).is_subset(&keys(&policy["properties"])), "{policy:#}");
+    assert_eq!(policy["additionalProperties"], false);
+    std::fs::remove_dir_all(dir).expect("the directory");
+}
+
+/// As the script of bash asks.
+#[test]
+fn verbs_are_completed() {
+    let output = Command::new(env!("CARGO_BIN_EXE_redirector"))
+        .env("REDIRECTOR_COMPLETE", "bash")
+        .env("_CLAP_COMPLETE_INDEX", "1")
+        .args(["--", "redirector", "sta"])
+        .output()
+        .expect("the program");
+    assert_eq!(String::from_utf8(output.stdout).expect("UTF-8").trim(), "status");
+}
+
 #[test]
 fn errors_have_one_prefix_and_the_remedy_on_its_own_line() {
     let rows: [(&[&str], &str, &str); 12] = [

@@ -81,6 +81,41 @@ fn list_show_and_verify_say_it_too() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `--watch` tells the connections per second by rule, in plain lines where there is no terminal.
+#[test]
+fn watched() -> anyhow::Result<()> {
+    let Some(broken) = Broken::new()? else { return Ok(()) };
+    let _proxy = broken.proxy()?;
+    broken.attach(&[])?;
+    let bpffs = broken.node.path().display().to_string();
+    for (verb, words) in [("status", &["rates     out_all"][..]), ("list", &["RATES", "out_all"])] {
+        let mut command = product::command(&[]);
+        let watching = Daemon::start(verb, command.args(["--bpffs", &bpffs, verb, "--watch=1"]))?;
+        watching.wait_for(0, |line| line.contains("pod").then_some(()))?;
+        let app = broken.world.pod().place(APP)?;
+        retry::until("rates", || {
+            Held::start(&app, at(VIP4, 80)).ok()?;
+            let lines = watching.lines().join("\n");
+            (words.iter().all(|word| lines.contains(word)) && lines.contains("/s")).then_some(())
+        })?;
+        assert!(!watching.lines().join("").contains('\x1b'));
+    }
+    Ok(())
+}
+
+/// The names of instances, as the script of bash asks for them.
+#[test]
+fn names_are_completed() -> anyhow::Result<()> {
+    let Some(broken) = Broken::new()? else { return Ok(()) };
+    let instance = Instance::attach(broken.world.pod(), &[], &[])?;
+    let (begin, _) = instance.name().split_at(instance.name().len() - 1);
+    let mut command = product::command(&[]);
+    command.env("REDIRECTOR_COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", "2");
+    let run = Run::of(command.args(["--", "redirector", "show", begin]))?.expect(exit::OK)?;
+    assert!(run.stdout.lines().any(|line| line == instance.name()), "{run:?}");
+    Ok(())
+}
+
 /// The programs decide by what they know of the namespace, and so does explain.
 #[test]
 fn explain_answers_for_the_programs() -> anyhow::Result<()> {

@@ -3,7 +3,7 @@
 use super::env::Env;
 use super::output::{Format, json, print};
 use super::which::Which;
-use crate::base::error::{Context, Error, Kind, Result};
+use crate::base::error::{Error, Kind, Result};
 use crate::health::node;
 use crate::instance::{detach, find, status, sweep};
 use crate::kernel;
@@ -76,7 +76,7 @@ fn refuse_kept(env: &Env, args: &Args, names: &[String]) -> Result<()> {
             && status::status(&env.root, name).is_ok_and(|s| s.state == "active" && s.problem.is_none())
     };
     let Some(name) = names.iter().find(is_kept).filter(|_| !args.force) else { return Ok(()) };
-    if !node::agent_works_on(&env.root).context(|| "see whether an agent is at work".into())? {
+    if !node::agent_works_on(&env.root)? {
         return Ok(());
     }
     let what = format!("{name} is kept by the agent of this node, which would attach it again");

@@ -95,8 +95,8 @@ enum Proto {
 }
 
 /// What `--output json` prints.
-#[derive(serde::Serialize)]
-struct Answer<'a> {
+#[derive(serde::Serialize, schemars::JsonSchema)]
+pub(super) struct Answer<'a> {
     #[serde(flatten)]
     explanation: &'a Explanation,
     policy: &'a Policy,

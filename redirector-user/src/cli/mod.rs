@@ -9,6 +9,7 @@ mod connections;
 mod detach;
 mod env;
 mod explain;
+mod generate;
 mod import;
 mod istio_iptables;
 mod list;
@@ -22,6 +23,7 @@ mod trace;
 mod upgrade;
 mod usage;
 mod verify;
+mod watch;
 mod which;
 
 use clap::{Parser, Subcommand};
@@ -85,6 +87,9 @@ enum Verb {
     Agent(Box<agent::Args>),
     Cni(cni::Args),
     Verify(verify::Args),
+    Completions(generate::Completions),
+    #[command(hide = true)]
+    Generate(generate::Args),
 }
 
 impl Verb {
@@ -104,7 +109,12 @@ impl Verb {
             Self::Explain(args) => args.is_live(),
             #[cfg(feature = "agent")]
             Self::Agent(_) => false,
-            Self::Attach(_) | Self::Check(_) | Self::Import(_) | Self::Cni(_) => false,
+            Self::Attach(_)
+            | Self::Check(_)
+            | Self::Import(_)
+            | Self::Cni(_)
+            | Self::Completions(_)
+            | Self::Generate(_) => false,
         }
     }
 }
@@ -125,6 +135,7 @@ pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|verb| verb == crate::verify::helper::VERB) {
         return verify::helper();
     }
+    generate::complete();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
@@ -155,6 +166,8 @@ pub fn main() -> ExitCode {
         Verb::Agent(args) => agent::run(&env, *args),
         Verb::Cni(args) => cni::run(&env, args),
         Verb::Verify(args) => verify::run(&env, &args),
+        Verb::Completions(args) => generate::completions(&args),
+        Verb::Generate(args) => generate::run(&env, &args),
     };
     match result {
         Ok(code) => code,

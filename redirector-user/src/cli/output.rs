@@ -17,13 +17,21 @@ pub enum Format {
 
 /// Prints a value as one JSON document.
 pub fn json(value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|e| Error::failed(format!("serialise the result: {e}")))?;
-    write(&text)
+    write(&json_text(value)?)
 }
 
-/// Prints rows below a header, without lines, as `ps` does.
+/// A value as one JSON document.
+pub fn json_text(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string_pretty(value).map_err(|e| Error::failed(format!("serialise the result: {e}")))
+}
+
+/// Prints a table.
 pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> Result<()> {
+    write(&table_text(header, rows))
+}
+
+/// Rows below a header, without lines, as `ps` does.
+pub fn table_text<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header);
     let is_terminal = std::io::stdout().is_terminal();
@@ -43,7 +51,7 @@ pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [
         Some(word) => line.replace(word, &paint(Paint::Wrong, word, is_terminal)),
         None => line.to_owned(),
     });
-    write(&std::iter::once(first).chain(rest).collect::<Vec<_>>().join("\n"))
+    std::iter::once(first).chain(rest).collect::<Vec<_>>().join("\n")
 }
 
 /// Words of a table that stand for something wrong.
@@ -76,11 +84,12 @@ pub fn print(text: &str) -> Result<()> {
 }
 
 /// Several lines, without what a terminal would obey: names of cgroups, processes and rules are chosen by others.
-fn clean(text: &str) -> String {
+pub fn clean(text: &str) -> String {
     text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
-fn write(text: &str) -> Result<()> {
+/// Prints text that is clean already, or made for a program, and a newline.
+pub fn write(text: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{text}").or_else(unwritten)
 }
 

@@ -25,8 +25,8 @@ pub struct Args {
 }
 
 /// What `--output json` prints.
-#[derive(serde::Serialize)]
-struct Shown<'a> {
+#[derive(serde::Serialize, schemars::JsonSchema)]
+pub(super) struct Shown<'a> {
     #[serde(flatten)]
     status: &'a Status,
     rules: Vec<Entry>,

@@ -1,12 +1,14 @@
 //! `redirector status`.
 
 use super::env::Env;
-use super::output::{Format, json, print};
+use super::output::{Format, clean, json_text};
+use super::watch::{self, AllRates, Look, Watch};
 use super::which::Which;
 use crate::base::error::Result;
 use crate::health::node::{self, NodeHealth, Places};
 use crate::health::{self, Finding, Health, NodeProcesses};
 use crate::instance::sweep;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -16,6 +18,7 @@ Examples:
   redirector status pod1
   redirector status --pid 4711
   redirector status --pod shop/cart-7d4b9
+  redirector status pod1 --watch
   redirector status --output json
 
 Exit codes:
@@ -31,6 +34,8 @@ Exit codes:
 pub struct Args {
     #[command(flatten)]
     which: Which,
+    #[command(flatten)]
+    watch: Watch,
     /// Directory of the agent's lock and socket.
     #[arg(long, value_name = "DIR", default_value = "/run/redirector")]
     run_dir: PathBuf,
@@ -43,16 +48,24 @@ pub struct Args {
 }
 
 /// What `--output json` prints.
-#[derive(serde::Serialize)]
-struct Answer<'a> {
+#[derive(serde::Serialize, schemars::JsonSchema)]
+pub(super) struct Answer<'a> {
     /// Whether nothing is a fault.
     ok: bool,
     /// Null if one instance was asked for.
     node: Option<&'a NodeHealth>,
     instances: &'a [Health],
+    /// With --watch, from the second look on: connections per second, by instance and rule.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "Option<BTreeMap<String, BTreeMap<String, f64>>>")]
+    rates: &'a AllRates,
 }
 
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
+    watch::run(env, &args.watch, |rates| look(env, args, rates))
+}
+
+fn look(env: &Env, args: &Args, rates: &AllRates) -> Result<Look> {
     for swept in sweep::sweep_if_idle(&env.root)? {
         env.note(&swept);
     }
@@ -70,14 +83,14 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     };
     let ok = !instances.iter().any(Health::has_fault)
         && !node.as_ref().is_some_and(|node| health::has_fault(&node.findings));
-    match env.format {
-        Format::Json => json(&Answer { ok, node: node.as_ref(), instances: &instances })?,
-        Format::Table => print(&text(node.as_ref(), &instances).join("\n"))?,
-    }
-    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let text = match env.format {
+        Format::Json => json_text(&Answer { ok, node: node.as_ref(), instances: &instances, rates })?,
+        Format::Table => clean(&text(node.as_ref(), &instances, rates).join("\n")),
+    };
+    Ok((text, ok))
 }
 
-fn text(node: Option<&NodeHealth>, instances: &[Health]) -> Vec<String> {
+fn text(node: Option<&NodeHealth>, instances: &[Health], rates: &AllRates) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(node) = node {
         lines.push(node_line(node, instances));
@@ -86,6 +99,7 @@ fn text(node: Option<&NodeHealth>, instances: &[Health]) -> Vec<String> {
     for health in instances {
         lines.push(instance_line(health));
         lines.extend(health.captures.iter().map(|captures| format!("  captures  {captures}")));
+        lines.extend(rates.get(&health.name).map(|rates| format!("  rates     {}", watch::told(rates))));
         lines.extend(findings(&health.findings));
     }
     lines

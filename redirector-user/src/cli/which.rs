@@ -1,12 +1,14 @@
 //! Naming one instance: `NAME | --pid | --netns | --pod`, the same for every verb that looks at one.
 
 use super::env::{Env, netns_given};
+use super::generate::names_of_instances;
 use crate::base::error::{Context, Error, Result};
 use crate::cni::plugin;
 use crate::cni::protocol::{PodName, SOCKET};
 use crate::instance::directory::check_name;
 use crate::instance::find;
 use crate::pod::open_netns;
+use clap_complete::engine::ArgValueCompleter;
 use std::path::{Path, PathBuf};
 
 /// The kubelet makes a directory here for each pod, `NAMESPACE_NAME_UID` (`BuildPodLogsDirectory`).
@@ -19,6 +21,7 @@ const RUN_DIR: &str = "/run/redirector";
 #[command(group(clap::ArgGroup::new("which").args(["name", "named", "pid", "netns", "pod"])))]
 pub struct Which {
     /// Name of the instance.
+    #[arg(add = ArgValueCompleter::new(names_of_instances))]
     pub name: Option<String>,
     /// The same.
     #[arg(long = "name", value_name = "NAME", hide = true)]

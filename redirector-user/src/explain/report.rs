@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use redirector_common::decision::Decision;
 use redirector_common::rule::{Counter, Outcome, Verdict};
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use crate::policy::Policy;
@@ -16,10 +17,11 @@ fn name<S: Serializer>(outcome: &Outcome, serializer: S) -> Result<S::Ok, S::Err
 }
 
 /// What becomes of a connection, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Explanation {
     /// Its verdict, or refused (by routing, before any rule).
     #[serde(serialize_with = "name")]
+    #[schemars(with = "String")]
     pub verdict: Outcome,
     /// Port of the proxy that gets it.
     pub port: Option<u16>,

@@ -8,12 +8,13 @@ use crate::rules::Protocol;
 use redirector_common::Addr;
 use redirector_common::abi::{DIRECT, OriginalDst, SockKind, SockState};
 use redirector_common::rule::Counter;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 /// What an instance did with a connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
     /// It goes to the proxy.
@@ -45,7 +46,7 @@ impl Fate {
 }
 
 /// A TCP connection of a pod.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Connection {
     /// Captured or not.
     pub fate: Fate,

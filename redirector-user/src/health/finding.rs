@@ -1,9 +1,11 @@
 //! What is wrong, in the same form for every command that says so.
 
+use crate::base::error::{Error, Kind};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// How bad it is. Commands end with 1 if anything is a fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
     /// Traffic is refused, loops, or goes another way than the policy says.
@@ -29,7 +31,7 @@ impl Level {
 }
 
 /// One thing that was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Finding {
     /// Which kind, for programs; stable.
     pub kind: &'static str,
@@ -60,9 +62,13 @@ impl Finding {
     }
 
     /// What could not be looked at, and why.
-    pub fn unknown(subject: &str, why: &str) -> Self {
-        let what = format!("{subject}: not known: {why}");
-        Self::new(Level::Unknown, "unknown", what, "", "run as root, with the host's /proc".to_owned())
+    pub fn unknown(subject: &str, why: &Error) -> Self {
+        let remedy = match why.kind() {
+            Kind::Unsupported => "run as root, with the host's /proc",
+            _ => "look again in a moment: it may just be coming or going",
+        };
+        let remedy = why.remedy_on_command_line().unwrap_or(remedy).to_owned();
+        Self::new(Level::Unknown, "unknown", format!("{subject}: not known: {why}"), "", remedy)
     }
 
     /// Whether it is about the proxy's sockets and user, which nobody can expect before the proxy has started.
@@ -92,7 +98,7 @@ pub fn some_of(list: &[String], most: usize) -> String {
 }
 
 /// What there is to say of an instance.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Health {
     /// Name of the instance.
     pub name: String,

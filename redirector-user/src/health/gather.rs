@@ -61,7 +61,7 @@ pub fn instance(root: &Directory, name: &str, node: &NodeProcesses) -> Result<He
     if status.state == "active" && !ended {
         match Gathered::new(root, &status, node) {
             Ok(gathered) => gathered.judge(&status, &mut findings),
-            Err(e) => findings.push(Finding::unknown("the pod", &e.to_string())),
+            Err(e) => findings.push(Finding::unknown("the pod", &e)),
         }
     }
     findings.sort_by_key(|finding| finding.level);
@@ -102,7 +102,7 @@ pub fn known_to_programs(root: &Directory, name: &str) -> Result<(Policy, Offlin
 
 fn unopened(name: &str, error: &Error) -> Health {
     let (state, finding) = if error.is_no_verdict() {
-        ("unreadable", Finding::unknown("the instance", &error.to_string()))
+        ("unreadable", Finding::unknown("the instance", error))
     } else {
         let effect = "what is captured is not certain";
         let remedy = format!("redirector detach --name {name}, then attach again");
@@ -177,7 +177,7 @@ impl Gathered {
         findings.extend(hooks::judge_own(name, &status.hooks));
         let mut add = |subject: &str, part: Result<Vec<Finding>>| match part {
             Ok(found) => findings.extend(found),
-            Err(e) => findings.push(Finding::unknown(subject, &e.to_string())),
+            Err(e) => findings.push(Finding::unknown(subject, &e)),
         };
         let below: Vec<PathBuf> =
             self.cgroups.values().filter(|path| **path != self.target.cgroup.path).cloned().collect();

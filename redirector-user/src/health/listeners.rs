@@ -24,6 +24,12 @@ impl Role {
         }
     }
 
+    /// Of all of them, or those `over` a family.
+    fn refused(self, over: &str) -> String {
+        let verb = if self == Self::Dns { "is" } else { "are" };
+        format!("{}{over} {verb} refused", self.name())
+    }
+
     pub(super) fn port(self, policy: &Policy) -> u16 {
         match self {
             Self::Outbound => policy.outbound_port,
@@ -96,7 +102,7 @@ fn judge_role(role: Role, policy: &Policy, all: &[Listener], around: &Surroundin
             findings.push(Finding::fault(
                 "no_listener_of_family",
                 format!("no listener on port {port} takes {family}"),
-                &format!("{} over {family} are refused", role.name()),
+                &role.refused(&format!(" over {family}")),
                 format!(
                     "let the proxy listen on {} too{}",
                     if v6 { "[::]" } else { "0.0.0.0" },
@@ -137,7 +143,7 @@ fn nobody(role: Role, port: u16, around: &Surroundings) -> Finding {
         level,
         "no_listener",
         format!("nobody listens on port {port}{protocol}"),
-        &format!("{} are refused", role.name()),
+        &role.refused(""),
         format!("start the proxy; if it listens on another port, attach again with {flag}"),
     )
 }

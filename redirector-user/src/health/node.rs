@@ -3,13 +3,14 @@
 use super::finding::{Finding, Health};
 use super::gather;
 use super::processes::NodeProcesses;
-use crate::base::error::Result;
+use crate::base::error::{Context, Result};
 use crate::cni::plugin;
 use crate::cni::protocol::PLUGIN_TYPE;
 use crate::cni::protocol::SOCKET;
 use crate::instance::directory::Directory;
 use crate::kernel::privileges;
 use rustix::fs::{FlockOperation, flock};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -29,7 +30,7 @@ pub struct Places {
 }
 
 /// What there is to say of the node beside its instances.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct NodeHealth {
     /// An agent holds the lock; null: nobody can say.
     pub agent: Option<bool>,
@@ -71,9 +72,8 @@ pub fn instances(root: &Directory) -> Result<Vec<Health>> {
 /// Looks at the node.
 pub fn node(root: &Directory, places: &Places, instances: &[Health]) -> NodeHealth {
     let mut findings = Vec::new();
-    let missing = privileges::missing();
-    if !missing.is_empty() {
-        findings.push(Finding::unknown("the node", &format!("{} missing", missing.join(", "))));
+    if let Err(e) = privileges::require() {
+        findings.push(Finding::unknown("the node", &e));
     }
     if let Some(obstacle) = root.obstacle() {
         let (what, remedy) = obstacle.split_once("; ").unwrap_or((&obstacle, ""));
@@ -81,7 +81,7 @@ pub fn node(root: &Directory, places: &Places, instances: &[Health]) -> NodeHeal
     }
     let plugin = installed_plugin(&places.cni_conf);
     let lock = places.run_dir.join("agent.lock");
-    let held = is_locked(&lock);
+    let held = is_locked(&lock).context(|| format!("lock {}", lock.display()));
     let agent =
         held.and_then(
             |held| if held { Ok((true, true)) } else { agent_works_on(root).map(|held| (held, false)) },
@@ -96,7 +96,7 @@ pub fn node(root: &Directory, places: &Places, instances: &[Health]) -> NodeHeal
             };
             findings.push(judge_absence(&lock, &places.targets, &expecting));
         }
-        Err(e) => findings.push(Finding::unknown("the agent", &format!("{}: {e}", lock.display()))),
+        Err(e) => findings.push(Finding::unknown("the agent", e)),
     }
     findings.extend(judge_targets(&places.targets, instances));
     findings.sort_by_key(|finding| finding.level);
@@ -108,8 +108,9 @@ pub fn node(root: &Directory, places: &Places, instances: &[Health]) -> NodeHeal
 /// # Errors
 ///
 /// If that cannot be asked.
-pub fn agent_works_on(root: &Directory) -> std::io::Result<bool> {
-    is_locked(root.dir().parent().unwrap_or(Path::new("/")))
+pub fn agent_works_on(root: &Directory) -> Result<bool> {
+    let bpffs = root.dir().parent().unwrap_or(Path::new("/"));
+    is_locked(bpffs).context(|| format!("lock {}", bpffs.display()))
 }
 
 /// Whether an instance has a name that only the agent gives.
@@ -140,7 +141,7 @@ fn judge_targets(dir: &Path, instances: &[Health]) -> Vec<Finding> {
     }
     let files = match uncaptured(dir) {
         Ok(files) => files,
-        Err(e) => return vec![Finding::unknown("the agent's targets", &e.to_string())],
+        Err(e) => return vec![Finding::unknown("the agent's targets", &e)],
     };
     let is_captured = |file: &&Uncaptured| instances.iter().any(|one| one.name == file.name);
     let judge = |Uncaptured { name, why, is_wrong }: Uncaptured| {

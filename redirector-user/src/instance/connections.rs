@@ -10,12 +10,13 @@ use crate::sys::netns::NetNs;
 use redirector_common::Addr;
 use redirector_common::abi::{self, DIRECT, OriginalDst, may_be_virtual};
 use redirector_common::rule::{Counter, Verdict};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 /// A captured connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Flow {
     /// The client, as the proxy's accept() shows it.
     pub client: SocketAddr,

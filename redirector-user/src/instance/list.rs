@@ -7,10 +7,11 @@ use super::record::Record;
 use super::status::{any_record, problem};
 use super::{connections, find};
 use crate::base::error::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// A line of `redirector list`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Summary {
     /// Name of the instance.
     pub name: String,

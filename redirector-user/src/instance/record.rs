@@ -6,11 +6,12 @@ use crate::policy::Policy;
 use crate::programs::object;
 use aya::maps::{Array, Map, MapData};
 use redirector_common::abi::Slot;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// What an instance was made from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Record {
     /// Version of the program that wrote this.
     pub version: String,

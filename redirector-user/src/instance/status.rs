@@ -16,6 +16,7 @@ use crate::sys::bpf::Link;
 use crate::sys::program_query;
 use redirector_common::abi::{ABI_VERSION, ListenerRole, Meta, Slot};
 use redirector_common::rule::Counter;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::os::fd::AsFd;
 
@@ -53,7 +54,7 @@ pub(super) fn any_record(instance: &Instance, phase: Phase) -> Result<Record> {
 }
 
 /// One hook of an instance as the kernel has it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct HookStatus {
     /// Which hook.
     pub hook: &'static str,
@@ -69,7 +70,7 @@ pub struct HookStatus {
 }
 
 /// Listeners of the proxy that are registered.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ListenerStatus {
     /// `outbound`, `inbound` or `dns`.
     pub traffic: &'static str,
@@ -84,7 +85,7 @@ pub struct ListenerStatus {
 }
 
 /// A counter.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct CounterStatus {
     /// Stable name.
     pub rule: &'static str,
@@ -93,7 +94,7 @@ pub struct CounterStatus {
 }
 
 /// Everything `redirector show` knows.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Status {
     /// Name of the instance.
     pub name: String,
@@ -116,6 +117,7 @@ pub struct Status {
     /// Of these, those whose destination has no address of its own; `--max-connections` bounds them.
     pub stored_connections: u64,
     /// The addresses for original destinations.
+    #[schemars(with = "Option<String>")]
     pub virtual_destinations: Option<ipnet::Ipv4Net>,
     /// How many of them are given.
     pub destinations: u64,

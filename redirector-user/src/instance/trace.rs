@@ -139,7 +139,7 @@ impl<F: Tell> Log for Teller<F> {
 }
 
 /// A decision.
-#[derive(Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Event {
     /// `connect`: the SYN of a connection leaves; `accept`: one arrives from the network.
     pub event: String,

@@ -20,6 +20,7 @@ pub mod parse;
 mod range;
 mod requests;
 mod resolve;
+mod schema;
 mod serial;
 mod target_info;
 

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net};
+use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -49,7 +50,7 @@ impl<T> Selection<T> {
 }
 
 /// How inbound connections reach the proxy.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// The proxy's connection to the application comes from 127.0.0.6 or ::6.
@@ -75,7 +76,7 @@ pub enum Dns {
 
 /// The policy of one target. [`Default`] is the sidecar default: everything is captured, as by
 /// `istio-iptables -p 15001 -z 15006 -u 1337 -m REDIRECT -i '*' -x "" -b '*' -d 15090,15021,15020`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(remote = "Self", deny_unknown_fields, default)]
 pub struct Policy {
     /// TCP port of the proxy's outbound listener (`-p`).
@@ -109,8 +110,10 @@ pub struct Policy {
     /// Interfaces whose incoming traffic is treated as outbound (`-k`).
     pub virtual_interfaces: Vec<String>,
     /// Destinations captured; masked once normalised (`-i`).
+    #[schemars(with = "Selection<String>")]
     pub outbound_cidrs: Selection<IpNet>,
     /// Destinations never captured; masked once normalised, they win over `outbound_ports` (`-x`).
+    #[schemars(with = "Vec<String>")]
     pub outbound_exclude_cidrs: Vec<IpNet>,
     /// TCP destination ports captured whatever the address (`-q`).
     pub outbound_ports: Vec<u16>,
@@ -129,6 +132,7 @@ pub struct Policy {
     pub owner_groups_exclude: Vec<u32>,
     /// IPv4 loopback range that belongs to the application (`ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR`); masked once
     /// normalised. For IPv6 it is always `::1/128`.
+    #[schemars(with = "String")]
     pub loopback_cidr: Ipv4Net,
     /// Drop what conntrack calls invalid (`--drop-invalid`); kept so that it can be shown, without effect.
     pub drop_invalid: bool,

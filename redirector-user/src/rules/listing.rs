@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use redirector_common::rule::Counter;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::chains::{Chain, Family, Rule, Table, end};
@@ -44,7 +45,7 @@ pub enum Count {
 }
 
 /// A rule in JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Entry {
     /// Its table.
     pub table: &'static str,

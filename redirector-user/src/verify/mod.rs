@@ -30,6 +30,7 @@ use crate::sys::{bpf, test_run};
 use helper::{Helper, Room};
 use plan::{Attempt, Skipped, User};
 use redirector_common::rule::Counter;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -66,7 +67,7 @@ pub enum Scope {
 }
 
 /// What verify found.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Report {
     /// Name of the instance.
     pub name: String,

@@ -4,11 +4,12 @@ use super::plan::Attempt;
 use super::sockets::{Accepted, Connected};
 use crate::instance::connections::Flow;
 use crate::sys::test_run::Lookup;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::net::{IpAddr, SocketAddr};
 
 /// How a probe ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// What was seen is what the policy says.
@@ -20,7 +21,7 @@ pub enum Status {
 }
 
 /// What the policy says.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Expected {
     /// `outbound`, `inbound`, `dns`, `pass`, `refused`.
     pub verdict: &'static str,
@@ -31,7 +32,7 @@ pub struct Expected {
 }
 
 /// What was seen; null: could not be seen in this way.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Seen {
     /// Why the connection was not made.
     pub error: Option<String>,
@@ -54,7 +55,7 @@ pub struct Seen {
 }
 
 /// A probe.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Probe {
     /// `proxy_to_own_pod` (what istio-validation does), `outbound`, `dns` (TCP), `dns_udp`, `inbound`.
     pub probe: &'static str,

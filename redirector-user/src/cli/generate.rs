@@ -1,0 +1,144 @@
+//! `redirector completions`, and the hidden verb that writes what packages hold: man pages, completions, JSON schemas.
+
+use super::env::{BPFFS, Env};
+use super::output;
+use super::{Cli, explain, list, show, status};
+use crate::base::error::{Context, Error, Result};
+use crate::instance::directory::Directory;
+use crate::instance::{connections::Flow, trace::Event};
+use crate::policy::Policy;
+use crate::{check, health, verify};
+use clap::CommandFactory;
+use clap_complete::engine::CompletionCandidate;
+use clap_complete::env::{CompleteEnv, Shells};
+use schemars::{Schema, schema_for};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Set by the scripts of the shells.
+const VARIABLE: &str = "REDIRECTOR_COMPLETE";
+
+/// A shell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Shell {
+    Bash,
+    Fish,
+    Zsh,
+}
+
+impl Shell {
+    const ALL: [Self; 3] = [Self::Bash, Self::Fish, Self::Zsh];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bash => "bash",
+            Self::Fish => "fish",
+            Self::Zsh => "zsh",
+        }
+    }
+
+    /// Where distributions put the script.
+    fn file(self) -> &'static str {
+        match self {
+            Self::Bash => "redirector",
+            Self::Fish => "redirector.fish",
+            Self::Zsh => "_redirector",
+        }
+    }
+
+    fn script(self) -> Result<Vec<u8>> {
+        let mut script = Vec::new();
+        let shells = Shells::builtins();
+        let shell =
+            shells.completer(self.name()).ok_or_else(|| Error::failed("no completions for this shell"))?;
+        let written =
+            shell.write_registration(VARIABLE, "redirector", "redirector", "redirector", &mut script);
+        written.context(|| format!("write the completions of {}", self.name()))?;
+        Ok(script)
+    }
+}
+
+/// Print a shell's completions, with the names of instances: source them, or put them where the shell looks.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  source <(redirector completions bash)\n  redirector completions fish > ~/.config/fish/completions/redirector.fish"
+)]
+pub struct Completions {
+    shell: Shell,
+}
+
+pub fn completions(args: &Completions) -> Result<ExitCode> {
+    output::write(String::from_utf8_lossy(&args.shell.script()?).trim_end())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Answers a shell that asks how to go on, and ends this process then.
+pub fn complete() {
+    CompleteEnv::with_factory(Cli::command).var(VARIABLE).bin("redirector").complete();
+}
+
+/// Names of instances that begin so; none where they cannot be read.
+pub fn names_of_instances(begin: &OsStr) -> Vec<CompletionCandidate> {
+    let names = Directory::at(Path::new(BPFFS)).names().unwrap_or_default().into_iter();
+    let begin = begin.to_string_lossy();
+    names.filter(|name| name.starts_with(&*begin)).map(CompletionCandidate::new).collect()
+}
+
+/// What to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    /// A man page for each verb.
+    Man,
+    /// The script of each shell.
+    Completions,
+    /// JSON schemas of results and of a policy.
+    Schemas,
+}
+
+/// Write what a package holds into a directory.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    kind: Kind,
+    dir: PathBuf,
+}
+
+pub fn run(_env: &Env, args: &Args) -> Result<ExitCode> {
+    let dir = &args.dir;
+    std::fs::create_dir_all(dir).context(|| format!("create {}", dir.display()))?;
+    match args.kind {
+        Kind::Man => {
+            clap_mangen::generate_to(Cli::command(), dir).context(|| format!("write to {}", dir.display()))?
+        }
+        Kind::Completions => {
+            Shell::ALL.iter().try_for_each(|shell| write(dir, shell.file(), &shell.script()?))?
+        }
+        Kind::Schemas => schemas().iter().try_for_each(|(name, schema)| {
+            let text = serde_json::to_vec_pretty(schema)
+                .map_err(|e| Error::failed(format!("serialise a schema: {e}")))?;
+            write(dir, &format!("{name}.schema.json"), &text)
+        })?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let path = dir.join(name);
+    std::fs::write(&path, bytes).context(|| format!("write {}", path.display()))
+}
+
+/// By the verb whose `--output json` it is of; and the policy, of `--policy` and in results.
+fn schemas() -> [(&'static str, Schema); 10] {
+    [
+        ("policy", schema_for!(Policy)),
+        ("status", schema_for!(status::Answer<'_>)),
+        ("list", schema_for!(Vec<list::Line>)),
+        ("show", schema_for!(show::Shown<'_>)),
+        ("connections", schema_for!(Vec<health::connections::Connection>)),
+        ("original-dst", schema_for!(Vec<Flow>)),
+        ("explain", schema_for!(explain::Answer<'_>)),
+        ("verify", schema_for!(verify::Report)),
+        ("check", schema_for!(Vec<check::Finding>)),
+        ("trace", schema_for!(Event)),
+    ]
+}
