@@ -36,7 +36,10 @@ impl Program {
     }
 
     fn is_pinned(&self, program: &Path) -> bool {
-        let version = Cmd::new(program).arg("--version").probe();
-        version.is_some_and(|version| version.split(' ').next_back() == Some(self.version))
+        // Some answer as cargo calls them, with their own name first.
+        let verb = self.name.trim_start_matches("cargo-");
+        let answers =
+            [vec!["--version"], vec![verb, "--version"]].map(|words| Cmd::new(program).args(words).probe());
+        answers.iter().flatten().any(|version| version.split(' ').next_back() == Some(self.version))
     }
 }

@@ -17,6 +17,7 @@ struct Package {
 }
 
 const IPROUTE2: Package = Package { name: "iproute2", programs: &["ip", "ss", "tc"] };
+const MUSL: Package = Package { name: "musl-tools", programs: &["musl-gcc"] };
 
 const ALL: &[Package] = &[
     IPROUTE2,
@@ -30,7 +31,7 @@ const ALL: &[Package] = &[
     Package { name: "util-linux", programs: &["flock", "nsenter", "setpriv", "unshare"] },
     Package { name: "bind9-dnsutils", programs: &["dig"] },
     Package { name: "dnsmasq-base", programs: &["dnsmasq"] },
-    Package { name: "musl-tools", programs: &["musl-gcc"] },
+    MUSL,
     // A web server; and the first program of a guest, for which the other package of this program needs libraries.
     Package { name: "busybox-static", programs: &["busybox"] },
 ];
@@ -53,7 +54,7 @@ pub fn for_node() -> Result<()> {
 /// Installs everything, Envoy included.
 pub fn all(quiet: bool) -> Result<()> {
     apt::install(&missing(ALL), quiet)?;
-    let envoy = envoy::ensure(quiet)?;
+    let envoy = envoy::ensure()?;
     if !quiet {
         for package in ALL {
             println!("{:<12}{}", package.name, where_it_is(package));
@@ -77,11 +78,20 @@ pub fn for_vm(arch: Arch) -> Result<PathBuf> {
     let here = [qemu, Package { name: "xz-utils", programs: &["xz"] }];
     apt::install(&missing(&here), true)?;
     apt::install(&missing(ALL), true)?;
-    if arch.is_foreign() && apt::find_program(&arch.cross_compiler()).is_none() {
-        apt::install(&[&format!("gcc-{}-linux-gnu", arch.rust().replace('_', "-"))], true)?;
-    }
+    for_static(arch)?;
     let found = qemu.programs.iter().find_map(|program| apt::find_program(program));
     found.with_context(|| format!("{} brought no {}", qemu.name, qemu.programs.join(" ")))
+}
+
+/// Installs the C compiler for static programs of an architecture.
+pub fn for_static(arch: Arch) -> Result<()> {
+    if !arch.is_foreign() {
+        return apt::install(&missing(&[MUSL]), true);
+    }
+    if apt::find_program(&arch.cross_compiler()).is_some() {
+        return Ok(());
+    }
+    apt::install(&[&format!("gcc-{}-linux-gnu", arch.rust().replace('_', "-"))], true)
 }
 
 fn missing(packages: &[Package]) -> Vec<&'static str> {

@@ -1,89 +1,164 @@
-//! `cargo xtask dist`: the static binary and the container image made of it.
+//! `cargo xtask dist`: what users install, in `target/dist`, the same bytes each time.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{apt, cmd::Cmd, exit, image, project};
+use crate::cmd::Cmd;
+use crate::crates::Program;
+use crate::sources::sha256;
+use crate::vm::Arch;
+use crate::{deb, deps, image, project};
 
 /// The image's name, as the manifests have it.
 pub const IMAGE: &str = concat!("localhost/redirector:", env!("CARGO_PKG_VERSION"));
-const MUSL: &str = "x86_64-unknown-linux-musl";
-const GNU: &str = "x86_64-unknown-linux-gnu";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const SBOM: Program = Program { name: "cargo-cyclonedx", version: "0.5.9" };
+const CHECKSUMS: &str = "SHA256SUMS";
 
-/// What was made.
-pub struct Dist {
-    /// The static binary.
-    pub binary: PathBuf,
-    /// The image as an OCI archive.
-    pub image: PathBuf,
+/// The image for this machine alone, as an OCI archive: what `node kubernetes` deploys.
+pub fn local_image() -> Result<PathBuf> {
+    let directory = directory()?;
+    let binary = binary(Arch::here(), &target(Arch::here())?, &directory)?;
+    let archive = directory.join("redirector-image-local.tar");
+    image::write(&[(Arch::here(), binary)], IMAGE, &archive)?;
+    Ok(archive)
 }
 
-/// Builds everything into `target/dist`.
-pub fn build(name: &str) -> Result<Dist> {
-    let binary = static_binary()?;
-    let directory = project::root().join("target/dist");
-    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    let placed = directory.join("redirector");
-    fs::copy(&binary, &placed).with_context(|| placed.display().to_string())?;
-    let archive = directory.join("redirector-image.tar");
-    image::write(&placed, name, &archive)?;
-    Ok(Dist { binary: placed, image: archive })
-}
-
-/// The verb: builds, and says where everything is.
-pub fn dist(name: &str) -> Result<()> {
-    let dist = build(name)?;
-    let relative = |path: &Path| path.strip_prefix(project::root()).unwrap_or(path).display().to_string();
-    println!("binary   {} (static)", relative(&dist.binary));
-    println!("image    {} ({name}, OCI archive)", relative(&dist.image));
-    println!("import   ctr --namespace k8s.io images import {}", relative(&dist.image));
-    println!("push     skopeo copy oci-archive:{} docker://REGISTRY/{name}", relative(&dist.image));
+/// The verb: builds everything for `arches`, and says where it is.
+pub fn dist(arches: &[Arch], name: &str, check: bool) -> Result<()> {
+    let directory = directory()?;
+    let files = build(arches, name, &directory)?;
+    if check {
+        let before = fs::read(directory.join(CHECKSUMS))?;
+        fs::remove_dir_all(built())?;
+        build(arches, name, &directory)?;
+        let after = fs::read(directory.join(CHECKSUMS))?;
+        ensure!(
+            before == after,
+            "a second build from nothing made other bytes; {CHECKSUMS} has the second's"
+        );
+        println!("a second build from nothing made the same bytes");
+    }
+    let shown = directory.strip_prefix(project::root()).unwrap_or(&directory).display().to_string();
+    for file in files.iter().map(String::as_str).chain([CHECKSUMS]) {
+        println!("{shown}/{file}");
+    }
+    println!("import   ctr --namespace k8s.io images import {shown}/redirector-image.tar");
+    println!("push     skopeo copy --all oci-archive:{shown}/redirector-image.tar docker://REGISTRY/{name}");
     Ok(())
 }
 
-/// musl where rustup has its library; else glibc, linked statically.
-///
-/// Both run in an image without any other file: redirector looks up no users and no host names through
-/// libc, which is what a static glibc cannot do.
-fn static_binary() -> Result<PathBuf> {
-    if std::env::consts::ARCH != "x86_64" {
-        return Err(exit::with_code(exit::CANNOT, "`cargo xtask dist` knows x86-64 only so far"));
-    }
-    let (target, flags) = if musl_is_there() { (MUSL, "") } else { (GNU, "-Ctarget-feature=+crt-static") };
-    let mut cargo = project::cargo()
-        .args(["build", "--release", "--locked", "-p", "redirector-user", "--bin", "redirector"])
-        .args(["--target", target]);
-    if target == MUSL {
-        // For the crates that compile C.
-        if apt::find_program("musl-gcc").is_none() {
-            apt::install(&["musl-tools"], true)?;
-        }
-    } else {
-        eprintln!("note: no {MUSL} here (rustup target add {MUSL}); linking glibc statically instead");
-        cargo = cargo.env("RUSTFLAGS", flags);
-    }
-    let messages = cargo.arg("--message-format=json-render-diagnostics").read()?;
-    let binary = project::Binaries::of(&messages).get("redirector")?.to_owned();
-    if needs_a_loader(&fs::read(&binary)?) {
-        bail!("{} is not static: it asks for a dynamic loader", binary.display());
-    }
-    Ok(binary)
+fn program_name(arch: Arch) -> String {
+    format!("redirector-{}", arch.debian())
 }
 
-fn musl_is_there() -> bool {
-    let installed = || {
-        let list = Cmd::new("rustc").args(["--print", "target-libdir", "--target", MUSL]).probe();
-        list.is_some_and(|directory| Path::new(&directory).is_dir())
-    };
-    // Asking for it costs nothing where it is installed; offline it fails.
-    installed()
-        || (apt::find_program("rustup").is_some()
-            && Cmd::new("rustup").args(["target", "add", MUSL]).quiet(true).run().is_ok()
-            && installed())
+fn directory() -> Result<PathBuf> {
+    let directory = project::root().join("target/dist");
+    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    Ok(directory)
+}
+
+fn build(arches: &[Arch], name: &str, directory: &Path) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    let mut binaries = Vec::new();
+    for arch in arches {
+        let target = target(*arch)?;
+        let binary = binary(*arch, &target, directory)?;
+        files.push(file_name(&binary));
+        files.push(deb::package(*arch, &target, &built(), directory)?);
+        binaries.push((*arch, binary));
+    }
+    let archive = directory.join("redirector-image.tar");
+    image::write(&binaries, name, &archive)?;
+    files.push(file_name(&archive));
+    fs::copy(project::root().join("deploy/systemd").join(deb::UNIT), directory.join(deb::UNIT))?;
+    files.push(deb::UNIT.to_owned());
+    files.push(chart(directory)?);
+    files.push(sbom(directory)?);
+    files.sort();
+    let sums = files.iter().map(|file| Ok(format!("{}  {file}\n", sha256(&fs::read(directory.join(file))?))));
+    fs::write(directory.join(CHECKSUMS), sums.collect::<Result<String>>()?)?;
+    Ok(files)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Where cargo builds for releases: with flags of its own, which would have it build everything else anew.
+fn built() -> PathBuf {
+    project::target().join("static")
+}
+
+fn target(arch: Arch) -> Result<String> {
+    arch.static_target().ok_or_else(|| arch.no_static_target())
+}
+
+/// The static program of one architecture, in `directory`.
+fn binary(arch: Arch, target: &str, directory: &Path) -> Result<PathBuf> {
+    deps::for_static(arch)?;
+    let build =
+        ["build", "--release", "--locked", "-p", "redirector-user", "--bin", "redirector", "--target-dir"];
+    let cargo = project::cargo().args(build).arg(built());
+    let messages = arch
+        .compile_for(target, cargo)
+        .hidden_env("RUSTFLAGS", remapped()?)
+        .arg("--message-format=json-render-diagnostics")
+        .read()?;
+    let built = project::Binaries::of(&messages).get("redirector")?.to_owned();
+    if needs_a_loader(&fs::read(&built)?) {
+        bail!("{} is not static: it asks for a dynamic loader", built.display());
+    }
+    let placed = directory.join(program_name(arch));
+    fs::copy(&built, &placed).with_context(|| placed.display().to_string())?;
+    Ok(placed)
+}
+
+/// Flags that keep the paths of this machine out of the program.
+fn remapped() -> Result<String> {
+    let home = std::env::home_dir().context("there is no home directory")?;
+    let home = std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
+    let flag = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+    Ok(format!("{} {}", flag(&home, "/cargo"), flag(&project::root(), "/redirector")))
+}
+
+/// The chart as `helm package` makes it: one directory in a compressed archive.
+fn chart(directory: &Path) -> Result<String> {
+    let name = format!("redirector-chart-{VERSION}.tgz");
+    let tar = directory.join("chart.tar");
+    image::tar(&project::root().join("deploy/helm"), &tar, &["--mode=u=rwX,go=rX", "redirector"])?;
+    fs::write(directory.join(&name), image::gzip(&tar)?)?;
+    fs::remove_file(tar)?;
+    Ok(name)
+}
+
+/// What the program is made of, as CycloneDX. Its serial number and time would be others each time.
+fn sbom(directory: &Path) -> Result<String> {
+    let name = "redirector.cdx.json".to_owned();
+    Cmd::new(SBOM.find_or_install()?)
+        .args(["cyclonedx", "--format", "json", "--manifest-path", "redirector-user/Cargo.toml"])
+        .args(["--override-filename", "redirector.cdx"])
+        .hidden_env("SOURCE_DATE_EPOCH", "0")
+        .dir(project::root())
+        .quiet(true)
+        .run()?;
+    // It writes beside the manifest of each package of the workspace.
+    let mut written = Vec::new();
+    for entry in fs::read_dir(project::root())? {
+        let file = entry?.path().join(&name);
+        if file.is_file() {
+            written.push(file);
+        }
+    }
+    let ours = project::root().join("redirector-user").join(&name);
+    let mut bill: serde_json::Value = serde_json::from_slice(&fs::read(&ours)?)?;
+    written.iter().try_for_each(fs::remove_file)?;
+    bill.as_object_mut().context("the bill of materials is no object")?.remove("serialNumber");
+    let text = serde_json::to_string_pretty(&bill)?.replace(&project::root().display().to_string(), "");
+    fs::write(directory.join(&name), text)?;
+    Ok(name)
 }
 
 /// An ELF file with a program header of type PT_INTERP.

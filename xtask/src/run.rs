@@ -27,9 +27,8 @@ pub fn test(args: &[String]) -> Result<()> {
         .args(["test", "--no-fail-fast"])
         .args(args);
     if root {
-        cargo = cargo
-            .env("REDIRECTOR_ENVOY", envoy::ensure(true)?)
-            .env("REDIRECTOR_TESTS_PRIVILEGED", "required");
+        cargo =
+            cargo.env("REDIRECTOR_ENVOY", envoy::ensure()?).env("REDIRECTOR_TESTS_PRIVILEGED", "required");
     } else {
         eprintln!(
             "note: not root. The end-to-end tests load programs into the kernel and make network \
@@ -62,7 +61,7 @@ pub fn node(args: &[String]) -> Result<()> {
         env.push(("REDIRECTOR_KUSTOMIZE", manifests::kustomize()?));
         env.push(("REDIRECTOR_HELM_PYTHON", manifests::python()?.join("python3")));
         // What is deployed is what users get.
-        env.push(("REDIRECTOR_IMAGE", dist::build(dist::IMAGE)?.image));
+        env.push(("REDIRECTOR_IMAGE", dist::local_image()?));
     }
     run_with("node", Profile::Dev, args, &env)
 }

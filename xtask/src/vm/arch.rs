@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use crate::{
     archive::{Archive, Wanted},
     cmd::Cmd,
-    project,
+    exit, project,
 };
 
 /// Debian's release whose tools run in a guest of another architecture.
@@ -120,6 +120,23 @@ impl Arch {
             installed()
         })?;
         Some(target)
+    }
+
+    /// `cargo` with what makes programs of `target`, one of this architecture.
+    pub fn compile_for(self, target: &str, mut cargo: Cmd) -> Cmd {
+        cargo = cargo.args(["--target", target]);
+        if self.is_foreign() {
+            let (compiler, word) = (self.cross_compiler(), target.replace('-', "_"));
+            cargo = cargo.env(&format!("CC_{word}"), &compiler);
+            cargo = cargo.env(&format!("CARGO_TARGET_{}_LINKER", word.to_uppercase()), &compiler);
+        }
+        cargo
+    }
+
+    /// Why there are no static programs of this architecture.
+    pub fn no_static_target(self) -> anyhow::Error {
+        let target = format!("{}-unknown-linux-musl", self.rust());
+        exit::with_code(exit::CANNOT, format!("the toolchain has no target {target}, and rustup brings none"))
     }
 
     /// The C compiler for programs of another architecture.

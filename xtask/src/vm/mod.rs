@@ -177,7 +177,7 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn envoy() -> Option<PathBuf> {
-    envoy::ensure(true).map_err(|error| eprintln!("note: no Envoy in the guests: {error:#}")).ok()
+    envoy::ensure().map_err(|error| eprintln!("note: no Envoy in the guests: {error:#}")).ok()
 }
 
 fn kernels(options: &Options, arch: Arch) -> Result<Vec<Kernel>> {

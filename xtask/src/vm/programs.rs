@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
 use super::arch::Arch;
-use crate::{cmd::Cmd, exit, project};
+use crate::{cmd::Cmd, project};
 
 /// Name of the program that resolves a name with musl.
 pub const RESOLVE: &str = "resolve";
@@ -43,21 +43,8 @@ impl Programs {
             cargo = cargo.args(["--test", test]);
         }
         match arch.static_target() {
-            Some(target) => {
-                cargo = cargo.args(["--target", &target]);
-                if arch.is_foreign() {
-                    let (compiler, word) = (arch.cross_compiler(), target.replace('-', "_"));
-                    cargo = cargo.env(&format!("CC_{word}"), &compiler);
-                    cargo = cargo.env(&format!("CARGO_TARGET_{}_LINKER", word.to_uppercase()), &compiler);
-                }
-            }
-            None if arch.is_foreign() => {
-                let message = format!(
-                    "the toolchain has no target {}-unknown-linux-musl, and rustup brings none",
-                    arch.rust()
-                );
-                return Err(exit::with_code(exit::CANNOT, message));
-            }
+            Some(target) => cargo = arch.compile_for(&target, cargo),
+            None if arch.is_foreign() => return Err(arch.no_static_target()),
             None => {}
         }
         let messages = cargo.arg("--message-format=json-render-diagnostics").read()?;
