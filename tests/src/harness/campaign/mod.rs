@@ -217,7 +217,10 @@ impl Campaign {
         ];
         let (expected, loads): (Vec<_>, Vec<_>) = loads.into_iter().unzip();
         let reports = during(&loads, || match planted {
-            Some(planted) => (planted.plant)(self),
+            Some(planted) => {
+                planted.plant(self);
+                Ok(())
+            }
             None => self.make(step),
         })?;
         let mut found = None;
@@ -345,10 +348,14 @@ impl Campaign {
     /// Detaches; the kernel has nothing left of the instance.
     fn end(&self, before: Option<&Planted>, after: Option<&Planted>) -> anyhow::Result<()> {
         let objects = Objects::of(&self.tested.show()?)?;
-        before.map_or(Ok(()), |planted| (planted.plant)(self))?;
+        if let Some(planted) = before {
+            planted.plant(self);
+        }
         let detach = ["detach", "--name", NAME];
         self.tested.bpffs.run(&detach)?.expect(exit::OK)?;
-        after.map_or(Ok(()), |planted| (planted.plant)(self))?;
+        if let Some(planted) = after {
+            planted.plant(self);
+        }
         self.tested.expect_nothing()?;
         objects.expect_gone()
     }
