@@ -16,7 +16,7 @@ fn decisions_are_told() -> anyhow::Result<()> {
     let tested = TestPod::new()?;
     let trace = ["trace", NAME];
     tested.attach(&[])?;
-    tested.bpffs.run(&trace)?.refused(exit::USAGE, &["attached without --trace"])?;
+    swapped_for_a_while(&tested)?;
     let again = tested.attach(&["--trace"])?;
     assert!(again.stderr.contains("was attached without it"), "{again:?}");
     tested.bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
@@ -54,6 +54,38 @@ fn decisions_are_told() -> anyhow::Result<()> {
         }
         assert_eq!(ended.context("it goes on for nobody")?.code(), Some(code));
     }
+    Ok(())
+}
+
+/// An instance that was attached without `--trace`: connections are made while programs are swapped, and each is captured.
+fn swapped_for_a_while(tested: &TestPod) -> anyhow::Result<()> {
+    let programs = |tested: &TestPod| -> anyhow::Result<Vec<Value>> {
+        let hooks = tested.show()?["hooks"].as_array().cloned().context("hooks")?;
+        Ok(hooks.iter().map(|hook| hook["program"].clone()).collect())
+    };
+    let before = programs(tested)?;
+    let arguments =
+        ["trace", NAME, "--to", "10.96.0.0/16", "--port", &SERVED.to_string(), "--verdict", "outbound"];
+    let tracer = Daemon::start("trace", &mut tested.bpffs.command(&[], &arguments))?;
+    let is_waiting = || tracer.lines().iter().any(|line| line.contains("waiting"));
+    retry::until("the programs to be swapped", || {
+        assert_eq!(tested.connect().ok()?, captured(SERVICE));
+        is_waiting().then_some(())
+    })?;
+    let other = at(Ipv4Addr::new(10, 99, 0, 1), SERVED);
+    tested.pod().observe(APP, &[Scenario::to(other)])?;
+    assert_eq!(tested.connect()?, captured(SERVICE));
+    tracer.wait_for(0, |line| line.contains("out_all").then_some(()))?;
+    assert!(!tracer.lines().iter().any(|line| line.contains("10.99.0.1")), "{:?}", tracer.lines());
+    assert_ne!(programs(tested)?, before);
+    let pid = rustix::process::Pid::from_raw(tracer.pid().cast_signed()).context("a pid")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    let traced = programs(tested)?;
+    retry::until("the programs to be swapped back", || {
+        assert_eq!(tested.connect().ok()?, captured(SERVICE));
+        let show = tested.show().ok()?;
+        (programs(tested).ok()? != traced && show["effective"] == true).then_some(())
+    })?;
     Ok(())
 }
 

@@ -23,6 +23,7 @@ mod request;
 pub mod status;
 mod swap;
 pub mod sweep;
+pub mod telling;
 pub mod trace;
 pub mod upgrade;
 mod virtual_ranges;
