@@ -11,6 +11,7 @@ use serde_json::json;
 use redirector_tests::harness::kubelet::{Call, Id, NodeWithPod, PREVIOUS};
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::many::LoadReport;
+use redirector_tests::harness::product;
 use redirector_tests::harness::product::agent::until_active;
 
 fn load(place: &Place, count: u16) -> anyhow::Result<LoadReport> {
@@ -55,6 +56,39 @@ fn the_life_of_a_pod() -> anyhow::Result<()> {
     ] {
         assert_eq!(metrics.get(name), Some(&value), "{name}: {metrics:#?}");
     }
+    Ok(())
+}
+
+/// An instance knows its pod: every verb takes and tells the pod's name, whatever has been done to the instance.
+#[test]
+fn an_instance_is_known_by_its_pod() -> anyhow::Result<()> {
+    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
+    node.call("ADD").succeed()?;
+    let (pod, instance) = (format!("shop/{}", node.id.name), node.id.instance());
+    node.agent
+        .wait_for_event(0, |event| event["message"] == "attach done" && event["pod"] == pod.as_str())?;
+    let known = json!({"namespace": "shop", "name": node.id.name, "uid": node.id.uid});
+    assert_eq!(node.bpffs.list()?[0]["pod"], known);
+    node.bpffs.run(&["refresh", "--pod", &pod])?.expect(0)?;
+    assert_eq!(node.bpffs.show(&instance)?["record"]["pod"], known);
+    // Annotations change: the agent swaps policies.
+    let mut object = node.id.object();
+    object["metadata"]["annotations"]["traffic.sidecar.istio.io/excludeOutboundPorts"] = json!("80");
+    node.kubelet.know(&node.id, &object)?;
+    node.agent.signal(Signal::HUP)?;
+    node.agent
+        .wait_for_event(0, |event| event["message"] == "change done" && event["pod"] == pod.as_str())?;
+    let bpffs = node.bpffs.path().display().to_string();
+    for (verb, line) in [
+        (&["list"][..], &*pod),
+        (&["show", "--pod", &pod], &format!("pod          {pod}\n")),
+        (&["status", "--pod", &pod], &format!("{instance} ({pod}): active")),
+    ] {
+        let shown = Run::of(product::command(&[]).args(["--bpffs", &bpffs]).args(verb))?.looked()?.stdout;
+        assert!(shown.contains(line), "{shown}");
+    }
+    let words = ["the pod shop/other is not captured", "events"];
+    node.bpffs.run(&["show", "--pod", "shop/other"])?.refused(exit::NOTHING, &words)?;
     Ok(())
 }
 

@@ -1,10 +1,12 @@
 //! The CNI plugin is put on a node, kept there, and taken away.
 
+use std::path::Path;
+
 use anyhow::Context;
 use serde_json::json;
 
 use redirector_tests::harness::command;
-use redirector_tests::harness::kubelet::Kubelet;
+use redirector_tests::harness::kubelet::{Call, Id, Kubelet, PREVIOUS};
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::agent::Home;
 
@@ -57,8 +59,20 @@ fn installed_and_uninstalled() -> anyhow::Result<()> {
     std::fs::remove_file(bin.join("redirector"))?;
     retry::until("the binary to be back", || bin.join("redirector").exists().then_some(()))?;
     agent.kill()?;
+    // What a pod is told that starts while no agent runs: the command in there takes the plugin off.
+    let entry: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&list)?)?;
+    let mut config = entry["plugins"][2].clone();
+    (config["cniVersion"], config["name"]) = ("1.0.0".into(), "n".into());
+    config["prevResult"] = serde_json::from_str(PREVIOUS)?;
+    let call = Call::new("ADD", &home, &Id::new(1), Path::new("/proc/self/ns/net"));
+    let mut plugin = std::process::Command::new(bin.join("redirector"));
+    let answer = command::output(plugin.env_clear().envs(call.environment), &config.to_string())?;
+    let answer: serde_json::Value = serde_json::from_slice(&answer.stdout)?;
+    assert_eq!(answer["code"], 11, "{answer}");
+    let (_, remedy) =
+        answer["details"].as_str().and_then(|why| why.split_once("run here: ")).context("a remedy")?;
+    run(std::process::Command::new("sh").args(["-ec", remedy]), "")?;
     let arguments = ["cni", "uninstall", "--bin-dir", &bin_text, "--conf-dir", &conf_text];
-    bpffs.run(&arguments)?.expect(0)?;
     assert_eq!(std::fs::read_to_string(&list)?, LIST.replace("portmap", "bandwidth"));
     assert_eq!(std::fs::read_dir(&conf)?.count(), 1);
     assert_eq!(std::fs::read_dir(&bin)?.count(), 0);

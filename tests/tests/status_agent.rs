@@ -87,7 +87,7 @@ fn a_plugin_that_cannot_be_installed() -> anyhow::Result<()> {
     .with_context(|| agent.log())
 }
 
-/// Why a pod is not captured, on a node whose directories of the kubelet and of the agent are the usual ones.
+/// Why a pod is not captured, on a node whose agent has the usual directory.
 #[test]
 fn a_pod_that_is_not_of_the_mesh() -> anyhow::Result<()> {
     let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
@@ -99,8 +99,7 @@ fn a_pod_that_is_not_of_the_mesh() -> anyhow::Result<()> {
     let run = node.home.run().display().to_string();
     let script = format!(
         "mount --bind {run} /mnt && mount -t tmpfs none /run && mkdir /run/redirector && mount --move /mnt /run/redirector && \
-         mount -t tmpfs none /var/log && mkdir -p /var/log/pods/shop_{}_{} && exec \"$@\"",
-        plain.name, plain.uid
+         exec \"$@\""
     );
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", &script, "sh"]).arg(product::binary());

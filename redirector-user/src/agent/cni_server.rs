@@ -8,11 +8,12 @@ use super::pods::model::{NodePod, instance_name, is_uid};
 use super::retry::Subject;
 use super::sync::lock;
 use crate::base::error::{Context, Result};
-use crate::cni::protocol::{Operation, PodName, Reply, Request, VERSION, code};
+use crate::cni::protocol::{Operation, Reply, Request, VERSION, code};
 use crate::instance::attach::Outcome;
 use crate::instance::directory::Directory;
 use crate::instance::inventory::{InstanceState, InventoryItem, take_inventory};
 use crate::instance::{find, status};
+use crate::pod::name::PodName;
 use crate::pod::{Target, kubernetes, sandbox};
 use crate::policy::annotations::Membership;
 use crate::sys::netns::NetNs;
@@ -159,7 +160,10 @@ impl CniServer {
     ) -> Result<Option<String>> {
         let pods = &self.executor.pods;
         let cgroup = kubernetes::cgroup_of(&pod.uid, pods.cgroup_root.as_deref(), CGROUP_TIMEOUT)?;
-        let target = Target::of_open(&file(netns), PathBuf::from(path), cgroup)?;
+        let target = Target {
+            pod: Some(pod.name.clone()),
+            ..Target::of_open(&file(netns), PathBuf::from(path), cgroup)?
+        };
         let policy = pods.make_policy(pod, &target)?;
         let name = pod.instance();
         let _attaching = lock(&self.attaching);
@@ -207,11 +211,12 @@ impl CniServer {
     }
 
     fn end(&self, name: &str, identity: u64, why: &str) {
+        let pod = find::recorded_pod(&self.executor.root, name).map(|pod| pod.to_string());
         match self.executor.detach_ended(name, identity) {
             Ok(None) => {}
             Ok(Some(_)) => {
                 self.executor.metrics.step("detach");
-                tracing::info!(instance = name, "detach done: {why}");
+                tracing::info!(instance = name, pod, "detach done: {why}");
             }
             Err(e) => {
                 self.executor.failures.failed(Subject::Instance(name.to_owned()), Reason::Detach, &e);

@@ -38,6 +38,7 @@ impl Executor {
         if self.failures.is_too_early(&subject) {
             return;
         }
+        let pod = find::recorded_pod(&self.root, &name).map(|pod| pod.to_string());
         let notes = match step {
             Step::Attach(_) => match state.present.get(&name) {
                 Some(present) => self.attach(&name, present).map(|report| report.notes),
@@ -45,7 +46,7 @@ impl Executor {
             },
             Step::Upgrade(_) => self.upgrade(&name),
             Step::Detach { why, identity, .. } => {
-                tracing::info!(instance = name, "detaching: {why}");
+                tracing::info!(instance = name, pod, "detaching: {why}");
                 match self.detach_ended(&name, identity) {
                     Ok(Some(notes)) => Ok(notes),
                     // It is gone already. The next pass examines what is there now.
@@ -62,7 +63,7 @@ impl Executor {
                 self.failures.succeeded(&subject);
                 if what != "attach" {
                     self.metrics.step(what);
-                    tracing::info!(instance = name, "{what} done");
+                    tracing::info!(instance = name, pod, "{what} done");
                 }
                 for note in notes {
                     tracing::info!(instance = name, "{note}");
@@ -135,7 +136,8 @@ impl Executor {
         }
         let milliseconds = seconds * 1e3;
         let cgroup = target.cgroup.path.display();
-        tracing::info!(instance = name, netns = %target.netns_path.display(), %cgroup, milliseconds, "{step} done");
+        let pod = target.pod.as_ref().map(ToString::to_string);
+        tracing::info!(instance = name, pod, netns = %target.netns_path.display(), %cgroup, milliseconds, "{step} done");
         Ok(report)
     }
 

@@ -43,6 +43,13 @@ pub enum Subject {
 }
 
 impl Subject {
+    fn instance(&self) -> Option<&str> {
+        match self {
+            Self::Instance(name) | Self::Target(name) | Self::Refresh(name) => Some(name),
+            _ => None,
+        }
+    }
+
     /// Whether a pass that does not meet it any more has no reason to retry it.
     fn may_vanish(&self) -> bool {
         matches!(self, Self::Instance(_) | Self::Target(_) | Self::Refresh(_) | Self::PodFile(_))
@@ -81,11 +88,18 @@ struct Failure {
 pub struct Failures {
     metrics: Arc<Metrics>,
     all: Mutex<HashMap<Subject, Failure>>,
+    /// The pods of instances, for the log.
+    pods: Mutex<HashMap<String, String>>,
 }
 
 impl Failures {
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, all: Mutex::default() }
+        Self { metrics, all: Mutex::default(), pods: Mutex::default() }
+    }
+
+    /// Takes the pods of instances, which the log names.
+    pub fn name_pods(&self, pods: HashMap<String, String>) {
+        *lock(&self.pods) = pods;
     }
 
     /// Records a failure to be retried; true if its text is new.
@@ -96,7 +110,8 @@ impl Failures {
         let times = all.get(&subject).map_or(1, |failure| failure.times + 1);
         let is_new = all.get(&subject).is_none_or(|failure| failure.text != text);
         if is_new {
-            tracing::error!(about = %subject, reason = reason.name(), "{text}");
+            let pod = subject.instance().and_then(|name| lock(&self.pods).get(name).cloned());
+            tracing::error!(about = %subject, pod, reason = reason.name(), "{text}");
         }
         all.insert(subject, Failure { times, next: Instant::now() + pause(times, FIRST_PAUSE), text });
         is_new

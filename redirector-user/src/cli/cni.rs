@@ -3,7 +3,7 @@
 use super::env::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Result};
-use crate::cni_install;
+use crate::cni_install::{self, CACHE_DIR};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -36,7 +36,7 @@ enum Verb {
         #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
         conf_dir: PathBuf,
         /// Where CRI-O keeps how pods were set up: the binary stays while pods need it to end.
-        #[arg(long, value_name = "DIR", default_value = "/var/lib/cni")]
+        #[arg(long, value_name = "DIR", default_value = CACHE_DIR)]
         cache_dir: PathBuf,
         /// Succeed if the plugin is not installed there.
         #[arg(long)]

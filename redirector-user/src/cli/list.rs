@@ -68,7 +68,7 @@ fn look(env: &Env, rates: &AllRates) -> Result<Look> {
     Ok((text, !faulty))
 }
 
-const HEADER: [&str; 6] = ["NAME", "STATE", "CONNECTIONS", "NETNS", "CGROUP", "PROBLEM"];
+const HEADER: [&str; 6] = ["NAME", "STATE", "CONNECTIONS", "POD OR NETNS", "CGROUP", "PROBLEM"];
 
 fn or_dash(text: Option<String>) -> String {
     text.unwrap_or_else(|| "-".into())
@@ -79,7 +79,8 @@ impl Line {
         let problem = or_dash(self.problem());
         let s = self.summary;
         let connections = or_dash(s.connections.map(|n| n.to_string()));
-        [s.name, s.state.to_owned(), connections, or_dash(s.netns), or_dash(s.cgroup), problem]
+        let pod_or_netns = or_dash(s.pod.map(|pod| pod.to_string()).or(s.netns));
+        [s.name, s.state.to_owned(), connections, pod_or_netns, or_dash(s.cgroup), problem]
     }
 
     /// The worst of what is wrong; `status` has the rest.

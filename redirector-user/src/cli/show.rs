@@ -68,6 +68,9 @@ fn text(s: &Status, health: &Health, verbose: bool) -> Result<()> {
         format!("destinations {}", destinations(s)),
         format!("effective    {}", effective(s)),
     ];
+    if let Some(pod) = &s.record.pod {
+        lines.insert(1, format!("pod          {pod}"));
+    }
     lines.extend(s.problem.iter().map(|problem| format!("problem      {problem}")));
     for l in &s.listeners {
         let problem = l.problem.as_ref().map(|problem| format!("  <- {problem}")).unwrap_or_default();

@@ -130,7 +130,8 @@ fn instance_line(health: &Health) -> String {
         1 => "1 fault".to_owned(),
         more => format!("{more} faults"),
     };
-    format!("{}: {}, {well}", health.name, health.state)
+    let pod = health.pod.as_ref().map(|pod| format!(" ({pod})")).unwrap_or_default();
+    format!("{}{pod}: {}, {well}", health.name, health.state)
 }
 
 /// Each finding, and its remedy on a line of its own.

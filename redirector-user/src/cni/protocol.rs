@@ -2,6 +2,7 @@
 //! passed descriptor, and one back. Documented in docs/agent.md.
 
 use crate::base::text::shortened;
+use crate::pod::name::PodName;
 use serde::{Deserialize, Serialize};
 
 /// The plugin's type, and name of its binary.
@@ -86,24 +87,6 @@ impl Operation {
             Self::Status => "status",
             Self::Ready => "ready",
         }
-    }
-}
-
-/// A pod, as CNI_ARGS has it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct PodName {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Its uid; runtimes of before 2021 do not say.
-    #[serde(default)]
-    pub uid: Option<String>,
-}
-
-impl std::fmt::Display for PodName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
     }
 }
 

@@ -132,10 +132,12 @@ fn entry(places: &Places) -> Result<Box<RawValue>> {
         #[serde(rename = "type")]
         kind: &'a str,
         socket: &'a Path,
+        #[serde(rename = "confDir")]
+        conf_dir: &'a Path,
         #[serde(rename = "excludeNamespaces", skip_serializing_if = "<[_]>::is_empty")]
         exclude_namespaces: &'a [String],
     }
-    let entry =
-        Entry { kind: PLUGIN_TYPE, socket: &places.socket, exclude_namespaces: &places.exclude_namespaces };
+    let Places { socket, conf_dir, exclude_namespaces, .. } = places;
+    let entry = Entry { kind: PLUGIN_TYPE, socket, conf_dir, exclude_namespaces };
     to_raw_value(&entry).map_err(|e| Error::failed(format!("serialise: {e}")))
 }

@@ -8,6 +8,9 @@ mod files;
 mod install;
 mod list;
 mod network;
+/// Where CRI-O keeps how pods were set up.
+pub const CACHE_DIR: &str = "/var/lib/cni";
+
 #[cfg(test)]
 mod tests;
 mod uninstall;

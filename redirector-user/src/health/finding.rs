@@ -1,6 +1,7 @@
 //! What is wrong, in the same form for every command that says so.
 
 use crate::base::error::{Error, Kind};
+use crate::pod::name::PodName;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -104,6 +105,8 @@ pub struct Health {
     pub name: String,
     /// `active`, `draining`, `inert` or `damaged`.
     pub state: &'static str,
+    /// The pod of Kubernetes that it captures.
+    pub pod: Option<PodName>,
     /// What it captures, in one line.
     pub captures: Option<String>,
     /// What was found; faults first.

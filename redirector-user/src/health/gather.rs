@@ -42,7 +42,7 @@ pub fn instance(root: &Directory, name: &str, node: &NodeProcesses) -> Result<He
     let status = match status::status(root, name) {
         Ok(status) => status,
         Err(e) if !root.instance(name).exists() => return Err(e),
-        Err(e) => return Ok(unopened(name, &e)),
+        Err(e) => return Ok(Health { pod: find::recorded_pod(root, name), ..unopened(name, &e) }),
     };
     let mut findings = Vec::new();
     let policy = &status.record.policy;
@@ -68,6 +68,7 @@ pub fn instance(root: &Directory, name: &str, node: &NodeProcesses) -> Result<He
     Ok(Health {
         name: name.to_owned(),
         state: status.state,
+        pod: status.record.pod,
         captures: Some(captures::line(policy)),
         findings,
     })
@@ -108,7 +109,7 @@ fn unopened(name: &str, error: &Error) -> Health {
         let remedy = format!("redirector detach --name {name}, then attach again");
         ("damaged", Finding::fault("damaged", error.to_string(), effect, remedy))
     };
-    Health { name: name.to_owned(), state, captures: None, findings: vec![finding] }
+    Health { name: name.to_owned(), state, pod: None, captures: None, findings: vec![finding] }
 }
 
 /// `problem; remedy`.

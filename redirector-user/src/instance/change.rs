@@ -31,8 +31,11 @@ pub(super) fn change(mut instance: Instance, request: &Request<'_>, lock: &Write
         return Ok(Attached { outcome: Outcome::Unchanged, notes: repairs, routes: None });
     }
     check_capacity(&instance, policy)?;
-    let programs = before.map(|record| record.programs).unwrap_or_default();
-    let record = Record { programs, ..Record::of(target, policy) };
+    let mut record = Record::of(target, policy);
+    let (programs, pod) = before.map(|record| (record.programs, record.pod)).unwrap_or_default();
+    record.programs = programs;
+    // A change by hand does not name the pod.
+    record.pod = record.pod.or(pod);
     let swapped = Swap { instance, target, record, mapped, snapshot: None }.run(slot, lock)?;
     let notes = repairs.into_iter().chain(swapped.notes).collect();
     Ok(Attached { outcome: Outcome::Changed, notes, routes: Some(swapped.routes) })

@@ -7,11 +7,12 @@ use super::maps::Instance;
 use super::record::{self, Record};
 use crate::base::error::{Context, Error, Result};
 use crate::pod::cgroup::Cgroup;
+use crate::pod::name::PodName;
 use crate::pod::{Target, process};
 use crate::programs::hooks;
 use crate::sys::bpf::Link;
 use crate::sys::netns::{NetNs, NetnsId};
-use redirector_common::abi::Meta;
+use redirector_common::abi::{Meta, name};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -62,6 +63,26 @@ pub fn by_file(root: &Directory, path: &Path) -> Result<Option<String>> {
 /// The cgroup that an instance was given.
 pub fn recorded_cgroup(root: &Directory, name: &str) -> Option<PathBuf> {
     any_record(&root.instance(name)).map(|record| record.cgroup)
+}
+
+/// The pod that an instance captures, if it is known to be one.
+pub fn recorded_pod(root: &Directory, name: &str) -> Option<PodName> {
+    any_record(&root.instance(name))?.pod
+}
+
+/// Name of the instance of a pod: of the last one that was made, as the namespace of a pod before may linger.
+///
+/// # Errors
+///
+/// If the directory of all instances cannot be read.
+pub fn by_pod(root: &Directory, namespace: &str, pod: &str) -> Result<Option<String>> {
+    let is_of = |name: &String| {
+        recorded_pod(root, name).is_some_and(|known| known.namespace == namespace && known.name == pod)
+    };
+    let made = |name: &String| {
+        std::fs::metadata(root.instance(name).join(name::META)).and_then(|pin| pin.modified()).ok()
+    };
+    Ok(root.names()?.into_iter().filter(is_of).max_by_key(made))
 }
 
 /// What an instance is attached to.
@@ -165,5 +186,5 @@ pub fn target_of(name: &str, record: &Record, meta: &Meta) -> Result<Target> {
     };
     let netns = netns_of(record, meta)?.ok_or_else(|| gone("the network namespace", &record.netns))?;
     let cgroup = cgroup_of(record, meta)?.ok_or_else(|| gone("the cgroup", &record.cgroup))?;
-    Ok(Target { netns, netns_path: record.netns.clone(), cgroup, pid: record.pid })
+    Ok(Target { netns, netns_path: record.netns.clone(), cgroup, pid: record.pid, pod: record.pod.clone() })
 }

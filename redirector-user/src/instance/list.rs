@@ -7,6 +7,7 @@ use super::record::Record;
 use super::status::{any_record, problem};
 use super::{connections, find};
 use crate::base::error::Result;
+use crate::pod::name::PodName;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -21,6 +22,8 @@ pub struct Summary {
     pub netns_inode: Option<u64>,
     /// The namespace file that was given.
     pub netns: Option<String>,
+    /// The pod of Kubernetes that it captures.
+    pub pod: Option<PodName>,
     /// The cgroup that was given.
     pub cgroup: Option<String>,
     /// Redirected connections that are alive.
@@ -41,6 +44,7 @@ fn summary(root: &Directory, name: &str) -> Option<Summary> {
         state: "damaged",
         netns_inode: None,
         netns: None,
+        pod: None,
         cgroup: None,
         connections: None,
         problem: None,
@@ -77,6 +81,7 @@ fn fill(line: &mut Summary, root: &Directory) -> Result<()> {
 impl Summary {
     fn whose(&mut self, record: &Record) {
         self.netns = Some(record.netns.display().to_string());
+        self.pod.clone_from(&record.pod);
         self.cgroup = Some(record.cgroup.display().to_string());
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::base::error::{Context, Error, Result, chain};
 use crate::pod::Target;
+use crate::pod::name::PodName;
 use crate::policy::Policy;
 use crate::programs::object;
 use aya::maps::{Array, Map, MapData};
@@ -24,6 +25,9 @@ pub struct Record {
     pub cgroup: PathBuf,
     /// The process that was given, if one was.
     pub pid: Option<u32>,
+    /// The pod of Kubernetes that it is, if it is known to be one.
+    #[serde(default)]
+    pub pod: Option<PodName>,
     /// The policy after all defaults.
     pub policy: Policy,
 }
@@ -37,6 +41,7 @@ impl Record {
             netns: target.netns_path.clone(),
             cgroup: target.cgroup.path.clone(),
             pid: target.pid,
+            pod: target.pod.clone(),
             policy: policy.clone(),
         }
     }

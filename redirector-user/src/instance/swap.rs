@@ -109,7 +109,8 @@ impl Swap<'_> {
             // Other programs for the same policy; only then the other policy, and what it needs.
             let flags = meta.program_flags | compiled.policy.flags;
             upgrade::replace_programs(instance, target, flags)?;
-            record::write(&instance.dir, new, &Record::of(target, policy))?;
+            let record = Record { pod: record.pod.clone(), ..Record::of(target, policy) };
+            record::write(&instance.dir, new, &record)?;
             instance.set_meta(&Meta { program_flags: flags, ..meta })?;
         }
         journal::apply(instance, target, policy, needs)?;

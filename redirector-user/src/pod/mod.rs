@@ -8,6 +8,7 @@ pub mod facts;
 pub mod kubernetes;
 pub mod listeners;
 pub mod live_rules;
+pub mod name;
 pub mod process;
 pub mod sandbox;
 
@@ -15,6 +16,7 @@ use crate::base::error::{Context, Error, Result};
 use crate::sys::netns::{NetNs, NetnsId};
 use crate::sys::userns;
 use cgroup::Cgroup;
+use name::PodName;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +32,8 @@ pub struct Target {
     pub cgroup: Cgroup,
     /// The process that stands for the target, if it was given by one.
     pub pid: Option<u32>,
+    /// The pod of Kubernetes that it is, if it is known to be one.
+    pub pod: Option<PodName>,
 }
 
 impl Target {
@@ -94,7 +98,7 @@ impl Target {
             processes.push(pid);
         }
         let cgroup = boundary::cgroup_of(&processes)?;
-        Ok(Self { netns, netns_path, cgroup, pid: Some(pid) })
+        Ok(Self { netns, netns_path, cgroup, pid: Some(pid), pod: None })
     }
 
     /// A namespace file and a cgroup v2 directory.
@@ -112,7 +116,7 @@ impl Target {
         refuse_own(&netns, netns_path)?;
         // Later commands run elsewhere.
         let path = std::path::absolute(netns_path).context(|| format!("resolve {}", netns_path.display()))?;
-        Ok(Self { netns, netns_path: path, cgroup: Cgroup::open(cgroup)?, pid: None })
+        Ok(Self { netns, netns_path: path, cgroup: Cgroup::open(cgroup)?, pid: None, pod: None })
     }
 
     /// A namespace that is open already, by the file of its descriptor, and known by another.
@@ -123,7 +127,7 @@ impl Target {
     pub fn of_open(file: &Path, known_as: PathBuf, cgroup: Cgroup) -> Result<Self> {
         let netns = open_netns(file, || format!("{} is not open", file.display()))?;
         refuse_own(&netns, &known_as)?;
-        Ok(Self { netns, netns_path: known_as, cgroup, pid: None })
+        Ok(Self { netns, netns_path: known_as, cgroup, pid: None, pod: None })
     }
 
     /// A cgroup v2 directory and the namespace of the processes in it; None if there is no process in it.
@@ -161,7 +165,7 @@ impl Target {
         }
         match (found.pop(), machines_own) {
             (Some((netns, pid)), _) => {
-                Ok(Some(Self { netns, netns_path: netns_file(pid), cgroup, pid: Some(pid) }))
+                Ok(Some(Self { netns, netns_path: netns_file(pid), cgroup, pid: Some(pid), pod: None }))
             }
             (None, Some(pid)) => Err(machines(&netns_file(pid))),
             (None, None) => Ok(None),

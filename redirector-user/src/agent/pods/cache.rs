@@ -5,7 +5,7 @@ use super::source_api::ApiSource;
 use super::source_files::{self, PodFiles};
 use crate::agent::sync::lock;
 use crate::base::error::{Error, Result};
-use crate::cni::protocol::PodName;
+use crate::pod::name::PodName;
 use crate::pod::{self, Target};
 use crate::policy::annotations::{Membership, Pod};
 use crate::policy::{CaptureFlags, Policy, resolve_pod};

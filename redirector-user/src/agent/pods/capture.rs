@@ -41,6 +41,8 @@ impl PodCapture<'_> {
         for (path, e) in wrong {
             self.failures.failed(Subject::PodFile(path), Reason::Pods, &e);
         }
+        let names = pods.iter().map(|pod| (pod.instance(), pod.name.to_string()));
+        self.failures.name_pods(names.collect());
         let ambiguous = ambiguous(&pods);
         for pod in pods.iter().filter(|pod| self.pods.membership(&pod.pod) == Membership::Inside) {
             let name = pod.instance();
@@ -122,6 +124,7 @@ impl PodCapture<'_> {
 
     fn present(&self, pod: &NodePod, target: Target, state: &mut DesiredState) -> Result<Desired> {
         let policy = self.pods.make_policy(pod, &target)?;
+        let target = Target { pod: Some(pod.name.clone()), ..target };
         let present = Present { target, policy, allow_partial: true };
         let desired = present.desired();
         state.present.insert(pod.instance(), present);

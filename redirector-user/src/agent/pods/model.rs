@@ -1,7 +1,7 @@
 //! A pod of this node.
 
 use crate::agent::plan::POD_PREFIX;
-use crate::cni::protocol::PodName;
+use crate::pod::name::PodName;
 use crate::policy::annotations::Pod;
 use std::collections::HashSet;
 

@@ -8,7 +8,7 @@ use crate::agent::metrics::Reason;
 use crate::agent::retry::{Failures, Subject, pause};
 use crate::agent::sync::lock;
 use crate::base::error::{Error, Result, chain};
-use crate::cni::protocol::PodName;
+use crate::pod::name::PodName;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod as ApiPod};
 use kube::api::{ApiResource, DynamicObject};
@@ -95,6 +95,10 @@ impl ApiSource {
             runtime: Handle::current(),
             pods: Mutex::new(None),
         })
+    }
+
+    pub fn client(&self) -> Client {
+        self.client.clone()
     }
 
     /// The pod that a request names; else why it is not known. The watch may be late: a pod that it has not listed is
@@ -246,7 +250,7 @@ impl Watch {
 }
 
 /// An error in words; the client adds the whole answer of the server as Rust would print it.
-fn said(error: &dyn std::error::Error) -> String {
+pub fn said(error: &dyn std::error::Error) -> String {
     let text = chain(error);
     text.split(" (Status {").next().unwrap_or(&text).to_owned()
 }

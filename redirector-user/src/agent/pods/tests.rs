@@ -1,6 +1,6 @@
 use super::cache::Source;
 use super::model::{MIRROR, NodePod, STATIC_UID, ambiguous, is_uid};
-use crate::cni::protocol::PodName;
+use crate::pod::name::PodName;
 use serde_json::json;
 use std::collections::HashSet;
 

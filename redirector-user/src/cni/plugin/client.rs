@@ -1,7 +1,7 @@
 //! Asking the agent.
 
 use super::error::{CniError, Result};
-use crate::cni::protocol::{MAX_MESSAGE_BYTES, Operation, Reply, Request, code};
+use crate::cni::protocol::{MAX_MESSAGE_BYTES, Operation, PLUGIN_TYPE, Reply, Request, code};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::fs::File;
 use std::io::{IoSlice, Read};
@@ -20,10 +20,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 /// # Errors
 ///
 /// If the agent cannot be reached ("try again later": it may just be replaced), or says nothing of use.
-pub fn ask(socket: &Path, request: &Request) -> Result<Reply> {
+pub fn ask(socket: &Path, request: &Request, conf_dir: &Path) -> Result<Reply> {
     let netns = open_netns(request)?;
     let unreachable = |what: &str, e: &dyn std::fmt::Display| {
-        let text = format!("{what} the agent at {}: {e}; is `redirector agent` running?", socket.display());
+        let text = format!("{what} the agent at {}: {e}; {}", socket.display(), remedy(conf_dir));
         CniError::new(code::TRY_AGAIN, "the agent cannot be asked", text)
     };
     let stream = UnixStream::connect(socket).map_err(|e| unreachable("cannot connect to", &e))?;
@@ -40,6 +40,18 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Reply> {
         return Err(unreachable("no answer from", &"it has hung up"));
     }
     serde_json::from_slice(&answer).map_err(|e| unreachable("no sense in the answer of", &e))
+}
+
+/// The agent takes the plugin off when its DaemonSet is deleted, unless it is killed meanwhile or the node is off.
+fn remedy(conf_dir: &Path) -> String {
+    let own = std::env::current_exe().unwrap_or_else(|_| PLUGIN_TYPE.into());
+    format!(
+        "see whether `redirector agent` runs on this node; if redirector was taken off the cluster, run here: \
+         {} cni uninstall --bin-dir {} --conf-dir {}",
+        own.display(),
+        own.parent().unwrap_or(Path::new("/")).display(),
+        conf_dir.display()
+    )
 }
 
 /// The file is opened here: the agent may have other mounts.

@@ -1,7 +1,8 @@
 //! What the runtime tells the plugin: the environment, and the configuration on standard input.
 
 use super::error::{CniError, Result};
-use crate::cni::protocol::{CNI_VERSIONS, PodName, code};
+use crate::cni::protocol::{CNI_VERSIONS, code};
+use crate::pod::name::PodName;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::path::PathBuf;
@@ -136,12 +137,22 @@ pub struct Config {
     /// The agent's socket.
     #[serde(default = "socket")]
     pub socket: PathBuf,
+    /// Where the list is, for the remedy of errors.
+    #[serde(rename = "confDir", default = "conf_dir")]
+    pub conf_dir: PathBuf,
     /// Pods of these namespaces start without asking the agent.
     #[serde(rename = "excludeNamespaces", default)]
     pub exclude_namespaces: Vec<String>,
     /// What the plugins before have answered.
     #[serde(rename = "prevResult", default)]
     pub previous: Option<Box<RawValue>>,
+}
+
+/// Where runtimes look for networks.
+pub const CONF_DIR: &str = "/etc/cni/net.d";
+
+fn conf_dir() -> PathBuf {
+    CONF_DIR.into()
 }
 
 fn socket() -> PathBuf {

@@ -5,7 +5,8 @@ mod client;
 mod config;
 mod error;
 
-use crate::cni::protocol::{CNI_VERSIONS, Operation, PodName, Reply, Request, VERSION, code};
+use crate::cni::protocol::{CNI_VERSIONS, Operation, Reply, Request, VERSION, code};
+use crate::pod::name::PodName;
 use config::{Command, Config, Variables};
 use error::{CniError, Result};
 use std::io::{Read, Write};
@@ -26,7 +27,7 @@ pub fn is_called() -> bool {
 ///
 /// Why it does not, or that it does not answer.
 pub fn ask_ready(socket: &Path) -> std::result::Result<(), String> {
-    match client::ask(socket, &question(Operation::Ready, None)) {
+    match client::ask(socket, &question(Operation::Ready, None), Path::new(config::CONF_DIR)) {
         Ok(Reply::Failed { why, .. }) => Err(why),
         Ok(_) => Ok(()),
         Err(e) => Err(e.details),
@@ -35,7 +36,7 @@ pub fn ask_ready(socket: &Path) -> std::result::Result<(), String> {
 
 /// Asks the agent why it leaves a pod alone; None if it does not, or nobody can say.
 pub fn ask_why_ignored(socket: &Path, pod: PodName) -> Option<String> {
-    match client::ask(socket, &question(Operation::Check, Some(pod))).ok()? {
+    match client::ask(socket, &question(Operation::Check, Some(pod)), Path::new(config::CONF_DIR)).ok()? {
         Reply::Ignored { why } => Some(why),
         _ => None,
     }
@@ -148,5 +149,5 @@ fn ask(config: &Config, operation: Operation, variables: &Variables) -> Result<R
         netns: variables.netns.clone(),
         pod: variables.pod.clone(),
     };
-    client::ask(&config.socket, &request)
+    client::ask(&config.socket, &request, &config.conf_dir)
 }
