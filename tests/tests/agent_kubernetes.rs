@@ -10,8 +10,10 @@ use redirector_tests::harness::kubelet::{Call, Id, Kubelet, PREVIOUS};
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::agent::{Agent, Home, until_active};
 use redirector_tests::harness::requirements::find_kubernetes;
+use rustix::process::Signal;
 
 const NODE: &str = "node-1";
+const LIST: &str = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"}]}"#;
 
 struct NodeOfApiServer {
     kubelet: Kubelet,
@@ -153,9 +155,168 @@ fn an_agent_that_comes_later() -> anyhow::Result<()> {
         Server::start(&place, "proxy", proxy_listeners(1))?
     };
     retry::until("the event", || {
-        agent.signal(rustix::process::Signal::HUP).ok()?;
+        agent.signal(Signal::HUP).ok()?;
         let warnings = node.server.warnings(&other.name).ok()?;
         warnings.iter().any(|text| text.contains("captured by the instance by-hand")).then_some(())
     })
     .with_context(|| agent.log())
+}
+
+/// A node whose agent is of a DaemonSet, and has installed the plugin.
+struct NodeOfDaemonSet<'a> {
+    server: &'a ApiServer,
+    bpffs: Bpffs,
+    home: Home,
+    cni: tempfile::TempDir,
+}
+
+impl<'a> NodeOfDaemonSet<'a> {
+    fn new(server: &'a ApiServer) -> anyhow::Result<Self> {
+        let cni = tempfile::Builder::new().prefix("redirtest-cni").tempdir()?;
+        std::fs::create_dir(cni.path().join("bin"))?;
+        std::fs::create_dir(cni.path().join("net.d"))?;
+        std::fs::write(cni.path().join("net.d/10-n.conflist"), LIST)?;
+        Ok(Self { server, bpffs: Bpffs::new()?, home: Home::new()?, cni })
+    }
+
+    fn agent(&self, daemonset: &str) -> anyhow::Result<Agent> {
+        let [bin, conf] = ["bin", "net.d"].map(|dir| self.cni.path().join(dir).display().to_string());
+        let config = self.server.kubeconfig("agent").display().to_string();
+        let daemonset = format!("shop/{daemonset}");
+        let arguments = ["--node-name", NODE, "--kubeconfig", &config, "--cni-bin-dir", &bin];
+        let arguments = [&arguments[..], &["--cni-conf-dir", &conf, "--daemonset", &daemonset]].concat();
+        Agent::inside(&self.server.netns, &self.bpffs, &self.home, &arguments)
+    }
+
+    fn is_installed(&self) -> anyhow::Result<bool> {
+        let list = std::fs::read_to_string(self.cni.path().join("net.d/10-n.conflist"))?;
+        let binary = self.cni.path().join("bin/redirector").exists();
+        anyhow::ensure!(binary == list.contains("redirector"), "half installed: {list}");
+        Ok(binary)
+    }
+
+    /// The first agent of it; the watch of its DaemonSet is answered.
+    fn installed_by(&self, daemonset: &str) -> anyhow::Result<Agent> {
+        let agent = self.agent(daemonset)?;
+        agent.wait_for(0, "installed the CNI plugin")?;
+        Ok(agent)
+    }
+}
+
+/// What happens to a DaemonSet of that name before its agent is ended, and whether the plugin stays.
+type Case = (&'static str, fn(&ApiServer, &str, &Agent) -> anyhow::Result<()>, bool);
+
+const CASES: [Case; 6] = [
+    ("left-alone", |_, _, _| Ok(()), true),
+    ("deleted", |server, name, _| server.delete(&["daemonset", name]), false),
+    (
+        // It goes when its pods have.
+        "deleted-in-foreground",
+        |server, name, _| server.delete(&["daemonset", name, "--cascade=foreground"]),
+        false,
+    ),
+    (
+        "deleted-after-its-role",
+        |server, name, _| {
+            server.delete(&["role,rolebinding", name])?;
+            server.delete(&["daemonset", name])
+        },
+        false,
+    ),
+    ("only-the-role-deleted", |server, name, _| server.delete(&["role,rolebinding", name]), true),
+    (
+        "made-again",
+        |server, name, agent| {
+            server.delete(&["daemonset", name])?;
+            agent.wait_for(0, "the agent's own DaemonSet is Deleted")?;
+            let lines = agent.line_count();
+            server.make_daemonset(name)?;
+            agent.wait_for(lines, "the agent's own DaemonSet is There").map(drop)
+        },
+        true,
+    ),
+];
+
+const ENDED: &str = "ending; what is captured stays captured";
+
+fn leaves(server: &ApiServer, (name, act, stays): Case) -> anyhow::Result<()> {
+    server.make_daemonset(name)?;
+    let node = NodeOfDaemonSet::new(server)?;
+    let agent = node.installed_by(name)?;
+    agent.wait_for(0, "watching")?;
+    act(server, name, &agent)?;
+    assert!(node.is_installed()?, "it stays as long as the agent works");
+    agent.signal(Signal::TERM)?;
+    agent.wait_for(0, ENDED)?;
+    anyhow::ensure!(node.is_installed()? == stays, "{}", agent.log());
+    Ok(())
+}
+
+/// The agent is killed, or its node is off, while the DaemonSet goes. `installed_and_uninstalled` has what a pod is told then.
+fn killed(server: &ApiServer) -> anyhow::Result<()> {
+    server.make_daemonset("killed")?;
+    let node = NodeOfDaemonSet::new(server)?;
+    let agent = node.installed_by("killed")?;
+    server.delete(&["daemonset", "killed"])?;
+    agent.wait_for(0, "the agent's own DaemonSet is Deleted")?;
+    agent.kill()?;
+    anyhow::ensure!(node.is_installed()?);
+    Ok(())
+}
+
+/// Of two releases the second takes over; its own deletion counts then.
+fn two_releases(server: &ApiServer) -> anyhow::Result<()> {
+    ["first", "second"].iter().try_for_each(|name| server.make_daemonset(name))?;
+    let node = NodeOfDaemonSet::new(server)?;
+    let first = node.installed_by("first")?;
+    let second = node.agent("second")?;
+    second.wait_for(0, "another agent is at work")?;
+    second.wait_for(0, "watching")?;
+    server.delete(&["daemonset", "first"])?;
+    first.signal(Signal::TERM)?;
+    first.wait_for(0, ENDED)?;
+    second.wait_for(0, "working")?;
+    anyhow::ensure!(node.is_installed()?, "{}", first.log());
+    server.delete(&["daemonset", "second"])?;
+    second.signal(Signal::TERM)?;
+    second.wait_for(0, ENDED)?;
+    anyhow::ensure!(!node.is_installed()?, "{}", second.log());
+    Ok(())
+}
+
+/// `--daemonset` names one that never was.
+fn wrong_name(server: &ApiServer) -> anyhow::Result<()> {
+    server.make_daemonset("wrong-name")?;
+    server.delete(&["daemonset", "wrong-name"])?;
+    let node = NodeOfDaemonSet::new(server)?;
+    let agent = node.installed_by("wrong-name")?;
+    agent.signal(Signal::TERM)?;
+    agent.wait_for(0, ENDED)?;
+    anyhow::ensure!(node.is_installed()?, "{}", agent.log());
+    Ok(())
+}
+
+/// The plugin leaves a node when the agent is ended whose DaemonSet is deleted, and in no other case.
+#[test]
+fn the_plugin_goes_with_the_daemonset() -> anyhow::Result<()> {
+    require_root!();
+    let Some(binaries) = find_kubernetes() else { return Ok(()) };
+    let mut server = ApiServer::start(&binaries)?;
+    let of = &server;
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        let cases = CASES.map(|case| scope.spawn(move || leaves(of, case).context(case.0)));
+        let others = [killed, two_releases, wrong_name].map(|other| scope.spawn(move || other(of)));
+        for case in cases.into_iter().chain(others) {
+            case.join().map_err(|_| anyhow::anyhow!("a case has panicked"))??;
+        }
+        Ok(())
+    })?;
+    // The server is away: nobody can say.
+    server.stop();
+    let node = NodeOfDaemonSet::new(&server)?;
+    let agent = node.installed_by("left-alone")?;
+    agent.signal(Signal::TERM)?;
+    agent.wait_for(0, ENDED)?;
+    anyhow::ensure!(node.is_installed()?, "{}", agent.log());
+    Ok(())
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
+const LOCK: &str = "agent.lock";
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The lock of the agent that works on this node. The kernel releases it when its process ends.
@@ -19,16 +20,21 @@ pub struct HeldLock {
     run_dir: Mutex<File>,
 }
 
-/// Waits until no other agent works.
+/// Waits until no other agent works; meanwhile others see whether this one would keep the plugin (`heir`).
 ///
 /// # Errors
 ///
 /// If others than root can write to the directory.
-pub async fn lock(health: &Health, run_dir: &Path, bpffs: &Path) -> Result<HeldLock> {
+pub async fn lock(
+    health: &Health,
+    run_dir: &Path,
+    bpffs: &Path,
+    heir: impl Fn() -> bool,
+) -> Result<HeldLock> {
     make_private(run_dir)?;
-    let file = open(run_dir)?;
+    let file = open(run_dir, LOCK)?;
     let mount = File::open(bpffs).context(|| format!("open {}", bpffs.display()))?;
-    let mut is_waiting = false;
+    let (mut is_waiting, mut standby) = (false, None);
     while !(try_lock(&file)? && try_lock(&mount)?) {
         if !is_waiting {
             let (run_dir, bpffs) = (run_dir.display(), bpffs.display());
@@ -36,6 +42,10 @@ pub async fn lock(health: &Health, run_dir: &Path, bpffs: &Path) -> Result<HeldL
             health.standby(true);
             is_waiting = true;
         }
+        standby = match heir() {
+            true => standby.or_else(|| stand_by(run_dir).ok()),
+            false => None,
+        };
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     health.standby(false);
@@ -46,7 +56,7 @@ impl HeldLock {
     /// Takes the lock in a directory that may have been removed and made again.
     pub fn renew(&self, run_dir: &Path) -> Result<()> {
         make_private(run_dir)?;
-        let file = open(run_dir)?;
+        let file = open(run_dir, LOCK)?;
         // An agent that was quicker waits for the other lock.
         if try_lock(&file)? {
             *super::sync::lock(&self.run_dir) = file;
@@ -55,8 +65,22 @@ impl HeldLock {
     }
 }
 
-fn open(run_dir: &Path) -> Result<File> {
-    let path = run_dir.join("agent.lock");
+/// Held, shared, by agents that would keep the plugin when the working one ends.
+const STANDBY: &str = "standby.lock";
+
+fn stand_by(run_dir: &Path) -> Result<File> {
+    let file = open(run_dir, STANDBY)?;
+    flock(&file, FlockOperation::NonBlockingLockShared).context(|| format!("lock {STANDBY}"))?;
+    Ok(file)
+}
+
+/// Whether another agent would keep the plugin. Where nobody can say it may.
+pub fn stands_by(run_dir: &Path) -> bool {
+    open(run_dir, STANDBY).and_then(|file| try_lock(&file)).map_or(true, |is_free| !is_free)
+}
+
+fn open(run_dir: &Path, name: &str) -> Result<File> {
+    let path = run_dir.join(name);
     let mut options = File::options();
     let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
     file.context(|| format!("open {}", path.display()))

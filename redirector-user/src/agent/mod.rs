@@ -6,11 +6,13 @@
 
 mod cni_server;
 mod cni_socket;
+mod daemonset;
 mod decisions;
 mod execute;
 mod file_events;
 mod health;
 mod http;
+mod leaving;
 mod lock;
 pub mod log;
 mod metrics;
@@ -31,14 +33,17 @@ use crate::cni_install::Places;
 use crate::instance::directory::Directory;
 use cni_server::CniServer;
 use cni_socket::Socket;
+pub use daemonset::DaemonSetName;
+use daemonset::OwnDaemonSet;
 use execute::Executor;
 use file_events::Watcher;
 use health::{Condition, Health};
 use http::Purpose;
+use leaving::Leaving;
 use lock::HeldLock;
 use metrics::Metrics;
 use pass::Passes;
-use plugin::PluginKeeper;
+use plugin::{Installation, PluginKeeper};
 use pods::cache::{PodCache, Source};
 use pods::source_api::{ApiSource, Watch};
 use refresh::Refresher;
@@ -64,6 +69,8 @@ pub struct Options {
     pub pods: PodOptions,
     /// Where the CNI plugin is installed; None: it is not.
     pub plugin: Option<Places>,
+    /// The DaemonSet that the agent is of: when that is deleted, the plugin goes with the agent.
+    pub daemonset: Option<DaemonSetName>,
     /// Directory of the lock and the socket.
     pub run_dir: PathBuf,
     /// Address of `/metrics`; None for none.
@@ -145,13 +152,23 @@ async fn start(options: Options, held: Held) -> Result<()> {
     };
     let work = prepare(options, health, metrics, Arc::clone(&wake)).await?;
     serve_http(&[(http, Purpose::Everything), (probes, Purpose::Probes)], state)?;
-    let work = work.run(held);
-    tokio::pin!(work);
+    let leaving = work.leaving.clone();
+    let work = work.run(Arc::clone(&held));
+    let ended = async {
+        tokio::select! {
+            _ = terminated.recv() => {}
+            _ = interrupted.recv() => return,
+        }
+        // The plugin is the working agent's.
+        if let (Some(leaving), Some(_)) = (leaving, held.get()) {
+            leaving.leave().await;
+        }
+    };
+    tokio::pin!(work, ended);
     loop {
         tokio::select! {
             result = &mut work => return result,
-            _ = terminated.recv() => break,
-            _ = interrupted.recv() => break,
+            () = &mut ended => break,
             _ = hangup.recv() => wake.notify_one(),
         }
     }
@@ -178,6 +195,7 @@ fn serve_http(addresses: &[(Option<SocketAddr>, Purpose)], state: http::State) -
 struct Work {
     run_dir: PathBuf,
     passes: Passes,
+    leaving: Option<Arc<Leaving>>,
 }
 
 async fn prepare(
@@ -186,11 +204,21 @@ async fn prepare(
     metrics: Arc<Metrics>,
     wake: Arc<Notify>,
 ) -> Result<Work> {
-    let Options { root, config, pods, plugin, run_dir, resync, .. } = options;
+    let Options { root, config, pods, plugin, daemonset, run_dir, resync, .. } = options;
     let source = pods.source().await?;
     if matches!(source, Source::Api(_)) {
         health.unmet(Condition::PodList, "waiting for the API server to tell the node's pods".into());
     }
+    let plugin = plugin.map(|places| Arc::new(Installation::new(places)));
+    let leaving = match (&source, daemonset, &plugin) {
+        (Source::Api(server), Some(name), Some(installation)) => {
+            let daemonset = OwnDaemonSet::new(server, &name);
+            tokio::spawn(Arc::clone(&daemonset).run());
+            let (installation, run_dir) = (Arc::clone(installation), run_dir.clone());
+            Some(Arc::new(Leaving { daemonset, installation, run_dir }))
+        }
+        _ => None,
+    };
     let pods = PodCache::new(source, pods.excluded, pods.cgroup_root, pods.pass_unknown);
     let failures = Arc::new(Failures::new(Arc::clone(&metrics)));
     let refresher = Refresher::new(
@@ -200,8 +228,9 @@ async fn prepare(
         Arc::clone(&health),
         Arc::clone(&wake),
     )?;
-    let keeper =
-        |places| PluginKeeper::new(places, Arc::clone(&failures), Arc::clone(&metrics), Arc::clone(&health));
+    let keeper = |installation| {
+        PluginKeeper::new(installation, Arc::clone(&failures), Arc::clone(&metrics), Arc::clone(&health))
+    };
     let plugin = plugin.map(keeper);
     let executor =
         Executor { root, metrics, failures, wake, refresher: Arc::new(refresher), pods: Arc::new(pods) };
@@ -214,17 +243,20 @@ async fn prepare(
         resync,
         in_transition: 0,
     };
-    Ok(Work { run_dir, passes })
+    Ok(Work { run_dir, passes, leaving })
 }
 
 impl Work {
     /// Waits until no other agent works on this node, and works then.
     async fn run(self, held: Held) -> Result<()> {
-        let Self { run_dir, passes } = self;
+        let Self { run_dir, passes, leaving } = self;
         let (executor, health) = (Arc::clone(&passes.executor), Arc::clone(&passes.health));
         // The bpffs is above the directory of instances.
         let bpffs = executor.root.dir().parent().unwrap_or(Path::new("/"));
-        let lock = Arc::new(lock::lock(&health, &run_dir, bpffs).await?);
+        // An agent whose DaemonSet is deleted keeps no plugin for the next one.
+        let has_plugin = passes.plugin.is_some();
+        let heir = || has_plugin && !leaving.as_ref().is_some_and(|leaving| leaving.daemonset.is_deleted());
+        let lock = Arc::new(lock::lock(&health, &run_dir, bpffs, heir).await?);
         let _ = held.set(Arc::clone(&lock));
         let server = CniServer {
             executor: Arc::clone(&executor),

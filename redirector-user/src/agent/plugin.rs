@@ -4,11 +4,12 @@ use super::file_events::{Names, Signs};
 use super::health::{Condition, Health};
 use super::metrics::{Metrics, Reason};
 use super::retry::{Failures, Subject, pause};
+use super::sync::lock;
 use crate::base::error::{Error, Result};
 use crate::cni::protocol::PLUGIN_TYPE;
-use crate::cni_install::{self, Installed, Places};
+use crate::cni_install::{self, CACHE_DIR, Installed, Places};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The first rewrites of the list by others are answered at once: updates of the network come in bursts.
@@ -17,8 +18,34 @@ const FIRST_FIGHT_PAUSE: Duration = Duration::from_millis(100);
 /// A rewrite this long after our last pause is no answer to ours.
 const FIGHT_WINDOW: Duration = Duration::from_secs(10);
 
-pub struct PluginKeeper {
+/// The plugin on this node, until this agent has taken it off.
+pub struct Installation {
     places: Places,
+    is_taken_off: Mutex<bool>,
+}
+
+impl Installation {
+    pub fn new(places: Places) -> Self {
+        Self { places, is_taken_off: Mutex::default() }
+    }
+
+    fn install(&self) -> Result<Installed> {
+        match *lock(&self.is_taken_off) {
+            true => Ok(Installed::default()),
+            false => cni_install::install(&self.places),
+        }
+    }
+
+    /// Takes it off; it is not installed again by this agent.
+    pub fn take_off(&self) -> Result<Vec<String>> {
+        let mut is_taken_off = lock(&self.is_taken_off);
+        *is_taken_off = true;
+        cni_install::uninstall(&self.places.bin_dir, &self.places.conf_dir, Path::new(CACHE_DIR))
+    }
+}
+
+pub struct PluginKeeper {
+    installation: Arc<Installation>,
     failures: Arc<Failures>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
@@ -31,17 +58,23 @@ pub struct PluginKeeper {
 }
 
 impl PluginKeeper {
-    pub fn new(places: Places, failures: Arc<Failures>, metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
-        Self { places, failures, metrics, health, rewrites: 0, next: None, notes: Vec::new() }
+    pub fn new(
+        installation: Arc<Installation>,
+        failures: Arc<Failures>,
+        metrics: Arc<Metrics>,
+        health: Arc<Health>,
+    ) -> Self {
+        Self { installation, failures, metrics, health, rewrites: 0, next: None, notes: Vec::new() }
     }
 
     /// Adds the paths whose changes may undo the installation.
     pub fn watch(&self, signs: &mut Signs) {
         let names = Names::one(PLUGIN_TYPE.as_ref());
-        signs.entry(self.places.bin_dir.clone()).or_default().add(names);
-        let conf = signs.entry(self.places.conf_dir.clone()).or_default();
+        let places = &self.installation.places;
+        signs.entry(places.bin_dir.clone()).or_default().add(names);
+        let conf = signs.entry(places.conf_dir.clone()).or_default();
         [".conflist", ".conf", ".json"].into_iter().for_each(|kind| conf.add(Names::suffix(kind)));
-        for file in cni_install::linked_files(&self.places.conf_dir) {
+        for file in cni_install::linked_files(&places.conf_dir) {
             if let (Some(dir), Some(name)) = (file.parent(), file.file_name()) {
                 signs.entry(dir.to_owned()).or_default().add(Names::one(name));
             }
@@ -53,7 +86,7 @@ impl PluginKeeper {
         if let Some(left) = self.pause_left() {
             return Some(left);
         }
-        let result = cni_install::install(&self.places).and_then(|Installed { written, notes }| {
+        let result = self.installation.install().and_then(|Installed { written, notes }| {
             if notes != self.notes {
                 notes.iter().for_each(|note| tracing::warn!("{note}; it is left alone"));
                 self.notes = notes;

@@ -1,7 +1,7 @@
 //! `redirector agent`.
 
 use super::env::Env;
-use crate::agent::{self, Options, PodOptions, log};
+use crate::agent::{self, DaemonSetName, Options, PodOptions, log};
 use crate::base::error::{Context, Error, Result};
 use crate::cni::protocol::SOCKET;
 use crate::cni_install::Places;
@@ -62,6 +62,9 @@ pub struct Args {
     /// The agent's socket as the plugin sees it [default: agent.sock in --run-dir].
     #[arg(long, value_name = "FILE", requires = "cni_bin_dir")]
     cni_socket: Option<PathBuf>,
+    /// The DaemonSet that this agent is of: if it is deleted, the agent takes the CNI plugin off when it ends.
+    #[arg(long, value_name = "NAMESPACE/NAME", requires_all = ["node_name", "cni_bin_dir"])]
+    daemonset: Option<DaemonSetName>,
     /// Directory for the agent's lock and socket.
     #[arg(long, value_name = "DIR", default_value = "/run/redirector")]
     run_dir: PathBuf,
@@ -158,6 +161,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
         root: env.root.clone().on_prepared_node()?,
         pods: args.pods(),
         plugin: args.plugin()?,
+        daemonset: args.daemonset,
         config: args.config,
         run_dir: args.run_dir,
         http: args.http.0,

@@ -108,6 +108,46 @@ impl ApiServer {
         run(&mut command, input)
     }
 
+    /// Makes a DaemonSet of the namespace `shop`, with the role that its agent has for it.
+    pub fn make_daemonset(&self, name: &str) -> anyhow::Result<()> {
+        let labels = json!({ "app": name });
+        let metadata = json!({ "namespace": "shop", "name": name });
+        let rbac = "rbac.authorization.k8s.io";
+        let objects = [
+            json!({
+                "apiVersion": "apps/v1",
+                "kind": "DaemonSet",
+                "metadata": metadata,
+                "spec": { "selector": { "matchLabels": labels }, "template": {
+                    "metadata": { "labels": labels },
+                    "spec": { "containers": [{ "name": "agent", "image": "x" }] },
+                } },
+            }),
+            json!({
+                "apiVersion": format!("{rbac}/v1"),
+                "kind": "Role",
+                "metadata": metadata,
+                "rules": [{
+                    "apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": [name], "verbs": ["get", "watch"],
+                }],
+            }),
+            json!({
+                "apiVersion": format!("{rbac}/v1"),
+                "kind": "RoleBinding",
+                "metadata": metadata,
+                "roleRef": { "apiGroup": rbac, "kind": "Role", "name": name },
+                "subjects": [{ "kind": "User", "name": "agent", "apiGroup": rbac }],
+            }),
+        ];
+        let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
+        self.kubectl(&["apply", "-f", "-"], &list.to_string()).map(drop)
+    }
+
+    /// Deletes objects of the namespace `shop`, and waits for none to be gone.
+    pub fn delete(&self, what: &[&str]) -> anyhow::Result<()> {
+        self.kubectl(&[&["-n", "shop", "delete", "--wait=false"], what].concat(), "").map(drop)
+    }
+
     /// Makes a pod on a node; the uid that the server gives it.
     pub fn create(&self, node: &str, object: &Value) -> anyhow::Result<String> {
         let mut object = object.clone();
