@@ -335,6 +335,7 @@ fn an_api_server_that_refuses() -> anyhow::Result<()> {
     // The token file ends with a newline.
     server.set(Mode::Serve);
     until_ready(&agent, true)?;
+    agent.wait_for(0, "works again")?;
     assert_eq!(lines(&agent, "works again"), 1, "{}", agent.log());
     assert!(server.dir.path().exists());
     Ok(())

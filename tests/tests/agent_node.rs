@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use serde_json::json;
 
-use redirector_tests::harness::kubelet::{Call, Id, Kubelet};
+use redirector_tests::harness::kubelet::{Call, Id, Kubelet, NodeWithPod};
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::agent::{Agent, Home, target, until_active, until_registered};
 use redirector_tests::harness::product::objects::{detach_link, set_layout};
@@ -294,4 +294,50 @@ fn an_instance_of_another_layout() -> anyhow::Result<()> {
         (!instance.exists()).then_some(())
     })
     .with_context(|| agent.log())
+}
+
+/// What somebody detaches, in part or in whole, is attached again at once, and counted.
+#[test]
+fn what_others_detach_is_repaired() -> anyhow::Result<()> {
+    require_root!("bpftool");
+    let (bpffs, home) = (Bpffs::new()?, Home::new()?);
+    let world = World::with(&[PodOptions::default()])?;
+    home.write(SHOP, &target(world.pod(), ""))?;
+    let agent = Agent::start(&bpffs, &home)?;
+    until_active(&bpffs, &agent, INSTANCE, true)?;
+    let repaired = |times: f64| {
+        retry::until("the repair to be counted", || {
+            let counted = agent.metric("redirector_steps_total{step=\"repair\"}").ok()?;
+            (counted == times && bpffs.show(INSTANCE).ok()?["effective"] == true).then_some(())
+        })
+        .with_context(|| agent.log())
+    };
+    // What works is known by then.
+    agent.wait_for_event(0, |event| event["links"].as_u64().is_some_and(|links| links > 0))?;
+    detach_link(&bpffs.instance(INSTANCE).join("link_sk_lookup"))?;
+    repaired(1.0)?;
+    bpffs.run(&["detach", "--name", INSTANCE])?.expect(exit::OK)?;
+    repaired(2.0)
+}
+
+/// Metrics name a pod while something is wrong with it.
+#[test]
+fn a_pod_with_a_fault_is_named() -> anyhow::Result<()> {
+    let Some(node) = NodeWithPod::new(&["--resync", "1"])? else { return Ok(()) };
+    node.call("ADD").succeed()?;
+    let named = |expected: f64| {
+        let labels = format!("{{namespace=\"shop\",pod=\"{}\",kind=\"process_outside\"}}", node.id.name);
+        retry::until("the fault to be told", || {
+            let found = node.agent.metric(&format!("redirector_pod_faults{labels}")).ok()?;
+            let sum =
+                node.agent.metric("redirector_findings{kind=\"process_outside\",level=\"fault\"}").ok()?;
+            (found == expected && sum == expected).then_some(())
+        })
+        .with_context(|| node.agent.get("/metrics").map(|(_, text)| text).unwrap_or_default())
+    };
+    let outside = Place { netns: node.world.pod().netns.file().to_owned(), cgroup: None, owner: APP };
+    let stray = Server::start(&outside, "stray", everywhere(&[SERVED]))?;
+    named(1.0)?;
+    drop(stray);
+    named(0.0)
 }

@@ -4,6 +4,7 @@ use super::execute::Executor;
 use super::health::Health;
 use super::metrics::Reason;
 use super::plan::{POD_PREFIX, Present};
+use super::pods::cache::Told;
 use super::pods::model::{NodePod, instance_name, is_uid};
 use super::retry::Subject;
 use super::sync::lock;
@@ -142,7 +143,7 @@ impl CniServer {
             Err(e) => {
                 self.executor.metrics.error(Reason::Cni);
                 if self.is_new(request, &e.advice()) {
-                    self.executor.pods.source.warn(&pod, &e);
+                    self.executor.pods.source.tell(&pod, &Told::Failed(&e), &self.executor.metrics);
                 }
                 failed(code::CAPTURE, e.advice())
             }

@@ -3,9 +3,10 @@
 use super::decisions;
 use super::metrics::{Metrics, Reason};
 use super::plan::{DesiredState, POD_PREFIX, Present, Step};
-use super::pods::cache::PodCache;
+use super::pods::cache::{PodCache, Told};
 use super::refresh::Refresher;
 use super::retry::{Failures, Subject};
+use super::sync::lock;
 use crate::base::error::{Error, Result};
 use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::instance::attach::{self, Attached, Outcome};
@@ -13,7 +14,8 @@ use crate::instance::directory::Directory;
 use crate::instance::{detach, find, refresh};
 use crate::netdev;
 use crate::pod::{kubernetes, live_rules};
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::Notify;
 
@@ -24,6 +26,8 @@ pub struct Executor {
     pub wake: Arc<Notify>,
     pub refresher: Arc<Refresher>,
     pub pods: Arc<PodCache>,
+    /// Instances that were there, and that this agent has not detached.
+    pub kept: Mutex<HashSet<String>>,
 }
 
 impl Executor {
@@ -71,7 +75,7 @@ impl Executor {
             }
             Err(e) => {
                 if self.failures.failed(subject, reason, &e) {
-                    self.pods.warn_instance(&name, &e);
+                    self.pods.tell_instance(&name, &Told::Failed(&e), &self.metrics);
                 }
             }
         }
@@ -121,6 +125,14 @@ impl Executor {
         };
         let seconds = begin.elapsed().as_secs_f64();
         self.refresher.decisions.read(&self.root, name);
+        let was_kept = !lock(&self.kept).insert(name.to_owned());
+        if report.repaired || (was_kept && report.outcome == Outcome::Attached) {
+            self.metrics.step("repair");
+            tracing::warn!(
+                instance = name,
+                "somebody had detached it, in whole or in part; it is attached again"
+            );
+        }
         let step = match report.outcome {
             Outcome::Attached => "attach",
             Outcome::Changed => "change",
@@ -133,6 +145,7 @@ impl Executor {
         self.metrics.step(step);
         if report.outcome == Outcome::Attached {
             self.metrics.attach_seconds.observe(seconds);
+            self.pods.tell_instance(name, &Told::Captured, &self.metrics);
         }
         let milliseconds = seconds * 1e3;
         let cgroup = target.cgroup.path.display();
@@ -155,6 +168,7 @@ impl Executor {
     /// stays: the pod's next sandbox must not lose its capture to the end of the one before.
     pub fn detach(&self, name: &str, identity: u64) -> Result<Option<Vec<String>>> {
         self.metrics.count_last(&self.root, name);
+        lock(&self.kept).remove(name);
         Ok(detach::detach_only(&self.root, name, identity)?.map(|report| report.notes))
     }
 }

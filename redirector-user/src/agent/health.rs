@@ -25,7 +25,8 @@ pub struct Health {
 
 #[derive(Debug)]
 struct Inner {
-    standby: bool,
+    /// Another agent works; whether this one could take over, or why not.
+    standby: Option<Result<(), String>>,
     last_step: Instant,
     /// Unmet conditions, and why.
     unmet: BTreeMap<Condition, String>,
@@ -36,11 +37,11 @@ impl Health {
     pub fn new(resync: Duration) -> Self {
         let unmet =
             BTreeMap::from([(Condition::FirstPass, "the first look at the node is not done".to_owned())]);
-        Self { resync, inner: Mutex::new(Inner { standby: false, last_step: Instant::now(), unmet }) }
+        Self { resync, inner: Mutex::new(Inner { standby: None, last_step: Instant::now(), unmet }) }
     }
 
-    /// Another agent works on this node, and this one waits for it to end.
-    pub fn standby(&self, standby: bool) {
+    /// Another agent works on this node, and this one waits for it to end; None: it works itself.
+    pub fn standby(&self, standby: Option<Result<(), String>>) {
         let mut inner = lock(&self.inner);
         (inner.standby, inner.last_step) = (standby, Instant::now());
     }
@@ -62,7 +63,7 @@ impl Health {
     pub fn alive(&self) -> Result<&'static str, String> {
         let inner = lock(&self.inner);
         match inner.last_step.elapsed() {
-            _ if inner.standby => Ok("standby"),
+            _ if inner.standby.is_some() => Ok("standby"),
             since if since > self.resync + HANG_TIMEOUT => {
                 Err(format!("nothing was done for {} seconds", since.as_secs()))
             }
@@ -70,13 +71,14 @@ impl Health {
         }
     }
 
-    /// `/readyz`. A standby is ready, or a rollout would wait for the old agent for ever.
+    /// `/readyz`. A standby that could take over is ready, or a rollout would wait for the old agent for ever.
     pub fn ready(&self) -> Result<&'static str, String> {
         let inner = lock(&self.inner);
-        match inner.unmet.values().next() {
-            _ if inner.standby => Ok("standby: another agent is at work on this node"),
-            Some(why) => Err(why.clone()),
-            None => Ok("ok"),
+        match (&inner.standby, inner.unmet.values().next()) {
+            (Some(Ok(())), _) => Ok("standby: another agent is at work on this node"),
+            (Some(Err(why)), _) => Err(format!("standby, but it could not take over: {why}")),
+            (None, Some(why)) => Err(why.clone()),
+            (None, None) => Ok("ok"),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! leaves it there in every other case.
 
 use super::daemonset::OwnDaemonSet;
-use super::lock::stands_by;
+use super::lock_file::stands_by;
 use super::plugin::Installation;
 use std::path::PathBuf;
 use std::sync::Arc;

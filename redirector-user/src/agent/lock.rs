@@ -1,15 +1,17 @@
 //! The agent's directory, and the locks that let one agent work on a node.
 
 use super::health::Health;
+use super::lock_file::{LOCK, open, stand_by, try_lock};
+use super::standby::Standby;
 use crate::base::error::{Context, Error, Result};
-use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-const LOCK: &str = "agent.lock";
+/// Between looks whether this agent could take over.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The lock of the agent that works on this node. The kernel releases it when its process ends.
@@ -20,35 +22,32 @@ pub struct HeldLock {
     run_dir: Mutex<File>,
 }
 
-/// Waits until no other agent works; meanwhile others see whether this one would keep the plugin (`heir`).
+/// Waits until no other agent works; meanwhile others see whether this one would keep the plugin.
 ///
 /// # Errors
 ///
 /// If others than root can write to the directory.
-pub async fn lock(
-    health: &Health,
-    run_dir: &Path,
-    bpffs: &Path,
-    heir: impl Fn() -> bool,
-) -> Result<HeldLock> {
+pub async fn lock(health: &Health, run_dir: &Path, bpffs: &Path, standby: &Standby) -> Result<HeldLock> {
     make_private(run_dir)?;
     let file = open(run_dir, LOCK)?;
     let mount = File::open(bpffs).context(|| format!("open {}", bpffs.display()))?;
-    let (mut is_waiting, mut standby) = (false, None);
+    let (mut checked, mut seen): (Option<Instant>, _) = (None, None);
     while !(try_lock(&file)? && try_lock(&mount)?) {
-        if !is_waiting {
+        if checked.is_none() {
             let (run_dir, bpffs) = (run_dir.display(), bpffs.display());
             tracing::info!(%run_dir, %bpffs, "another agent is at work on this node; waiting for it to end");
-            health.standby(true);
-            is_waiting = true;
         }
-        standby = match heir() {
-            true => standby.or_else(|| stand_by(run_dir).ok()),
+        if checked.is_none_or(|checked| checked.elapsed() > CHECK_INTERVAL) {
+            health.standby(Some(standby.could_take_over().await));
+            checked = Some(Instant::now());
+        }
+        seen = match standby.would_keep_plugin() {
+            true => seen.or_else(|| stand_by(run_dir).ok()),
             false => None,
         };
         tokio::time::sleep(POLL_INTERVAL).await;
     }
-    health.standby(false);
+    health.standby(None);
     Ok(HeldLock { _bpffs: mount, run_dir: Mutex::new(file) })
 }
 
@@ -62,35 +61,6 @@ impl HeldLock {
             *super::sync::lock(&self.run_dir) = file;
         }
         Ok(())
-    }
-}
-
-/// Held, shared, by agents that would keep the plugin when the working one ends.
-const STANDBY: &str = "standby.lock";
-
-fn stand_by(run_dir: &Path) -> Result<File> {
-    let file = open(run_dir, STANDBY)?;
-    flock(&file, FlockOperation::NonBlockingLockShared).context(|| format!("lock {STANDBY}"))?;
-    Ok(file)
-}
-
-/// Whether another agent would keep the plugin. Where nobody can say it may.
-pub fn stands_by(run_dir: &Path) -> bool {
-    open(run_dir, STANDBY).and_then(|file| try_lock(&file)).map_or(true, |is_free| !is_free)
-}
-
-fn open(run_dir: &Path, name: &str) -> Result<File> {
-    let path = run_dir.join(name);
-    let mut options = File::options();
-    let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
-    file.context(|| format!("open {}", path.display()))
-}
-
-fn try_lock(file: &File) -> Result<bool> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-        Err(e) => Err(e).context(|| "lock out other agents".into()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::sync::lock;
 use crate::base::error::Result;
+use crate::health::{Health, Level};
 use crate::instance::directory::Directory;
 use crate::instance::maps::Instance;
 use crate::instance::phase::Phase;
@@ -19,6 +20,9 @@ use redirector_common::abi::{ABI_VERSION, ListenerRole};
 use redirector_common::rule::Counter;
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
+
+/// A node that is wrong as a whole must not make a series for each of its pods.
+const MAX_NAMED_FAULTS: usize = 100;
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
@@ -93,6 +97,13 @@ pub struct Metrics {
     errors: Family<Labels<1>, Count>,
     cni: Family<Labels<2>, Count>,
     targets: Family<Labels<1>, Gauge>,
+    findings: Family<Labels<2>, Gauge>,
+    pod_faults: Family<Vec<(&'static str, String)>, Gauge>,
+    pod_faults_unnamed: Gauge,
+    plugin_installed: Gauge,
+    events: Family<Labels<2>, Count>,
+    /// Held while the findings are replaced.
+    replacing: Mutex<()>,
     last_counts: Mutex<LastCounts>,
 }
 
@@ -115,8 +126,8 @@ impl AttachSeconds {
 }
 
 impl Metrics {
-    /// All at zero.
-    pub fn new() -> Self {
+    /// All at zero; one about the plugin only where the agent keeps it installed.
+    pub fn new(keeps_plugin: bool) -> Self {
         let mut this = Self { registry: Registry::with_prefix("redirector"), ..Self::default() };
         let build = Info::new(vec![
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
@@ -141,6 +152,17 @@ impl Metrics {
         r.register("errors", "What went wrong, by reason", this.errors.clone());
         r.register("cni_requests", "Requests of the CNI plugin by operation and outcome", this.cni.clone());
         r.register("targets", "Targets that are wanted, by whether they are there", this.targets.clone());
+        let help = "What `redirector status` finds of the instances, by kind and level";
+        r.register("findings", help, this.findings.clone());
+        let help = "Faults of pods, by name: up to 100 of them";
+        r.register("pod_faults", help, this.pod_faults.clone());
+        let help = "Faults of pods that are more than are named";
+        r.register("pod_faults_unnamed", help, this.pod_faults_unnamed.clone());
+        let help = "Whether the CNI plugin is installed: executed, and in the network's list";
+        if keeps_plugin {
+            r.register("plugin_installed", help, this.plugin_installed.clone());
+        }
+        r.register("events", "Events about pods, by reason and what became of them", this.events.clone());
         // An alert on a rate misses the first error of a series that does not exist yet.
         for reason in Reason::ALL {
             drop(this.errors.get_or_create(&[("reason", reason.name())]));
@@ -168,9 +190,49 @@ impl Metrics {
         self.targets.get_or_create(&[("state", "awaited")]).set((desired - present) as i64);
     }
 
+    pub fn plugin_installed(&self, is_installed: bool) {
+        self.plugin_installed.set(is_installed.into());
+    }
+
+    /// An Event was written, or was one too many.
+    pub fn event(&self, reason: &'static str, outcome: &'static str) {
+        self.events.get_or_create(&[("reason", reason), ("outcome", outcome)]).inc();
+    }
+
+    /// Replaces what is known to be wrong. Pods are named only where something is, and not more than some.
+    pub fn set_findings(&self, instances: &[Health]) {
+        let _replacing = lock(&self.replacing);
+        self.findings.clear();
+        self.pod_faults.clear();
+        let mut unnamed = 0;
+        let mut named = HashSet::new();
+        for health in instances {
+            let (namespace, pod) = match &health.pod {
+                Some(pod) => (pod.namespace.clone(), pod.name.clone()),
+                None => (String::new(), health.name.clone()),
+            };
+            for finding in &health.findings {
+                let labels = [("kind", finding.kind), ("level", finding.level.label())];
+                self.findings.get_or_create(&labels).inc();
+                if finding.level != Level::Fault || !named.insert((health.name.as_str(), finding.kind)) {
+                    continue;
+                }
+                if named.len() > MAX_NAMED_FAULTS {
+                    unnamed += 1;
+                    continue;
+                }
+                let kind = finding.kind.to_owned();
+                let labels = vec![("namespace", namespace.clone()), ("pod", pod.clone()), ("kind", kind)];
+                self.pod_faults.get_or_create(&labels).set(1);
+            }
+        }
+        self.pod_faults_unnamed.set(unnamed);
+    }
+
     /// Everything, in the OpenMetrics text format.
     pub fn text(&self, root: &Directory) -> Result<String, std::fmt::Error> {
         self.update(root);
+        let _replacing = lock(&self.replacing);
         let mut text = String::new();
         encode(&mut text, &self.registry).map(|()| text)
     }

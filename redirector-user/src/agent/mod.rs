@@ -14,6 +14,7 @@ mod health;
 mod http;
 mod leaving;
 mod lock;
+mod lock_file;
 pub mod log;
 mod metrics;
 mod netns_events;
@@ -23,6 +24,8 @@ mod plugin;
 mod pods;
 mod refresh;
 mod retry;
+mod standby;
+mod survey;
 mod sync;
 mod targets;
 
@@ -48,6 +51,7 @@ use pods::cache::{PodCache, Source};
 use pods::source_api::{ApiSource, Watch};
 use refresh::Refresher;
 use retry::Failures;
+use standby::Standby;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -140,7 +144,7 @@ async fn start(options: Options, held: Held) -> Result<()> {
         return Err(Error::input(format!("--config {} is no directory", dir.display())));
     }
     let health = Arc::new(Health::new(options.resync));
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::new(options.plugin.is_some()));
     let wake = Arc::new(Notify::new());
     let (mut terminated, mut hangup) = (on(SignalKind::terminate())?, on(SignalKind::hangup())?);
     let mut interrupted = on(SignalKind::interrupt())?;
@@ -232,8 +236,15 @@ async fn prepare(
         PluginKeeper::new(installation, Arc::clone(&failures), Arc::clone(&metrics), Arc::clone(&health))
     };
     let plugin = plugin.map(keeper);
-    let executor =
-        Executor { root, metrics, failures, wake, refresher: Arc::new(refresher), pods: Arc::new(pods) };
+    let executor = Executor {
+        root,
+        metrics,
+        failures,
+        wake,
+        refresher: Arc::new(refresher),
+        pods: Arc::new(pods),
+        kept: Mutex::default(),
+    };
     let passes = Passes {
         executor: Arc::new(executor),
         files: FileTargets::new(config),
@@ -253,10 +264,13 @@ impl Work {
         let (executor, health) = (Arc::clone(&passes.executor), Arc::clone(&passes.health));
         // The bpffs is above the directory of instances.
         let bpffs = executor.root.dir().parent().unwrap_or(Path::new("/"));
-        // An agent whose DaemonSet is deleted keeps no plugin for the next one.
-        let has_plugin = passes.plugin.is_some();
-        let heir = || has_plugin && !leaving.as_ref().is_some_and(|leaving| leaving.daemonset.is_deleted());
-        let lock = Arc::new(lock::lock(&health, &run_dir, bpffs, heir).await?);
+        let standby = Standby {
+            root: executor.root.clone(),
+            pods: Arc::clone(&executor.pods),
+            installation: passes.plugin.as_ref().map(|plugin| Arc::clone(&plugin.installation)),
+            leaving,
+        };
+        let lock = Arc::new(lock::lock(&health, &run_dir, bpffs, &standby).await?);
         let _ = held.set(Arc::clone(&lock));
         let server = CniServer {
             executor: Arc::clone(&executor),
@@ -277,6 +291,9 @@ impl Work {
             tokio::spawn(watch.run());
         }
         tokio::spawn(Arc::clone(&executor.refresher).run());
+        let metrics = Arc::clone(&executor.metrics);
+        tokio::spawn(survey::findings(executor.root.clone(), metrics, passes.resync));
+        tokio::spawn(survey::links(executor.root.clone(), Arc::clone(&executor.wake)));
         let (watcher, wake) = (Arc::clone(&passes.watcher), Arc::clone(&executor.wake));
         tokio::spawn(async move {
             loop {

@@ -8,9 +8,10 @@ use super::plan::{DesiredState, Location, plan};
 use super::plugin::PluginKeeper;
 use super::pods::capture::PodCapture;
 use super::retry::Subject;
+use super::sync::lock;
 use super::targets::capture::FileTargets;
 use crate::base::error::{Error, Result};
-use crate::instance::inventory::take_inventory;
+use crate::instance::inventory::{InstanceState, take_inventory};
 use crate::instance::sweep;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,9 +68,15 @@ impl Passes {
             }
         };
         failures.succeeded(&Subject::Node);
+        let here = inventory.iter().filter(|it| matches!(it.state, InstanceState::Active(_)));
+        lock(&executor.kept).extend(here.map(|it| it.name.clone()));
         let mut state = DesiredState::default();
         let mut gathered = self.files.gather(root, failures, &inventory, &mut state);
-        PodCapture { root, pods: &executor.pods, failures }.gather(&inventory, &mut state, &mut gathered);
+        PodCapture { root, pods: &executor.pods, failures, metrics: &executor.metrics }.gather(
+            &inventory,
+            &mut state,
+            &mut gathered,
+        );
         if let Some(plugin) = &self.plugin {
             plugin.watch(&mut gathered.signs);
         }

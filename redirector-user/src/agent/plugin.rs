@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// The first rewrites of the list by others are answered at once: updates of the network come in bursts.
 const FREE_REWRITES: u32 = 3;
+/// Between proofs that the plugin works.
+const PROBE_INTERVAL: Duration = Duration::from_secs(20);
 const FIRST_FIGHT_PAUSE: Duration = Duration::from_millis(100);
 /// A rewrite this long after our last pause is no answer to ours.
 const FIGHT_WINDOW: Duration = Duration::from_secs(10);
@@ -36,6 +38,15 @@ impl Installation {
         }
     }
 
+    /// Whether it could be installed.
+    pub fn check(&self) -> Result<()> {
+        cni_install::check(&self.places)
+    }
+
+    fn is_taken_off(&self) -> bool {
+        *lock(&self.is_taken_off)
+    }
+
     /// Takes it off; it is not installed again by this agent.
     pub fn take_off(&self) -> Result<Vec<String>> {
         let mut is_taken_off = lock(&self.is_taken_off);
@@ -45,7 +56,7 @@ impl Installation {
 }
 
 pub struct PluginKeeper {
-    installation: Arc<Installation>,
+    pub installation: Arc<Installation>,
     failures: Arc<Failures>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
@@ -53,6 +64,8 @@ pub struct PluginKeeper {
     rewrites: u32,
     /// Until when a list that is rewritten again and again is left alone.
     next: Option<Instant>,
+    /// When the plugin has reached this agent.
+    probed: Option<Instant>,
     /// What was logged about files that no runtime takes.
     notes: Vec<String>,
 }
@@ -64,7 +77,16 @@ impl PluginKeeper {
         metrics: Arc<Metrics>,
         health: Arc<Health>,
     ) -> Self {
-        Self { installation, failures, metrics, health, rewrites: 0, next: None, notes: Vec::new() }
+        Self {
+            installation,
+            failures,
+            metrics,
+            health,
+            rewrites: 0,
+            next: None,
+            probed: None,
+            notes: Vec::new(),
+        }
     }
 
     /// Adds the paths whose changes may undo the installation.
@@ -93,21 +115,36 @@ impl PluginKeeper {
             }
             match written.last() {
                 Some(path) => self.written(path),
-                None => Ok(()),
+                None => self.probe(),
             }
         });
         match result {
             Ok(()) => {
                 self.failures.succeeded(&Subject::Plugin);
                 self.health.met(Condition::Plugin);
+                self.metrics.plugin_installed(!self.installation.is_taken_off());
             }
             Err(e) => {
+                self.metrics.plugin_installed(false);
                 self.health
                     .unmet(Condition::Plugin, format!("the CNI plugin is not installed: {}", e.advice()));
                 self.failures.failed(Subject::Plugin, Reason::Install, &e);
             }
         }
         self.pause_left()
+    }
+
+    /// Has the installed plugin ask this agent, every now and then.
+    fn probe(&mut self) -> Result<()> {
+        if self.probed.is_some_and(|probed| probed.elapsed() < PROBE_INTERVAL)
+            || self.installation.is_taken_off()
+        {
+            return Ok(());
+        }
+        let places = &self.installation.places;
+        cni_install::probe(&places.bin_dir, &places.socket)?;
+        self.probed = Some(Instant::now());
+        Ok(())
     }
 
     fn pause_left(&self) -> Option<Duration> {

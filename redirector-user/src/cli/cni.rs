@@ -38,7 +38,7 @@ enum Verb {
         /// Where CRI-O keeps how pods were set up: the binary stays while pods need it to end.
         #[arg(long, value_name = "DIR", default_value = CACHE_DIR)]
         cache_dir: PathBuf,
-        /// Succeed if the plugin is not installed there.
+        /// Succeed if the plugin is not installed there, where a runtime has a network.
         #[arg(long)]
         ignore_missing: bool,
     },
@@ -51,12 +51,17 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
         ));
     };
     let done = cni_install::uninstall(&bin_dir, &conf_dir, &cache_dir)?;
+    let (bins, confs) = (bin_dir.display(), conf_dir.display());
     if done.is_empty() && !ignore_missing {
-        let (bin_dir, conf_dir) = (bin_dir.display(), conf_dir.display());
         return Err(Error::nothing_matched(format!(
-            "the plugin is neither in {bin_dir} nor in a list in {conf_dir}; name its directories with --bin-dir and --conf-dir, \
-             or pass --ignore-missing"
-        )));
+            "the plugin is neither in {bins} nor in a list in {confs}"
+        ))
+        .usage("name its directories with --bin-dir and --conf-dir, or pass --ignore-missing"));
+    }
+    // It may be in the directories of another release.
+    if done.is_empty() && !cni_install::has_network(&conf_dir)? {
+        return Err(Error::nothing_matched(format!("no container runtime has a network in {confs}"))
+            .usage("name the directories of the plugin with --bin-dir and --conf-dir"));
     }
     match env.format {
         Format::Json => json(&serde_json::json!({ "done": done }))?,

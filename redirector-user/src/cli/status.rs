@@ -78,7 +78,8 @@ fn look(env: &Env, args: &Args, rates: &AllRates) -> Result<Look> {
                 targets: args.config.clone(),
                 cni_conf: args.cni_conf_dir.clone(),
             };
-            (Some(node::node(&env.root, &places, &instances)), instances)
+            let node = node::node(&env.root, &places, &instances, awaited(args, &instances));
+            (Some(node), instances)
         }
     };
     let ok = !instances.iter().any(Health::has_fault)
@@ -88,6 +89,16 @@ fn look(env: &Env, args: &Args, rates: &AllRates) -> Result<Look> {
         Format::Table => clean(&text(node.as_ref(), &instances, rates).join("\n")),
     };
     Ok((text, ok))
+}
+
+#[cfg(feature = "agent")]
+fn awaited(args: &Args, instances: &[Health]) -> Vec<Finding> {
+    crate::agent::awaited::findings(&args.config, instances)
+}
+
+#[cfg(not(feature = "agent"))]
+fn awaited(_args: &Args, _instances: &[Health]) -> Vec<Finding> {
+    Vec::new()
 }
 
 fn text(node: Option<&NodeHealth>, instances: &[Health], rates: &AllRates) -> Vec<String> {

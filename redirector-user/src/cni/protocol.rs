@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// The plugin's type, and name of its binary.
 pub const PLUGIN_TYPE: &str = "redirector";
+/// The capability by which a runtime tells a plugin the pod's annotations (containerd: `internal/cri/annotations`).
+pub const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 /// Name of the socket in the agent's directory.
 pub const SOCKET: &str = "agent.sock";
 /// Version of the protocol. Plugin and agent are the same binary, but not replaced at the same moment.

@@ -4,9 +4,11 @@ use super::files;
 use crate::base::error::{Context, Error, Result};
 use crate::cni::protocol::PLUGIN_TYPE;
 use rustix::fs::{StatVfsMountFlags, statvfs};
+use serde_json::json;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 /// The file that was found to be our binary and was executed: both are read again only if it changes.
@@ -37,6 +39,40 @@ pub fn install(program: &Path, bin_dir: &Path) -> Result<()> {
     execute(&path)?;
     *installed = stamp(&path);
     Ok(())
+}
+
+/// Has the installed plugin ask the agent, as a runtime would (STATUS).
+///
+/// # Errors
+///
+/// If it does not reach the agent.
+pub fn probe(bin_dir: &Path, socket: &Path) -> Result<()> {
+    // As others see it; the agent may have other mounts.
+    if !socket.exists() {
+        return Ok(());
+    }
+    let config = json!({"cniVersion": "1.1.0", "name": "probe", "type": PLUGIN_TYPE, "socket": socket});
+    let path = bin_dir.join(PLUGIN_TYPE);
+    let mut command = Command::new(&path);
+    command
+        .env_clear()
+        .env("CNI_COMMAND", "STATUS")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut run = || -> std::io::Result<Output> {
+        let mut child = command.spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(config.to_string().as_bytes())?;
+        }
+        child.wait_with_output()
+    };
+    let output = run().context(|| format!("execute {}", path.display()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::failed(format!("the installed plugin does not reach this agent: {}", said.trim())))
 }
 
 fn execute(path: &Path) -> Result<()> {

@@ -4,10 +4,12 @@ use super::list::List;
 use super::network::{self, Network, has_ours};
 use super::uninstall::take_out;
 use super::{binary, files};
-use crate::base::error::{Error, Result};
-use crate::cni::protocol::PLUGIN_TYPE;
+use crate::base::error::{Context, Error, Result};
+use crate::cni::protocol::{PLUGIN_TYPE, POD_ANNOTATIONS};
+use rustix::fs::{Access, access};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Where the plugin goes.
@@ -54,6 +56,22 @@ pub fn install(places: &Places) -> Result<Installed> {
         written.extend(chain(network, &entry)?);
     }
     Ok(Installed { written, notes: networks.unusable })
+}
+
+/// Whether the plugin could be installed: directories that can be written to, and a network.
+///
+/// # Errors
+///
+/// If it could not.
+pub fn check(places: &Places) -> Result<()> {
+    for dir in [&places.bin_dir, &places.conf_dir] {
+        access(dir, Access::WRITE_OK | Access::EXEC_OK).context(|| format!("write to {}", dir.display()))?;
+    }
+    let networks = network::find(&places.conf_dir, &places.bin_dir, places.network.as_deref())?;
+    if networks.chosen.is_empty() {
+        return Err(no_network(places, &networks.unusable));
+    }
+    Ok(())
 }
 
 fn no_network(places: &Places, unusable: &[String]) -> Error {
@@ -134,10 +152,12 @@ fn entry(places: &Places) -> Result<Box<RawValue>> {
         socket: &'a Path,
         #[serde(rename = "confDir")]
         conf_dir: &'a Path,
+        capabilities: BTreeMap<&'a str, bool>,
         #[serde(rename = "excludeNamespaces", skip_serializing_if = "<[_]>::is_empty")]
         exclude_namespaces: &'a [String],
     }
     let Places { socket, conf_dir, exclude_namespaces, .. } = places;
-    let entry = Entry { kind: PLUGIN_TYPE, socket, conf_dir, exclude_namespaces };
+    let capabilities = BTreeMap::from([(POD_ANNOTATIONS, true)]);
+    let entry = Entry { kind: PLUGIN_TYPE, socket, conf_dir, capabilities, exclude_namespaces };
     to_raw_value(&entry).map_err(|e| Error::failed(format!("serialise: {e}")))
 }

@@ -15,5 +15,7 @@ pub const CACHE_DIR: &str = "/var/lib/cni";
 mod tests;
 mod uninstall;
 
-pub use install::{Installed, Places, install, linked_files, other_plugins};
+pub use binary::probe;
+pub use install::{Installed, Places, check, install, linked_files, other_plugins};
+pub use network::has_network;
 pub use uninstall::uninstall;

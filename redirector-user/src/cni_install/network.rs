@@ -68,6 +68,15 @@ pub fn configurations(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
+/// Whether a runtime has a network there at all.
+///
+/// # Errors
+///
+/// If the directory cannot be read.
+pub fn has_network(dir: &Path) -> Result<bool> {
+    Ok(!configurations(dir)?.is_empty())
+}
+
 pub fn is_list(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "conflist")
 }

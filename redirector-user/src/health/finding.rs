@@ -31,6 +31,18 @@ impl Level {
     }
 }
 
+impl Level {
+    /// As metrics have it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Fault => "fault",
+            Self::Unknown => "unknown",
+            Self::Starting => "starting",
+            Self::Notice => "notice",
+        }
+    }
+}
+
 /// One thing that was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Finding {

@@ -69,8 +69,8 @@ pub fn instances(root: &Directory) -> Result<Vec<Health>> {
     Ok(found)
 }
 
-/// Looks at the node.
-pub fn node(root: &Directory, places: &Places, instances: &[Health]) -> NodeHealth {
+/// Looks at the node; `awaited` is what the agent's files say of targets that are not there.
+pub fn node(root: &Directory, places: &Places, instances: &[Health], awaited: Vec<Finding>) -> NodeHealth {
     let mut findings = Vec::new();
     if let Err(e) = privileges::require() {
         findings.push(Finding::unknown("the node", &e));
@@ -98,7 +98,7 @@ pub fn node(root: &Directory, places: &Places, instances: &[Health]) -> NodeHeal
         }
         Err(e) => findings.push(Finding::unknown("the agent", e)),
     }
-    findings.extend(judge_targets(&places.targets, instances));
+    findings.extend(awaited);
     findings.sort_by_key(|finding| finding.level);
     NodeHealth { agent: agent.ok().map(|(works, _)| works), plugin, findings }
 }
@@ -129,34 +129,6 @@ fn is_locked(path: &Path) -> std::io::Result<bool> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
         Err(e) => Err(e.into()),
     }
-}
-
-/// The files of which nothing is captured.
-#[cfg(feature = "agent")]
-fn judge_targets(dir: &Path, instances: &[Health]) -> Vec<Finding> {
-    use super::finding::Level;
-    use crate::agent::awaited::{Uncaptured, uncaptured};
-    if !dir.exists() {
-        return Vec::new();
-    }
-    let files = match uncaptured(dir) {
-        Ok(files) => files,
-        Err(e) => return vec![Finding::unknown("the agent's targets", &e)],
-    };
-    let is_captured = |file: &&Uncaptured| instances.iter().any(|one| one.name == file.name);
-    let judge = |Uncaptured { name, why, is_wrong }: Uncaptured| {
-        let file = format!("{}.toml", name.trim_start_matches("file-"));
-        let what = format!("{name} is awaited: {why}");
-        let remedy = format!("start it, or correct {}", dir.join(file).display());
-        let level = if is_wrong { Level::Fault } else { Level::Notice };
-        Finding::new(level, "target_awaited", what, "nothing of it is captured", remedy)
-    };
-    files.into_iter().filter(|file| !is_captured(&file)).map(judge).collect()
-}
-
-#[cfg(not(feature = "agent"))]
-fn judge_targets(_dir: &Path, _instances: &[Health]) -> Vec<Finding> {
-    Vec::new()
 }
 
 /// Who counts on the agent.

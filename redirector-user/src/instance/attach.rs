@@ -230,7 +230,7 @@ fn create(root: &Directory, request: &Request<'_>) -> Result<Attached> {
     instance = Instance::open(root, name)?;
     instance.activate(Slot::FIRST)?;
     staging.done = true;
-    Ok(Attached { outcome: Outcome::Attached, notes, routes: Some(snapshot) })
+    Ok(Attached { outcome: Outcome::Attached, repaired: false, notes, routes: Some(snapshot) })
 }
 
 fn pin_maps(loaded: &Loaded, dir: &Path) -> Result<()> {

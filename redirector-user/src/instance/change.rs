@@ -28,7 +28,7 @@ pub(super) fn change(mut instance: Instance, request: &Request<'_>, lock: &Write
     // policy in force: it is written again.
     let as_it_was = same_proxy && repairs.is_empty();
     if as_it_was && before.as_ref().is_some_and(|record| record.policy == *policy) {
-        return Ok(Attached { outcome: Outcome::Unchanged, notes: repairs, routes: None });
+        return Ok(Attached { outcome: Outcome::Unchanged, repaired: false, notes: repairs, routes: None });
     }
     check_capacity(&instance, policy)?;
     let mut record = Record::of(target, policy);
@@ -37,8 +37,9 @@ pub(super) fn change(mut instance: Instance, request: &Request<'_>, lock: &Write
     // A change by hand does not name the pod.
     record.pod = record.pod.or(pod);
     let swapped = Swap { instance, target, record, mapped, snapshot: None }.run(slot, lock)?;
+    let repaired = !repairs.is_empty();
     let notes = repairs.into_iter().chain(swapped.notes).collect();
-    Ok(Attached { outcome: Outcome::Changed, notes, routes: Some(swapped.routes) })
+    Ok(Attached { outcome: Outcome::Changed, repaired, notes, routes: Some(swapped.routes) })
 }
 
 /// The maps cannot grow.

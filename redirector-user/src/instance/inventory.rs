@@ -13,6 +13,7 @@ use crate::policy::Policy;
 use crate::programs::hooks;
 use crate::programs::object;
 use redirector_common::abi::{ABI_VERSION, Meta, Slot};
+use std::collections::BTreeSet;
 
 /// An instance as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +93,23 @@ pub fn take_inventory(root: &Directory) -> Result<Vec<InventoryItem>> {
         InventoryItem { identity, state: state(root, &name), name }
     };
     Ok(names.map(look).collect())
+}
+
+/// The links that work, by the names of their instances.
+///
+/// # Errors
+///
+/// If one cannot be read now: nobody has detached it.
+pub fn working_links(root: &Directory) -> Result<BTreeSet<(String, &'static str)>> {
+    let mut working = BTreeSet::new();
+    for name in root.names()? {
+        for hook in &hooks::ALL {
+            if !links::is_missing(&root.instance(&name), hook)? {
+                working.insert((name.clone(), hook.short()));
+            }
+        }
+    }
+    Ok(working)
 }
 
 fn state(root: &Directory, name: &str) -> InstanceState {

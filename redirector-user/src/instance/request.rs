@@ -33,6 +33,8 @@ pub enum Outcome {
 pub struct Attached {
     /// What happened.
     pub outcome: Outcome,
+    /// Links that somebody had detached were attached again.
+    pub repaired: bool,
     /// What the user should know.
     pub notes: Vec<String>,
     /// Addresses, routes and interfaces of the namespace as they are in force now; None if they were not read.

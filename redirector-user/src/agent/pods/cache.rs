@@ -3,19 +3,28 @@
 use super::model::NodePod;
 use super::source_api::ApiSource;
 use super::source_files::{self, PodFiles};
+use crate::agent::metrics::Metrics;
 use crate::agent::sync::lock;
 use crate::base::error::{Error, Result};
 use crate::pod::name::PodName;
 use crate::pod::{self, Target};
-use crate::policy::annotations::{Membership, Pod};
+use crate::policy::annotations::{Membership, Outside, Pod};
 use crate::policy::{CaptureFlags, Policy, resolve_pod};
-use std::collections::HashMap;
+use kube::runtime::events::EventType;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// Policies of pods that are gone are kept up to this many.
 const MAX_STALE_POLICIES: usize = 64;
+
+/// What Events say of a pod.
+pub enum Told<'a> {
+    Captured,
+    Ignored(&'a Outside),
+    Failed(&'a Error),
+}
 
 /// Where the node's pods are listed.
 pub enum Source {
@@ -54,15 +63,32 @@ impl Source {
         }
     }
 
-    /// Writes an Event on the pod.
-    pub fn warn(&self, pod: &NodePod, error: &Error) {
-        if let Self::Api(server) = self {
-            server.warn(
-                pod,
-                "CaptureFailed",
-                &format!("redirector cannot capture this pod: {}", error.advice()),
-            );
+    /// Whether pods can be asked for now.
+    pub async fn check(&self) -> Result<(), String> {
+        match self {
+            Self::None => Ok(()),
+            Self::Files(dir) => source_files::read(dir).map(drop).map_err(|e| e.to_string()),
+            Self::Api(server) => server.check().await,
         }
+    }
+
+    /// Writes an Event on the pod.
+    pub fn tell(&self, pod: &NodePod, what: &Told<'_>, metrics: &Metrics) {
+        let Self::Api(server) = self else { return };
+        let (kind, reason, text) = match what {
+            Told::Captured => {
+                (EventType::Normal, "Captured", "redirector sends this pod's traffic to its proxy".to_owned())
+            }
+            Told::Ignored(why) => {
+                (EventType::Normal, "NotCaptured", format!("redirector leaves this pod alone: {why}"))
+            }
+            Told::Failed(error) => {
+                let text = format!("redirector cannot capture this pod: {}", error.advice());
+                (EventType::Warning, "CaptureFailed", text)
+            }
+        };
+        let outcome = if server.tell(pod, kind, reason, &text) { "written" } else { "dropped" };
+        metrics.event(reason, outcome);
     }
 }
 
@@ -78,6 +104,8 @@ pub struct PodCache {
     policies: Mutex<HashMap<String, (Pod, Policy)>>,
     /// Since when the targets of pods cannot be captured, by the names of their instances.
     pub unsettled: Mutex<HashMap<String, Instant>>,
+    /// Pods with a proxy that an Event says are left alone, by uid.
+    left_alone: Mutex<HashSet<String>>,
 }
 
 impl PodCache {
@@ -94,6 +122,7 @@ impl PodCache {
             pass_unknown,
             policies: Mutex::default(),
             unsettled: Mutex::default(),
+            left_alone: Mutex::default(),
         }
     }
 
@@ -135,10 +164,24 @@ impl PodCache {
     }
 
     /// Writes an Event on the pod of an instance.
-    pub fn warn_instance(&self, instance: &str, error: &Error) {
+    pub fn tell_instance(&self, instance: &str, what: &Told<'_>, metrics: &Metrics) {
         let pods = self.source.all().unwrap_or_default().pods;
         if let Some(pod) = pods.iter().find(|pod| pod.instance() == instance) {
-            self.source.warn(pod, error);
+            self.source.tell(pod, what, metrics);
+        }
+    }
+
+    /// Tells once why a pod that has a proxy is left alone. Pods without one are none of the mesh's.
+    pub fn tell_left_alone(&self, pods: &[NodePod], metrics: &Metrics) {
+        let mut told = lock(&self.left_alone);
+        told.retain(|uid| pods.iter().any(|pod| pod.uid == *uid));
+        for pod in pods.iter().filter(|pod| pod.pod.proxy.is_some()) {
+            if let Membership::Outside(why) = self.membership(&pod.pod)
+                && !matches!(why, Outside::ExcludedNamespace(_) | Outside::HostNetwork)
+                && told.insert(pod.uid.clone())
+            {
+                self.source.tell(pod, &Told::Ignored(&why), metrics);
+            }
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Which pods are captured, with which policy.
 
-use super::cache::PodCache;
+use super::cache::{PodCache, Told};
 use super::model::{NodePod, ambiguous};
 use super::source_files::PodFiles;
 use crate::agent::file_events::Names;
-use crate::agent::metrics::Reason;
+use crate::agent::metrics::{Metrics, Reason};
 use crate::agent::plan::{Desired, DesiredState, Location, Present};
 use crate::agent::retry::{Failures, Subject};
 use crate::agent::sync::lock;
@@ -25,6 +25,7 @@ pub struct PodCapture<'a> {
     pub root: &'a Directory,
     pub pods: &'a PodCache,
     pub failures: &'a Failures,
+    pub metrics: &'a Metrics,
 }
 
 impl PodCapture<'_> {
@@ -58,7 +59,7 @@ impl PodCapture<'_> {
             };
             let desired = desired.unwrap_or_else(|e| {
                 if self.failures.failed(Subject::Target(name.clone()), Reason::Target, &e) {
-                    self.pods.source.warn(pod, &e);
+                    self.pods.source.tell(pod, &Told::Failed(&e), self.metrics);
                 }
                 Desired::unknown(None)
             });
@@ -68,6 +69,7 @@ impl PodCapture<'_> {
             }
             state.desired.insert(name, desired);
         }
+        self.pods.tell_left_alone(&pods, self.metrics);
         self.pods.retain(&pods);
     }
 

@@ -11,7 +11,7 @@ use crate::base::error::{Error, Result, chain};
 use crate::pod::name::PodName;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod as ApiPod};
-use kube::api::{ApiResource, DynamicObject};
+use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::watcher::{self, watcher};
@@ -22,7 +22,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
@@ -44,6 +44,30 @@ const EVENT_RETRY_PAUSES: [Duration; 6] = [
 /// The server refuses longer notes.
 const MAX_NOTE_BYTES: usize = 1000;
 
+/// So many Events are written at once.
+const EVENT_BURST: f64 = 50.0;
+/// And so many a second in the long run: a node starts fewer pods.
+const EVENT_RATE: f64 = 1.0;
+
+/// How many Events may be written.
+#[derive(Default)]
+struct Allowance {
+    /// Those of the burst that are used up, and since when that is so.
+    used: f64,
+    since: Option<Instant>,
+}
+
+impl Allowance {
+    fn take(&mut self, now: Instant) -> bool {
+        let passed = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        self.used = (self.used - passed.as_secs_f64() * EVENT_RATE).max(0.0);
+        self.since = Some(now);
+        let is_left = self.used + 1.0 <= EVENT_BURST;
+        self.used += f64::from(u8::from(is_left));
+        is_left
+    }
+}
+
 type Pods = BTreeMap<(String, String), NodePod>;
 
 /// A connection to the API server.
@@ -52,6 +76,7 @@ pub struct ApiSource {
     node: String,
     runtime: Handle,
     recorder: Recorder,
+    allowance: Mutex<Allowance>,
     /// None until the first list is complete.
     pods: Mutex<Option<Pods>>,
 }
@@ -93,6 +118,7 @@ impl ApiSource {
             client,
             node: node.to_owned(),
             runtime: Handle::current(),
+            allowance: Mutex::default(),
             pods: Mutex::new(None),
         })
     }
@@ -127,15 +153,29 @@ impl ApiSource {
         }
     }
 
+    /// Whether the server lists pods to this agent.
+    pub async fn check(&self) -> Result<(), String> {
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource());
+        let one = ListParams::default().fields(&format!("spec.nodeName={}", self.node)).limit(1);
+        match tokio::time::timeout(ANSWER_TIMEOUT, api.list(&one)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(e)) => Err(format!("the API server does not list the pods: {}", said(&e))),
+            Err(_) => Err("the API server does not answer".into()),
+        }
+    }
+
     /// All pods of the node; none until the server has listed them.
     pub fn all(&self) -> Vec<NodePod> {
         lock(&self.pods).iter().flat_map(|pods| pods.values().cloned()).collect()
     }
 
-    /// Writes a warning Event on the pod (`kubectl describe pod`).
-    pub fn warn(&self, about: &NodePod, reason: &'static str, text: &str) {
+    /// Writes an Event on the pod (`kubectl describe pod`), unless there were too many; whether it tries to.
+    pub fn tell(&self, about: &NodePod, kind: EventType, reason: &'static str, text: &str) -> bool {
+        if !lock(&self.allowance).take(Instant::now()) {
+            return false;
+        }
         let event = Event {
-            type_: EventType::Warning,
+            type_: kind,
             reason: reason.to_owned(),
             note: Some(text[..text.floor_char_boundary(MAX_NOTE_BYTES)].to_owned()),
             action: "Capture".into(),
@@ -165,6 +205,7 @@ impl ApiSource {
                 }
             }
         });
+        true
     }
 }
 
@@ -307,4 +348,18 @@ fn resource() -> ApiResource {
 fn node_pod(object: &DynamicObject) -> Result<NodePod, String> {
     let value = serde_json::to_value(object).map_err(|e| e.to_string())?;
     NodePod::parse(&value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_limited() {
+        let (mut allowance, begin) = (Allowance::default(), Instant::now());
+        let burst = (0..100).filter(|_| allowance.take(begin)).count();
+        assert_eq!(burst, EVENT_BURST as usize);
+        let later = begin + Duration::from_secs(3);
+        assert_eq!((0..100).filter(|_| allowance.take(later)).count(), 3);
+    }
 }

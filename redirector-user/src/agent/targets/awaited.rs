@@ -3,6 +3,7 @@
 use super::files::{self, Entry};
 use super::path::TargetPath;
 use crate::base::error::Result;
+use crate::health::{Finding, Health, Level};
 use std::path::Path;
 
 /// Where systemd looks for units (systemd.unit(5)), the generated ones included.
@@ -18,30 +19,30 @@ const UNIT_DIRS: [&str; 9] = [
     "/lib/systemd/system",
 ];
 
-/// A file of which nothing is captured.
-#[derive(Debug)]
-pub struct Uncaptured {
-    /// Name that its instance would have.
-    pub name: String,
-    /// What is missing, or wrong.
-    pub why: String,
-    /// It will not come by itself: the file is wrong, or names a unit that systemd does not know.
-    pub is_wrong: bool,
+/// The files of which nothing is captured.
+pub fn findings(dir: &Path, instances: &[Health]) -> Vec<Finding> {
+    if !dir.exists() {
+        return Vec::new();
+    }
+    let files = match files::read(dir) {
+        Ok(files) => files,
+        Err(e) => return vec![Finding::unknown("the agent's targets", &e)],
+    };
+    let is_captured = |name: &str| instances.iter().any(|one| one.name == name);
+    let judge = |(name, entry): (String, Result<Entry>)| {
+        let (why, is_wrong) = why_uncaptured(entry).filter(|_| !is_captured(&name))?;
+        let file = format!("{}.toml", name.trim_start_matches("file-"));
+        let what = format!("{name} is awaited: {why}");
+        let remedy = format!("start it, or correct {}", dir.join(file).display());
+        let level = if is_wrong { Level::Fault } else { Level::Notice };
+        Some(Finding::new(level, "target_awaited", what, "nothing of it is captured", remedy))
+    };
+    files.into_iter().filter_map(judge).collect()
 }
 
-/// Files of which nothing is captured.
-///
-/// # Errors
-///
-/// If the directory cannot be read.
-pub fn uncaptured(dir: &Path) -> Result<Vec<Uncaptured>> {
-    let files = files::read(dir)?.into_iter();
-    Ok(files
-        .filter_map(|(name, entry)| judge(entry).map(|(why, is_wrong)| Uncaptured { name, why, is_wrong }))
-        .collect())
-}
-
-fn judge(entry: Result<Entry>) -> Option<(String, bool)> {
+/// What is missing or wrong; true if it will not come by itself: the file is wrong, or names a unit that systemd does not
+/// know.
+fn why_uncaptured(entry: Result<Entry>) -> Option<(String, bool)> {
     match entry.and_then(|entry| Ok((entry.path.find()?, entry.path))) {
         Ok((Some(_), _)) => None,
         Ok((None, path)) => {

@@ -1,8 +1,9 @@
 //! What the runtime tells the plugin: the environment, and the configuration on standard input.
 
 use super::error::{CniError, Result};
-use crate::cni::protocol::{CNI_VERSIONS, code};
+use crate::cni::protocol::{CNI_VERSIONS, POD_ANNOTATIONS, code};
 use crate::pod::name::PodName;
+use crate::policy::annotations::key;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::path::PathBuf;
@@ -143,6 +144,9 @@ pub struct Config {
     /// Pods of these namespaces start without asking the agent.
     #[serde(rename = "excludeNamespaces", default)]
     pub exclude_namespaces: Vec<String>,
+    /// What the runtime adds for the capabilities of the entry.
+    #[serde(rename = "runtimeConfig", default)]
+    pub runtime: serde_json::Value,
     /// What the plugins before have answered.
     #[serde(rename = "prevResult", default)]
     pub previous: Option<Box<RawValue>>,
@@ -159,7 +163,16 @@ fn socket() -> PathBuf {
     "/run/redirector/agent.sock".into()
 }
 
+/// On every pod by the kubelet (`ConfigSourceAnnotationKey`): what has it is the whole of the pod's annotations.
+const KUBELETS: &str = "kubernetes.io/config.source";
+
 impl Config {
+    /// Whether the runtime has told the pod's annotations, and by them the pod is none of the mesh's for certain.
+    pub fn is_not_injected(&self) -> bool {
+        let annotations = &self.runtime[POD_ANNOTATIONS];
+        annotations[KUBELETS].is_string() && annotations.get(key::STATUS).is_none()
+    }
+
     /// Reads and checks it.
     ///
     /// # Errors

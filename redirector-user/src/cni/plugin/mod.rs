@@ -100,7 +100,7 @@ fn said(text: &str) -> Option<String> {
 /// The answer is that of the plugin before, unchanged.
 fn add(config: &Config, variables: &Variables) -> Result<String> {
     let previous = config.previous.as_ref().map(|value| value.get().to_owned()).unwrap_or_default();
-    if is_excluded(config, variables.pod.as_ref()) {
+    if is_outside(config, variables.pod.as_ref()) {
         return Ok(previous);
     }
     match ask(config, Operation::Add, variables)? {
@@ -120,7 +120,7 @@ fn del(config: &Config, variables: &Variables) -> String {
 }
 
 fn check(config: &Config, variables: &Variables) -> Result<String> {
-    if is_excluded(config, variables.pod.as_ref()) {
+    if is_outside(config, variables.pod.as_ref()) {
         return Ok(String::new());
     }
     match ask(config, Operation::Check, variables)? {
@@ -137,8 +137,9 @@ fn status(config: &Config, variables: &Variables) -> Result<String> {
     }
 }
 
-fn is_excluded(config: &Config, pod: Option<&PodName>) -> bool {
-    pod.is_some_and(|pod| config.exclude_namespaces.contains(&pod.namespace))
+/// Whether the pod is left alone without the agent being asked, which may be away.
+fn is_outside(config: &Config, pod: Option<&PodName>) -> bool {
+    pod.is_some_and(|pod| config.exclude_namespaces.contains(&pod.namespace) || config.is_not_injected())
 }
 
 fn ask(config: &Config, operation: Operation, variables: &Variables) -> Result<Reply> {

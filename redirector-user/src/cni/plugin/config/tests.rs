@@ -79,3 +79,22 @@ proptest! {
         let _ = read(Command::Add, &[("CNI_ARGS", &arguments), ADD[0], ADD[1], ADD[2]]);
     }
 }
+
+/// Only the whole of a pod's annotations can say that one is missing.
+#[test]
+fn what_annotations_say_for_certain() {
+    let of = |runtime: &str| {
+        let text = format!(r#"{{"cniVersion":"1.0.0","name":"n","prevResult":{{}}{runtime}}}"#);
+        Config::parse(&text, Command::Add).unwrap().is_not_injected()
+    };
+    let told = |annotations: &str| of(&format!(r#","runtimeConfig":{{"{POD_ANNOTATIONS}":{annotations}}}"#));
+    let kubelets = r#""kubernetes.io/config.source":"api""#;
+    assert!(told(&format!("{{{kubelets}}}")));
+    assert!(told(&format!(r#"{{{kubelets},"sidecar.istio.io/inject":"true"}}"#)));
+    for unsure in
+        ["null", "{}", "[]", r#"{"a":"b"}"#, &format!(r#"{{{kubelets},"sidecar.istio.io/status":""}}"#)]
+    {
+        assert!(!told(unsure), "{unsure}");
+    }
+    assert!(!of("") && !of(r#","runtimeConfig":{}"#));
+}

@@ -1,0 +1,38 @@
+//! The files in the agent's directory that agents lock.
+
+use crate::base::error::{Context, Result};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Held by the agent that works.
+pub const LOCK: &str = "agent.lock";
+/// Held, shared, by agents that would keep the plugin when the working one ends.
+const STANDBY: &str = "standby.lock";
+
+pub fn stand_by(run_dir: &Path) -> Result<File> {
+    let file = open(run_dir, STANDBY)?;
+    flock(&file, FlockOperation::NonBlockingLockShared).context(|| format!("lock {STANDBY}"))?;
+    Ok(file)
+}
+
+/// Whether another agent would keep the plugin. Where nobody can say it may.
+pub fn stands_by(run_dir: &Path) -> bool {
+    open(run_dir, STANDBY).and_then(|file| try_lock(&file)).map_or(true, |is_free| !is_free)
+}
+
+pub fn open(run_dir: &Path, name: &str) -> Result<File> {
+    let path = run_dir.join(name);
+    let mut options = File::options();
+    let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
+    file.context(|| format!("open {}", path.display()))
+}
+
+pub fn try_lock(file: &File) -> Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(e) => Err(e).context(|| "lock out other agents".into()),
+    }
+}
