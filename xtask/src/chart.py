@@ -5,9 +5,10 @@ import helm_sdkpy
 
 version, chart, values = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 KINDS = {
-    "api/v1": {"namespaces": "Namespace", "secrets": "Secret", "serviceaccounts": "ServiceAccount", "resourcequotas": "ResourceQuota"},
+    "api/v1": {"namespaces": "Namespace", "secrets": "Secret", "serviceaccounts": "ServiceAccount", "resourcequotas": "ResourceQuota", "configmaps": "ConfigMap"},
     "apis/apps/v1": {"daemonsets": "DaemonSet"},
-    "apis/rbac.authorization.k8s.io/v1": {"clusterroles": "ClusterRole", "clusterrolebindings": "ClusterRoleBinding"},
+    "apis/rbac.authorization.k8s.io/v1": {"clusterroles": "ClusterRole", "clusterrolebindings": "ClusterRoleBinding", "roles": "Role", "rolebindings": "RoleBinding"},
+    "apis/monitoring.coreos.com/v1": {"podmonitors": "PodMonitor", "prometheusrules": "PrometheusRule"},
 }
 OF_CLUSTER = {"namespaces", "clusterroles", "clusterrolebindings"}
 

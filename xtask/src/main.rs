@@ -181,8 +181,13 @@ Examples:
     /// Check the manifests and the chart in deploy/, and the workflow files, against their schemas
     #[command(after_help = "\
 Examples:
-  cargo xtask manifests       the built manifests stay in target/manifests")]
-    Manifests,
+  cargo xtask manifests            the built manifests stay in target/manifests
+  cargo xtask manifests --write    make the chart's README.md and values.schema.json from its values, too")]
+    Manifests {
+        /// Write the chart's README.md and values.schema.json
+        #[arg(long)]
+        write: bool,
+    },
     /// Try redirector on a real node: containerd, runc, CNI plugins, Kubernetes (root)
     ///
     /// Everything runs in namespaces of its own and is removed. `up` builds Kubernetes from Debian's source the
@@ -297,7 +302,7 @@ fn dispatch(verb: Verb) -> Result<()> {
             &name,
             check,
         ),
-        Verb::Manifests => manifests::check(),
+        Verb::Manifests { write } => manifests::check(write),
         Verb::Node { args } => run::node(&args),
         Verb::Mesh { args } => run::tool("mesh", Profile::Dev, &args),
         Verb::Bench { part, quick, record, mut args } => {

@@ -59,6 +59,7 @@ pub fn node(args: &[String]) -> Result<()> {
     }
     if args.first().is_some_and(|verb| verb == "kubernetes") {
         env.push(("REDIRECTOR_KUSTOMIZE", manifests::kustomize()?));
+        env.push(("REDIRECTOR_PROMETHEUS", manifests::prometheus()?.join("prometheus")));
         env.push(("REDIRECTOR_HELM_PYTHON", manifests::python()?.join("python3")));
         // What is deployed is what users get.
         env.push(("REDIRECTOR_IMAGE", dist::local_image()?));

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::deployment;
 use crate::image::Image;
-use crate::kubernetes::{Kubernetes, NETWORK};
+use crate::kubernetes::Kubernetes;
 use crate::pods::{exit_codes, pod, sleeper};
 use crate::starts::{CONFLIST, FIRST, first_image, late};
 use redirector_tests::harness::envoy;
@@ -135,7 +135,7 @@ impl Cluster {
     }
 
     /// The pod with Envoy is still captured, and served.
-    fn served(&self, when: &str) -> anyhow::Result<()> {
+    pub(super) fn served(&self, when: &str) -> anyhow::Result<()> {
         self.answers(self.mesh()?, when)?;
         let there = deployment::instances(&self.kubernetes)?;
         ensure!(there.len() == 1, "{when}: instances: {there:?}");
@@ -180,7 +180,7 @@ impl Cluster {
     }
 
     /// Starts pods with a sidecar whose first instruction connects, and waits for their ends.
-    fn all_end_with(&self, expected: i64, series: &str, count: usize) -> anyhow::Result<()> {
+    pub(super) fn all_end_with(&self, expected: i64, series: &str, count: usize) -> anyhow::Result<()> {
         let pods: Vec<Value> = (0..count)
             .map(|number| {
                 let app = json!({"name": "app", "image": FIRST, "imagePullPolicy": "Never"});
@@ -262,57 +262,6 @@ impl Cluster {
         machine.write(CONFLIST, &before)?;
         deployment::deploy(&self.kubernetes, "overlays/istio")?;
         Ok(escaped)
-    }
-
-    /// The chart in place of the manifests: installed by Helm, it captures, and goes with its release; what is captured
-    /// stays so.
-    pub fn chart(&self) -> anyhow::Result<()> {
-        deployment::remove(&self.kubernetes, "overlays/istio")?;
-        self.served("without the agent")?;
-        let release = deployment::helm(&self.kubernetes, "install")?;
-        ensure!(release["info"]["status"] == "deployed", "helm install: {}", release["info"]);
-        deployment::agent(&self.kubernetes)?;
-        self.served("after helm install")?;
-        self.first_instructions("chart", 3, |_, _| Ok(()))?;
-        deployment::helm(&self.kubernetes, "uninstall")?;
-        self.kubernetes.wait("the agent to be gone", |kubernetes| {
-            let selector = format!("--selector={}", deployment::LABEL);
-            let pods = kubernetes.get(&["pods", "--all-namespaces", &selector]);
-            pods.ok()?["items"].as_array()?.is_empty().then_some(())
-        })?;
-        self.served("after helm uninstall")
-    }
-
-    /// Takes the plugin off the node, as docs/node.md says: the network's configuration is what it was.
-    pub fn uninstall(&self) -> anyhow::Result<()> {
-        let machine = &self.kubernetes.machine;
-        let list = || -> anyhow::Result<Value> {
-            Ok(serde_json::from_str(&std::fs::read_to_string(machine.outside(Path::new(CONFLIST)))?)?)
-        };
-        ensure!(list()?.to_string().contains("redirector"), "there is nothing to take away");
-        deployment::apply(&self.kubernetes, "uninstall")?;
-        let status = ["--namespace=redirector-system", "rollout", "status", "daemonset/redirector-uninstall"];
-        self.kubernetes.kubectl(&status, "")?;
-        ensure!(list()? == serde_json::from_str::<Value>(NETWORK)?, "not as it was: {}", list()?);
-        let left = machine.sh("ls /opt/cni/bin | grep redirector || true")?;
-        ensure!(left.is_empty(), "left: {left}");
-        self.served("after the plugin was taken away")?;
-        // Nobody captures any more, whatever a pod looks like: 8 is the service, past the proxy.
-        self.all_end_with(8, "uncaptured", 2)?;
-        self.served("after pods that nobody captures")?;
-        let selector = ["delete", "pods", "--selector=series=uncaptured", "--grace-period=1", "--wait=true"];
-        self.kubernetes.kubectl(&selector, "")?;
-        deployment::remove(&self.kubernetes, "uninstall")
-    }
-
-    /// The agent without Kubernetes' API and without the plugin: it works, and leaves what is captured alone.
-    pub fn standalone(&self) -> anyhow::Result<()> {
-        deployment::apply(&self.kubernetes, "overlays/standalone")?;
-        let pod = deployment::agent(&self.kubernetes)?;
-        let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
-        ensure!(*restarts == 0, "the standalone agent was started anew {restarts} times");
-        self.served("with the standalone agent")?;
-        deployment::remove(&self.kubernetes, "overlays/standalone")
     }
 
     /// Replaces the agent by a rollout while pods start and a captured pod makes connections; none may fail.

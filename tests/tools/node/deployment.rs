@@ -144,3 +144,34 @@ pub fn instances(kubernetes: &Kubernetes) -> anyhow::Result<Vec<String>> {
     let names = list.as_array().context("a list")?.iter().filter_map(|instance| instance["name"].as_str());
     Ok(names.map(str::to_owned).collect())
 }
+
+/// The distribution's Prometheus scrapes the agent and takes the chart's alerts, of which none fires.
+pub fn scraped(kubernetes: &Kubernetes) -> anyhow::Result<()> {
+    let program =
+        std::env::var_os("REDIRECTOR_PROMETHEUS").context("REDIRECTOR_PROMETHEUS names no program")?;
+    let config = json!({
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [repository().join("deploy/helm/redirector/files/alerts.yaml")],
+        "scrape_configs": [{"job_name": "redirector", "static_configs": [{"targets": ["127.0.0.1:9464"]}]}],
+    });
+    kubernetes.machine.write("/run/prometheus.yaml", &config.to_string())?;
+    let arguments = [
+        "--config.file=/run/prometheus.yaml",
+        "--storage.tsdb.path=/run/prometheus",
+        "--web.listen-address=127.0.0.1:9099",
+    ];
+    let _prometheus = kubernetes.machine.daemon(program, &arguments)?;
+    let get = |path: &str| -> Option<Value> {
+        let text = kubernetes.machine.sh(&format!("curl -sf 'http://127.0.0.1:9099/api/v1/{path}'")).ok()?;
+        serde_json::from_str(&text).ok()
+    };
+    kubernetes.wait("the plugin's gauge in Prometheus", |_| {
+        let found = get("query?query=redirector_plugin_installed")?;
+        (found["data"]["result"][0]["value"][1] == "1").then_some(())
+    })?;
+    kubernetes.wait("the alerts to be evaluated, and quiet", |_| {
+        let rules = get("rules?type=alert")?["data"]["groups"][0]["rules"].as_array()?.clone();
+        let quiet = rules.iter().all(|rule| rule["health"] == "ok" && rule["state"] == "inactive");
+        (rules.len() >= 8 && quiet).then_some(())
+    })
+}

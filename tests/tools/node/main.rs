@@ -6,6 +6,7 @@ mod containerd;
 mod deployment;
 mod image;
 mod kubernetes;
+mod leaving;
 mod many;
 mod pods;
 mod starts;
@@ -118,6 +119,8 @@ fn kubernetes(starts: usize, pods: usize) -> anyhow::Result<String> {
     println!("the agent is ready as a DaemonSet, with the shipped role and capabilities");
     deployment::all_accepted(&stage.kubernetes)?;
     println!("the API server takes every overlay");
+    deployment::scraped(&stage.kubernetes)?;
+    println!("Prometheus scrapes the agent and takes the alerts, which are quiet");
     stage.sidecar()?;
     println!("a pod with Envoy and no init container is served both ways");
     let took = stage.first_instructions("first", starts, |_, _| Ok(()))?;
@@ -145,10 +148,14 @@ fn kubernetes(starts: usize, pods: usize) -> anyhow::Result<String> {
         many.agent / 1024
     );
     stage.chart()?;
-    println!("the chart: installed by Helm, captured pods, uninstalled; what was captured stayed so");
+    println!(
+        "kubectl delete and helm uninstall took the plugin off; every kind of pod started, what was captured stayed so"
+    );
     stage.uninstall()?;
     stage.standalone()?;
-    println!("the plugin is taken off the node, whose network configuration is as before");
+    println!(
+        "a node that was off meanwhile: plain pods start, one of the mesh is told the remedy, which works"
+    );
     Ok(stage.kubernetes.machine.name().to_owned())
 }
 
