@@ -3,6 +3,7 @@
 //! connection.
 
 use crate::maps::{ActivePolicy, DESTINATIONS, META, ORIGINAL_DST, SEQUENCE, count};
+use crate::verifier::opaque;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use redirector_common::Addr;
@@ -17,10 +18,10 @@ const EEXIST: i32 = -17;
 /// The address of an original destination. None if it has none and cannot get one: the quota is used up.
 #[inline(always)]
 pub fn give(active: &ActivePolicy, wanted: &Destination) -> Option<Addr> {
-    let addr = match find(wanted) {
+    let addr = opaque(match find(wanted) {
         Some(addr) => addr,
         None => give_new(wanted, active.policy.destinations),
-    };
+    });
     if addr == NONE { None } else { Some(Addr::v4(addr)) }
 }
 

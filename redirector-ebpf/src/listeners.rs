@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{
 };
 use core::hint::black_box;
 use redirector_common::Addr;
-use redirector_common::abi::{LISTENER_SLOTS, LOOPBACK_IFINDEX, ListenerRole, SockKind};
+use redirector_common::abi::{LISTENER_SLOTS, LOOPBACK_IFINDEX, ListenerRole, SockKind, flag};
 use redirector_common::rule::Counter;
 
 /// listen(): if it is on a port of the proxy, register the socket.
@@ -21,18 +21,19 @@ pub fn register(ops: &Ops) {
     let Some(active) = maps::active_or_next() else { return };
     let Some(sk) = ops.sock() else { return };
     let (address, port) = (ops.local(), ops.local_port());
-    let Some(role) = ListenerRole::of_port(active.policy, port) else {
-        // A client may have become a listener, whose state the accepted sockets inherit.
-        if let Some(state) = socket_state::get(sk) {
-            state.kind = SockKind::NONE;
-        }
-        return;
-    };
+    let role = ListenerRole::of_port(active.policy, port);
+    // A client may have become a listener, whose state the accepted sockets inherit.
+    if let Some(state) = socket_state::get(sk) {
+        state.kind = SockKind::NONE;
+    }
+    let Some(role) = role else { return };
     // REDIRECT never sends to another loopback address.
     if address.is_loopback() && !address.is_localhost() || !netns::is_ours_in_sockops(ops) {
         return;
     }
-    if let Some(state) = socket_state::get_or_create(sk) {
+    // Of what comes over lo the address tells, or a flow: the sockets that are accepted need no state of their listener.
+    let from_network = role.takes_from_network(active.policy) || active.has(flag::HAS_VIRTUAL_INTERFACES);
+    if from_network && let Some(state) = socket_state::get_or_create(sk) {
         state.kind = SockKind::LISTENER;
         state.verdict = role as u16;
         state.proxy_port = port;
@@ -82,14 +83,16 @@ impl RedirectedTo {
 pub fn assign(ctx: &Lookup, active: &ActivePolicy, role: u32, to: &RedirectedTo) -> bool {
     let Some(first) = first_element(active, role) else { return false };
     let first = opaque(first);
-    let ipv4 = ctx.family() != AF_INET6;
+    // IPv4 listeners take no IPv6: their elements are beyond the end of the map then. Without a branch, as in `can_take`.
+    let beyond = (is_zero(ctx.family() ^ AF_INET6) as u32).wrapping_neg();
     let mut n = 0;
     while n < LISTENER_SLOTS {
         // Or LLVM would count the element instead, whose bounds the verifier does not know.
         let element = first + black_box(n);
         n += 1;
         // In turn, so that a registry of dual-stack listeners alone is not searched to its end.
-        if ipv4 && give(ctx, element, Family::V4, to) || give(ctx, element + LISTENER_SLOTS, Family::V6, to) {
+        if give(ctx, element | beyond, Family::V4, to) || give(ctx, element + LISTENER_SLOTS, Family::V6, to)
+        {
             return true;
         }
     }
@@ -111,6 +114,7 @@ fn give(ctx: &Lookup, element: u32, family: Family, to: &RedirectedTo) -> bool {
 #[inline(always)]
 pub fn is_registered(active: &ActivePolicy, role: u32, dst: &Addr) -> bool {
     let Some(first) = first_element(active, role) else { return false };
+    let first = opaque(first);
     let to = &RedirectedTo::localhost(dst);
     dst.is_v4() && is_usable(first, Family::V4, to) || is_usable(first + LISTENER_SLOTS, Family::V6, to)
 }

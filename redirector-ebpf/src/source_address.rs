@@ -3,7 +3,6 @@
 
 use crate::ctx::{Family, Sock, SockAddr};
 use crate::maps::count;
-use crate::verifier::opaque;
 use crate::{destinations, socket_state};
 use redirector_common::Addr;
 use redirector_common::abi::SockState;
@@ -51,7 +50,7 @@ impl Bound {
 #[inline(always)]
 pub fn bind(ctx: &SockAddr, sk: Sock, bound: &Bound, source: &Addr, state: &mut SockState) -> Option<Addr> {
     if !bound.addr.is_unspecified() {
-        return Some(opaque(bound.addr));
+        return Some(bound.addr);
     }
     if !is_worth_binding(source) {
         bound.undo(ctx, sk);
@@ -65,7 +64,7 @@ pub fn bind(ctx: &SockAddr, sk: Sock, bound: &Bound, source: &Addr, state: &mut 
         return Some(Addr::UNSPECIFIED);
     }
     state.bound_by_us = 1;
-    Some(opaque(*source))
+    Some(*source)
 }
 
 /// Whether the source address of a TCP socket without a port was bound for it.

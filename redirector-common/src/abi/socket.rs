@@ -156,6 +156,13 @@ impl ListenerRole {
         }
     }
 
+    /// Whether listeners of this role accept what comes from the network: it is told from what they accept over lo by
+    /// the state that accepted sockets inherit.
+    #[inline(always)]
+    pub const fn takes_from_network(self, policy: &Policy) -> bool {
+        self.port(policy) == policy.inbound_port
+    }
+
     /// First of the [`LISTENER_SLOTS`] elements of `LISTENERS` for this role in a policy slot; those of IPv6 listeners
     /// follow those of IPv4 ones.
     #[inline(always)]

@@ -79,11 +79,13 @@ fn handle(ctx: &SockAddr) -> Result<(), u16> {
     if errno == 0 { Ok(()) } else { Err(errno as u16) }
 }
 
-// Functions of their own, one after the other: a hook and the functions that it is in share 512 bytes of stack.
+// Functions of their own, one after the other: a hook and the functions that it is in share 512 bytes of stack. What they
+// return is opaque: where a constant decides a branch, kernels before 6.5 do not follow it back into a function, and take
+// every number for decisive instead (`mark_all_scalars_precise`); then no two paths are one.
 
 #[inline(never)]
 fn decide<const FAMILY: u8>(ctx: *mut bpf_sock_addr, sk: Sock, o: &mut Outbound) -> u32 {
-    o.decide(&SockAddr::of::<FAMILY>(ctx), sk).into()
+    opaque(u32::from(o.decide(&SockAddr::of::<FAMILY>(ctx), sk)))
 }
 
 /// Returns an errno or 0.
@@ -100,7 +102,7 @@ fn carry_out_dns<const FAMILY: u8>(ctx: *mut bpf_sock_addr, sk: Sock, o: &Outbou
 
 #[inline(always)]
 fn errno(result: Result<(), u16>) -> u32 {
-    result.err().unwrap_or(0).into()
+    opaque(u32::from(result.err().unwrap_or(0)))
 }
 
 #[inline(always)]
@@ -173,10 +175,11 @@ fn pass(ctx: &SockAddr, sk: Sock, bound: &Bound, kind: SockKind, rule: Counter) 
 
 #[inline(always)]
 fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
-    let unchanged = o.decision.rule as u32 == Counter::OutTproxyLoopback as u32;
-    let port = proxy_port(o);
-    let registered = listeners::is_registered(&o.active, role(o), &o.dst);
-    if !unchanged && registered && o.dst.is_v4() && to_virtual_destination(ctx, sk, o, port) {
+    let unchanged = opaque(o.decision.rule as u32 == Counter::OutTproxyLoopback as u32);
+    let (port, verdict) = opaque((proxy_port(o), verdict(o)));
+    let registered = opaque(listeners::is_registered(&o.active, opaque(role(o)), &o.dst));
+    let eligible = opaque(!unchanged && registered && o.dst.is_v4());
+    if eligible && opaque(to_virtual_destination(ctx, sk, o, port, verdict)) {
         count(o.decision.rule);
         return Ok(());
     }
@@ -191,7 +194,7 @@ fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
     };
     if unchanged {
         // TPROXY changes no address: sk_lookup gives the connection to the listener.
-        *state = redirected(o, 0, o.dst, o.dport);
+        *state = redirected(o, 0, o.dst, o.dport, verdict);
         count(o.decision.rule);
         o.bound.undo(ctx, sk);
         return Ok(());
@@ -201,7 +204,7 @@ fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
         Some(from) => proxy_address(o, registered, if itself { &Addr::UNSPECIFIED } else { &from }),
         // To its own address the kernel chooses the same source as to the original destination; getsockname of the
         // proxy is repaired.
-        None if !itself => opaque(o.source),
+        None if !itself => o.source,
         None => {
             count(Counter::RefusedNoListener);
             return Err(ECONNREFUSED);
@@ -209,15 +212,15 @@ fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
     };
     let proxy = opaque(proxy);
     count(o.decision.rule);
-    *state = redirected(o, state.bound_by_us, proxy, port);
+    *state = redirected(o, state.bound_by_us, proxy, port, verdict);
     ctx.set_name(&proxy, port);
     Ok(())
 }
 
 /// Sends a connection to the address that stands for its destination. False if it must be handed over by itself.
 #[inline(always)]
-fn to_virtual_destination(ctx: &SockAddr, sk: Sock, o: &Outbound, port: u16) -> bool {
-    let bind = o.bound.addr.is_unspecified() && is_worth_binding(&o.source);
+fn to_virtual_destination(ctx: &SockAddr, sk: Sock, o: &Outbound, port: u16, verdict: u16) -> bool {
+    let bind = opaque(o.bound.addr.is_unspecified() && is_worth_binding(&o.source));
     // bpf_bind takes no socket that has a port.
     if bind && o.bound.port != 0 || !o.active.has(flag::SPREAD) {
         return false;
@@ -226,7 +229,7 @@ fn to_virtual_destination(ctx: &SockAddr, sk: Sock, o: &Outbound, port: u16) -> 
         addr: o.dst.v4_be(),
         port: o.dport,
         proxy_port: port,
-        verdict: verdict(o),
+        verdict,
         source_bound: bind.into(),
         rule: o.decision.rule as u32,
     };
@@ -274,12 +277,12 @@ fn role(o: &Outbound) -> u32 {
 }
 
 #[inline(always)]
-fn redirected(o: &Outbound, bound_by_us: u8, proxy: Addr, proxy_port: u16) -> SockState {
+fn redirected(o: &Outbound, bound_by_us: u8, proxy: Addr, proxy_port: u16, verdict: u16) -> SockState {
     SockState {
         kind: SockKind::REDIRECTED,
         bound_by_us,
         pending: 1,
-        verdict: verdict(o),
+        verdict,
         orig: o.dst,
         proxy,
         orig_port: o.dport,
@@ -302,5 +305,5 @@ fn proxy_address(o: &Outbound, registered: bool, from: &Addr) -> Addr {
     if dst.is_v4() {
         return destinations::next_for_connection().unwrap_or(Addr::LOOPBACK_V4);
     }
-    if is_worth_binding(from) && o.active.is_local(*from) { opaque(*from) } else { Addr::LOOPBACK_V6 }
+    if is_worth_binding(from) && o.active.is_local(*from) { *from } else { Addr::LOOPBACK_V6 }
 }

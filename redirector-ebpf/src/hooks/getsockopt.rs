@@ -7,7 +7,7 @@ use crate::maps::{self, count};
 use crate::verifier::opaque;
 use crate::{destinations, netns, socket_state};
 use redirector_common::Addr;
-use redirector_common::abi::{FlowKey, OriginalDst, SockKind, SockState, flag};
+use redirector_common::abi::{FlowKey, ListenerRole, SockKind, flag};
 use redirector_common::rule::Counter;
 
 const SOL_IP: i32 = 0;
@@ -135,18 +135,28 @@ fn original(ctx: &Sockopt, sk: Sock, level: i32, known: bool) -> Answer {
     }
     let state = socket_state::get(sk);
     let kind = state.as_ref().map_or(SockKind::NONE, |s| s.kind);
+    let client = kind == SockKind::PASSED || kind == SockKind::TRANSPARENT || kind == SockKind::REDIRECTED;
     if let Some(state) = state.as_deref()
-        && (kind == SockKind::ACCEPTED || kind == SockKind::LISTENER)
+        && kind == SockKind::ACCEPTED
     {
-        let answer = accepted(sk, state);
+        return Answer::original(state.orig, state.orig_port);
+    }
+    if !client {
+        let answer = accepted(ctx, sk, tcp_state == TCP_CLOSE);
         if answer.kind != Answer::UNDECIDED {
             return answer;
         }
     }
     if tcp_state == TCP_CLOSE {
-        return Answer::without(Answer::KERNELS);
+        return match state {
+            // From the network; the kernel has forgotten the port.
+            Some(state) if kind == SockKind::LISTENER && state.orig_port != 0 => {
+                Answer::original(state.orig, state.orig_port)
+            }
+            _ => Answer::without(Answer::KERNELS),
+        };
     }
-    if let Some(original) = by_address(sk, kind)
+    if let Some(original) = destinations::original(&sk.peer(), sk.peer_port())
         && netns::is_ours_in_getsockopt(ctx)
     {
         return Answer::original(original.addr, original.port);
@@ -178,43 +188,31 @@ fn original(ctx: &Sockopt, sk: Sock, level: i32, known: bool) -> Answer {
     // conntrack tracks every connection: one that was not redirected has its own destination.
     // Both are read whatever is chosen, or LLVM would choose between two pointers into the socket.
     let (peer, local) = ((sk.peer(), sk.peer_port()), (sk.local(), sk.local_port()));
-    let client = kind == SockKind::PASSED || kind == SockKind::TRANSPARENT;
     let (addr, port) = if client { peer } else { local };
     Answer::original(addr, port)
 }
 
-/// Of a connection that a listener of the proxy has accepted; also when the client has reset it, of which conntrack still
-/// knows. The kernel has forgotten the local port then. Undecided: it was not redirected, as far as is known.
+/// By the local address of a connection that the proxy has accepted; also when the client has reset it, of which conntrack
+/// still knows. The kernel has forgotten the local port then. Undecided: the address is not one that was given.
 #[inline(always)]
-fn accepted(sk: Sock, state: &SockState) -> Answer {
-    let (local, closed) = (sk.local(), sk.state() == TCP_CLOSE);
-    if state.kind == SockKind::ACCEPTED {
-        return Answer::original(state.orig, state.orig_port);
+fn accepted(ctx: &Sockopt, sk: Sock, closed: bool) -> Answer {
+    let (local, port) = (sk.local(), sk.local_port());
+    if !destinations::is_given(&local) || !netns::is_ours_in_getsockopt(ctx) {
+        return Answer::without(Answer::UNDECIDED);
     }
     match destinations::meaning(&local) {
-        // Not the listener's port: a change of policy between connect() and the SYN may have given the connection to
+        // Not the port of a listener: a change of policy between connect() and the SYN may have given the connection to
         // the listener of another.
-        Some(original) if original.proxy_port != 0 && (closed || original.proxy_port == sk.local_port()) => {
-            return Answer::original(original.addr, original.port);
+        Some(original) if original.proxy_port != 0 && (closed || original.proxy_port == port) => {
+            Answer::original(original.addr, original.port)
         }
-        None if destinations::is_given(&local) => return Answer::without(Answer::UNKNOWN),
-        _ => {}
+        None if closed || is_proxys(port) => Answer::without(Answer::UNKNOWN),
+        _ => Answer::without(Answer::UNDECIDED),
     }
-    if closed && state.orig_port != 0 {
-        return Answer::original(state.orig, state.orig_port);
-    }
-    Answer::without(Answer::UNDECIDED)
 }
 
-/// The destination that an address of the socket stands for: a client's peer, or the local address of a connection that
-/// was accepted from a listener which is not registered.
+/// Whether a port is one of the proxy's.
 #[inline(always)]
-fn by_address(sk: Sock, kind: SockKind) -> Option<&'static OriginalDst> {
-    if let Some(original) = destinations::original(&sk.peer(), sk.peer_port()) {
-        return Some(original);
-    }
-    if kind == SockKind::PASSED || kind == SockKind::TRANSPARENT {
-        return None;
-    }
-    destinations::original(&sk.local(), sk.local_port())
+fn is_proxys(port: u16) -> bool {
+    maps::active().is_some_and(|active| ListenerRole::of_port(active.policy, port).is_some())
 }

@@ -5,7 +5,7 @@ use crate::maps::{self, ActivePolicy};
 use crate::source_address::{is_bound_by_us, unspecified};
 use crate::{destinations, netns, socket_state};
 use redirector_common::Addr;
-use redirector_common::abi::{DIRECT, FlowKey, List, ListenerRole, SockKind, flag, may_be_virtual};
+use redirector_common::abi::{DIRECT, FlowKey, List, ListenerRole, SockKind, flag};
 use redirector_common::decision::is_included;
 use redirector_common::rule::Counter;
 
@@ -49,17 +49,17 @@ fn peer(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
 #[inline(always)]
 fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
     let sk = ctx.sock()?;
+    if let Some(original) = destinations::original(&shown, ctx.port())
+        && sk.state() != TCP_LISTEN
+        && netns::is_ours(ctx)
+    {
+        let direct = original.verdict == DIRECT;
+        return Some(if direct { (original.addr, original.port) } else { (shown.localhost(), ctx.port()) });
+    }
     let Some(state) = socket_state::get(sk) else {
         return if sk.state() == TCP_CLOSE { not_connected(ctx, sk) } else { None };
     };
     match state.kind {
-        SockKind::LISTENER if sk.state() != TCP_LISTEN && may_be_virtual(&shown) => {
-            let port = ctx.port();
-            destinations::original(&shown, port).map(|original| match original.verdict {
-                DIRECT => (original.addr, original.port),
-                _ => (shown.localhost(), port),
-            })
-        }
         SockKind::ACCEPTED if state.verdict == DIRECT => Some((state.orig, state.orig_port)),
         // TPROXY has changed nothing.
         SockKind::ACCEPTED if state.rule == Counter::OutTproxyLoopback as u32 => None,

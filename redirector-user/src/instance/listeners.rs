@@ -43,7 +43,7 @@ pub fn register(
     for listener in &found.listeners {
         let role = roles.into_iter().find(|(port, _)| *port == listener.port);
         if let Some((_, role)) = role
-            && !registry.add(listener, role, role == ListenerRole::Outbound && needs_transparent(policy))?
+            && !registry.add(listener, role, policy)?
         {
             notes.push(format!(
                 "{listener} could not be registered: it is an MPTCP listener, or there are more than {LISTENER_SLOTS}; \
@@ -107,8 +107,25 @@ impl Registry {
     }
 
     /// Adds a listener; false if it cannot be in any place.
-    fn add(&mut self, listener: &Listener, role: ListenerRole, transparent: bool) -> Result<bool> {
+    fn add(&mut self, listener: &Listener, role: ListenerRole, policy: &Policy) -> Result<bool> {
+        let transparent = role == ListenerRole::Outbound && needs_transparent(policy);
         let make = transparent && !sockopt::is_transparent(listener.socket.as_fd()).unwrap_or(false);
+        // As the programs do (`listeners::register`): what is accepted inherits it.
+        let from_network = listener.port == policy.inbound_port || needs_transparent(policy);
+        if from_network || self.sockets.get(&listener.socket, 0).is_ok() {
+            self.note(listener, role, make)?;
+        }
+        if make {
+            // Noted in its state first.
+            sockopt::set_transparent(listener.socket.as_fd(), true)
+                .context(|| format!("set IP_TRANSPARENT on {listener}"))?;
+        }
+        let first = role.first_element(self.slot, listener.v6);
+        put(self.map.as_fd(), first, listener.socket.as_fd())
+            .context(|| format!("register {listener} in LISTENERS"))
+    }
+
+    fn note(&mut self, listener: &Listener, role: ListenerRole, make: bool) -> Result<()> {
         let made = make || is_made_transparent(&self.sockets, listener);
         let state = SockState {
             kind: SockKind::LISTENER,
@@ -122,15 +139,7 @@ impl Registry {
             rule: 0,
         };
         let stored = self.sockets.insert(&listener.socket, state, 0);
-        stored.context(|| format!("attach state to {listener}"))?;
-        if make {
-            // Noted in its state first.
-            sockopt::set_transparent(listener.socket.as_fd(), true)
-                .context(|| format!("set IP_TRANSPARENT on {listener}"))?;
-        }
-        let first = role.first_element(self.slot, listener.v6);
-        put(self.map.as_fd(), first, listener.socket.as_fd())
-            .context(|| format!("register {listener} in LISTENERS"))
+        stored.context(|| format!("attach state to {listener}"))
     }
 }
 
