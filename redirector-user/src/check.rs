@@ -117,6 +117,18 @@ pub fn all(root: &Directory) -> Vec<Finding> {
         "the owner of a socket",
         "boot with lockdown=integrity or none",
     ));
+    let last = match Kernel::probe() {
+        Ok(kernel) => of_kernel(&kernel),
+        Err(e) => vec![finding("our programs load", false, true, "everything", &e.on_command_line())],
+    };
+    let of_the_kernel = of_kinds().into_iter().chain(last);
+    list.extend(of_the_kernel.map(|found| unless_blind(found, &blinding)));
+    list
+}
+
+/// Whether the kernel has the kinds of programs and maps that are used.
+fn of_kinds() -> Vec<Finding> {
+    let mut list = Vec::new();
     for (name, kind, since, what) in [
         (
             "cgroup sock_addr programs",
@@ -129,8 +141,7 @@ pub fn all(root: &Directory) -> Vec<Finding> {
         ("sk_lookup programs", ProgramType::SkLookup, "5.9", "inbound capture"),
     ] {
         let present = is_program_supported(kind).unwrap_or(false);
-        let found = finding(name, present, true, what, &format!("use Linux {since} or newer"));
-        list.push(unless_blind(found, &blinding));
+        list.push(finding(name, present, true, what, &format!("use Linux {since} or newer")));
     }
     for (name, kind, since, what) in [
         ("sk_storage maps", MapType::SkStorage, "5.2", "state of a socket"),
@@ -138,14 +149,8 @@ pub fn all(root: &Directory) -> Vec<Finding> {
         ("LPM tries", MapType::LpmTrie, "4.11", "CIDRs and routes"),
     ] {
         let present = is_map_supported(kind).unwrap_or(false);
-        let found = finding(name, present, true, what, &format!("use Linux {since} or newer"));
-        list.push(unless_blind(found, &blinding));
+        list.push(finding(name, present, true, what, &format!("use Linux {since} or newer")));
     }
-    let last = match Kernel::probe() {
-        Ok(kernel) => of_kernel(&kernel),
-        Err(e) => vec![finding("our programs load", false, true, "everything", &e.on_command_line())],
-    };
-    list.extend(last.into_iter().map(|found| unless_blind(found, &blinding)));
     list
 }
 

@@ -1,18 +1,14 @@
 //! `redirector completions`, and the hidden verb that writes what packages hold: man pages, completions, JSON schemas.
 
-use super::env::{BPFFS, Env};
 use super::output;
-use super::{Cli, explain, list, show, status};
+use super::{explain, list, show, status};
 use crate::base::error::{Context, Error, Result};
-use crate::instance::directory::Directory;
 use crate::instance::{connections::Flow, trace::Event};
 use crate::policy::Policy;
 use crate::{check, health, verify};
-use clap::CommandFactory;
-use clap_complete::engine::CompletionCandidate;
+use clap::Command;
 use clap_complete::env::{CompleteEnv, Shells};
 use schemars::{Schema, schema_for};
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -74,15 +70,8 @@ pub fn completions(args: &Completions) -> Result<ExitCode> {
 }
 
 /// Answers a shell that asks how to go on, and ends this process then.
-pub fn complete() {
-    CompleteEnv::with_factory(Cli::command).var(VARIABLE).bin("redirector").complete();
-}
-
-/// Names of instances that begin so; none where they cannot be read.
-pub fn names_of_instances(begin: &OsStr) -> Vec<CompletionCandidate> {
-    let names = Directory::at(Path::new(BPFFS)).names().unwrap_or_default().into_iter();
-    let begin = begin.to_string_lossy();
-    names.filter(|name| name.starts_with(&*begin)).map(CompletionCandidate::new).collect()
+pub fn complete(command: fn() -> Command) {
+    CompleteEnv::with_factory(command).var(VARIABLE).bin("redirector").complete();
 }
 
 /// What to write.
@@ -103,12 +92,12 @@ pub struct Args {
     dir: PathBuf,
 }
 
-pub fn run(_env: &Env, args: &Args) -> Result<ExitCode> {
+pub fn run(command: Command, args: &Args) -> Result<ExitCode> {
     let dir = &args.dir;
     std::fs::create_dir_all(dir).context(|| format!("create {}", dir.display()))?;
     match args.kind {
         Kind::Man => {
-            clap_mangen::generate_to(Cli::command(), dir).context(|| format!("write to {}", dir.display()))?
+            clap_mangen::generate_to(command, dir).context(|| format!("write to {}", dir.display()))?
         }
         Kind::Completions => {
             Shell::ALL.iter().try_for_each(|shell| write(dir, shell.file(), &shell.script()?))?

@@ -26,7 +26,7 @@ mod verify;
 mod watch;
 mod which;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use env::{BPFFS, Env, fail};
 use output::Format;
 use std::path::{Path, PathBuf};
@@ -135,7 +135,7 @@ pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|verb| verb == crate::verify::helper::VERB) {
         return verify::helper();
     }
-    generate::complete();
+    generate::complete(Cli::command);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
@@ -167,7 +167,7 @@ pub fn main() -> ExitCode {
         Verb::Cni(args) => cni::run(&env, args),
         Verb::Verify(args) => verify::run(&env, &args),
         Verb::Completions(args) => generate::completions(&args),
-        Verb::Generate(args) => generate::run(&env, &args),
+        Verb::Generate(args) => generate::run(Cli::command(), &args),
     };
     match result {
         Ok(code) => code,
@@ -178,7 +178,6 @@ pub fn main() -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     /// Help is wrapped to the terminal, which would cut a command in two.
     #[test]

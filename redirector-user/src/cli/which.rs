@@ -1,15 +1,15 @@
 //! Naming one instance: `NAME | --pid | --netns | --pod`, the same for every verb that looks at one.
 
-use super::env::{Env, netns_given};
-use super::generate::names_of_instances;
+use super::env::{BPFFS, Env, netns_given};
 use crate::base::error::{Error, Result};
 use crate::cni::plugin;
 use crate::cni::protocol::SOCKET;
-use crate::instance::directory::check_name;
+use crate::instance::directory::{Directory, check_name};
 use crate::instance::find;
 use crate::pod::name::PodName;
 use crate::pod::open_netns;
-use clap_complete::engine::ArgValueCompleter;
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// The agent's directory, if it was given no other.
@@ -80,6 +80,13 @@ impl Which {
         })?;
         Ok(Some(name))
     }
+}
+
+/// Names of instances that begin so, for completions; none where they cannot be read.
+fn names_of_instances(begin: &OsStr) -> Vec<CompletionCandidate> {
+    let names = Directory::at(Path::new(BPFFS)).names().unwrap_or_default().into_iter();
+    let begin = begin.to_string_lossy();
+    names.filter(|name| name.starts_with(&*begin)).map(CompletionCandidate::new).collect()
 }
 
 fn of_pod(env: &Env, pod: &str) -> Result<String> {
