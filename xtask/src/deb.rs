@@ -30,7 +30,11 @@ pub fn package(arch: Arch, target: &str, built: &Path, directory: &Path) -> Resu
         .dir(project::root())
         .run()?;
     let contents = Cmd::new("dpkg-deb").arg("--contents").arg(directory.join(&name)).quiet(true).read()?;
-    for wanted in ["./usr/bin/redirector", "./usr/lib/systemd/system/redirector-agent.service"] {
+    for wanted in [
+        "./usr/bin/redirector",
+        "./usr/lib/systemd/system/redirector-agent.service",
+        "./usr/share/man/man1/redirector.1.gz",
+    ] {
         ensure!(contents.lines().any(|line| line.ends_with(wanted)), "{name} has no {wanted}");
     }
     Ok(name)

@@ -61,7 +61,7 @@ fn directory() -> Result<PathBuf> {
 }
 
 fn build(arches: &[Arch], name: &str, directory: &Path) -> Result<Vec<String>> {
-    let mut files = Vec::new();
+    let mut files = vec![generated(directory)?];
     let mut binaries = Vec::new();
     for arch in arches {
         let target = target(*arch)?;
@@ -124,13 +124,35 @@ fn remapped() -> Result<String> {
     Ok(format!("{} {}", flag(&home, "/cargo"), flag(&project::root(), "/redirector")))
 }
 
+/// What the program says of itself, for packages and by itself: man pages, completions, schemas.
+fn generated(directory: &Path) -> Result<String> {
+    let place = project::root().join("target/deb");
+    let program = binary(Arch::here(), &target(Arch::here())?, directory)?;
+    let kinds = ["completions", "man", "schemas"];
+    for kind in kinds {
+        let kind_place = place.join(kind);
+        if kind_place.exists() {
+            fs::remove_dir_all(&kind_place)?;
+        }
+        Cmd::new(&program).args(["generate", kind]).arg(kind_place).quiet(true).run()?;
+    }
+    let name = format!("redirector-generated-{VERSION}.tgz");
+    packed(&place, &kinds, &directory.join(&name))?;
+    Ok(name)
+}
+
+/// Files of a directory, as an archive that is the same each time.
+fn packed(directory: &Path, what: &[&str], archive: &Path) -> Result<()> {
+    let tar = archive.with_extension("tar");
+    image::tar(directory, &tar, &[&["--mode=u=rwX,go=rX"], what].concat())?;
+    fs::write(archive, image::gzip(&tar)?)?;
+    fs::remove_file(tar).with_context(|| archive.display().to_string())
+}
+
 /// The chart as `helm package` makes it: one directory in a compressed archive.
 fn chart(directory: &Path) -> Result<String> {
     let name = format!("redirector-chart-{VERSION}.tgz");
-    let tar = directory.join("chart.tar");
-    image::tar(&project::root().join("deploy/helm"), &tar, &["--mode=u=rwX,go=rX", "redirector"])?;
-    fs::write(directory.join(&name), image::gzip(&tar)?)?;
-    fs::remove_file(tar)?;
+    packed(&project::root().join("deploy/helm"), &["redirector"], &directory.join(&name))?;
     Ok(name)
 }
 
