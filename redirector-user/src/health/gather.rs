@@ -238,7 +238,7 @@ impl Gathered {
             Finding::fault("listener_not_transparent", problem.clone(), "", remedy)
         }));
         let owners: Vec<Vec<Owner>> = of_ports.iter().map(|listener| self.owners(listener)).collect();
-        findings.extend(proxy_user::judge(&self.policy, &self.in_force, &owners));
+        findings.extend(proxy_user::judge(&self.policy, &self.in_force, &self.now.routes, &owners));
         let listening: HashSet<u32> =
             of_ports.iter().flat_map(|l| self.owners_of(&l.socket)).map(|process| process.pid).collect();
         let whole = self.target.cgroup.path.display().to_string();

@@ -3,6 +3,7 @@
 use super::finding::{Finding, Level};
 use crate::explain::{self, Offline, Outgoing};
 use crate::policy::{Policy, Selection};
+use crate::routes::{Outcome as Leaving, Route};
 use crate::rules::Protocol;
 use redirector_common::rule::{Outcome, Verdict};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -28,9 +29,11 @@ pub(super) struct Owner {
     pub told: Option<String>,
 }
 
-/// Some destination that an application's connection to is captured.
-pub(super) fn captured_destination(policy: &Policy, in_force: &Offline) -> Option<SocketAddr> {
+/// Some destination that an application's connection to is captured. A pod may have no route to where nobody is.
+fn captured_destination(policy: &Policy, in_force: &Offline, routes: &[Route]) -> Option<SocketAddr> {
     let mut hosts: Vec<IpAddr> = NOBODY.into();
+    let leads_out = |route: &&Route| matches!(route.outcome, Leaving::Via { .. });
+    hosts.extend(routes.iter().filter(leads_out).take(TRIED).filter_map(|route| route.prefix.hosts().next()));
     if let Selection::List(nets) = &policy.outbound_cidrs {
         hosts.extend(nets.iter().take(TRIED).filter_map(|net| net.hosts().next()));
     }
@@ -55,8 +58,13 @@ fn is_captured(policy: &Policy, in_force: &Offline, to: SocketAddr, by: Option<&
 
 /// What is to be said of those who listen for the proxy. A listener may have several owners (a master and its workers): one
 /// that is the proxy's user is enough.
-pub(super) fn judge(policy: &Policy, in_force: &Offline, listeners: &[Vec<Owner>]) -> Vec<Finding> {
-    let Some(to) = captured_destination(policy, in_force) else { return Vec::new() };
+pub(super) fn judge(
+    policy: &Policy,
+    in_force: &Offline,
+    routes: &[Route],
+    listeners: &[Vec<Owner>],
+) -> Vec<Finding> {
+    let Some(to) = captured_destination(policy, in_force, routes) else { return Vec::new() };
     let mut findings: Vec<Finding> = Vec::new();
     for owners in listeners {
         if owners.is_empty() || owners.iter().any(|owner| !is_captured(policy, in_force, to, Some(owner))) {
@@ -100,6 +108,7 @@ fn looping(policy: &Policy, owner: &Owner) -> Finding {
 mod tests {
     use super::*;
     use crate::policy::Policy;
+    use crate::routes::RouteSnapshot;
 
     fn owner(uid: u32, gid: Option<u32>) -> Owner {
         Owner { port: 15001, uid, gid, proxy: false, told: Some("pid 7 envoy".into()) }
@@ -132,16 +141,32 @@ mod tests {
         ];
         for (policy, owners, level) in cases {
             let offline = Offline::new(policy, &[], &[]);
-            let found = judge(policy, &offline, std::slice::from_ref(&owners));
+            let found = judge(policy, &offline, &[], std::slice::from_ref(&owners));
             assert_eq!(found.first().map(|finding| finding.level), level, "{owners:?}");
         }
         let offline = Offline::new(&sidecar, &[], &[]);
         let found =
-            judge(&sidecar, &offline, &[vec![owner(2000, Some(2000))], vec![owner(2000, Some(2000))]]);
+            judge(&sidecar, &offline, &[], &[vec![owner(2000, Some(2000))], vec![owner(2000, Some(2000))]]);
         assert_eq!(found.len(), 1);
         assert_eq!(
             found[0].what,
             "port 15001 belongs to uid 2000 (pid 7 envoy), and the proxy's user is 1337"
         );
+    }
+
+    /// A pod whose only route is that to its own network.
+    #[test]
+    fn without_a_default_route() {
+        let policy = Policy::default();
+        let route = |prefix: &str, outcome| Route { prefix: prefix.parse().unwrap(), outcome };
+        let routes = vec![
+            route("0.0.0.0/0", Leaving::Refused { errno: libc::ENETUNREACH }),
+            route("10.44.0.0/24", Leaving::Via { oif: 2, source: None }),
+            route("::/0", Leaving::Refused { errno: libc::ENETUNREACH }),
+        ];
+        let snapshot = RouteSnapshot { routes, interfaces: Vec::new() };
+        let offline = Offline::of(&policy, &snapshot);
+        let found = |routes| judge(&policy, &offline, routes, &[vec![owner(2000, Some(2000))]]).len();
+        assert_eq!((found(&[]), found(&snapshot.routes)), (0, 1));
     }
 }
