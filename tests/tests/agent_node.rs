@@ -316,7 +316,7 @@ fn what_others_detach_is_repaired() -> anyhow::Result<()> {
     agent.wait_for_event(0, |event| event["links"].as_u64().is_some_and(|links| links > 0))?;
     detach_link(&bpffs.instance(INSTANCE).join("link_sk_lookup"))?;
     repaired(1.0)?;
-    bpffs.run(&["detach", "--name", INSTANCE])?.expect(exit::OK)?;
+    bpffs.run(&["detach", "--force", "--name", INSTANCE])?.expect(exit::OK)?;
     repaired(2.0)
 }
 
