@@ -69,7 +69,10 @@ fn give_new(wanted: &Destination, quota: u32) -> u32 {
 /// An application connects to an address of the range by itself: if it has no meaning yet, it keeps its own.
 #[inline(always)]
 pub fn keep(addr: &Addr) {
-    let itself = OriginalDst { addr: *addr, port: 0, verdict: 0, rule: 0, proxy_port: 0, source_bound: 0 };
+    // Not constant zeroes: LLVM would call memset.
+    let (none, rule) = opaque((0_u16, 0_u32));
+    let itself =
+        OriginalDst { addr: *addr, port: none, verdict: none, rule, proxy_port: none, source_bound: none };
     if ORIGINAL_DST.insert(addr, &itself, BPF_NOEXIST as u64).is_ok()
         && let Some(sequence) = sequence()
     {
