@@ -2,13 +2,15 @@
 //! the local address of the accepted socket, and the peer's address of the client, tell it. Nothing is stored for a
 //! connection.
 
-use crate::maps::{ActivePolicy, DESTINATIONS, META, ORIGINAL_DST, SEQUENCE, count};
-use crate::verifier::opaque;
-use aya_ebpf::bindings::BPF_NOEXIST;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use aya_ebpf::bindings::BPF_NOEXIST;
 use redirector_common::Addr;
 use redirector_common::abi::{Destination, OriginalDst, Sequence, VirtualRange, may_be_virtual};
 use redirector_common::rule::Counter;
+
+use crate::maps::{ActivePolicy, DESTINATIONS, META, ORIGINAL_DST, SEQUENCE, count};
+use crate::verifier::opaque;
 
 /// The sequence may come to addresses that have a meaning: an application has connected there by itself, or another CPU
 /// has been quicker.

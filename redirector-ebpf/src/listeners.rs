@@ -1,18 +1,20 @@
 //! The registry of the proxy's listeners: a listener is registered when it starts to listen, and given the connections
 //! that are for it.
 
-use crate::ctx::{AF_INET6, Family, Lookup, Ops, Sock};
-use crate::maps::{self, ActivePolicy, LISTENERS, count};
-use crate::verifier::{is_zero, opaque};
-use crate::{netns, socket_state};
+use core::hint::black_box;
+
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{
     bpf_get_prandom_u32, bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_sock_map_update,
 };
-use core::hint::black_box;
 use redirector_common::Addr;
 use redirector_common::abi::{LISTENER_SLOTS, LOOPBACK_IFINDEX, ListenerRole, SockKind, flag};
 use redirector_common::rule::Counter;
+
+use crate::ctx::{AF_INET6, Family, Lookup, Ops, Sock};
+use crate::maps::{self, ActivePolicy, LISTENERS, count};
+use crate::verifier::{is_zero, opaque};
+use crate::{netns, socket_state};
 
 /// listen(): if it is on a port of the proxy, register the socket.
 #[inline(always)]

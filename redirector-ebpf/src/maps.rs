@@ -1,14 +1,14 @@
 //! Every map of an instance, and the lookups all hooks share.
 
-use crate::verifier::{fresh, opaque};
+use core::ffi::c_void;
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
 use aya_ebpf::bindings::{
     BPF_F_CLONE, BPF_F_NO_PREALLOC,
     bpf_map_type::{BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_SOCKMAP},
 };
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key};
 use aya_ebpf::macros::btf_map;
-use core::ffi::c_void;
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use redirector_common::Addr;
 use redirector_common::abi::{
     ActiveWord, Destination, Flow, FlowKey, LISTENERS_LEN, List, ListKey, Meta, OriginalDst, Policy,
@@ -16,6 +16,8 @@ use redirector_common::abi::{
 };
 use redirector_common::decision::{Decision, Lists};
 use redirector_common::rule::Counter;
+
+use crate::verifier::{fresh, opaque};
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 

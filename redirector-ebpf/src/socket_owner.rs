@@ -1,11 +1,12 @@
 //! Who owns a socket, as netfilter's `owner`, `cgroup` and `mark` matches see it.
 
-use crate::ctx::Sock;
-use crate::maps::{ActivePolicy, constant};
-use crate::verifier::opaque;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use redirector_common::abi::flag;
 use redirector_common::routing::Owner;
+
+use crate::ctx::Sock;
+use crate::maps::{ActivePolicy, constant};
+use crate::verifier::opaque;
 
 #[inline(always)]
 pub fn of(sk: Sock, active: &ActivePolicy) -> Owner {

@@ -1,11 +1,13 @@
 //! State of a socket: lives and dies with it.
 
-use crate::ctx::Sock;
-use crate::maps::SOCKETS;
+use core::ptr::{NonNull, null_mut};
+
 use aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
-use core::ptr::{NonNull, null_mut};
 use redirector_common::abi::SockState;
+
+use crate::ctx::Sock;
+use crate::maps::SOCKETS;
 
 #[inline(always)]
 fn lookup(sk: Sock, flags: u64) -> Option<&'static mut SockState> {

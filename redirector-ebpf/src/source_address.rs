@@ -1,12 +1,13 @@
 //! The source address of a socket: what the application has bound, and what is bound for it, so that the proxy sees the
 //! address that the connection would have come from.
 
-use crate::ctx::{Family, Sock, SockAddr};
-use crate::maps::count;
-use crate::{destinations, socket_state};
 use redirector_common::Addr;
 use redirector_common::abi::SockState;
 use redirector_common::rule::Counter;
+
+use crate::ctx::{Family, Sock, SockAddr};
+use crate::maps::count;
+use crate::{destinations, socket_state};
 
 /// What the application has bound before connect().
 #[derive(Clone, Copy)]

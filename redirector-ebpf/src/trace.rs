@@ -4,13 +4,14 @@
 //! The connect hooks have no stack left for it, so an outgoing connection is told when its SYN is
 //! about to leave. What connect() refused is only counted.
 
-use crate::ctx::{Lookup, Ops};
-use crate::destinations;
 use aya_log_ebpf::debug;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use redirector_common::Addr;
 use redirector_common::abi::{FlowKey, SockKind, SockState};
 use redirector_common::decision::Decision;
+
+use crate::ctx::{Lookup, Ops};
+use crate::destinations;
 
 /// `connect CLIENT PORT DESTINATION PORT VERDICT RULE`
 #[inline(always)]

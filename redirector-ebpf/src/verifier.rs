@@ -1,12 +1,13 @@
 //! What keeps the verifier's work small. It follows every path on its own as long as any register or stack slot
 //! differs, and it remembers of a value in a register what was tested.
 
-use crate::hooks::sk_lookup::Wanted;
-use crate::listeners::RedirectedTo;
-use crate::source_address::Bound;
 use redirector_common::Addr;
 use redirector_common::abi::Route;
 use redirector_common::decision::{Decision, Incoming, Outgoing};
+
+use crate::hooks::sk_lookup::Wanted;
+use crate::listeners::RedirectedTo;
+use crate::source_address::Bound;
 
 /// Always zero, which the verifier cannot know of a map that user space may write (`.bss`).
 #[unsafe(link_section = ".bss")]

@@ -1,18 +1,20 @@
 //! `redirector check`: what is there and what is not.
 
+use std::path::Path;
+use std::time::Instant;
+
+use aya::maps::MapType;
+use aya::programs::ProgramType;
+use aya::sys::{is_map_supported, is_program_supported};
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use crate::instance::directory::Directory;
 use crate::kernel::{Kernel, Subject, privileges};
 use crate::pod::cgroup;
 use crate::programs::hooks;
 use crate::programs::object::{Loaded, Maps};
 use crate::sys::program_query;
-use aya::maps::MapType;
-use aya::programs::ProgramType;
-use aya::sys::{is_map_supported, is_program_supported};
-use schemars::JsonSchema;
-use serde::Serialize;
-use std::path::Path;
-use std::time::Instant;
 
 /// One thing that was looked for.
 #[derive(Clone, Debug, Serialize, JsonSchema)]

@@ -3,16 +3,18 @@
 //! A proxy that runs in the captured cgroup asks its accepted socket with [`of_socket`], as it
 //! would under iptables. [`ExposedMaps`] serves everybody else; its layout is in docs/abi.md.
 
-use crate::base::error::{Context, Result};
-use crate::instance::{directory::Directory, maps::Instance};
-use crate::sys::sockopt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+
 use aya::maps::{HashMap, MapData, MapError};
 use redirector_common::Addr;
 use redirector_common::abi::{Flow, FlowKey, OriginalDst};
 use redirector_common::rule::Verdict;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+
+use crate::base::error::{Context, Result};
+use crate::instance::{directory::Directory, maps::Instance};
+use crate::sys::sockopt;
 
 /// Original destination of an accepted TCP socket: SO_ORIGINAL_DST at SOL_IP, then at SOL_IPV6.
 ///

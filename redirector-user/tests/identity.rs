@@ -1,8 +1,9 @@
 //! An instance is told from a later one of the same name.
 
+use std::path::PathBuf;
+
 use redirector_user::instance::{detach::detach_only, directory::Directory};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use std::path::PathBuf;
 
 /// A bpffs that goes away with its value.
 struct Bpffs(PathBuf);

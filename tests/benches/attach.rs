@@ -2,15 +2,15 @@
 
 use std::time::Instant;
 
-use serde::Serialize;
-
-use super::stats::Estimate;
-use super::{Settings, sys};
 use redirector_tests::harness::command::run;
 use redirector_tests::harness::oracle::{self, options::Options};
 use redirector_tests::harness::product::bpffs::{Bpffs, target};
 use redirector_tests::harness::product::exit;
 use redirector_tests::harness::world::{Pod, World};
+use serde::Serialize;
+
+use super::stats::Estimate;
+use super::{Settings, sys};
 
 /// One command, with every process that it starts.
 #[derive(Clone, Debug, Serialize)]

@@ -9,6 +9,11 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::Context;
+use redirector_tests::harness::command::run;
+use redirector_tests::harness::product::bpffs::{Bpffs, target};
+use redirector_tests::harness::product::runs::{ProgramStats, hooks};
+use redirector_tests::harness::product::{Instance, exit};
+use redirector_tests::harness::world::{PodOptions, VIP4, World};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -19,11 +24,6 @@ use super::report::{Shown, TextTable, milliseconds, ratio, thousands, whole};
 use super::stats::Estimate;
 use super::worker::{Job, Mode};
 use super::{Settings, say, sys};
-use redirector_tests::harness::command::run;
-use redirector_tests::harness::product::bpffs::{Bpffs, target};
-use redirector_tests::harness::product::runs::{ProgramStats, hooks};
-use redirector_tests::harness::product::{Instance, exit};
-use redirector_tests::harness::world::{PodOptions, VIP4, World};
 
 /// Networks in a long list.
 const LONG_LIST: u32 = 50_000;

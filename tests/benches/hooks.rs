@@ -1,13 +1,13 @@
 //! The cost of each eBPF program: mean run time as the kernel counts it.
 
 use anyhow::Context;
+use redirector_tests::harness::product::runs::{ProgramStats, RunCount, hooks};
 use serde::Serialize;
 
 use super::pods::{Destination, MeasuredPods, Way};
 use super::stats::Estimate;
 use super::worker::{Job, Mode};
 use super::{Settings, sys};
-use redirector_tests::harness::product::runs::{ProgramStats, RunCount, hooks};
 
 /// How often each load is put on: a neighbour's burst must not decide.
 const HOOK_SAMPLES: u32 = 11;

@@ -5,11 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use rustix::thread::{CpuSet, sched_getaffinity};
-use serde::Serialize;
-
 use redirector_tests::harness::command::run;
 use redirector_tests::harness::product::binary;
+use rustix::thread::{CpuSet, sched_getaffinity};
+use serde::Serialize;
 
 /// The machine, the moment and the product.
 #[derive(Clone, Debug, Serialize)]

@@ -33,12 +33,12 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use clap::{Parser, ValueEnum};
+use redirector_tests::harness::probe;
 use serde::Serialize;
 
 use self::machine::MachineInfo;
 use self::pods::MeasuredPods;
 use self::report::BenchReport;
-use redirector_tests::harness::probe;
 
 const HELP: &str = "\
 Examples:

@@ -3,10 +3,6 @@
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
-use serde::Serialize;
-
-use super::attach::timed;
-use super::{say, sys};
 use redirector_tests::harness::names;
 use redirector_tests::harness::oracle::{self, options::Options};
 use redirector_tests::harness::product::bpffs::Bpffs;
@@ -14,6 +10,10 @@ use redirector_tests::harness::product::objects::Objects;
 use redirector_tests::harness::product::{exit, runs};
 use redirector_tests::harness::world::cgroup::Cgroup;
 use redirector_tests::harness::world::netns::Netns;
+use serde::Serialize;
+
+use super::attach::timed;
+use super::{say, sys};
 
 /// Attaches of which the median is taken, at the beginning and at the end.
 const FEW: usize = 5;

@@ -4,16 +4,16 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::Context;
-use serde::Serialize;
-
-use super::floor::EmptyHooks;
-use super::worker::{ExpectingListener, Job, JobDone, READY, Role, WORKER};
 use redirector_tests::harness::oracle::{self, options::Options};
 use redirector_tests::harness::pair::fixture::Redirection;
 use redirector_tests::harness::process::{Daemon, Place};
 use redirector_tests::harness::product::Instance;
 use redirector_tests::harness::server::{INBOUND, OUTBOUND, any4, any6};
 use redirector_tests::harness::world::{APP, PROXY, Pod, PodOptions, VIP4, VIP6, World, at};
+use serde::Serialize;
+
+use super::floor::EmptyHooks;
+use super::worker::{ExpectingListener, Job, JobDone, READY, Role, WORKER};
 
 /// Port of the service the app wants.
 const SERVICE: u16 = 80;

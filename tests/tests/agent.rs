@@ -4,14 +4,13 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Context;
-use rustix::process::Signal;
-
 use redirector_tests::harness::load::during;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::many::LoadReport;
 use redirector_tests::harness::product::agent::{Agent, Home, target, until_active, until_registered};
 use redirector_tests::harness::product::objects::detach_link;
 use redirector_tests::harness::product::older::{Older, PROGRAMS};
+use rustix::process::Signal;
 
 const NAME: &str = "file-shop";
 const DASHBOARD: &str = include_str!("../../deploy/helm/redirector/files/dashboard.json");

@@ -9,11 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use serde_json::json;
-
 use redirector_tests::harness::kubelet::{Id, NodeWithPod, PREVIOUS};
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::agent::{Agent, Home, until_active};
+use serde_json::json;
 
 const LIST: &str = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"}]}"#;
 

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 
 use anyhow::Context;
-
 use redirector_tests::harness::apiserver::ApiServer;
 use redirector_tests::harness::kubelet::{Call, Id, Kubelet, PREVIOUS};
 use redirector_tests::harness::prelude::*;

@@ -6,14 +6,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use rustix::fs::{CWD, FileType, Mode, mknodat};
-use rustix::process::Signal;
-use serde_json::json;
-
 use redirector_tests::harness::kubelet::{Call, Id, Kubelet, NodeWithPod};
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::agent::{Agent, Home, target, until_active, until_registered};
 use redirector_tests::harness::product::objects::{detach_link, set_layout};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::Signal;
+use serde_json::json;
 
 const SHOP: &str = "shop";
 /// The agent's name for it.

@@ -3,12 +3,11 @@
 use std::net::Ipv4Addr;
 
 use anyhow::ensure;
-use serde_json::{Value, json};
-
 use redirector_tests::harness::oracle::options::Cidrs;
 use redirector_tests::harness::oracle::options::Ports;
 use redirector_tests::harness::pair::matrix;
 use redirector_tests::harness::prelude::*;
+use serde_json::{Value, json};
 
 /// The user of a proxy that has one of its own.
 const OTHER: Owner = Owner { uid: 2000, gid: 3000 };

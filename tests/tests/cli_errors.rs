@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use serde_json::Value;
-
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::binary;
 use redirector_tests::harness::world::cgroup::mount_point;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use serde_json::Value;
 
 /// No process has a number that high (PID_MAX_LIMIT).
 const NO_PID: &str = "4194305";

@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
-use serde_json::Value;
-
 use redirector_tests::harness::names;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::serve::Listen;
@@ -14,6 +12,7 @@ use redirector_tests::harness::probe::sys;
 use redirector_tests::harness::server::any4;
 use redirector_tests::harness::world::cgroup::Cgroup;
 use redirector_tests::harness::world::netns::Netns;
+use serde_json::Value;
 
 fn world() -> anyhow::Result<Option<(Bpffs, World)>> {
     require_root!("bpftool");

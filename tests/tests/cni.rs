@@ -5,14 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Context;
-use rustix::process::Signal;
-use serde_json::json;
-
 use redirector_tests::harness::kubelet::{Call, Id, NodeWithPod, PREVIOUS};
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::many::LoadReport;
 use redirector_tests::harness::product;
 use redirector_tests::harness::product::agent::until_active;
+use rustix::process::Signal;
+use serde_json::json;
 
 fn load(place: &Place, count: u16) -> anyhow::Result<LoadReport> {
     place.load(&Load::services(count))

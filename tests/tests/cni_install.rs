@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use anyhow::Context;
-use serde_json::json;
-
 use redirector_tests::harness::command;
 use redirector_tests::harness::kubelet::{Call, Id, Kubelet, PREVIOUS};
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::agent::{Agent, Home};
+use serde_json::json;
 
 /// The agent chains the plugin, again whenever another tool has written the list anew; `uninstall` leaves the node as
 /// it was.

@@ -4,7 +4,6 @@
 use std::fmt::Debug;
 
 use anyhow::ensure;
-
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::runs::{ProgramStats, RunCount, helper_calls, hooks, memory};
 

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Context;
-
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::requirements::repository;
 

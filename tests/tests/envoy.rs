@@ -7,7 +7,6 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use anyhow::Context;
-
 use redirector_tests::harness::oracle::options::Tproxy;
 use redirector_tests::harness::pair::matrix::SIDECAR_PORTS;
 use redirector_tests::harness::prelude::*;

@@ -5,11 +5,10 @@ use std::fmt::Write as _;
 use std::process::Command;
 
 use anyhow::Context;
-use serde_json::Value;
-
 use redirector_tests::harness::oracle::options::Tproxy;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::world::TRANSPARENT_PROXY;
+use serde_json::Value;
 
 /// The result of connect().
 fn connect(tested: &TestPod) -> anyhow::Result<String> {

@@ -1,7 +1,6 @@
 //! `-k` takes what a guest begins, and nothing of what others have begun with it past every socket of the pod.
 
 use anyhow::{Context, ensure};
-
 use redirector_tests::harness::oracle::options::Cidrs;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::strace::{Fault, chosen, steps, with};

@@ -2,10 +2,9 @@
 //! kernels without IPv6, too, where most other tests cannot.
 
 use anyhow::Context;
-use serde_json::Value;
-
 use redirector_tests::harness::kernel::{is_at_least, refusal};
 use redirector_tests::harness::prelude::*;
+use serde_json::Value;
 
 /// Instructions that the verifier may follow for a program with every feature. Older kernels merge fewer paths of
 /// sk_lookup's search for a listener: 121,907 on 6.1, where every other program stays below 25,000.

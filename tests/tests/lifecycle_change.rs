@@ -3,10 +3,9 @@
 use std::net::Ipv4Addr;
 
 use anyhow::Context;
-use serde_json::{Value, json};
-
 use redirector_tests::harness::kernel::{self, refusal};
 use redirector_tests::harness::prelude::*;
+use serde_json::{Value, json};
 
 /// A pod with two interfaces that nobody has attached yet.
 fn unattached() -> anyhow::Result<TestPod> {

@@ -3,7 +3,6 @@
 use std::process::Command;
 
 use anyhow::{Context, anyhow, ensure};
-
 use redirector_tests::harness::prelude::*;
 
 const AT_ONCE: usize = 8;

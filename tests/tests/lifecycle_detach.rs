@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use anyhow::Context;
-use serde_json::{Value, json};
-
 use redirector_tests::harness::prelude::*;
+use serde_json::{Value, json};
 
 fn attach(bpffs: &Bpffs, pod: &Pod, name: &str) -> anyhow::Result<Objects> {
     bpffs.attach(pod, name, &[])?.expect(exit::OK)?;

@@ -4,11 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, ensure};
-use serde_json::Value;
-
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::hold::Names;
 use redirector_tests::harness::retry::{self, long_enough};
+use serde_json::Value;
 
 /// An attached pod, and the kernel's objects of its instance.
 struct Attached {

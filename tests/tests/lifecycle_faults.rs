@@ -1,7 +1,6 @@
 //! A step of `attach` that fails leaves nothing behind; one of a policy change leaves the old policy in force.
 
 use anyhow::{Context, ensure};
-
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::objects::maps_with_cookie;
 use redirector_tests::harness::strace::{At, Fault, chosen, steps, with};

@@ -1,7 +1,6 @@
 //! Commands that are killed at any step: what they leave captures wholly or not at all, and the next command sweeps it.
 
 use anyhow::{Context, ensure};
-
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::older::Older;
 use redirector_tests::harness::strace::{At, Fault, chosen, steps, with};

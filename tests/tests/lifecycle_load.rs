@@ -3,7 +3,6 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Context;
-
 use redirector_tests::harness::load::during;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::many::LoadReport;

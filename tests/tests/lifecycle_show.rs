@@ -3,11 +3,10 @@
 use std::process::Command;
 
 use anyhow::Context;
-use serde_json::{Value, json};
-
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::binary;
 use redirector_tests::harness::product::objects::detach_link;
+use serde_json::{Value, json};
 
 /// As people see it.
 fn table(bpffs: &Bpffs, arguments: &[&str]) -> anyhow::Result<String> {

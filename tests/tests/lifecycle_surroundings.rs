@@ -4,7 +4,6 @@
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::strace::{At, Fault, chosen, steps, with};
 use redirector_tests::harness::world::netns::Netns;

@@ -3,9 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::ensure;
-use serde_json::{Value, json};
-
 use redirector_tests::harness::prelude::*;
+use serde_json::{Value, json};
 
 /// Networks in the list.
 const NETWORKS: usize = 50_000;

@@ -4,10 +4,9 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use serde_json::{Value, json};
-
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::world::cgroup::mount_point;
+use serde_json::{Value, json};
 
 /// Five standard deviations: a right split fails once in two million runs.
 const MAX_DEVIATION: f64 = 5.0;

@@ -4,7 +4,6 @@
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-
 use redirector_tests::harness::pair::matrix::{FAMILIES, destinations};
 use redirector_tests::harness::parity::addresses::dns_listeners;
 use redirector_tests::harness::prelude::*;

@@ -2,7 +2,6 @@
 //! iptables, and the outcome here. COMPATIBILITY.md has them with their reasons.
 
 use anyhow::Context;
-
 use redirector_tests::harness::pair::fixture::under_each;
 use redirector_tests::harness::prelude::*;
 

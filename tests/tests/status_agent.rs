@@ -4,12 +4,11 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context;
-use serde_json::Value;
-
 use redirector_tests::harness::kubelet::{Id, NodeWithPod};
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product;
 use redirector_tests::harness::product::agent::{Agent, Home, target, until_active};
+use serde_json::Value;
 
 /// `redirector status` of the whole node: its findings of a kind.
 fn findings(bpffs: &Bpffs, home: &Home, conf: &Path, kind: &str, code: i32) -> anyhow::Result<Vec<Value>> {

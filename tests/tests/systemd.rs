@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use serde_json::Value;
-
 use redirector_tests::harness::machine::{Inside, Machine, nothing_left};
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::binary;
 use redirector_tests::harness::requirements::repository;
 use redirector_tests::harness::world::cgroup::mount_point;
+use serde_json::Value;
 
 /// The only directory of units: nothing of this machine's is started.
 const UNITS: &str = "/run/redirtest-units";

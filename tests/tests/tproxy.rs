@@ -3,7 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::ensure;
-
 use redirector_tests::harness::oracle::options::Ports;
 use redirector_tests::harness::oracle::options::Tproxy;
 use redirector_tests::harness::pair::matrix::SIDECAR_PORTS;

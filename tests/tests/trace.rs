@@ -5,10 +5,9 @@ use std::net::Ipv4Addr;
 use std::process::Stdio;
 
 use anyhow::Context;
-use serde_json::Value;
-
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::agent::{Agent, Home, target};
+use serde_json::Value;
 
 #[test]
 fn decisions_are_told() -> anyhow::Result<()> {

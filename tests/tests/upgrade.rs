@@ -4,12 +4,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Command;
 
 use anyhow::Context;
-use serde_json::Value;
-
 use redirector_tests::harness::load::during;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::objects::set_layout;
 use redirector_tests::harness::product::older::{Older, PROGRAMS};
+use serde_json::Value;
 
 const CONNECTIONS: u16 = 1000;
 

@@ -2,11 +2,10 @@
 //! instance does not do what its policy says.
 
 use anyhow::Context;
-use serde_json::{Value, json};
-
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::serve::Listen;
 use redirector_tests::harness::server::any4;
+use serde_json::{Value, json};
 
 fn world() -> anyhow::Result<Option<(Bpffs, World)>> {
     require_root!();

@@ -5,12 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
 
 use anyhow::Context;
-use serde_json::Value;
-
 use redirector_tests::harness::pair::matrix;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::serve::Listen;
 use redirector_tests::harness::probe::storm::{End, Outcome, Storm};
+use serde_json::Value;
 
 /// None has an address of its own; as many as there are; and some of them.
 const QUOTAS: [&str; 3] = ["0", "16384", "20"];

@@ -1,7 +1,6 @@
 //! `-k`: what enters a virtual interface, the traffic of a guest in the pod, goes out through the proxy.
 
 use anyhow::{Context, ensure};
-
 use redirector_tests::harness::oracle::options::Cidrs;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::scenario::Udp;

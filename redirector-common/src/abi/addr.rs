@@ -100,8 +100,9 @@ impl Addr {
 
 #[cfg(feature = "user")]
 mod std_addr {
-    use super::Addr;
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+    use super::Addr;
 
     impl From<IpAddr> for Addr {
         fn from(ip: IpAddr) -> Self {
@@ -144,8 +145,9 @@ mod std_addr {
 
 #[cfg(all(test, feature = "user"))]
 mod tests {
-    use super::*;
     use std::net::IpAddr;
+
+    use super::*;
 
     fn addr(text: &str) -> Addr {
         text.parse::<IpAddr>().unwrap().into()

@@ -1,7 +1,8 @@
 //! Virtual destinations: the loopback addresses that stand for original destinations.
 
-use super::Addr;
 use bytemuck::{Pod, Zeroable};
+
+use super::Addr;
 
 /// Loopback addresses that an instance gives: a power of two of them, aligned to their number.
 #[repr(C)]

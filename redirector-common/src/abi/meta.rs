@@ -1,7 +1,8 @@
 //! What an instance and its programs are.
 
-use super::VirtualRange;
 use bytemuck::{Pod, Zeroable};
+
+use super::VirtualRange;
 
 /// Constants of an instance, set at load time; the verifier removes what they rule out.
 #[repr(C)]

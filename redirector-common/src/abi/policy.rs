@@ -1,7 +1,8 @@
 //! The policy of an instance in the form the kernel reads.
 
-use super::{Addr, flag};
 use bytemuck::{Pod, Zeroable};
+
+use super::{Addr, flag};
 
 /// Scalars of a policy. Lists (ports, CIDRs, users, interfaces) live in the `TABLES` map.
 #[repr(C)]

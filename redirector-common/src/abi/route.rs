@@ -1,7 +1,8 @@
 //! `TABLES`: routes and lists.
 
-use super::{Addr, List, Slot};
 use bytemuck::{Pod, Zeroable};
+
+use super::{Addr, List, Slot};
 
 /// Key of `TABLES`: which list (and of which policy slot), then an address or a number.
 #[repr(C)]

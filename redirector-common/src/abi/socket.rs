@@ -1,7 +1,8 @@
 //! Connections, sockets, and the registry of listeners.
 
-use super::{Addr, Policy, Slot};
 use bytemuck::{Pod, Zeroable};
+
+use super::{Addr, Policy, Slot};
 
 /// Key of `FLOWS`: the connection between a client and the proxy, as both see it.
 #[repr(C)]

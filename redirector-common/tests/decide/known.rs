@@ -1,12 +1,14 @@
 //! Outcomes everybody knows, without a walker in between.
 
-use crate::setup::{Choice, Dns, MARK, Net, Packet, Setup};
+use std::net::{IpAddr, SocketAddr};
+
 use redirector_common::decision;
 use redirector_common::rule::Counter;
 use redirector_common::rule::Counter::*;
 use redirector_common::rule::Verdict;
 use redirector_common::rule::Verdict::{Inbound, Outbound, Pass};
-use std::net::{IpAddr, SocketAddr};
+
+use crate::setup::{Choice, Dns, MARK, Net, Packet, Setup};
 
 const APP: u32 = 1000;
 const PROXY: u32 = 1337;

@@ -1,13 +1,15 @@
 //! Random policies and random connections. Everything is drawn from a few values, so that rules and packets meet.
 
-use crate::rules::Rules;
-use crate::setup::{Choice, Dns, MARK, Net, Packet, Setup};
+use std::net::IpAddr;
+
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 use redirector_common::decision;
-use std::net::IpAddr;
+
+use crate::rules::Rules;
+use crate::setup::{Choice, Dns, MARK, Net, Packet, Setup};
 
 /// Connections for each policy, at most.
 const CONNECTIONS: usize = 64;

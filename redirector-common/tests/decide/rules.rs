@@ -1,8 +1,9 @@
 //! The rules of istio-iptables as data, and a walker that knows nothing of policies.
 
-use crate::setup::{Choice, Dns, MARK, Net, Packet, Setup};
 use redirector_common::decision::Decision;
 use redirector_common::rule::{Counter, Verdict};
+
+use crate::setup::{Choice, Dns, MARK, Net, Packet, Setup};
 
 /// What a rule asks of a packet. Owners: a socket without a file (`None`) matches no owner, and every "not".
 #[derive(Clone, Debug)]

@@ -1,10 +1,11 @@
 //! A policy as lists, its form for `decide`, and packets.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use redirector_common::Addr;
 use redirector_common::abi::{List, Policy, flag};
 use redirector_common::decision::{Incoming, Lists, Outgoing};
 use redirector_common::routing::Owner;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// `-t`.
 pub const MARK: u32 = 1337;

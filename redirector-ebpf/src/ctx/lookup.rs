@@ -1,9 +1,11 @@
 //! sk_lookup.
 
-use super::{AF_INET6, keep_apart};
-use aya_ebpf::bindings::bpf_sk_lookup;
 use core::ffi::c_void;
+
+use aya_ebpf::bindings::bpf_sk_lookup;
 use redirector_common::Addr;
+
+use super::{AF_INET6, keep_apart};
 
 /// Context of sk_lookup.
 pub struct Lookup(*mut bpf_sk_lookup);

@@ -23,15 +23,14 @@ mod packet;
 mod sock_addr;
 mod sockopt;
 
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::helpers::generated::bpf_set_retval;
 pub use lookup::Lookup;
 pub use ops::Ops;
 pub use packet::Packet;
+use redirector_common::Addr;
 pub use sock_addr::SockAddr;
 pub use sockopt::Sockopt;
-
-use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::helpers::generated::bpf_set_retval;
-use redirector_common::Addr;
 
 pub const AF_INET: u32 = 2;
 pub const AF_INET6: u32 = 10;

@@ -1,9 +1,10 @@
 //! sockops.
 
-use super::{AF_INET6, Sock, keep_apart};
 use aya_ebpf::bindings::bpf_sock_ops;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set};
 use redirector_common::Addr;
+
+use super::{AF_INET6, Sock, keep_apart};
 
 /// Context of sockops.
 pub struct Ops(*mut bpf_sock_ops);

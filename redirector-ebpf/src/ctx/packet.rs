@@ -1,10 +1,12 @@
 //! tc: a packet, its IP header first whatever link layer is before it.
 
-use super::{Sock, TCP_LISTEN};
-use aya_ebpf::bindings::{__sk_buff, bpf_hdr_start_off::BPF_HDR_START_NET, bpf_sock_tuple};
-use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skb_load_bytes_relative, bpf_skc_lookup_tcp};
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::{__sk_buff, bpf_hdr_start_off::BPF_HDR_START_NET, bpf_sock_tuple};
+use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skb_load_bytes_relative, bpf_skc_lookup_tcp};
+
+use super::{Sock, TCP_LISTEN};
 
 /// BPF_F_CURRENT_NETNS
 const CURRENT_NETNS: u64 = u64::MAX;

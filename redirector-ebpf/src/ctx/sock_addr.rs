@@ -1,9 +1,10 @@
 //! connect, getpeername, getsockname, sendmsg and recvmsg.
 
-use super::{AF_INET, AF_INET6, Family, Sock};
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{bpf_bind, bpf_get_netns_cookie};
 use redirector_common::Addr;
+
+use super::{AF_INET, AF_INET6, Family, Sock};
 
 /// Context of these hooks.
 pub struct SockAddr {

@@ -1,9 +1,11 @@
 //! getsockopt.
 
-use super::Sock;
+use core::ffi::c_void;
+
 use aya_ebpf::bindings::bpf_sockopt;
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
-use core::ffi::c_void;
+
+use super::Sock;
 
 /// Context of getsockopt.
 pub struct Sockopt(*mut bpf_sockopt);

@@ -1,5 +1,10 @@
 //! connect(): the outbound decision, taken once for each connection.
 
+use aya_ebpf::bindings::bpf_sock_addr;
+use redirector_common::Addr;
+use redirector_common::abi::{DIRECT, Destination, ListenerRole, Policy, SockKind, SockState, flag};
+use redirector_common::rule::{Counter, Verdict};
+
 use super::outbound::Outbound;
 use super::{ALLOW, ENOBUFS, refuse, udp_dns};
 use crate::ctx::{Family, IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr};
@@ -7,10 +12,6 @@ use crate::maps::{self, count};
 use crate::source_address::{self, Bound, is_worth_binding};
 use crate::verifier::opaque;
 use crate::{destinations, listeners, netns, socket_state};
-use aya_ebpf::bindings::bpf_sock_addr;
-use redirector_common::Addr;
-use redirector_common::abi::{DIRECT, Destination, ListenerRole, Policy, SockKind, SockState, flag};
-use redirector_common::rule::{Counter, Verdict};
 
 const ENETUNREACH: u16 = 101;
 const ECONNREFUSED: u16 = 111;

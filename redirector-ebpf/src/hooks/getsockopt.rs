@@ -1,14 +1,15 @@
 //! getsockopt(SO_ORIGINAL_DST): the answer conntrack gives under iptables.
 
+use redirector_common::Addr;
+use redirector_common::abi::{FlowKey, ListenerRole, SockKind, flag};
+use redirector_common::rule::Counter;
+
 use crate::ctx::{
     AF_INET, AF_INET6, IPPROTO_MPTCP, IPPROTO_TCP, Sock, Sockopt, TCP_CLOSE, TCP_LISTEN, set_errno,
 };
 use crate::maps::{self, count};
 use crate::verifier::opaque;
 use crate::{destinations, netns, socket_state};
-use redirector_common::Addr;
-use redirector_common::abi::{FlowKey, ListenerRole, SockKind, flag};
-use redirector_common::rule::Counter;
 
 const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;

@@ -1,15 +1,16 @@
 //! The outbound decision about a socket that connects or sends.
 
-use crate::ctx::{Sock, SockAddr};
-use crate::maps::ActivePolicy;
-use crate::socket_owner;
-use crate::source_address::Bound;
-use crate::verifier::opaque;
 use redirector_common::Addr;
 use redirector_common::abi::flag;
 use redirector_common::decision::{self, Decision, Outgoing};
 use redirector_common::routing::{self, effective};
 use redirector_common::rule::Counter;
+
+use crate::ctx::{Sock, SockAddr};
+use crate::maps::ActivePolicy;
+use crate::socket_owner;
+use crate::source_address::Bound;
+use crate::verifier::opaque;
 
 /// Where a socket sends, and the decision about it. As small as may be: it is in the frame of a hook, whose functions
 /// share 512 bytes of stack with it.

@@ -1,15 +1,16 @@
 //! sk_lookup: which listener gets a SYN. It runs once for each connection, never for packets
 //! of established ones.
 
+use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
+use redirector_common::abi::{DIRECT, FlowKey, LOOPBACK_IFINDEX, ListenerRole, flag, may_be_virtual};
+use redirector_common::decision::{self, Incoming};
+use redirector_common::rule::{Counter, Verdict};
+
 use crate::ctx::{IPPROTO_TCP, Lookup};
 use crate::listeners::{self, RedirectedTo};
 use crate::maps::{self, ActivePolicy, GUESTS, REFUSED, count};
 use crate::verifier::opaque;
 use crate::{destinations, trace};
-use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
-use redirector_common::abi::{DIRECT, FlowKey, LOOPBACK_IFINDEX, ListenerRole, flag, may_be_virtual};
-use redirector_common::decision::{self, Incoming};
-use redirector_common::rule::{Counter, Verdict};
 
 pub fn select(ctx: &Lookup) -> u32 {
     if ctx.protocol() != IPPROTO_TCP {

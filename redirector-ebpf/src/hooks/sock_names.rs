@@ -1,13 +1,14 @@
 //! getpeername and getsockname show what they would show under iptables.
 
-use crate::ctx::{IPPROTO_MPTCP, Sock, SockAddr, TCP_CLOSE, TCP_LISTEN};
-use crate::maps::{self, ActivePolicy};
-use crate::source_address::{is_bound_by_us, unspecified};
-use crate::{destinations, netns, socket_state};
 use redirector_common::Addr;
 use redirector_common::abi::{DIRECT, FlowKey, List, ListenerRole, SockKind, flag};
 use redirector_common::decision::is_included;
 use redirector_common::rule::Counter;
+
+use crate::ctx::{IPPROTO_MPTCP, Sock, SockAddr, TCP_CLOSE, TCP_LISTEN};
+use crate::maps::{self, ActivePolicy};
+use crate::source_address::{is_bound_by_us, unspecified};
+use crate::{destinations, netns, socket_state};
 
 #[inline(always)]
 pub fn peer_name(ctx: &SockAddr) {

@@ -1,15 +1,16 @@
 //! Events of TCP sockets: the original destination is handed from the client's socket to the one
 //! the proxy accepts, and the proxy's listeners are registered.
 
-use crate::ctx::{Ops, TCP_CLOSE, TCP_SYN_SENT};
-use crate::maps::{self, FLOWS, REFUSED, SEQUENCE, UNTAKEN, count};
-use crate::{destinations, listeners, netns, socket_state, trace};
 use aya_ebpf::bindings::{
     BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
     BPF_SOCK_OPS_TCP_LISTEN_CB,
 };
 use redirector_common::abi::{Flow, FlowKey, ListenerRole, SockKind, SockState, UNTAKEN_LEN};
 use redirector_common::rule::{Counter, Verdict};
+
+use crate::ctx::{Ops, TCP_CLOSE, TCP_SYN_SENT};
+use crate::maps::{self, FLOWS, REFUSED, SEQUENCE, UNTAKEN, count};
+use crate::{destinations, listeners, netns, socket_state, trace};
 
 pub fn handle(ops: &Ops) {
     match ops.op() {

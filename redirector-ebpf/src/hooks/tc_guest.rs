@@ -4,8 +4,6 @@
 //! that were routed or translated to it past every socket of the pod. Those are marked as foreign, and the
 //! rule takes what is not; so without this program, all is taken.
 
-use crate::ctx::{IPPROTO_TCP, Packet};
-use crate::maps::{self, GUESTS};
 use aya_ebpf::bindings::{
     TC_ACT_UNSPEC, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
@@ -13,6 +11,9 @@ use aya_ebpf::bindings::{
 use redirector_common::Addr;
 use redirector_common::abi::FlowKey;
 use redirector_common::abi::guest_mark::{BOTH, FOREIGN, OURS};
+
+use crate::ctx::{IPPROTO_TCP, Packet};
+use crate::maps::{self, GUESTS};
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;

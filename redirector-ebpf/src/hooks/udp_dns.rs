@@ -1,6 +1,9 @@
 //! DNS over UDP: queries go to the proxy's DNS server, answers seem to come from the server
 //! that was asked. (DNS over TCP is a connection like any other.)
 
+use redirector_common::abi::{SockKind, SockState, flag};
+use redirector_common::rule::{Counter, Verdict};
+
 use super::outbound::Outbound;
 use super::{ALLOW, ENOBUFS, refuse};
 use crate::ctx::{IPPROTO_UDP, Sock, SockAddr};
@@ -8,8 +11,6 @@ use crate::maps::{self, ActivePolicy, count};
 use crate::source_address::{Bound, is_worth_binding};
 use crate::verifier::opaque;
 use crate::{netns, socket_state};
-use redirector_common::abi::{SockKind, SockState, flag};
-use redirector_common::rule::{Counter, Verdict};
 
 /// The only port that is captured.
 pub const PORT: u16 = 53;

@@ -1,5 +1,14 @@
 //! Answers the CNI plugin.
 
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::execute::Executor;
 use super::health::Health;
 use super::metrics::Reason;
@@ -18,13 +27,6 @@ use crate::pod::name::PodName;
 use crate::pod::{Target, kubernetes, sandbox};
 use crate::policy::annotations::Membership;
 use crate::sys::netns::NetNs;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::collections::HashMap;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 /// The kubelet makes a pod's cgroup before its sandbox; this is for machines that stall.
 const CGROUP_TIMEOUT: Duration = Duration::from_secs(3);

@@ -1,14 +1,5 @@
 //! `agent.sock`, on which the CNI plugin asks. Only processes of root may.
 
-use super::cni_server::CniServer;
-use super::file_events::{Names, Signs, Watcher};
-use super::health::{Condition, Health};
-use super::lock::HeldLock;
-use super::metrics::Reason;
-use super::retry::{Subject, pause};
-use crate::base::error::{Context, Error, Result};
-use crate::cni::protocol::{MAX_MESSAGE_BYTES, Reply, Request, SOCKET, code};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::io::{ErrorKind, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -17,8 +8,19 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
+
+use super::cni_server::CniServer;
+use super::file_events::{Names, Signs, Watcher};
+use super::health::{Condition, Health};
+use super::lock::HeldLock;
+use super::metrics::Reason;
+use super::retry::{Subject, pause};
+use crate::base::error::{Context, Error, Result};
+use crate::cni::protocol::{MAX_MESSAGE_BYTES, Reply, Request, SOCKET, code};
 
 /// A plugin sends at once.
 const PLUGIN_IO_TIMEOUT: Duration = Duration::from_secs(5);

@@ -3,17 +3,19 @@
 //! Nothing counts but what the API server says of this very object, once the agent has seen it. An answer that is
 //! none (401 and 403: the role may be deleted before the object; a time-out; a proxy's 404) changes nothing.
 
-use super::pods::source_api::{ApiSource, said};
-use super::retry::pause;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, WatchEvent, WatchParams};
-use std::str::FromStr;
-use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
+
+use super::pods::source_api::{ApiSource, said};
+use super::retry::pause;
 
 /// The server ends a watch after this long by itself.
 const WATCH_SECONDS: u32 = 290;

@@ -1,10 +1,11 @@
 //! At `--log-level debug` the agent logs what the programs decide.
 
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
 use super::sync::lock;
 use crate::instance::directory::Directory;
 use crate::instance::trace::{Event, Trace};
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
 
 /// Whether instances are attached so that they report decisions.
 pub fn enabled() -> bool {

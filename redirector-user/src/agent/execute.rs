@@ -1,5 +1,11 @@
 //! Executes what a pass has planned and the plugin asks for: attach, change, upgrade, detach.
 
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
 use super::decisions;
 use super::metrics::{Metrics, Reason};
 use super::plan::{DesiredState, POD_PREFIX, Present, Step};
@@ -14,10 +20,6 @@ use crate::instance::directory::Directory;
 use crate::instance::{detach, find, refresh};
 use crate::netdev;
 use crate::pod::{kubernetes, live_rules};
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
-use tokio::sync::Notify;
 
 pub struct Executor {
     pub root: Directory,

@@ -1,9 +1,5 @@
 //! inotify events of configuration files, and of the paths where targets appear and go.
 
-use crate::base::error::{Context, Result};
-use crate::sys::poll;
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
-use rustix::io::Errno;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -12,7 +8,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
+
+use crate::base::error::{Context, Result};
+use crate::sys::poll;
 
 /// A volume of a ConfigMap or Secret is swapped by this link; the files in it, which are links through it, stay what they are
 /// (`AtomicWriter` in pkg/volume/util of Kubernetes).

@@ -1,9 +1,10 @@
 //! Whether the agent works (`/healthz`) and can do its work (`/readyz`).
 
-use super::sync::lock;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use super::sync::lock;
 
 /// No step of a pass takes longer; this long without one means that something hangs.
 const HANG_TIMEOUT: Duration = Duration::from_secs(120);

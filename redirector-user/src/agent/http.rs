@@ -1,9 +1,10 @@
 //! `/metrics`, `/healthz` and `/readyz`.
 
-use super::health::Health;
-use super::metrics::Metrics;
-use crate::base::error::{Context, Result};
-use crate::instance::directory::Directory;
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -12,12 +13,13 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
-use std::convert::Infallible;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+
+use super::health::Health;
+use super::metrics::Metrics;
+use crate::base::error::{Context, Result};
+use crate::instance::directory::Directory;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Scrapers and probes are few; more wait in the backlog.

@@ -1,13 +1,15 @@
 //! What the agent does when it is told to end: it takes the CNI plugin off the node if its DaemonSet is deleted, and
 //! leaves it there in every other case.
 
-use super::daemonset::OwnDaemonSet;
-use super::lock_file::stands_by;
-use super::plugin::Installation;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
 use tokio::time::{sleep, timeout};
+
+use super::daemonset::OwnDaemonSet;
+use super::lock_file::stands_by;
+use super::plugin::Installation;
 
 /// Pods of a namespace that is deleted may be told before its DaemonSets are. The agent works meanwhile.
 const DELETION_PATIENCE: Duration = Duration::from_secs(5);

@@ -1,14 +1,15 @@
 //! The agent's directory, and the locks that let one agent work on a node.
 
-use super::health::Health;
-use super::lock_file::{LOCK, open, stand_by, try_lock};
-use super::standby::Standby;
-use crate::base::error::{Context, Error, Result};
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use super::health::Health;
+use super::lock_file::{LOCK, open, stand_by, try_lock};
+use super::standby::Standby;
+use crate::base::error::{Context, Error, Result};
 
 /// Between looks whether this agent could take over.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);

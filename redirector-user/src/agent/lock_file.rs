@@ -1,10 +1,12 @@
 //! The files in the agent's directory that agents lock.
 
-use crate::base::error::{Context, Result};
-use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::base::error::{Context, Result};
 
 /// Held by the agent that works.
 pub const LOCK: &str = "agent.lock";

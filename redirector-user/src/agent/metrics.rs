@@ -1,14 +1,8 @@
 //! `/metrics`; the table is in docs/agent.md.
 
-use super::sync::lock;
-use crate::base::error::Result;
-use crate::health::{Health, Level};
-use crate::instance::directory::Directory;
-use crate::instance::maps::Instance;
-use crate::instance::phase::Phase;
-use crate::instance::{listeners, record};
-use crate::policy::Dns;
-use crate::programs::object;
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
+
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter as Count;
 use prometheus_client::metrics::family::Family;
@@ -18,8 +12,16 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use redirector_common::abi::{ABI_VERSION, ListenerRole};
 use redirector_common::rule::Counter;
-use std::collections::{HashMap, HashSet};
-use std::sync::Mutex;
+
+use super::sync::lock;
+use crate::base::error::Result;
+use crate::health::{Health, Level};
+use crate::instance::directory::Directory;
+use crate::instance::maps::Instance;
+use crate::instance::phase::Phase;
+use crate::instance::{listeners, record};
+use crate::policy::Dns;
+use crate::programs::object;
 
 /// A node that is wrong as a whole must not make a series for each of its pods.
 const MAX_NAMED_FAULTS: usize = 100;

@@ -29,11 +29,11 @@ mod survey;
 mod sync;
 mod targets;
 
-pub use targets::awaited;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
-use crate::base::error::{Context, Error, Result};
-use crate::cni_install::Places;
-use crate::instance::directory::Directory;
 use cni_server::CniServer;
 use cni_socket::Socket;
 pub use daemonset::DaemonSetName;
@@ -52,13 +52,14 @@ use pods::source_api::{ApiSource, Watch};
 use refresh::Refresher;
 use retry::Failures;
 use standby::Standby;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+pub use targets::awaited;
 use targets::capture::FileTargets;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
+
+use crate::base::error::{Context, Error, Result};
+use crate::cni_install::Places;
+use crate::instance::directory::Directory;
 
 /// A blocking task that attaches may finish; a killed attach would be swept later.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);

@@ -5,17 +5,19 @@
 //! their id (NETLINK_LISTEN_ALL_NSID, Linux 4.2), and with RTM_DELNSID that one has ended
 //! (`unhash_nsid` in net/core/net_namespace.c). The ids end with the agent. It takes CAP_NET_BROADCAST.
 
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink::SocketAddrNetlink};
+use tokio::io::unix::AsyncFd;
+
 use super::sync::lock;
 use crate::base::error::{Context, Result};
 use crate::netlink::{Message, Netlink, Payload, number};
 use crate::sys::netns::in_new;
 use crate::sys::{nsid, poll};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink::SocketAddrNetlink};
-use std::collections::{BTreeSet, HashMap};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::Mutex;
-use tokio::io::unix::AsyncFd;
 
 const RTM_NEWNSID: u16 = 88;
 const RTM_DELNSID: u16 = 89;

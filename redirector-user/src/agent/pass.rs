@@ -1,5 +1,8 @@
 //! Passes: gather, plan, execute. Every event only wakes the next pass.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use super::execute::Executor;
 use super::file_events::Watcher;
 use super::health::{Condition, Health};
@@ -13,8 +16,6 @@ use super::targets::capture::FileTargets;
 use crate::base::error::{Error, Result};
 use crate::instance::inventory::{InstanceState, take_inventory};
 use crate::instance::sweep;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 /// How soon to look again at what is being made or removed, doubled up to 1024 times.
 const FIRST_TRANSITION_PAUSE: Duration = Duration::from_millis(25);

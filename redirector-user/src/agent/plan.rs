@@ -2,10 +2,11 @@
 //!
 //! In doubt an instance stays: it is detached only if what it captured is gone, or if its file is.
 
+use std::collections::BTreeMap;
+
 use crate::instance::inventory::{ActiveInstance, InstanceState, InventoryItem};
 use crate::pod::Target;
 use crate::policy::Policy;
-use std::collections::BTreeMap;
 
 /// Names of instances that come from files of the configuration.
 pub const FILE_PREFIX: &str = "file-";

@@ -1,5 +1,9 @@
 //! Keeps the CNI plugin installed: its binary and its entry come back whenever another tool has removed them.
 
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
 use super::file_events::{Names, Signs};
 use super::health::{Condition, Health};
 use super::metrics::{Metrics, Reason};
@@ -8,9 +12,6 @@ use super::sync::lock;
 use crate::base::error::{Error, Result};
 use crate::cni::protocol::PLUGIN_TYPE;
 use crate::cni_install::{self, CACHE_DIR, Installed, Places};
-use std::path::Path;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 /// The first rewrites of the list by others are answered at once: updates of the network come in bursts.
 const FREE_REWRITES: u32 = 3;

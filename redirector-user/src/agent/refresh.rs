@@ -1,5 +1,12 @@
 //! Refreshes instances when addresses, routes or interfaces of their namespaces change.
 
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use redirector_common::Addr;
+use tokio::sync::Notify;
+
 use super::decisions::DecisionLog;
 use super::health::Health;
 use super::metrics::{Metrics, Reason};
@@ -13,11 +20,6 @@ use crate::instance::inventory::{InstanceState, InventoryItem, take_inventory};
 use crate::instance::refresh::{self, Refreshed};
 use crate::routes::{self, RouteSnapshot};
 use crate::sys::netns::NetNs;
-use redirector_common::Addr;
-use std::collections::{BTreeSet, HashMap};
-use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard};
-use tokio::sync::Notify;
 
 pub struct Refresher {
     pub root: Directory,

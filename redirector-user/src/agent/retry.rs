@@ -1,14 +1,15 @@
 //! Failures: each is logged once until its text changes, and retried after a growing pause.
 
-use super::metrics::{Metrics, Reason};
-use super::sync::lock;
-use crate::base::error::Error;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use super::metrics::{Metrics, Reason};
+use super::sync::lock;
+use crate::base::error::Error;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(30);

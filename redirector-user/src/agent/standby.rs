@@ -1,13 +1,15 @@
 //! An agent that waits for another one to end: what it would do, and whether it could.
 
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
+
 use super::leaving::Leaving;
 use super::plugin::Installation;
 use super::pods::cache::PodCache;
 use crate::base::error::Error;
 use crate::instance::directory::Directory;
 use crate::instance::inventory::take_inventory;
-use std::sync::Arc;
-use tokio::task::spawn_blocking;
 
 pub struct Standby {
     pub root: Directory,

@@ -1,15 +1,17 @@
 //! What somebody has to look for because no event tells it: what `redirector status` finds of the node's instances, for the
 //! metrics, and links that are detached behind the agent's back.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+
 use super::metrics::Metrics;
 use crate::health::node;
 use crate::instance::directory::Directory;
 use crate::instance::inventory;
-use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::sync::Notify;
-use tokio::task::spawn_blocking;
 
 /// Looking takes at most one part in so many of the time.
 const SHARE: u32 = 50;

@@ -1,11 +1,13 @@
 //! What people give us to read: files, pipes, standard input. Up to a limit, as some of them have no end (`/dev/zero`).
 
-use super::text::{printable, shortened};
-use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Result};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+use super::text::{printable, shortened};
 
 /// A policy of 50,000 networks has about a quarter of it.
 const LIMIT: u64 = 4 << 20;
@@ -98,10 +100,11 @@ fn utf8(bytes: Vec<u8>) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::collections::BTreeMap;
 
     use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
 
     #[test]
     fn what_has_no_end_is_refused() {

@@ -1,15 +1,16 @@
 //! `redirector agent`.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
 use super::env::Env;
 use crate::agent::{self, DaemonSetName, Options, PodOptions, log};
 use crate::base::error::{Context, Error, Result};
 use crate::cni::protocol::SOCKET;
 use crate::cni_install::Places;
 use crate::kernel;
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::ExitCode;
-use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -1,5 +1,8 @@
 //! `redirector attach`.
 
+use std::path::PathBuf;
+use std::process::ExitCode;
+
 use super::env::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Kind, Result};
@@ -10,8 +13,6 @@ use crate::pod::Target;
 use crate::policy::{self, CaptureFlags, Policy, Requests, Resolved, variables_help};
 use crate::verify::{self, Report};
 use crate::{kernel, pod};
-use std::path::PathBuf;
-use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:

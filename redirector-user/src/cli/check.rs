@@ -1,10 +1,11 @@
 //! `redirector check`.
 
+use std::process::ExitCode;
+
 use super::env::Env;
 use super::output::{Format, json, print, table};
 use crate::base::error::Result;
 use crate::check;
-use std::process::ExitCode;
 
 /// What this kernel and node offer, each missing thing with its remedy. Exit code 4 if something
 /// that is needed is missing. Without privileges what needs them is not probed.

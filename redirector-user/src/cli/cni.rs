@@ -1,11 +1,12 @@
 //! `redirector cni`: the plugin when a runtime calls it, and its removal by hand.
 
+use std::path::PathBuf;
+use std::process::ExitCode;
+
 use super::env::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Result};
 use crate::cni_install::{self, CACHE_DIR};
-use std::path::PathBuf;
-use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -1,5 +1,7 @@
 //! `redirector connections`.
 
+use std::process::ExitCode;
+
 use super::env::Env;
 use super::output::{Format, json, table};
 use super::which::Which;
@@ -8,7 +10,6 @@ use crate::health::{
     self,
     connections::{Connection, Fate},
 };
-use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:

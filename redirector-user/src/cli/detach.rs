@@ -1,5 +1,9 @@
 //! `redirector detach`.
 
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
 use super::env::Env;
 use super::output::{Format, json, print};
 use super::which::Which;
@@ -8,9 +12,6 @@ use crate::health::node;
 use crate::instance::{detach, find, status, sweep};
 use crate::kernel;
 use crate::pod::open_netns;
-use std::path::Path;
-use std::process::ExitCode;
-use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:

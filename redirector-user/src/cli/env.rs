@@ -1,12 +1,13 @@
 //! What the verbs share: where instances are, how to print, what ends a command.
 
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
 use super::output::{self, Format, Paint};
 use crate::base::error::Error;
 use crate::base::text::printable;
 use crate::instance::directory::Directory;
-use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 /// Where systemd mounts the bpffs.
 pub(super) const BPFFS: &str = "/sys/fs/bpf";

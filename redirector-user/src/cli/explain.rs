@@ -1,5 +1,10 @@
 //! `redirector explain`.
 
+use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
+
+use clap::Parser;
+
 use super::env::Env;
 use super::output::{Format, json, print};
 use super::which::Which;
@@ -9,9 +14,6 @@ use crate::health;
 use crate::instance::{find, status};
 use crate::policy::{self, CaptureFlags, Policy, TargetDetails, variables_help};
 use crate::rules::Protocol;
-use clap::Parser;
-use std::net::{IpAddr, SocketAddr};
-use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -1,16 +1,18 @@
 //! `redirector completions`, and the hidden verb that writes what packages hold: man pages, completions, JSON schemas.
 
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Command;
+use clap_complete::env::{CompleteEnv, Shells};
+use schemars::{Schema, schema_for};
+
 use super::output;
 use super::{explain, list, show, status};
 use crate::base::error::{Context, Error, Result};
 use crate::instance::{connections::Flow, trace::Event};
 use crate::policy::Policy;
 use crate::{check, health, verify};
-use clap::Command;
-use clap_complete::env::{CompleteEnv, Shells};
-use schemars::{Schema, schema_for};
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 /// Set by the scripts of the shells.
 const VARIABLE: &str = "REDIRECTOR_COMPLETE";

@@ -1,5 +1,9 @@
 //! `redirector import`.
 
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
 use super::env::Env;
 use super::output::{Format, json, print};
 use crate::base::error::{Error, Result};
@@ -7,9 +11,6 @@ use crate::base::input;
 use crate::base::text::shortened;
 use crate::import::{self, Import, ImportError};
 use crate::rules::Family;
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 /// A rule may be as long as the file.
 const MAX_NOTE_BYTES: usize = 2000;

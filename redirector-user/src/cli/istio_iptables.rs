@@ -1,5 +1,12 @@
 //! This program under the name `istio-iptables`: the original's command line, for the namespace it is called in.
 
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args as _, Command, FromArgMatches};
+
 use super::attach;
 use super::env::{Env, fail};
 use super::output::Format;
@@ -10,11 +17,6 @@ use crate::pod::{Target, open_netns};
 use crate::policy::options::{ENVOY_PORT, INBOUND_CAPTURE_PORT, NETWORK_NAMESPACE};
 use crate::policy::{CaptureFlags, Ipv6, OwnFlags, Requests, TargetDetails};
 use crate::verify::original;
-use clap::parser::ValueSource;
-use clap::{ArgMatches, Args as _, Command, FromArgMatches};
-use std::ffi::OsStr;
-use std::path::Path;
-use std::process::ExitCode;
 
 /// The name.
 const NAME: &str = "istio-iptables";

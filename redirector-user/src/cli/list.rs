@@ -1,5 +1,8 @@
 //! `redirector list`.
 
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
 use super::env::Env;
 use super::output::{Format, json_text, table_text};
 use super::watch::{self, AllRates, Look, Rates, Watch};
@@ -7,8 +10,6 @@ use crate::base::error::Result;
 use crate::health::{self, Finding, Level, node};
 use crate::instance::list::{self, Summary};
 use crate::instance::sweep;
-use std::collections::BTreeMap;
-use std::process::ExitCode;
 
 /// List the instances of this node, and what is wrong with each.
 #[derive(Debug, clap::Args)]

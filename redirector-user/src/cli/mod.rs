@@ -26,11 +26,12 @@ mod verify;
 mod watch;
 mod which;
 
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
 use clap::{CommandFactory, Parser, Subcommand};
 use env::{BPFFS, Env, fail};
 use output::Format;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use usage::usage;
 
 const EXAMPLES: &str = "\

@@ -1,12 +1,13 @@
 //! `redirector original-dst`.
 
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
 use super::env::Env;
 use super::output::{Format, json, table};
 use super::which::Which;
 use crate::base::error::{Error, Result};
 use crate::instance::connections;
-use std::net::SocketAddr;
-use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -1,10 +1,12 @@
 //! Printing: tables for people, JSON for programs.
 
-use crate::base::error::{Error, Result};
-use crate::base::text::printable;
+use std::io::{ErrorKind, IsTerminal, Write};
+
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
-use std::io::{ErrorKind, IsTerminal, Write};
+
+use crate::base::error::{Error, Result};
+use crate::base::text::printable;
 
 /// `--output`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -1,12 +1,13 @@
 //! `redirector refresh`.
 
+use std::process::ExitCode;
+
 use super::env::Env;
 use super::output::{Format, json, print};
 use super::which::Which;
 use crate::base::error::Result;
 use crate::instance::{find, refresh};
 use crate::kernel;
-use std::process::ExitCode;
 
 /// Read addresses, routes, interfaces and listeners of an instance's namespace anew.
 ///

@@ -1,10 +1,11 @@
 //! The rules of an instance as `show -v` prints them.
 
+use redirector_common::rule::{Counter, Outcome};
+
 use super::output::{print, table};
 use crate::base::error::Result;
 use crate::instance::status::{CounterStatus, Status};
 use crate::rules::{Count, Listed, Rules};
-use redirector_common::rule::{Counter, Outcome};
 
 const HEADER: [&str; 9] = ["#", "CONNS", "TARGET", "PROT", "IN", "OUT", "SOURCE", "DESTINATION", ""];
 

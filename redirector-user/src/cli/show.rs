@@ -1,5 +1,7 @@
 //! `redirector show`.
 
+use std::process::ExitCode;
+
 use super::env::Env;
 use super::output::{Format, json, print, table};
 use super::rules;
@@ -9,7 +11,6 @@ use crate::health::{self, Finding, Health, NodeProcesses};
 use crate::instance::status::{self, Status};
 use crate::instance::sweep;
 use crate::rules::{Entry, Rules};
-use std::process::ExitCode;
 
 /// Show one instance: what was asked for, and what the kernel does.
 #[derive(Debug, clap::Args)]

@@ -1,5 +1,9 @@
 //! `redirector status`.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
 use super::env::Env;
 use super::output::{Format, clean, json_text};
 use super::watch::{self, AllRates, Look, Watch};
@@ -8,9 +12,6 @@ use crate::base::error::Result;
 use crate::health::node::{self, NodeHealth, Places};
 use crate::health::{self, Finding, Health, NodeProcesses};
 use crate::instance::sweep;
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -1,5 +1,13 @@
 //! `redirector trace`.
 
+use std::io::Write;
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use ipnet::IpNet;
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::env::Env;
 use super::output::{self, Format, note};
 use super::which::Which;
@@ -7,12 +15,6 @@ use crate::base::error::{Context, Result};
 use crate::instance::telling::Telling;
 use crate::instance::trace::{End, Event, Trace};
 use crate::kernel;
-use ipnet::IpNet;
-use std::io::Write;
-use std::net::IpAddr;
-use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
-use tokio::signal::unix::{SignalKind, signal};
 
 const EXAMPLES: &str = "\
 Examples:

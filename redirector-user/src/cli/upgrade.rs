@@ -1,12 +1,13 @@
 //! `redirector upgrade`.
 
+use std::process::ExitCode;
+
 use super::env::Env;
 use super::output::{Format, json, print};
 use super::which::Which;
 use crate::base::error::{Error, Result};
 use crate::instance::refresh;
 use crate::kernel;
-use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -1,13 +1,15 @@
 //! What clap has to say, in this program's words.
 
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use redirector_common::abi::ABI_VERSION;
+
 use super::env::fail;
 use super::output::{Format, json};
 use crate::base::error::Error;
 use crate::programs::object;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
-use redirector_common::abi::ABI_VERSION;
-use std::process::ExitCode;
-use std::sync::LazyLock;
 
 /// Version of the program, its eBPF object and the layout of its maps.
 pub(super) static VERSION: LazyLock<String> = LazyLock::new(|| {

@@ -1,5 +1,11 @@
 //! `redirector verify`, and the hidden verb of its helpers.
 
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
 use super::env::Env;
 use super::output::{Format, json, print};
 use super::which::Which;
@@ -8,10 +14,6 @@ use crate::health::{Finding, Level};
 use crate::kernel;
 use crate::pod::{cgroup_namespace, open_netns};
 use crate::verify::{self, Options, Probe, Report, Scope, Status, helper};
-use clap::Parser;
-use std::path::PathBuf;
-use std::process::ExitCode;
-use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -1,15 +1,17 @@
 //! `--watch`: looks again and again, and tells how many connections a second each rule decides.
 
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use redirector_common::rule::Counter;
+
 use super::env::Env;
 use super::output::{self, Format};
 use crate::base::error::Result;
 use crate::instance::directory::Directory;
 use crate::instance::maps::Instance;
-use redirector_common::rule::Counter;
-use std::collections::BTreeMap;
-use std::io::{ErrorKind, IsTerminal, Write};
-use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 /// Moves to the top left and clears the screen (ECMA-48).
 const CLEAR: &str = "\x1b[H\x1b[2J";

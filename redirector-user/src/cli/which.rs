@@ -1,5 +1,10 @@
 //! Naming one instance: `NAME | --pid | --netns | --pod`, the same for every verb that looks at one.
 
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
+
 use super::env::{BPFFS, Env, netns_given};
 use crate::base::error::{Error, Result};
 use crate::cni::plugin;
@@ -8,9 +13,6 @@ use crate::instance::directory::{Directory, check_name};
 use crate::instance::find;
 use crate::pod::name::PodName;
 use crate::pod::open_netns;
-use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
 
 /// The agent's directory, if it was given no other.
 const RUN_DIR: &str = "/run/redirector";

@@ -1,9 +1,10 @@
 //! What the CNI plugin asks the agent: one JSON object in a line, with the network namespace as a
 //! passed descriptor, and one back. Documented in docs/agent.md.
 
+use serde::{Deserialize, Serialize};
+
 use crate::base::text::shortened;
 use crate::pod::name::PodName;
-use serde::{Deserialize, Serialize};
 
 /// The plugin's type, and name of its binary.
 pub const PLUGIN_TYPE: &str = "redirector";

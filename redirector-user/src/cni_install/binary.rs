@@ -1,15 +1,17 @@
 //! The plugin's binary.
 
-use super::files;
-use crate::base::error::{Context, Error, Result};
-use crate::cni::protocol::PLUGIN_TYPE;
-use rustix::fs::{StatVfsMountFlags, statvfs};
-use serde_json::json;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{StatVfsMountFlags, statvfs};
+use serde_json::json;
+
+use super::files;
+use crate::base::error::{Context, Error, Result};
+use crate::cni::protocol::PLUGIN_TYPE;
 
 /// The file that was found to be our binary and was executed: both are read again only if it changes.
 static INSTALLED: Mutex<Option<Stamp>> = Mutex::new(None);

@@ -3,10 +3,12 @@
 //! CRI-O takes a pod's network down with the list of its set-up, which it finds there. Without the binary that this list
 //! names, DEL fails and the pod stays Terminating.
 
+use std::path::Path;
+
+use serde::Deserialize;
+
 use super::list::List;
 use crate::cni::protocol::PLUGIN_TYPE;
-use serde::Deserialize;
-use std::path::Path;
 
 /// How many pods were set up with a list that has our entry.
 pub fn pods_set_up(cache_dir: &Path) -> usize {

@@ -1,11 +1,12 @@
 //! Files of the runtime: replaced whole, kept beside, and put back with bytes, mode, owner and kind.
 
-use crate::base::error::{Context, Result};
-use crate::cni::protocol::PLUGIN_TYPE;
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+
+use crate::base::error::{Context, Result};
+use crate::cni::protocol::PLUGIN_TYPE;
 
 /// A file that was replaced is kept under its name with this at the end, which the runtime ignores.
 const SAVED: &str = ".before-redirector";

@@ -1,16 +1,18 @@
 //! Installing the plugin: its binary, and its entry in each list that a runtime takes.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, access};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+
 use super::list::List;
 use super::network::{self, Network, has_ours};
 use super::uninstall::take_out;
 use super::{binary, files};
 use crate::base::error::{Context, Error, Result};
 use crate::cni::protocol::{PLUGIN_TYPE, POD_ANNOTATIONS};
-use rustix::fs::{Access, access};
-use serde::Serialize;
-use serde_json::value::{RawValue, to_raw_value};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 /// Where the plugin goes.
 #[derive(Clone, Debug, PartialEq, Eq)]

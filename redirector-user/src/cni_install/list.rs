@@ -1,12 +1,14 @@
 //! A list of plugins, of which every byte that is not ours stays.
 
-use crate::base::error::{Error, Result};
-use crate::cni::protocol::{CNI_VERSIONS, PLUGIN_TYPE};
+use std::path::Path;
+
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
-use std::path::Path;
+
+use crate::base::error::{Error, Result};
+use crate::cni::protocol::{CNI_VERSIONS, PLUGIN_TYPE};
 
 /// A list of plugins: its keys in their order, every value as it is written.
 #[derive(Clone, Debug)]

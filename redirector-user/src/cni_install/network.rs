@@ -5,10 +5,11 @@
 //! which it does not find (`loadNetworks` of ocicni). So that both find the entry, every file gets it up to the first that
 //! is sure to be taken.
 
+use std::path::{Path, PathBuf};
+
 use super::files;
 use super::list::List;
 use crate::base::error::{Context, Error, Result};
-use std::path::{Path, PathBuf};
 
 /// A file that a runtime can use.
 pub struct Network {

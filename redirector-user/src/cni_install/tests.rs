@@ -1,8 +1,9 @@
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
 use super::*;
 use crate::base::error::Kind;
 use crate::cni::protocol::PLUGIN_TYPE;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 
 struct Node {
     _dir: PathBuf,

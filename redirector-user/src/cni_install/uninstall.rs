@@ -1,11 +1,12 @@
 //! Taking the plugin off a node: the lists come back as they were, then the binary goes.
 
+use std::path::Path;
+
 use super::list::List;
 use super::network::{self, has_ours};
 use super::{cache, files};
 use crate::base::error::Result;
 use crate::cni::protocol::PLUGIN_TYPE;
-use std::path::Path;
 
 /// Takes the plugin off the node; says what was done. The binary stays while pods of a runtime that ends them with the
 /// list of their set-up need it.

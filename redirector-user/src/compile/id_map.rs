@@ -4,11 +4,12 @@
 //! the network namespace (`owner_check` and `owner_mt` in net/netfilter/xt_owner.c); the programs
 //! read the kernel's own numbers. They differ in pods with `hostUsers: false`.
 
+use std::os::fd::AsFd;
+
 use crate::base::error::{Context, Error, Result};
 use crate::policy::{Policy, Selection};
 use crate::sys::netns::NetNs;
 use crate::sys::userns;
-use std::os::fd::AsFd;
 
 /// The policy with the kernel's numbers of its users and groups.
 ///

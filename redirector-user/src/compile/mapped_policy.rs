@@ -1,5 +1,7 @@
 //! A policy with the kernel's numbers of its users, groups and proxy cgroup, ready to be compiled.
 
+use std::path::Path;
+
 use super::id_map::as_the_kernel_counts;
 use super::tables::Compiled;
 use crate::base::error::{Error, Result};
@@ -7,7 +9,6 @@ use crate::pod::Target;
 use crate::pod::cgroup::Cgroup;
 use crate::policy::Policy;
 use crate::routes::RouteSnapshot;
-use std::path::Path;
 
 /// A policy for a target, and the same with the kernel's numbers of its users, groups and cgroup.
 #[derive(Debug)]

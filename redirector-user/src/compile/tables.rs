@@ -1,15 +1,17 @@
 //! A policy in the kernel's form: scalars in a policy slot, lists and routes in `TABLES`.
 
-use crate::base::error::{Context, Result};
-use crate::policy::{Dns, Mode, Policy, Selection};
-use crate::routes::{Interface, Outcome, RouteSnapshot};
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use aya::maps::lpm_trie::Key;
 use aya::maps::{LpmTrie, MapData};
 use ipnet::IpNet;
 use redirector_common::Addr;
 use redirector_common::abi::{self, List, ListKey, Route, Slot, flag};
-use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::base::error::{Context, Result};
+use crate::policy::{Dns, Mode, Policy, Selection};
+use crate::routes::{Interface, Outcome, RouteSnapshot};
 
 /// A policy and a snapshot of its namespace, ready to be written.
 pub struct Compiled {

@@ -10,15 +10,14 @@ mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+pub use offline::Offline;
 use redirector_common::Addr;
 use redirector_common::decision::{self, Incoming};
 use redirector_common::routing::{Owner, effective, unroutable};
+pub use report::Explanation;
 
 use crate::policy::Policy;
 use crate::rules::{Packet, Protocol};
-
-pub use offline::Offline;
-pub use report::Explanation;
 
 /// A connection (or datagram) out of the pod, or within it.
 #[derive(Debug, Clone)]

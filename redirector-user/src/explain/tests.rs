@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use proptest::prelude::*;
-
 use redirector_common::rule::Outcome;
 
 use super::report::PASS;

@@ -1,7 +1,8 @@
 //! What a policy captures, in one line.
 
-use crate::policy::{Dns, Policy, Selection};
 use std::fmt::Display;
+
+use crate::policy::{Dns, Policy, Selection};
 
 /// Whether anything that leaves the pod goes to the proxy.
 pub fn outbound(policy: &Policy) -> bool {

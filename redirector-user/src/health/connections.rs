@@ -1,17 +1,19 @@
 //! The TCP connections of a pod: whether each is captured, and if not, why.
 
-use super::finding::{Finding, some_of};
-use crate::explain::{self, Arriving, Offline, Outgoing};
-use crate::netlink::sock_diag::Socket;
-use crate::policy::Policy;
-use crate::rules::Protocol;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+
 use redirector_common::Addr;
 use redirector_common::abi::{DIRECT, OriginalDst, SockKind, SockState};
 use redirector_common::rule::Counter;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+
+use super::finding::{Finding, some_of};
+use crate::explain::{self, Arriving, Offline, Outgoing};
+use crate::netlink::sock_diag::Socket;
+use crate::policy::Policy;
+use crate::rules::Protocol;
 
 /// What an instance did with a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]

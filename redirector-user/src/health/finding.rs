@@ -1,9 +1,10 @@
 //! What is wrong, in the same form for every command that says so.
 
-use crate::base::error::{Error, Kind};
-use crate::pod::name::PodName;
 use schemars::JsonSchema;
 use serde::Serialize;
+
+use crate::base::error::{Error, Kind};
+use crate::pod::name::PodName;
 
 /// How bad it is. Commands end with 1 if anything is a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]

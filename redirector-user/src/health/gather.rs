@@ -1,5 +1,13 @@
 //! Reads what the kernel shows of an instance, and has it judged.
 
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use redirector_common::abi::{LISTENERS_OF_POLICY, Slot, name};
+
 use super::connections::{self, Connection};
 use super::finding::{Finding, Health};
 use super::listeners::{self, Listener, Role, Surroundings};
@@ -22,12 +30,6 @@ use crate::pod::{Target, descriptors, sandbox};
 use crate::policy::Policy;
 use crate::routes::{self, RouteSnapshot};
 use crate::sys::bpf;
-use redirector_common::abi::{LISTENERS_OF_POLICY, Slot, name};
-use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// So long the proxy of a pod may take to listen, from the sandbox's network on: images are pulled and the proxy is
 /// configured meanwhile.

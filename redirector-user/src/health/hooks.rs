@@ -1,14 +1,15 @@
 //! The hooks of an instance: whether the kernel runs our programs, and whose programs run beside them.
 
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
 use super::finding::{Finding, Level, some_of};
 use crate::base::error::{Context, Result};
 use crate::instance::status::HookStatus;
 use crate::pod::cgroup::Cgroup;
 use crate::programs::hooks::{self, Hook};
 use crate::sys::program_query;
-use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
 
 /// When somebody else's program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,11 +1,13 @@
 //! The proxy's listeners: whether what is captured reaches one.
 
+use std::net::IpAddr;
+
+use redirector_common::abi::LISTENER_SLOTS;
+
 use super::captures;
 use super::finding::{Finding, Level, some_of};
 use crate::netlink::sock_diag::Socket;
 use crate::policy::{Dns, Policy};
-use redirector_common::abi::LISTENER_SLOTS;
-use std::net::IpAddr;
 
 /// What a listener is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -4,13 +4,14 @@ mod legacy;
 mod nftables;
 mod rule;
 
+use rule::{Action, Rule};
+
 use super::finding::{Finding, Level, some_of};
 use super::listeners::Role;
 use crate::base::error::Result;
 use crate::pod::live_rules;
 use crate::policy::{Dns, Policy};
 use crate::sys::netns::NetNs;
-use rule::{Action, Rule};
 
 /// What is to be said of them.
 pub(super) fn judge(netns: &NetNs, policy: &Policy) -> Result<Vec<Finding>> {

@@ -1,5 +1,15 @@
 //! The node: its instances, the agent, the CNI plugin, the bpffs.
 
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::fs::{FlockOperation, flock};
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use super::finding::{Finding, Health};
 use super::gather;
 use super::processes::NodeProcesses;
@@ -9,14 +19,6 @@ use crate::cni::protocol::PLUGIN_TYPE;
 use crate::cni::protocol::SOCKET;
 use crate::instance::directory::Directory;
 use crate::kernel::privileges;
-use rustix::fs::{FlockOperation, flock};
-use schemars::JsonSchema;
-use serde::Serialize;
-use std::fs::File;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Where the agent and the plugin have their files.
 #[derive(Clone, Debug)]

@@ -1,10 +1,11 @@
 //! The processes of a pod: which are not captured, and which are taken for the proxy.
 
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+
 use super::finding::{Finding, some_of};
 use crate::base::error::{Context, Result};
 use crate::pod::{process, sandbox};
-use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
 
 /// The processes of the node by the inode number of their network namespace: read once for all instances.
 #[derive(Debug, Default)]

@@ -1,12 +1,14 @@
 //! Whether the proxy's own connections are known as the proxy's: if not, they come back to it.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use redirector_common::rule::{Outcome, Verdict};
+
 use super::finding::{Finding, Level};
 use crate::explain::{self, Offline, Outgoing};
 use crate::policy::{Policy, Selection};
 use crate::routes::{Outcome as Leaving, Route};
 use crate::rules::Protocol;
-use redirector_common::rule::{Outcome, Verdict};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The documentation's networks (RFC 5737, RFC 3849): nobody is there.
 const NOBODY: [IpAddr; 2] =

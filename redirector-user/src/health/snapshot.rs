@@ -1,10 +1,12 @@
 //! Whether the programs know the namespace's addresses, routes and interfaces as they are.
 
-use super::finding::{Finding, Level, some_of};
-use crate::compile::tables::Compiled;
-use redirector_common::abi::{Addr, List, flag};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+
+use redirector_common::abi::{Addr, List, flag};
+
+use super::finding::{Finding, Level, some_of};
+use crate::compile::tables::Compiled;
 
 /// How two states of a namespace differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

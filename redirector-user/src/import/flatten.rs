@@ -2,10 +2,9 @@
 
 use std::collections::HashSet;
 
-use crate::rules::{Protocol, Rules, Spec, Table, Target};
-
 use super::model::Placed;
 use crate::rules::Family;
+use crate::rules::{Protocol, Rules, Spec, Table, Target};
 
 /// A rule in normal form.
 #[derive(Debug, Clone, PartialEq, Eq)]

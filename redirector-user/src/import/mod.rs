@@ -18,14 +18,13 @@ mod save;
 #[cfg(test)]
 mod tests;
 
+pub use flags::Flags;
+use model::is_istio;
+pub use model::{ImportError, Inexpressible, Missing};
 use serde::Serialize;
 
 use crate::policy::{Dns, Mode, Policy};
 use crate::rules::Family;
-
-pub use flags::Flags;
-use model::is_istio;
-pub use model::{ImportError, Inexpressible, Missing};
 
 /// The result of an import.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

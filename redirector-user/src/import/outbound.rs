@@ -1,7 +1,8 @@
 //! Reads ISTIO_OUTPUT.
 
-use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net};
 
 use super::flatten::Flat;
 use super::reading::{Reading, counted};

@@ -4,6 +4,11 @@
 //! so. Whatever happens before that one write, nothing is captured; what a killed command
 //! leaves is swept by the next one.
 
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use redirector_common::abi::{ABI_VERSION, ActiveWord, Meta, Sequence, Slot, meta_flag, name};
+
 use super::directory::{self, Directory, check_name};
 use super::lock::WriteLock;
 use super::maps::Instance;
@@ -22,9 +27,6 @@ use crate::programs::object::{Loaded, Maps};
 use crate::routes;
 use crate::sys::bpf::{self, AttachType};
 use crate::sys::program_query;
-use redirector_common::abi::{ABI_VERSION, ActiveWord, Meta, Sequence, Slot, meta_flag, name};
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 
 /// Default name: by the namespace's cookie, which is never reused.
 pub fn default_name(target: &Target) -> String {

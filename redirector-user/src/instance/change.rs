@@ -1,5 +1,8 @@
 //! change: another policy for an active instance.
 
+use aya::maps::MapInfo;
+use redirector_common::abi::name;
+
 use super::journal;
 use super::lock::WriteLock;
 use super::maps::Instance;
@@ -8,8 +11,6 @@ use super::request::{Attached, Outcome, Request};
 use super::swap::{Swap, repair};
 use crate::base::error::{Context, Error, Result};
 use crate::policy::Policy;
-use aya::maps::MapInfo;
-use redirector_common::abi::name;
 
 /// Gives an instance a policy; nothing happens if it has an equal one, and then the namespace is not read.
 pub(super) fn change(mut instance: Instance, request: &Request<'_>, lock: &WriteLock) -> Result<Attached> {

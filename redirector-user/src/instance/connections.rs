@@ -1,19 +1,21 @@
 //! The original destination of each captured connection that is alive: what its address stands for
 //! (`ORIGINAL_DST`), or what is stored for it alone (`FLOWS`).
 
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use redirector_common::Addr;
+use redirector_common::abi::{self, DIRECT, OriginalDst, may_be_virtual};
+use redirector_common::rule::{Counter, Verdict};
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use super::directory::Directory;
 use super::find;
 use super::maps::Instance;
 use crate::base::error::{Context, Result};
 use crate::netlink::sock_diag::{self, Kind};
 use crate::sys::netns::NetNs;
-use redirector_common::Addr;
-use redirector_common::abi::{self, DIRECT, OriginalDst, may_be_virtual};
-use redirector_common::rule::{Counter, Verdict};
-use schemars::JsonSchema;
-use serde::Serialize;
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
 
 /// A captured connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]

@@ -1,6 +1,11 @@
 //! detach: stop capturing at once, then take everything away. It works on whatever is left of
 //! an instance, also when its cgroup, its namespace or half of its pins are gone.
 
+use std::path::Path;
+use std::time::Duration;
+
+use redirector_common::abi::{ActiveWord, Meta};
+
 use super::directory::Directory;
 use super::lock::WriteLock;
 use super::maps::{Instance, no_instance};
@@ -9,9 +14,6 @@ use crate::base::error::{Context, Kind, Result};
 use crate::netdev;
 use crate::programs::hooks;
 use crate::sys::bpf::Link;
-use redirector_common::abi::{ActiveWord, Meta};
-use std::path::Path;
-use std::time::Duration;
 
 /// The replies of the application to the client's address find the proxy by the rules that go.
 pub(super) const BROKEN_BY_LEAVING_TPROXY: &str = "connections from the network that the proxy has handed on in TPROXY mode \

@@ -1,13 +1,15 @@
 //! Where instances live: `redirector` in a bpffs.
 
-use crate::base::error::{Context, Error, Kind, Result};
-use rustix::fs::{FlockOperation, FsWord, flock, fstatfs, statfs};
-use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount};
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, FsWord, flock, fstatfs, statfs};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
+
+use crate::base::error::{Context, Error, Kind, Result};
 
 const BPF_FS_MAGIC: FsWord = 0xcafe_4a11;
 /// Directories that begin so are being made or taken down. Names of instances are lower case.

@@ -1,13 +1,15 @@
 //! Draining: an instance captures nothing new and keeps the names of what it has captured.
 
+use std::time::{Duration, Instant};
+
+use redirector_common::abi::{ActiveWord, Meta};
+
 use super::directory::Directory;
 use super::lock::WriteLock;
 use super::maps::Instance;
 use super::phase::boot_seconds;
 use super::{connections, find};
 use crate::base::error::Result;
-use redirector_common::abi::{ActiveWord, Meta};
-use std::time::{Duration, Instant};
 
 /// Captures nothing new and waits until what was captured has ended; the mark that this drain
 /// left, or None if there is nothing that could be drained.

@@ -1,6 +1,11 @@
 //! Which instance belongs to a network namespace, and which namespace to an instance; also when
 //! half of its pins are gone.
 
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use redirector_common::abi::{Meta, name};
+
 use super::directory::Directory;
 use super::links;
 use super::maps::Instance;
@@ -12,9 +17,6 @@ use crate::pod::{Target, process};
 use crate::programs::hooks;
 use crate::sys::bpf::Link;
 use crate::sys::netns::{NetNs, NetnsId};
-use redirector_common::abi::{Meta, name};
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
 
 /// Name of the instance of an open namespace.
 pub fn by_netns(root: &Directory, netns: &NetNs) -> Result<Option<String>> {

@@ -1,6 +1,10 @@
 //! What the agent has to know of each instance before it decides anything: cheap to read for
 //! hundreds of them, and never an error.
 
+use std::collections::BTreeSet;
+
+use redirector_common::abi::{ABI_VERSION, Meta, Slot};
+
 use super::directory::Directory;
 use super::find;
 use super::links;
@@ -12,8 +16,6 @@ use crate::compile::mapped_policy;
 use crate::policy::Policy;
 use crate::programs::hooks;
 use crate::programs::object;
-use redirector_common::abi::{ABI_VERSION, Meta, Slot};
-use std::collections::BTreeSet;
 
 /// An instance as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,9 @@
 //! What an instance changes in its namespace beside its hooks: made and taken back by [`netdev`], noted in META.
 
+use std::path::Path;
+
+use redirector_common::abi::{Meta, Slot, meta_flag};
+
 use super::maps::Instance;
 use super::phase::Phase;
 use super::record::{self, Record};
@@ -11,8 +15,6 @@ use crate::pod::cgroup::Cgroup;
 use crate::policy::{Mode, Policy};
 use crate::programs::hooks::GUEST_PIN;
 use crate::sys::bpf;
-use redirector_common::abi::{Meta, Slot, meta_flag};
-use std::path::Path;
 
 impl Journal for Instance {
     fn noted(&self) -> Result<u32> {

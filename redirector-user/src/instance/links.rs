@@ -1,5 +1,8 @@
 //! The links of an instance: attaching its programs, detaching them.
 
+use std::os::fd::AsFd;
+use std::path::Path;
+
 use super::maps::Instance;
 use super::others;
 use crate::base::error::{Context, Result};
@@ -7,8 +10,6 @@ use crate::pod::Target;
 use crate::policy::Policy;
 use crate::programs::hooks::{self, Hook};
 use crate::sys::bpf::{self, Link};
-use std::os::fd::AsFd;
-use std::path::Path;
 
 /// Whether a hook is without its link. One that somebody has detached (BPF_LINK_DETACH) keeps its pin, and has no target.
 ///

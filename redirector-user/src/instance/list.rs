@@ -1,5 +1,8 @@
 //! `redirector list`: a line for each instance, whatever its state.
 
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use super::directory::Directory;
 use super::maps::Instance;
 use super::phase::Phase;
@@ -8,8 +11,6 @@ use super::status::{any_record, problem};
 use super::{connections, find};
 use crate::base::error::Result;
 use crate::pod::name::PodName;
-use schemars::JsonSchema;
-use serde::Serialize;
 
 /// A line of `redirector list`.
 #[derive(Clone, Debug, Serialize, JsonSchema)]

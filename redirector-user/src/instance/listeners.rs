@@ -1,5 +1,13 @@
 //! Registering the proxy's listeners that were there before the attach.
 
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use aya::maps::{MapData, SkStorage};
+use redirector_common::Addr;
+use redirector_common::abi::{LISTENER_SLOTS, LISTENERS_OF_POLICY, ListenerRole, Slot, SockKind, SockState};
+
 use super::maps::Instance;
 use crate::base::error::{Context, Result};
 use crate::pod::Target;
@@ -9,12 +17,6 @@ use crate::policy::Policy;
 use crate::sys::netns::NetNs;
 use crate::sys::sockmap_copy::copy_socket;
 use crate::sys::{bpf, sockopt};
-use aya::maps::{MapData, SkStorage};
-use redirector_common::Addr;
-use redirector_common::abi::{LISTENER_SLOTS, LISTENERS_OF_POLICY, ListenerRole, Slot, SockKind, SockState};
-use std::collections::HashSet;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The ports of the proxy, with the role of their listeners.
 pub fn roles(policy: &Policy) -> [(u16, ListenerRole); 3] {

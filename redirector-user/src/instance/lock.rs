@@ -1,12 +1,14 @@
 //! One writer at a time: a flock on the directory of all instances.
 
-use super::directory::Directory;
-use crate::base::error::{Context, Result};
-use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::directory::Directory;
+use crate::base::error::{Context, Result};
 
 /// Whoever waits longer wants to know what for.
 const SOON: Duration = Duration::from_secs(1);

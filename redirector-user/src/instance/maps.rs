@@ -1,16 +1,18 @@
 //! An instance's maps, opened from their pins.
 
-use super::directory::Directory;
-use super::phase::{self, Phase};
-use crate::base::error::{Context, Error, Result};
-use crate::sys::bpf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapInfo, PerCpuArray, SkStorage};
 use redirector_common::abi::{
     ABI_VERSION, ActiveWord, Addr, Flow, FlowKey, ListKey, Meta, OriginalDst, Policy, Route, Sequence, Slot,
     SockState, name,
 };
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+
+use super::directory::Directory;
+use super::phase::{self, Phase};
+use crate::base::error::{Context, Error, Result};
+use crate::sys::bpf;
 
 /// An existing instance.
 pub struct Instance {

@@ -1,15 +1,16 @@
 //! Programs of others that stand in the way of an instance.
 
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
 use crate::base::error::{Context, Error, Result};
 use crate::pod::Target;
 use crate::pod::cgroup;
 use crate::programs::hooks::Hook;
 use crate::sys::bpf::AttachType;
 use crate::sys::program_query::{self, Attached};
-use std::fs::File;
-use std::os::fd::AsFd;
-use std::path::Path;
-use std::time::Duration;
 
 /// The links of an instance that has just been removed are freed in the background.
 const FREED_WITHIN: Duration = Duration::from_secs(2);

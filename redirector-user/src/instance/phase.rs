@@ -1,7 +1,8 @@
 //! What an instance is doing, as META has it.
 
-use crate::base::error::Error;
 use redirector_common::abi::{ActiveWord, Meta, Slot};
+
+use crate::base::error::Error;
 
 /// What an instance is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

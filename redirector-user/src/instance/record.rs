@@ -1,15 +1,17 @@
 //! What was asked for, kept with the instance: JSON in an array map, because bpffs holds no files.
 
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, Map, MapData};
+use redirector_common::abi::Slot;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::base::error::{Context, Error, Result, chain};
 use crate::pod::Target;
 use crate::pod::name::PodName;
 use crate::policy::Policy;
 use crate::programs::object;
-use aya::maps::{Array, Map, MapData};
-use redirector_common::abi::Slot;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
 
 /// What an instance was made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

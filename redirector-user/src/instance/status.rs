@@ -1,5 +1,12 @@
 //! `redirector show`: what an instance was asked to do (its record) and what the kernel does.
 
+use std::os::fd::AsFd;
+
+use redirector_common::abi::{ABI_VERSION, ListenerRole, Meta, Slot};
+use redirector_common::rule::Counter;
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use super::directory::Directory;
 use super::find;
 use super::listeners;
@@ -14,11 +21,6 @@ use crate::pod::cgroup::Cgroup;
 use crate::programs::hooks::{self, Hook};
 use crate::sys::bpf::Link;
 use crate::sys::program_query;
-use redirector_common::abi::{ABI_VERSION, ListenerRole, Meta, Slot};
-use redirector_common::rule::Counter;
-use schemars::JsonSchema;
-use serde::Serialize;
-use std::os::fd::AsFd;
 
 /// What is wrong with an instance that is not damaged.
 pub(super) fn problem(instance: &Instance, meta: &Meta, record: &Record) -> Result<Option<String>> {

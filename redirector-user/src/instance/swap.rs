@@ -1,6 +1,8 @@
 //! The other policy slot: a policy, or the namespace as it is now, is written into the slot that is not in
 //! force. One write to META then swaps, so each connection is decided under the old state or under the new one.
 
+use redirector_common::abi::{Meta, Slot};
+
 use super::lock::WriteLock;
 use super::maps::Instance;
 use super::record::{self, Record};
@@ -14,7 +16,6 @@ use crate::policy::{Mode, Policy};
 use crate::programs::hooks;
 use crate::routes::{self, RouteSnapshot};
 use crate::sys::bpf;
-use redirector_common::abi::{Meta, Slot};
 
 /// Attaches again what somebody has detached behind our back; says what.
 pub(super) fn repair(

@@ -1,5 +1,9 @@
 //! Sweeping: what commands that were killed have left is removed by the next one.
 
+use std::path::Path;
+
+use redirector_common::abi;
+
 use super::detach::remove_dir;
 use super::directory::Directory;
 use super::journal;
@@ -9,8 +13,6 @@ use super::phase::Phase;
 use super::phase::boot_seconds;
 use crate::base::error::Result;
 use crate::programs::hooks;
-use redirector_common::abi;
-use std::path::Path;
 
 /// Removes what commands that were killed have left: staging directories, instances that were
 /// never activated or not wholly removed, drains whose command is gone. Says what it did; what

@@ -1,6 +1,8 @@
 //! Lets the programs of an instance tell their decisions for a while: they are swapped for some that do, link by link, so
 //! that there is no moment without capture, and back.
 
+use redirector_common::abi::{Meta, meta_flag};
+
 use super::directory::Directory;
 use super::find::target_of;
 use super::lock::WriteLock;
@@ -8,7 +10,6 @@ use super::maps::{Instance, no_instance};
 use super::{record, upgrade};
 use crate::base::error::{Error, Result};
 use crate::programs::object;
-use redirector_common::abi::{Meta, meta_flag};
 
 /// Programs that tell their decisions until it ends.
 #[derive(Debug)]

@@ -1,21 +1,23 @@
 //! Decisions of an instance, live: its programs tell them by aya-log, if it was attached so.
 
-use super::directory::Directory;
-use super::maps::Instance;
-use crate::base::error::{Context, Error, Result, chain};
-use crate::programs::hooks;
-use crate::sys::bpf::Link;
-use aya_log::EbpfLogger;
-use log::{Log, Metadata, Record};
-use redirector_common::abi::meta_flag;
-use redirector_common::rule::{Counter, Verdict};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use aya_log::EbpfLogger;
+use log::{Log, Metadata, Record};
+use redirector_common::abi::meta_flag;
+use redirector_common::rule::{Counter, Verdict};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use super::directory::Directory;
+use super::maps::Instance;
+use crate::base::error::{Context, Error, Result, chain};
+use crate::programs::hooks;
+use crate::sys::bpf::Link;
 
 /// Whether the programs are still the same is asked this often.
 const LOOK: Duration = Duration::from_secs(1);

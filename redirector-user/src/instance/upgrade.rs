@@ -1,5 +1,9 @@
 //! upgrade: swaps other programs into the links of an instance, of this version or for more features.
 
+use std::os::fd::BorrowedFd;
+
+use redirector_common::abi::{meta_flag, name};
+
 use super::maps::Instance;
 use crate::base::error::{Context, Error, Result};
 use crate::kernel::{Kernel, Subject};
@@ -7,8 +11,6 @@ use crate::pod::Target;
 use crate::programs::hooks;
 use crate::programs::object::{Loaded, Maps};
 use crate::sys::bpf::{self, Link};
-use redirector_common::abi::{meta_flag, name};
-use std::os::fd::BorrowedFd;
 
 /// Swaps in programs that were loaded for more flags, link by link: each does what the one it
 /// replaces does, so it does not matter where this is interrupted.

@@ -1,16 +1,18 @@
 //! Which loopback addresses an instance gives: to original destinations, and to single connections. They are chosen once,
 //! at random, as few as will do, and none that the namespace already uses.
 
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
+
+use redirector_common::abi::VirtualRange;
+
 use crate::base::error::Result;
 use crate::netlink::sock_diag::{self, Kind};
 use crate::pod::Target;
 use crate::policy::Policy;
 use crate::routes::RouteSnapshot;
-use redirector_common::abi::VirtualRange;
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
-use std::net::{IpAddr, Ipv4Addr};
-use std::ops::RangeInclusive;
 
 /// 127.128.0.0/9.
 const ALL: RangeInclusive<u32> = 0x7f80_0000..=0x7fff_ffff;

@@ -3,9 +3,11 @@
 //! Only some numbers are needed, so this is one pass over the type section that keeps
 //! nothing (Documentation/bpf/btf.rst has the format).
 
-use crate::base::error::{Context, Error, Result};
-use serde::{Deserialize, Serialize};
 use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::error::{Context, Error, Result};
 
 /// Offsets in bytes on the way from a socket to its owner, and what else the kernel's types tell of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,14 +3,16 @@
 //! Only what does not depend on the moment is kept. A file that is not root's alone, of another boot or of another
 //! kernel counts for nothing, and one that cannot be written is done without.
 
-use super::btf::{self, Offsets};
-use crate::base::error::Result;
-use rustix::fs::{Mode, OFlags, open};
-use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, open};
+use serde::{Deserialize, Serialize};
+
+use super::btf::{self, Offsets};
+use crate::base::error::Result;
 
 const FILE: &str = "/run/redirector-offsets.json";
 /// More than such a file has.
@@ -70,8 +72,9 @@ fn keep(file: &Path, kept: &Kept) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
 
     #[test]
     fn only_a_file_of_roots_alone_counts() {

@@ -4,11 +4,12 @@ pub mod btf;
 mod cache;
 pub mod privileges;
 
-use crate::base::error::{Error, Result, chain};
 use aya::programs::ProgramType;
 use aya::sys::is_helper_supported;
 use aya_obj::generated::bpf_func_id;
 use redirector_common::abi::{ProgramConstants, flag};
+
+use crate::base::error::{Error, Result, chain};
 
 /// Facts of the running kernel that programs are loaded with.
 #[derive(Clone, Copy, Debug)]

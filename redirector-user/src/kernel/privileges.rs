@@ -1,7 +1,8 @@
 //! Capabilities of this process.
 
-use crate::base::error::{Error, Result};
 use rustix::process::{Resource, getrlimit};
+
+use crate::base::error::{Error, Result};
 
 /// What attach and detach need, and why; the same table is in SECURITY.md.
 pub const NEEDED: [(&str, u32, &str); 5] = [

@@ -3,14 +3,16 @@
 //! A filter of a clsact qdisc, as every kernel has them, also beside tcx (6.6). It is told from others by its
 //! name, and by its handle whether the qdisc was there before: whoever cleans up needs to know nothing else.
 
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+
 use super::virtual_interfaces::{PROTOCOL, REVERSE};
 use crate::base::error::{Context, Result};
 use crate::netlink::{self, Message, Netlink, Payload, family};
 use crate::routes::{Interface, list_interfaces};
 use crate::sys::netns::NetNs;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Number among the filters of an interface; those of `tc` without one come later.
 const PREFERENCE: u32 = 151;

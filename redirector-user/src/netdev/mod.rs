@@ -10,14 +10,15 @@ mod rules;
 mod tproxy;
 mod virtual_interfaces;
 
+use std::os::fd::OwnedFd;
+
 pub use needs::{Needs, foresee, without_effect};
+use redirector_common::abi::meta_flag;
 pub use virtual_interfaces::check as check_virtual_interfaces;
 
 use crate::base::error::Result;
 use crate::policy::{Mode, Policy};
 use crate::sys::netns::NetNs;
-use redirector_common::abi::meta_flag;
-use std::os::fd::OwnedFd;
 
 /// Everything that may be noted.
 pub const ALL_CHANGES: u32 = meta_flag::ADDED_LO6 | meta_flag::VIRTUAL | TPROXY;

@@ -1,9 +1,11 @@
 //! What a policy needs of a namespace as it is.
 
+use std::net::{IpAddr, Ipv6Addr};
+
+use redirector_common::Addr;
+
 use crate::policy::{Mode, Policy};
 use crate::routes::RouteSnapshot;
-use redirector_common::Addr;
-use std::net::{IpAddr, Ipv6Addr};
 
 /// What a policy needs of a namespace as it is.
 #[derive(Clone, Copy, Debug)]

@@ -1,12 +1,13 @@
 //! `::6` on lo, which Envoy binds for what it hands to the application over IPv6 (istio-iptables adds it, too).
 
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use redirector_common::Addr;
+use redirector_common::abi::LOOPBACK_IFINDEX;
+
 use super::rules;
 use crate::base::error::Result;
 use crate::netlink::{self, Message};
 use crate::sys::netns::NetNs;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use redirector_common::Addr;
-use redirector_common::abi::LOOPBACK_IFINDEX;
 
 const IFA_FLAGS: u16 = 8;
 

@@ -1,11 +1,13 @@
 //! Rules and routes that lead to the proxy: `ip rule … lookup TABLE` and `ip route local NETWORK dev lo table TABLE`.
 
-use crate::base::error::{Error, Result};
-use crate::netlink::{Message, Netlink, Payload, family, family_header, if_present};
+use std::io;
+
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use redirector_common::abi::LOOPBACK_IFINDEX;
-use std::io;
+
+use crate::base::error::{Error, Result};
+use crate::netlink::{Message, Netlink, Payload, family, family_header, if_present};
 
 /// sizeof of struct rtmsg and of struct fib_rule_hdr; the first byte of each is the family.
 pub(super) const HEADER: usize = 12;

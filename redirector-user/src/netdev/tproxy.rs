@@ -5,12 +5,13 @@
 //! (tools/common/tproxy). It brings the mark to the application's socket by CONNMARK; here the sysctl
 //! tcp_fwmark_accept does, and fwmark_reflect for what the kernel answers where nobody listens (a reset).
 
+use redirector_common::abi::meta_flag;
+
 use super::rules::{self, Change};
 use crate::base::error::{Context, Result};
 use crate::netlink::{self, Netlink};
 use crate::policy::{Mode, Policy};
 use crate::sys::netns::NetNs;
-use redirector_common::abi::meta_flag;
 
 /// Parameters of the kernel that are 1 in TPROXY mode.
 const SYSCTLS: [(u32, &str); 3] = [

@@ -12,14 +12,16 @@
 //! Rules and routes carry a protocol number of their own, so whoever cleans up can tell them from
 //! those of others, and needs to know nothing else.
 
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use redirector_common::abi::guest_mark;
+
 use super::rules::{self, Change};
 use crate::base::error::{Error, Result};
 use crate::netlink::{self, Netlink};
 use crate::policy::{Mode, Policy, Selection};
 use crate::sys::netns::NetNs;
-use ipnet::IpNet;
-use redirector_common::abi::guest_mark;
-use std::collections::BTreeSet;
 
 /// The table of the routes; named after the port that everything in it goes to.
 const TABLE: u32 = 15001;

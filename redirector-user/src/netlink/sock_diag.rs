@@ -4,11 +4,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use rustix::net::netlink::SOCK_DIAG;
+
 use super::proc_net;
 pub use super::sockets::{Kind, Socket, Sockets};
 use super::{Message, Netlink, NetlinkError, Payload};
 use crate::base::error::{Context, Result};
-use rustix::net::netlink::SOCK_DIAG;
 
 /// `SOCK_DIAG_BY_FAMILY` of uapi/linux/sock_diag.h.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -121,10 +122,11 @@ fn storage(message: &Payload<'_>) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::sys::sockopt;
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::sys::sockopt;
 
     fn find(kind: Kind, local: SocketAddr) -> [Socket; 2] {
         let of = |list: Vec<Socket>| list.into_iter().find(|socket| socket.local == local);

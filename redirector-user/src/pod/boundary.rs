@@ -5,11 +5,12 @@
 //! named: what is in it cannot leave it, because that takes the right to write to `cgroup.procs` of the cgroup above
 //! (`cgroup_procs_write_permission`).
 
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
 use super::cgroup::{Cgroup, mount};
 use super::process;
 use crate::base::error::{Error, Result};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
 
 /// The cgroup to capture for these processes.
 ///

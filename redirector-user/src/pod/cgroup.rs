@@ -1,12 +1,13 @@
 //! Cgroup v2 directories. The tree may be mounted anywhere (hybrid layouts have it below
 //! `/sys/fs/cgroup/unified`), so it is looked up and never assumed.
 
-use crate::base::error::{Context, Error, Result};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use crate::base::error::{Context, Error, Result};
 
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 const CGROUP_SUPER_MAGIC: i64 = 0x0027_e0eb;

@@ -3,11 +3,13 @@
 //! On a unified layout container runtimes give each container that is not privileged a cgroup namespace of
 //! its own, in which /proc/PID/cgroup of other pods is no path. Kubernetes has no setting for it.
 
-use crate::base::error::{Context, Error, Result};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{File, metadata};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::base::error::{Context, Error, Result};
 
 const HOST: &str = "/proc/1/ns/cgroup";
 

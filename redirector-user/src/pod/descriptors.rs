@@ -151,8 +151,9 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::net::TcpListener;
+
+    use super::*;
 
     #[test]
     fn what_the_kernel_writes() {

@@ -1,12 +1,14 @@
 //! What a policy may ask about its target.
 
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use redirector_common::Addr;
+
 use super::Target;
 use crate::base::error::Result;
 use crate::policy::TargetDetails;
 use crate::routes::{self, Interface};
-use redirector_common::Addr;
-use std::net::IpAddr;
-use std::path::PathBuf;
 
 /// The target's root filesystem and addresses.
 pub fn of(target: &Target) -> Result<TargetDetails> {

@@ -6,10 +6,11 @@
 //! trees only, and the runtime the v2 one with the first container: then it is made here, where the
 //! runtime will look.
 
-use super::cgroup::{self, Cgroup};
-use crate::base::error::{Context, Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use super::cgroup::{self, Cgroup};
+use crate::base::error::{Context, Error, Result};
 
 /// How deep below the root a pod's cgroup can be: `kubelet.slice/kubelet-kubepods.slice/…-burstable.slice/…`.
 const DEEPEST: u32 = 6;
@@ -140,8 +141,9 @@ fn leads_to_pods(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
 
     const UID: &str = "0a1b-22";
     /// Tests run side by side.

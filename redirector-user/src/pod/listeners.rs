@@ -1,19 +1,21 @@
 //! The proxy's listening sockets that are older than the attach: found in /proc and taken
 //! over with pidfd_getfd (5.6).
 
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use rustix::fs::FileType;
+use rustix::net::{getsockname, sockopt};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
 use super::cgroup::Cgroup;
 use super::descriptors::{self, Budget, Descriptor};
 pub use super::descriptors::{MAX_DESCRIPTORS, MAX_DESCRIPTORS_OF_ONE, SEARCH_TIMEOUT};
 use crate::base::error::{Context, Result};
 use crate::netlink::sock_diag;
 use crate::sys::netns::NetNs;
-use rustix::fs::FileType;
-use rustix::net::{getsockname, sockopt};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
 
 /// A listening socket of another process.
 #[derive(Debug)]
@@ -154,9 +156,10 @@ fn listening(netns: &NetNs, ports: &[u16]) -> Result<Vec<sock_diag::Socket>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;
+
+    use super::*;
 
     #[test]
     fn a_descriptor_that_became_another_socket() {

@@ -1,10 +1,11 @@
 //! Live rules of a mesh (Istio, Consul, linkerd, Kuma) in a namespace: attaching beside them would redirect twice.
 
+use rustix::net::netlink::NETFILTER;
+
 use crate::base::error::{Context, Error, Result};
 use crate::netlink::{Message, Netlink, Payload};
 use crate::sys::netns::NetNs;
 use crate::sys::xtables;
-use rustix::net::netlink::NETFILTER;
 
 /// How to get rid of them.
 pub const REMEDY: &str = "remove them first (Istio's by istio-iptables --cleanup-only in the namespace, with \

@@ -12,13 +12,15 @@ pub mod name;
 pub mod process;
 pub mod sandbox;
 
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use cgroup::Cgroup;
+use name::PodName;
+
 use crate::base::error::{Context, Error, Result};
 use crate::sys::netns::{NetNs, NetnsId};
 use crate::sys::userns;
-use cgroup::Cgroup;
-use name::PodName;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 
 /// An open target. Captured are the sockets that are created in the cgroup (or below) and
 /// are in the namespace.

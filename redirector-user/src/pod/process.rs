@@ -1,9 +1,10 @@
 //! Processes, from /proc.
 
-use crate::base::error::{Context, Result};
-use crate::base::text::printable;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
+
+use crate::base::error::{Context, Result};
+use crate::base::text::printable;
 
 /// Pids of the processes whose network namespace has this inode number. Processes that end
 /// meanwhile, and those we may not look at, are left out.

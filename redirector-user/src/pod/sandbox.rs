@@ -1,10 +1,11 @@
 //! Pods whose processes have a kernel of their own: gVisor's, or that of a virtual machine (Kata Containers). Their sockets
 //! are not this kernel's, and no hook sees them.
 
+use std::path::Path;
+
 use super::cgroup::Cgroup;
 use super::process;
 use crate::base::error::Result;
-use std::path::Path;
 
 /// What to do about one.
 pub const REMEDY: &str = "run the pod with a runtime that shares the node's kernel, or redirect inside of the sandbox (istio-init)";

@@ -1,11 +1,13 @@
 //! The flags and variables of a command line: istio-iptables', word for word, and redirector's own.
 
+use std::collections::BTreeMap;
+
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+
 use super::flag_input::{FlagInput, FlagParser};
 use super::flags::{CaptureFlags, OwnFlags};
 use super::note::Note;
 use super::options::{self, CaptureOption, GROUPS, OPERATION, Value};
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
-use std::collections::BTreeMap;
 
 /// Documented by istio-iptables (`pkg/constants/constants.go`) and read by nothing, with the variable that is
 /// read.

@@ -1,8 +1,9 @@
 //! What can be wrong with a setting, always with its remedy.
 
+use std::path::PathBuf;
+
 use crate::base::error::Error;
 use crate::base::text::shortened;
-use std::path::PathBuf;
 
 /// An annotation may have 256 KiB; so much of an item is repeated in an error.
 pub(crate) const SHOWN: usize = 200;

@@ -5,12 +5,13 @@
 //! does not parse is refused. So nothing is parsed further here than needed for that; `resolve` does the
 //! rest.
 
-use super::error::ConfigError;
 use std::ffi::OsStr;
 
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
+
+use super::error::ConfigError;
 
 /// Where a [`FlagInput`] comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

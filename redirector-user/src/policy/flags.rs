@@ -1,10 +1,12 @@
 //! What a command line gives: values of istio-iptables' options, and redirector's own flags.
 
-use super::flag_input::FlagInput;
-use super::model::{MAX_CONNECTIONS, MAX_DESTINATIONS};
-use clap::{Args, ValueEnum};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::flag_input::FlagInput;
+use super::model::{MAX_CONNECTIONS, MAX_DESTINATIONS};
 
 /// Heading of what is captured at all; redirector's own flags are there, too.
 pub const WHOLE: &str = "Capture as a whole";

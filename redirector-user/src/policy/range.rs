@@ -1,7 +1,8 @@
 //! What numbers of a policy may be, whoever wrote them.
 
-use super::error::ConfigError;
 use ipnet::Ipv4Net;
+
+use super::error::ConfigError;
 
 /// Why a number is refused, and what to write instead.
 pub type Refusal = (&'static str, &'static str);

@@ -1,8 +1,9 @@
 //! The hooks of an instance: program, where it is attached, names of its pins.
 
+use redirector_common::abi::flag;
+
 use crate::policy::{Dns, Policy};
 use crate::sys::bpf::AttachType;
-use redirector_common::abi::flag;
 
 /// One hook.
 #[derive(Clone, Copy, Debug)]

@@ -1,13 +1,15 @@
 //! Loading the eBPF object.
 
-use super::hooks::{self, Hook};
-use crate::base::error::{Error, Result, chain};
-use crate::sys::thread::without_files;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use redirector_common::abi::{ProgramConstants, UNTAKEN_LEN, name};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+
+use super::hooks::{self, Hook};
+use crate::base::error::{Error, Result, chain};
+use crate::sys::thread::without_files;
 
 /// The object that this binary carries: committed, made by `cargo xtask ebpf`.
 static OBJECT: &[u8] =

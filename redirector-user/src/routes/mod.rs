@@ -39,9 +39,8 @@ use std::net::Ipv6Addr;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-pub(crate) use self::dump::interfaces as list_interfaces;
-
 use self::ask::Asker;
+pub(crate) use self::dump::interfaces as list_interfaces;
 use self::prefix::Block;
 pub use self::snapshot::{Interface, Outcome, Route, RouteSnapshot};
 use crate::base::error::{Context, Result};

@@ -1,12 +1,13 @@
 //! Network namespaces.
 
-use super::thread::on_a_thread;
-use crate::base::error::{Context, Result};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+
+use super::thread::on_a_thread;
+use crate::base::error::{Context, Result};
 
 /// What tells a network namespace from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

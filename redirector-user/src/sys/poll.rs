@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 

@@ -1,8 +1,9 @@
 //! Which programs are attached where: BPF_PROG_QUERY, and what the kernel knows of a program by its id.
 
-use super::bpf::{AttachType, bpf};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use super::bpf::{AttachType, bpf};
 
 const BPF_PROG_GET_FD_BY_ID: i32 = 13;
 const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;

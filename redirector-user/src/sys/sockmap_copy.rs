@@ -3,9 +3,10 @@
 //! User space can neither take a socket out of a sockmap nor name one that it has no descriptor of; a program can. This
 //! one is loaded for a single copy and run once, by BPF_PROG_TEST_RUN.
 
-use super::bpf::{bpf, owned};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use super::bpf::{bpf, owned};
 
 const BPF_PROG_LOAD: i32 = 5;
 const BPF_PROG_TEST_RUN: i32 = 10;

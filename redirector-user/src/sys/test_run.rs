@@ -1,9 +1,10 @@
 //! BPF_PROG_TEST_RUN: what an sk_lookup program would do with a SYN, without one.
 
-use super::bpf::bpf;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::bpf::bpf;
 
 const BPF_PROG_TEST_RUN: i32 = 10;
 const SK_DROP: u32 = 0;

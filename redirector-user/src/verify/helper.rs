@@ -5,20 +5,22 @@
 //! cgroup is its own: processes may not be put beside child cgroups (the "no internal process" rule), and a pod's
 //! cgroup has them.
 
-use super::sockets::{self, Accepted, Connected, Listener};
-use super::udp::{self, Sent};
-use crate::base::error::{Context, Error, Result};
-use crate::pod::Target;
-use rustix::process::{Gid, Pid, Signal, Uid, getegid, geteuid, getppid, set_parent_process_death_signal};
-use rustix::thread::{gettid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Gid, Pid, Signal, Uid, getegid, geteuid, getppid, set_parent_process_death_signal};
+use rustix::thread::{gettid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::sockets::{self, Accepted, Connected, Listener};
+use super::udp::{self, Sent};
+use crate::base::error::{Context, Error, Result};
+use crate::pod::Target;
 
 /// The verb of the command line that makes this program a helper.
 pub const VERB: &str = "verify-helper";

@@ -11,6 +11,18 @@ mod seen;
 mod sockets;
 mod udp;
 
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use helper::{Helper, Room};
+use plan::{Attempt, Skipped, User};
+use redirector_common::rule::Counter;
+use schemars::JsonSchema;
+pub use seen::{Expected, Probe, Seen, Status};
+use serde::Serialize;
+
 use crate::base::error::{Context, Error, Result};
 use crate::compile::id_map;
 use crate::health::{self, Finding, Health, Level, NodeProcesses};
@@ -27,17 +39,6 @@ use crate::routes;
 use crate::rules::Protocol;
 use crate::sys::netns::NetNs;
 use crate::sys::{bpf, test_run};
-use helper::{Helper, Room};
-use plan::{Attempt, Skipped, User};
-use redirector_common::rule::Counter;
-use schemars::JsonSchema;
-use serde::Serialize;
-use std::collections::HashMap;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
-use std::time::Duration;
-
-pub use seen::{Expected, Probe, Seen, Status};
 
 /// So long the answer to a question over UDP is waited for.
 const LONGEST_ANSWER: Duration = Duration::from_secs(1);

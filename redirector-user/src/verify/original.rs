@@ -1,11 +1,13 @@
 //! What the init container `istio-validation` does, in this process and without privileges: it knows of no instance
 //! and would pass under iptables, too (`tools/istio-iptables/pkg/validation`).
 
-use super::sockets;
-use crate::base::error::{Context, Error, Result};
-use redirector_common::Addr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
+
+use redirector_common::Addr;
+
+use super::sockets;
+use crate::base::error::{Context, Error, Result};
 
 /// Exit code of the original when it is not content (`constants.ValidationErrorCode`); Istio's repair controller
 /// looks for it.

@@ -1,13 +1,15 @@
 //! Which connections to try under a policy: one of each kind that the policy captures, chosen so that whoever gets
 //! it is not disturbed.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use redirector_common::Addr;
+use redirector_common::rule::{Outcome, Verdict};
+
 use crate::explain::{self, Arriving, Explanation, Offline, Outgoing};
 use crate::policy::{Dns, Policy, Selection};
 use crate::routes::RouteSnapshot;
 use crate::rules::Protocol;
-use redirector_common::Addr;
-use redirector_common::rule::{Outcome, Verdict};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The documentation's networks (RFC 5737, RFC 3849): nobody is there, should a connection escape.
 const NOBODY4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);

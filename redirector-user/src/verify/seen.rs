@@ -1,12 +1,14 @@
 //! A probe and what was seen of it, judged by what the policy says.
 
+use std::net::{IpAddr, SocketAddr};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use super::plan::Attempt;
 use super::sockets::{Accepted, Connected};
 use crate::instance::connections::Flow;
 use crate::sys::test_run::Lookup;
-use schemars::JsonSchema;
-use serde::Serialize;
-use std::net::{IpAddr, SocketAddr};
 
 /// How a probe ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]

@@ -1,6 +1,10 @@
 //! Sockets that are looked at: how one listens, connects and accepts for a probe, and what each end then sees.
 
-use crate::original_dst;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{
@@ -10,10 +14,8 @@ use rustix::net::{
     AddressFamily, SocketAddrAny, SocketFlags, SocketType, acceptfrom_with, ipproto, socket_with,
 };
 use serde::{Deserialize, Serialize};
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+
+use crate::original_dst;
 
 /// What a client sees.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -1,14 +1,16 @@
 //! DNS over UDP: a question is sent as resolvers do, and who gets it answers.
 
-use super::sockets;
-use rustix::io::Errno;
-use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseport};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, socket_with};
-use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseport};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, socket_with};
+use serde::{Deserialize, Serialize};
+
+use super::sockets;
 
 /// `localhost. IN A`, with recursion desired: a question that any server answers.
 const QUESTION: &[u8] = b"rd\x01\0\0\x01\0\0\0\0\0\0\x09localhost\0\0\x01\0\x01";

@@ -10,12 +10,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use ipnet::IpNet;
+use namespace::{Namespace, run};
+use oracle::{describe, look_up, try_bind};
 use redirector_user::netdev::passthrough;
 use redirector_user::routes::{Interface, Outcome};
 use redirector_user::sys::netns::NetNs;
-
-use namespace::{Namespace, run};
-use oracle::{describe, look_up, try_bind};
 
 mod namespace;
 mod oracle;

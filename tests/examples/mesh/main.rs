@@ -5,13 +5,14 @@ mod mesh;
 
 use std::process::ExitCode;
 
-use crate::measure::{Measured, Split};
-use crate::mesh::Mesh;
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 use redirector_tests::harness::envoy::{GATEWAY_PORT, HOST, SERVICE};
 use redirector_tests::harness::probe::run_if_asked;
 use redirector_tests::harness::requirements::{require_envoy, require_root};
+
+use crate::measure::{Measured, Split};
+use crate::mesh::Mesh;
 
 /// Two versions of an app behind weighted routing and a gateway, with real Envoys captured by redirector
 #[derive(Debug, Parser)]

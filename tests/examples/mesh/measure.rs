@@ -5,9 +5,6 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use serde::{Deserialize, Serialize};
-
-use crate::mesh::{Mesh, PODS};
 use redirector_tests::harness::command::run;
 use redirector_tests::harness::envoy::{GATEWAY_PORT, HOST, SERVICE, SERVICE_IP, WEIGHTS};
 use redirector_tests::harness::process::Place;
@@ -16,6 +13,9 @@ use redirector_tests::harness::retry;
 use redirector_tests::harness::world::cgroup::Cgroup;
 use redirector_tests::harness::world::netns::Netns;
 use redirector_tests::harness::world::{APP, ROOT};
+use serde::{Deserialize, Serialize};
+
+use crate::mesh::{Mesh, PODS};
 
 /// The answers of the two versions.
 const BODIES: [&str; 2] = ["user service for v1", "user service for v2"];

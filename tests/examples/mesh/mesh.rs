@@ -15,12 +15,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use serde_json::Value;
-
 use redirector_tests::harness::envoy::{self, GATEWAY_PORT};
 use redirector_tests::harness::product::{attach_run, exit, redirector};
 use redirector_tests::harness::world::netns::Netns;
 use redirector_tests::harness::world::{PROXY, Pod, PodOptions, ROOT, World};
+use serde_json::Value;
 
 /// The pods, by their number in the world.
 pub const PODS: [&str; 3] = ["user-app-v1", "user-app-v2", "gateway"];

@@ -6,6 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use redirector_tests::harness::envoy;
+use redirector_tests::harness::probe::serve::Listen;
+use redirector_tests::harness::process::Place;
+use redirector_tests::harness::server::{Server, any4};
+use redirector_tests::harness::world::ROOT;
 use serde_json::{Value, json};
 
 use crate::deployment;
@@ -13,11 +18,6 @@ use crate::image::Image;
 use crate::kubernetes::Kubernetes;
 use crate::pods::{exit_codes, pod, sleeper};
 use crate::starts::{CONFLIST, FIRST, first_image, late};
-use redirector_tests::harness::envoy;
-use redirector_tests::harness::probe::serve::Listen;
-use redirector_tests::harness::process::Place;
-use redirector_tests::harness::server::{Server, any4};
-use redirector_tests::harness::world::ROOT;
 
 const ENVOY: &str = "local.test/envoy:1";
 /// A web server on the node, for pods to call.

@@ -2,10 +2,9 @@
 //! (<https://www.cni.dev/docs/spec/#section-3-execution-of-network-configurations>).
 
 use anyhow::{Context, ensure};
-use serde_json::Value;
-
 use redirector_tests::harness::command::output;
 use redirector_tests::harness::machine::Machine;
+use serde_json::Value;
 
 /// A pod as a runtime tells plugins of it.
 pub struct Sandbox {

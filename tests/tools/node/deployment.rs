@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
+use redirector_tests::harness::command::{output, run};
+use redirector_tests::harness::product;
+use redirector_tests::harness::requirements::repository;
 use serde_json::{Value, json};
 
 use crate::image::Image;
 use crate::kubernetes::Kubernetes;
 use crate::starts::CONFLIST;
-use redirector_tests::harness::command::{output, run};
-use redirector_tests::harness::product;
-use redirector_tests::harness::requirements::repository;
 
 /// The image's name in the manifests.
 const IMAGE: &str = "localhost/redirector:0.1.0";

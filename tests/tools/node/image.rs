@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
-use serde_json::json;
-
 use redirector_tests::harness::command::run;
+use serde_json::json;
 
 /// An image to be made.
 pub struct Image {

@@ -7,11 +7,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use redirector_tests::harness::command::run;
+use redirector_tests::harness::machine::{Inside, Machine};
 use serde_json::Value;
 
 use crate::containerd::Containerd;
-use redirector_tests::harness::command::run;
-use redirector_tests::harness::machine::{Inside, Machine};
 
 /// The only node's name.
 pub const NODE: &str = "node-1";

@@ -15,14 +15,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use crate::cluster::Cluster;
-use crate::kubernetes::Kubernetes;
-use crate::starts::{Plugin, RuntimeNode};
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 use redirector_tests::harness::machine::{global_sysctls, nothing_left};
 use redirector_tests::harness::probe::run_if_asked;
 use redirector_tests::harness::requirements::{require_envoy, require_root};
+
+use crate::cluster::Cluster;
+use crate::kubernetes::Kubernetes;
+use crate::starts::{Plugin, RuntimeNode};
 
 /// redirector on a real node, in namespaces of its own
 #[derive(Debug, Parser)]

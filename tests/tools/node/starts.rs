@@ -8,12 +8,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use serde_json::{Value, json};
-
-use crate::cni::{self, Sandbox};
-use crate::containerd::Containerd;
-use crate::image::Image;
-use crate::kubernetes::NETWORK;
 use redirector_tests::harness::command::{output, run};
 use redirector_tests::harness::machine::{Inside, Machine};
 use redirector_tests::harness::probe::serve::Listen;
@@ -21,6 +15,12 @@ use redirector_tests::harness::process::Place;
 use redirector_tests::harness::server::{Server, any4, proxy_listeners};
 use redirector_tests::harness::world::{PROXY, ROOT};
 use redirector_tests::harness::{product, retry};
+use serde_json::{Value, json};
+
+use crate::cni::{self, Sandbox};
+use crate::containerd::Containerd;
+use crate::image::Image;
+use crate::kubernetes::NETWORK;
 
 /// Every container connects to this service of the node. Reaching it is an escape.
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);

@@ -1,5 +1,12 @@
 //! What the agent knows of pods: their source, and the policies made from their annotations.
 
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use kube::runtime::events::EventType;
+
 use super::model::NodePod;
 use super::source_api::ApiSource;
 use super::source_files::{self, PodFiles};
@@ -10,11 +17,6 @@ use crate::pod::name::PodName;
 use crate::pod::{self, Target};
 use crate::policy::annotations::{Membership, Outside, Pod};
 use crate::policy::{CaptureFlags, Policy, resolve_pod};
-use kube::runtime::events::EventType;
-use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 /// Policies of pods that are gone are kept up to this many.
 const MAX_STALE_POLICIES: usize = 64;

@@ -1,5 +1,7 @@
 //! Which pods are captured, with which policy.
 
+use std::time::{Duration, Instant};
+
 use super::cache::{PodCache, Told};
 use super::model::{NodePod, ambiguous};
 use super::source_files::PodFiles;
@@ -16,7 +18,6 @@ use crate::instance::inventory::{ActiveInstance, InstanceState, InventoryItem};
 use crate::pod::cgroup::Cgroup;
 use crate::pod::{Target, kubernetes};
 use crate::policy::annotations::Membership;
-use std::time::{Duration, Instant};
 
 /// A container's first process enters its cgroup before its namespaces.
 const SETTLE_TIME: Duration = Duration::from_secs(2);

@@ -1,9 +1,10 @@
 //! A pod of this node.
 
+use std::collections::HashSet;
+
 use crate::agent::plan::POD_PREFIX;
 use crate::pod::name::PodName;
 use crate::policy::annotations::Pod;
-use std::collections::HashSet;
 
 /// The annotations that the kubelet gives the API's copy of a static pod, both with one value: its cgroup and CNI_ARGS have
 /// this uid, the API another.

@@ -2,13 +2,13 @@
 //!
 //! The last list stays in use while the server is away.
 
-use super::model::NodePod;
-use crate::agent::health::{Condition, Health};
-use crate::agent::metrics::Reason;
-use crate::agent::retry::{Failures, Subject, pause};
-use crate::agent::sync::lock;
-use crate::base::error::{Error, Result, chain};
-use crate::pod::name::PodName;
+use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod as ApiPod};
 use kube::api::{ApiResource, DynamicObject, ListParams};
@@ -17,14 +17,16 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Config};
 use rustix::fs::{MemfdFlags, memfd_create};
-use std::collections::BTreeMap;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+
+use super::model::NodePod;
+use crate::agent::health::{Condition, Health};
+use crate::agent::metrics::Reason;
+use crate::agent::retry::{Failures, Subject, pause};
+use crate::agent::sync::lock;
+use crate::base::error::{Error, Result, chain};
+use crate::pod::name::PodName;
 
 /// The runtime waits for an ADD meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);

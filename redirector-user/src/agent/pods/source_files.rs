@@ -1,9 +1,10 @@
 //! `--pods`: a directory with a Pod object in JSON for each pod.
 
+use std::path::{Path, PathBuf};
+
 use super::model::NodePod;
 use crate::base::error::{Context, Error, Result};
 use crate::base::input;
-use std::path::{Path, PathBuf};
 
 /// What a directory holds.
 #[derive(Default)]

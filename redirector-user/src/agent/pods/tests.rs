@@ -1,8 +1,10 @@
+use std::collections::HashSet;
+
+use serde_json::json;
+
 use super::cache::Source;
 use super::model::{MIRROR, NodePod, STATIC_UID, ambiguous, is_uid};
 use crate::pod::name::PodName;
-use serde_json::json;
-use std::collections::HashSet;
 
 fn object(annotations: serde_json::Value) -> serde_json::Value {
     json!({ "metadata": { "namespace": "shop", "name": "web", "uid": "0a-1", "annotations": annotations } })

@@ -1,10 +1,11 @@
 //! Files that name a target that is not there: for `redirector status`.
 
+use std::path::Path;
+
 use super::files::{self, Entry};
 use super::path::TargetPath;
 use crate::base::error::Result;
 use crate::health::{Finding, Health, Level};
-use std::path::Path;
 
 /// Where systemd looks for units (systemd.unit(5)), the generated ones included.
 const UNIT_DIRS: [&str; 9] = [

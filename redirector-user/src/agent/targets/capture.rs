@@ -1,5 +1,9 @@
 //! Which targets of files are captured, with which policy.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
 use super::files::{self, Entry};
 use super::path::TargetPath;
 use crate::agent::file_events::{Names, Signs};
@@ -11,9 +15,6 @@ use crate::instance::directory::Directory;
 use crate::instance::find;
 use crate::instance::inventory::{InstanceState, InventoryItem};
 use crate::pod::Target;
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 /// Some editors rename the old file away before they write the new one.
 const DELETION_GRACE: Duration = Duration::from_secs(1);

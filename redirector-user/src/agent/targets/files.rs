@@ -1,14 +1,16 @@
 //! `--config`: a directory with a TOML file for each target.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
 use super::path::TargetPath;
 use crate::agent::plan::FILE_PREFIX;
 use crate::base::error::{Context, Error, Kind, Result};
 use crate::base::input;
 use crate::instance::directory::check_name;
 use crate::policy::Policy;
-use serde::Deserialize;
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 /// What a file asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

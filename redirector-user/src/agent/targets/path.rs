@@ -1,11 +1,12 @@
 //! How a file names its target, and how the target is found on the node.
 
+use std::path::{Path, PathBuf};
+
 use super::pid_file::{self, Named};
 use crate::agent::file_events::{Names, Signs};
 use crate::base::error::{Error, Result};
 use crate::pod::cgroup::{self, Cgroup};
 use crate::pod::{Target, process};
-use std::path::{Path, PathBuf};
 
 /// A way to name a target.
 #[derive(Clone, Debug, PartialEq, Eq)]

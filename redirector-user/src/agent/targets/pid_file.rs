@@ -5,12 +5,13 @@
 //! cgroup that the target names beside it. What is in the file is never repeated in a message: it may be a link to
 //! anything.
 
-use crate::base::error::{Context, Error, Result};
-use crate::pod::cgroup::Cgroup;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
+
+use crate::base::error::{Context, Error, Result};
+use crate::pod::cgroup::Cgroup;
 
 const MAX_LINKS: u32 = 40;
 
@@ -156,9 +157,10 @@ impl Writers {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::fs::Permissions;
     use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
 
     #[test]
     fn whoever_can_write_on_the_way_chooses() {

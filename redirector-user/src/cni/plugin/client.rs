@@ -1,8 +1,5 @@
 //! Asking the agent.
 
-use super::error::{CniError, Result};
-use crate::cni::protocol::{MAX_MESSAGE_BYTES, Operation, PLUGIN_TYPE, Reply, Request, code};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::fs::File;
 use std::io::{IoSlice, Read};
 use std::mem::MaybeUninit;
@@ -11,6 +8,11 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use super::error::{CniError, Result};
+use crate::cni::protocol::{MAX_MESSAGE_BYTES, Operation, PLUGIN_TYPE, Reply, Request, code};
 
 /// Longer than the agent takes for anything; the runtime waits for minutes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);

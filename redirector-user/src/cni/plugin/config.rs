@@ -1,12 +1,14 @@
 //! What the runtime tells the plugin: the environment, and the configuration on standard input.
 
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
 use super::error::{CniError, Result};
 use crate::cni::protocol::{CNI_VERSIONS, POD_ANNOTATIONS, code};
 use crate::pod::name::PodName;
 use crate::policy::annotations::key;
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use std::path::PathBuf;
 
 /// CNI_COMMAND.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,13 +5,15 @@ mod client;
 mod config;
 mod error;
 
-use crate::cni::protocol::{CNI_VERSIONS, Operation, Reply, Request, VERSION, code};
-use crate::pod::name::PodName;
-use config::{Command, Config, Variables};
-use error::{CniError, Result};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
+
+use config::{Command, Config, Variables};
+use error::{CniError, Result};
+
+use crate::cni::protocol::{CNI_VERSIONS, Operation, Reply, Request, VERSION, code};
+use crate::pod::name::PodName;
 
 /// No configuration is as long.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;

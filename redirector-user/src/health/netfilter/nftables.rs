@@ -1,9 +1,10 @@
 //! The rules of nf_tables, which iptables-nft makes, too (uapi/linux/netfilter/nf_tables.h).
 
+use rustix::net::netlink::NETFILTER;
+
 use super::rule::{Action, Rule};
 use crate::base::error::Result;
 use crate::netlink::{Message, Netlink, NetlinkError, Payload, attributes};
-use rustix::net::netlink::NETFILTER;
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFT_MSG_GETCHAIN: u16 = 4;

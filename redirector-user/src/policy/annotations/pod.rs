@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::policy::flag_input::FlagInput;
 use serde::Deserialize;
+
+use crate::policy::flag_input::FlagInput;
 
 /// The container whose traffic is the proxy's.
 pub const PROXY_CONTAINER: &str = "istio-proxy";

@@ -1,7 +1,8 @@
 //! The tables of docs/options.md.
 
-use super::{CaptureOption, GROUPS, all};
 use std::fmt::Write as _;
+
+use super::{CaptureOption, GROUPS, all};
 
 /// Rows of the options that say what is captured.
 pub fn capture_table() -> String {

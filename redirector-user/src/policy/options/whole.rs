@@ -1,12 +1,13 @@
 //! What concerns capture as a whole.
 
+use std::net::IpAddr;
+
 use super::operation::DRY_RUN;
 use super::option::{CaptureOption, Group, Value, flag};
 use crate::policy::draft::{Base, Draft};
 use crate::policy::error::ConfigError;
 use crate::policy::flags::{Ipv6, WHOLE};
 use crate::policy::note::Note;
-use std::net::IpAddr;
 
 pub(super) static GROUP: Group =
     Group { heading: Some(WHOLE), options: &[&DUAL_STACK, &DRY_RUN], finish: set_ipv6 };

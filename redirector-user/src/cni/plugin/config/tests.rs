@@ -1,6 +1,8 @@
-use super::*;
-use proptest::prelude::*;
 use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::*;
 
 fn read(command: Command, variables: &[(&str, &str)]) -> Result<Variables> {
     let variables: HashMap<&str, &str> = variables.iter().copied().collect();
