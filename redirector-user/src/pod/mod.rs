@@ -40,7 +40,7 @@ pub struct Target {
 
 impl Target {
     /// The namespace of a process, and the cgroup of the pod, unit or container that holds every process of it
-    /// ([`boundary`]).
+    /// (`boundary`).
     ///
     /// # Errors
     ///
