@@ -306,7 +306,10 @@ fn a_second_agent_waits() -> anyhow::Result<()> {
     let Some(CapturedPod { agent, fixture, home, bpffs }) = captured()? else { return Ok(()) };
     let second = Agent::start(&bpffs, &home)?;
     second.wait_for(0, "another agent is at work")?;
-    assert_eq!(second.get("/readyz")?, (200, "standby: another agent is at work on this node\n".to_owned()));
+    let standby = (200, "standby: another agent is at work on this node\n".to_owned());
+    retry::until("the standby to know that it could take over", || {
+        second.get("/readyz").is_ok_and(|answer| answer == standby).then_some(())
+    })?;
     agent.kill()?;
     second.wait_for(0, "adopted")?;
     home.remove("shop")?;

@@ -168,7 +168,7 @@ fn imagined(env: &Env, args: &Args) -> Result<(Policy, Offline)> {
         e => e.into(),
     })?;
     for remark in &resolved.notes {
-        env.note(&remark.to_string());
+        env.note(&format!("{}: {}", remark.about, remark.text));
     }
     let policy = resolved.policy;
     crate::netdev::check_virtual_interfaces(&policy)?;
