@@ -5,7 +5,7 @@ use aya_ebpf::bindings::{
     BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
     BPF_SOCK_OPS_TCP_LISTEN_CB,
 };
-use redirector_common::abi::{Flow, FlowKey, ListenerRole, SockKind, SockState, UNTAKEN_LEN};
+use redirector_common::abi::{Flow, FlowKey, SockKind, SockState, UNTAKEN_LEN};
 use redirector_common::rule::{Counter, Verdict};
 
 use crate::ctx::{Ops, TCP_CLOSE, TCP_SYN_SENT};
@@ -85,27 +85,23 @@ fn accepted(ops: &Ops) {
     if destinations::meaning(&ops.local()).is_some() {
         return;
     }
-    // The state of a known listener was cloned into this socket. A listener that could not be registered (MPTCP) has
-    // none, and its port tells.
-    let port = ops.local_port();
-    let known = socket_state::get(sk);
-    if known.is_none() {
-        let Some(active) = maps::active() else { return };
-        if ListenerRole::of_port(active.policy, port).is_none() || !netns::is_ours_in_sockops(ops) {
-            return;
-        }
-    }
     let key = FlowKey {
         client: ops.remote(),
         proxy: ops.local(),
         client_port: ops.remote_port(),
-        proxy_port: port,
+        proxy_port: ops.local_port(),
     };
+    // A listener that takes connections from the network has its state cloned into this socket. Any other connection has
+    // a flow or is not ours. Not the port tells: the policy may have changed since connect().
+    let known = socket_state::get(sk);
+    if known.is_none() && (maps::flow(&key).is_none() || !netns::is_ours_in_sockops(ops)) {
+        return;
+    }
     let Some(original) = take(&key) else {
         // From the network: it is asked for the port when the kernel has forgotten it, too.
         if let Some(state) = known {
             state.orig = key.proxy;
-            state.orig_port = port;
+            state.orig_port = key.proxy_port;
         }
         return;
     };
@@ -127,7 +123,7 @@ fn accepted(ops: &Ops) {
         orig: original.addr,
         proxy: key.proxy,
         orig_port: original.port,
-        proxy_port: port,
+        proxy_port: key.proxy_port,
         rule: original.rule,
     };
 }
