@@ -1,9 +1,10 @@
 //! Programs that only return, at every hook that the product uses: what any redirector by these hooks must cost.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::Context;
+use redirector_tests::harness::product::runs::bpf;
 use redirector_tests::harness::world::Pod;
 
 /// Commands of bpf(2), from `<linux/bpf.h>`.
@@ -17,7 +18,7 @@ const CGROUP_HOOKS: [(u32, u32); 8] =
 /// sk_lookup, a hook of the namespace.
 const NETNS_HOOK: (u32, u32) = (30, 36);
 
-/// `r0 = 1; exit`: go on as if nobody had been there, at every one of these hooks.
+/// `r0 = 1; exit`: every one of these hooks goes on as without a program.
 const GO_ON: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
 
 /// The links of the programs; they go with it.
@@ -89,15 +90,4 @@ fn load(kind: u32, expected_attach_type: u32) -> io::Result<OwnedFd> {
         expected_attach_type,
     };
     bpf(BPF_PROG_LOAD, &attr)
-}
-
-fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
-    // SAFETY: `attr` has the layout that the command reads, its size is given, and what it points to lives on.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
-    let fd = i32::try_from(fd).unwrap_or(-1);
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a descriptor that the call has just made for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -67,7 +67,7 @@ pub enum Mode {
     Requests = b'r',
     /// Large writes on one connection.
     Bulk = b'b',
-    /// getsockopt() of a socket that nobody redirects; no server is asked.
+    /// getsockopt() of a socket that is not redirected; no server is asked.
     Options = b'o',
 }
 

@@ -310,7 +310,7 @@ fn the_plugin_goes_with_the_daemonset() -> anyhow::Result<()> {
         }
         Ok(())
     })?;
-    // The server is away: nobody can say.
+    // The server is away: the answer is unknown.
     server.stop();
     let node = NodeOfDaemonSet::new(&server)?;
     let agent = node.installed_by("left-alone")?;

@@ -295,7 +295,7 @@ fn an_instance_of_another_layout() -> anyhow::Result<()> {
     .with_context(|| agent.log())
 }
 
-/// What somebody detaches, in part or in whole, is attached again at once, and counted.
+/// What is detached by hand, in part or in whole, is attached again at once, and counted.
 #[test]
 fn what_others_detach_is_repaired() -> anyhow::Result<()> {
     require_root!("bpftool");

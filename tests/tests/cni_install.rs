@@ -60,7 +60,7 @@ fn installed_and_uninstalled() -> anyhow::Result<()> {
     std::fs::remove_file(bin.join("redirector"))?;
     retry::until("the binary to be back", || bin.join("redirector").exists().then_some(()))?;
     agent.kill()?;
-    // What a pod is told that starts while no agent runs: the command in there takes the plugin off.
+    // The error of a pod that starts while no agent runs: its command takes the plugin off.
     let entry: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&list)?)?;
     let mut config = entry["plugins"][2].clone();
     (config["cniVersion"], config["name"]) = ("1.0.0".into(), "n".into());

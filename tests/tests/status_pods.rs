@@ -249,7 +249,7 @@ fn rules_of_others_that_came_later() -> anyhow::Result<()> {
             change("-D")?;
             setup.expect_well()?;
         }
-        // What Istio's own INVALID_DROP adds, and what is somebody else's business.
+        // What Istio's own INVALID_DROP adds, and rules of other purposes.
         for rule in [
             &["-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"][..],
             &["-p", "tcp", "--dport", "22", "-j", "DROP"],
@@ -270,7 +270,7 @@ fn rules_of_others_that_came_later() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Nobody attaches so that nothing is captured.
+/// A policy that captures nothing is a mistake.
 #[test]
 fn a_policy_that_captures_nothing() -> anyhow::Result<()> {
     let Some(setup) = Setup::new()? else { return Ok(()) };

@@ -217,7 +217,7 @@ fn other_policies() -> anyhow::Result<()> {
     expect_clean(pod)
 }
 
-/// As `kubectl exec` into the shipped DaemonSet runs it: nobody can become another user there.
+/// As `kubectl exec` into the shipped DaemonSet runs it: no process can become another user there.
 #[test]
 fn with_the_capabilities_of_the_agent() -> anyhow::Result<()> {
     let Some((bpffs, world)) = world()? else { return Ok(()) };

@@ -203,7 +203,7 @@ fn a_virtual_address_as_destination() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whoever listens on a virtual address beside the proxy gets nothing, also while the proxy is away.
+/// A listener on a virtual address beside the proxy gets nothing, also while the proxy is away.
 #[test]
 fn nobody_else_wins() -> anyhow::Result<()> {
     require_root!("bpftool");

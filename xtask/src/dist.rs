@@ -87,7 +87,7 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Where cargo builds for releases: with flags of its own, which would have it build everything else anew.
+/// Where cargo builds for releases: with flags of its own, which would rebuild everything else.
 fn built() -> PathBuf {
     project::target().join("static")
 }

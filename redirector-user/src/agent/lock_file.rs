@@ -19,7 +19,7 @@ pub fn stand_by(run_dir: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Whether another agent would keep the plugin. Where nobody can say it may.
+/// Whether another agent would keep the plugin. If that is unknown, it may.
 pub fn stands_by(run_dir: &Path) -> bool {
     open(run_dir, STANDBY).and_then(|file| try_lock(&file)).map_or(true, |is_free| !is_free)
 }

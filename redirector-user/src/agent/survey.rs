@@ -1,4 +1,4 @@
-//! What somebody has to look for because no event tells it: what `redirector status` finds of the node's instances, for the
+//! What the agent has to look for because no event announces it: what `redirector status` finds of the node's instances, for the
 //! metrics, and links that are detached behind the agent's back.
 
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ use crate::instance::inventory;
 /// Looking takes at most one part in so many of the time.
 const SHARE: u32 = 50;
 
-/// The kernel tells nobody that a link is detached (BPF_LINK_DETACH).
+/// The kernel sends no event when a link is detached (BPF_LINK_DETACH).
 const LINK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Looks for what is wrong every now and then, for ever.

@@ -10,6 +10,12 @@ pub fn shortened(text: &str, most: usize) -> Cow<'_, str> {
     format!("{}…", &text[..text.floor_char_boundary(most)]).into()
 }
 
+/// The text of a field that the kernel ends or fills with NUL.
+pub fn nul_terminated(bytes: &[u8]) -> String {
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
+}
+
 /// A text of others without what a terminal would obey: control characters, and those that turn the direction of writing.
 pub fn printable(text: &str) -> Cow<'_, str> {
     let is_obeyed =

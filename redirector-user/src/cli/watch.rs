@@ -63,7 +63,7 @@ struct Counts {
 impl Counts {
     fn read(root: &Directory) -> Result<Self> {
         let counters = |name: String| {
-            // One that cannot be read is among what is told anyway.
+            // An instance that cannot be read is a finding already.
             let counters = Instance::open(root, &name).and_then(|instance| instance.counters()).ok()?;
             Some((name, counters))
         };

@@ -46,13 +46,13 @@ pub fn uninstall(bin_dir: &Path, conf_dir: &Path, cache_dir: &Path) -> Result<Ve
     Ok(done)
 }
 
-/// Takes our entry out of a list: the file that it was made of comes back, if nobody has changed the list since.
+/// Takes our entry out of a list: the original file comes back if the list has not been changed since.
 pub(super) fn take_out(path: &Path, list: &List) -> Result<String> {
     let without = list.without();
     for original in files::originals(path) {
         let saved = files::saved(&original);
         let Ok(kind) = std::fs::symlink_metadata(&saved) else { continue };
-        // It comes back unless somebody has changed the list since. What is behind a link was changed there.
+        // It comes back unless the list has been changed since. What is behind a link was changed there.
         let is_list = network::is_list(&original);
         let is_same = |text: String| List::parse(&text, is_list).is_ok_and(|saved| saved.same(&without));
         if kind.is_symlink() || files::read(&saved).is_ok_and(is_same) {

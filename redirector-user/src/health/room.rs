@@ -25,7 +25,7 @@ fn judge_room(instance: &str, live: u64, most: u64) -> Option<Finding> {
     })
 }
 
-/// Nobody attaches an instance so that it captures nothing.
+/// A policy that captures nothing is a mistake.
 fn judge_nothing(policy: &Policy, interfaces: &[Interface]) -> Option<Finding> {
     let past = "all traffic goes past the proxy";
     if !captures::outbound(policy) && !captures::inbound(policy) && policy.dns == Dns::Off {

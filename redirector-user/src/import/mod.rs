@@ -3,7 +3,7 @@
 //! 1. The text becomes rules: `iptables-save`, `iptables -S`, `iptables -vnL`, or the commands themselves.
 //! 2. The rules suggest a policy.
 //! 3. The rules of that policy ([`crate::rules`]) are compared with those of the text. Every difference in meaning is
-//!    named, so nobody has to trust the suggestion.
+//!    named, so the suggestion need not be trusted.
 
 mod blocks;
 mod compare;

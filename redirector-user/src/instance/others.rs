@@ -42,7 +42,7 @@ pub(super) fn refuse_second(target: &Target) -> Result<()> {
     }
 }
 
-/// Refuses to switch off a program of somebody else. One that is attached without BPF_F_ALLOW_MULTI to our cgroup or above
+/// Refuses to switch off a foreign program. One that is attached without BPF_F_ALLOW_MULTI to our cgroup or above
 /// either forbids ours (`hierarchy_allows_attach`), or, with BPF_F_ALLOW_OVERRIDE, runs no more for the cgroups below that
 /// have one of their own (`compute_effective_progs`).
 ///

@@ -33,7 +33,7 @@ pub enum Outcome {
 pub struct Attached {
     /// What happened.
     pub outcome: Outcome,
-    /// Links that somebody had detached were attached again.
+    /// Links that had been detached by hand were attached again.
     pub repaired: bool,
     /// What the user should know.
     pub notes: Vec<String>,

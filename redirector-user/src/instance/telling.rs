@@ -61,7 +61,7 @@ fn swap(root: &Directory, name: &str, tells: bool) -> Result<bool> {
         return Err(Error::input(what).usage(format!("run `redirector upgrade {name}` first")));
     }
     let target = target_of(name, &record, &meta)?;
-    // Read by whoever swaps programs.
+    // Every swap of programs reads it.
     instance.set_meta(&Meta { flags: meta.flags ^ meta_flag::TRACE, ..meta })?;
     upgrade::replace_programs(&instance, &target, meta.program_flags).inspect_err(|_| {
         // What is left of either kind captures as ever.

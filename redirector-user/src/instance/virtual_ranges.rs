@@ -20,7 +20,7 @@ const ALL: RangeInclusive<u32> = 0x7f80_0000..=0x7fff_ffff;
 const LAST: u32 = 0x7fff_0000;
 /// Addresses for single connections, so that as many may be alive from one port of a client.
 const OF_CONNECTIONS: u32 = 1 << 16;
-/// The fewest for destinations: a place that nobody hits by chance.
+/// The fewest for destinations: a range that no application hits by chance.
 const FEWEST: u32 = 1 << 8;
 const ATTEMPTS: u32 = 64;
 

@@ -7,6 +7,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use redirector_common::abi::LOOPBACK_IFINDEX;
 
 use crate::base::error::{Error, Result};
+use crate::base::text::nul_terminated;
 use crate::netlink::{Message, Netlink, Payload, family, family_header, if_present};
 
 /// sizeof of struct rtmsg and of struct fib_rule_hdr; the first byte of each is the family.
@@ -111,9 +112,9 @@ pub(super) fn interface_rules(
     let request = Message::new(libc::RTM_GETRULE, 0, &family_header::<HEADER>(family(v6)));
     Ok(if_present(netlink.list(what, &request, |payload| {
         let rule = Payload::split(payload, HEADER)?;
-        let name = rule.get(FRA_IIFNAME)?.split(|byte| *byte == 0).next()?;
+        let name = nul_terminated(rule.get(FRA_IIFNAME)?);
         let ours = rule.byte(0) == family(v6) && rule.get(FRA_PROTOCOL) == Some(&[protocol]);
-        ours.then_some((String::from_utf8_lossy(name).into_owned(), rule.get_number(FRA_TABLE)?))
+        ours.then_some((name, rule.get_number(FRA_TABLE)?))
     }))?)
 }
 

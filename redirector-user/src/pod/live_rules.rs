@@ -1,9 +1,8 @@
 //! Live rules of a mesh (Istio, Consul, linkerd, Kuma) in a namespace: attaching beside them would redirect twice.
 
-use rustix::net::netlink::NETFILTER;
-
-use crate::base::error::{Context, Error, Result};
-use crate::netlink::{Message, Netlink, Payload};
+use crate::base::error::{Error, Result};
+use crate::base::text::nul_terminated;
+use crate::netlink::{Payload, nf_tables};
 use crate::sys::netns::NetNs;
 use crate::sys::xtables;
 
@@ -42,16 +41,8 @@ pub fn mesh_chains_of(netns: &NetNs) -> Result<Vec<String>> {
 /// nftables tables.
 fn mesh_chains() -> Result<Vec<String>> {
     let mut chains = nft_chains()?;
-    for (v6, file) in
-        [(false, "/proc/thread-self/net/ip_tables_names"), (true, "/proc/thread-self/net/ip6_tables_names")]
-    {
-        // Not there: a kernel without legacy iptables.
-        for table in std::fs::read_to_string(file).unwrap_or_default().lines() {
-            let entries = xtables::entries(v6, table).context(|| {
-                format!("read the legacy iptables table {table} ({})", if v6 { "IPv6" } else { "IPv4" })
-            })?;
-            chains.extend(legacy_chains(&entries));
-        }
+    for table in xtables::tables()? {
+        chains.extend(legacy_chains(&table.entries));
     }
     chains.sort();
     chains.dedup();
@@ -81,38 +72,22 @@ fn legacy_chains(entries: &[u8]) -> Vec<String> {
         let chain = entries.get(at + TO_NAME..).unwrap_or_default();
         entries[*at..].starts_with(TARGET) && is_name_of_a_mesh(chain)
     };
-    let name = |at: usize| {
-        let name = entries[at + TO_NAME..].split(|byte| *byte == 0).next().unwrap_or_default();
-        String::from_utf8_lossy(name).into_owned()
-    };
+    let name = |at: usize| nul_terminated(&entries[at + TO_NAME..]);
     (0..entries.len()).filter(begins).map(name).collect()
 }
 
-const NFNL_SUBSYS_NFTABLES: u16 = 10;
-const NFT_MSG_GETCHAIN: u16 = 4;
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
-/// sizeof(struct nfgenmsg): any family, version 0, resource 0.
-const NFGENMSG: usize = 4;
 
-/// Istio's among the chains of nf_tables, which iptables-nft uses, too. A kernel without nf_tables has none.
+/// The meshes' among the chains of nf_tables, which iptables-nft uses, too.
 fn nft_chains() -> Result<Vec<String>> {
-    let request = Message::new(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN, 0, &[0; NFGENMSG]);
-    let chains = Netlink::open_protocol(Some(NETFILTER))
-        .and_then(|mut netlink| netlink.list("the chains of nf_tables", &request, of_a_mesh));
-    match chains {
-        // No netfilter netlink, or nfnetlink knows no nf_tables.
-        Err(e) if matches!(e.errno(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP)) => {
-            Ok(Vec::new())
-        }
-        chains => Ok(chains?),
-    }
+    nf_tables::list("the chains of nf_tables", nf_tables::GETCHAIN, of_a_mesh)
 }
 
 /// What to call a chain if it is one of Istio's: its name, or for a table of Istio's own that table's.
 fn of_a_mesh(payload: &[u8]) -> Option<String> {
-    let chain = Payload::split(payload, NFGENMSG)?;
-    let text = |kind| Some(String::from_utf8_lossy(chain.get(kind)?).trim_end_matches('\0').to_owned());
+    let chain = Payload::split(payload, nf_tables::HEADER)?;
+    let text = |kind| chain.get(kind).map(nul_terminated);
     let name = text(NFTA_CHAIN_NAME)?;
     if is_name_of_a_mesh(name.as_bytes()) {
         return Some(name);

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::prefix::{Block, source_splits};
 use super::snapshot::Interface;
+use crate::base::text::nul_terminated;
 use crate::netlink::{Message, Netlink, NetlinkError, Payload, family, family_header, if_present};
 
 /// sizeof(struct ifinfomsg).
@@ -55,10 +56,10 @@ pub(crate) fn interfaces(netlink: &mut Netlink, families: &[bool]) -> Result<Vec
         .attribute(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
     let mut interfaces = netlink.list(WHAT, &request, |payload| {
         let link = Payload::split(payload, LINK_HEADER)?;
-        let name = link.get(libc::IFLA_IFNAME)?.split(|byte| *byte == 0).next()?;
+        let name = nul_terminated(link.get(libc::IFLA_IFNAME)?);
         Some(Interface {
             index: link.number(4),
-            name: String::from_utf8_lossy(name).into_owned(),
+            name,
             addresses: Vec::new(),
             loopback: link.number(8) & libc::IFF_LOOPBACK as u32 != 0,
         })
@@ -108,7 +109,7 @@ pub(super) fn prefixes(
 
     // Routes with another source prefix or TOS have their destination in common with plain ones: the kernel
     // is asked which counts.
-    blocks.extend(destinations(netlink, "the routes", libc::RTM_GETROUTE, family, |route| {
+    blocks.extend(dump(netlink, "the routes", libc::RTM_GETROUTE, family, |route| {
         // Cached exceptions (path MTU, redirects) are no routes of their own.
         if route.number(8) & libc::RTM_F_CLONED != 0 {
             return None;
@@ -116,16 +117,12 @@ pub(super) fn prefixes(
         Block::new(route.get_address(libc::RTA_DST).unwrap_or(unspecified), route.byte(1))
     })?);
     // A kernel without CONFIG_IP_MULTIPLE_TABLES has no rules, one without CONFIG_IPV6 no labels.
-    blocks.extend(if_present(destinations(
-        netlink,
-        "the policy rules",
-        libc::RTM_GETRULE,
-        family,
-        |rule| Block::new(rule.get_address(FRA_DST)?, rule.byte(1)),
-    ))?);
+    blocks.extend(if_present(dump(netlink, "the policy rules", libc::RTM_GETRULE, family, |rule| {
+        Block::new(rule.get_address(FRA_DST)?, rule.byte(1))
+    }))?);
     if v6 {
         // RFC 6724 rule 6: the label of the destination picks among source addresses.
-        blocks.extend(if_present(destinations(
+        blocks.extend(if_present(dump(
             netlink,
             "the address labels",
             libc::RTM_GETADDRLABEL,
@@ -136,13 +133,14 @@ pub(super) fn prefixes(
     Ok(blocks.into_iter().collect())
 }
 
-fn destinations(
+/// Lists what belongs to a family: routes, policy rules or address labels.
+pub(super) fn dump<T>(
     netlink: &mut Netlink,
     what: &'static str,
     kind: u16,
     family: u8,
-    mut decode: impl FnMut(Payload<'_>) -> Option<Block>,
-) -> Result<Vec<Block>, NetlinkError> {
+    mut decode: impl FnMut(Payload<'_>) -> Option<T>,
+) -> Result<Vec<T>, NetlinkError> {
     let request = Message::new(kind, 0, &family_header::<ROUTE_HEADER>(family));
     netlink.list(what, &request, |payload| {
         // Without a handler of its own for a family the kernel lists all families (rtnl_dump_all).

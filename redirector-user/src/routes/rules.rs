@@ -1,12 +1,11 @@
 //! Policy rules that select by what a snapshot does not know of a connection.
 
+use super::dump::dump;
 use crate::base::error::Result;
-use crate::netlink::{self, Message, Netlink, NetlinkError, Payload, family, family_header, if_present};
+use crate::netlink::{self, Netlink, NetlinkError, Payload, family, if_present};
 use crate::sys::netns::NetNs;
 
-/// sizeof(struct fib_rule_hdr).
-const HEADER: usize = 12;
-/// Offset of its `action`, and FR_ACT_BLACKHOLE, _UNREACHABLE, _PROHIBIT (uapi/linux/fib_rules.h).
+/// Offset of `action` in struct fib_rule_hdr, and FR_ACT_BLACKHOLE, _UNREACHABLE, _PROHIBIT (uapi/linux/fib_rules.h).
 const ACTION: usize = 7;
 const FORBIDDING: [(u8, &str); 3] = [(6, "blackhole"), (7, "unreachable"), (8, "prohibit")];
 /// Offset of its `tos`.
@@ -40,12 +39,8 @@ pub fn unknown_to_snapshot(netns: &NetNs) -> Result<Vec<UnknownRule>> {
 }
 
 fn list(netlink: &mut Netlink, v6: bool) -> Result<Vec<UnknownRule>, NetlinkError> {
-    let request = Message::new(libc::RTM_GETRULE, 0, &family_header::<HEADER>(family(v6)));
     // A kernel without CONFIG_IP_MULTIPLE_TABLES has no rules.
-    if_present(netlink.list("the policy rules", &request, |payload| {
-        let rule = Payload::split(payload, HEADER).filter(|rule| rule.byte(0) == family(v6))?;
-        decode(rule, v6)
-    }))
+    if_present(dump(netlink, "the policy rules", libc::RTM_GETRULE, family(v6), |rule| decode(rule, v6)))
 }
 
 fn decode(rule: Payload<'_>, v6: bool) -> Option<UnknownRule> {

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use crate::base::error::{Context, Result};
+
 const NAME: usize = 32;
 /// `struct ipt_getinfo`, and where its `size` is.
 const INFO: usize = 84;
@@ -14,9 +16,38 @@ const ENTRIES_SIZE: usize = 32;
 const GET_INFO: i32 = 64;
 const GET_ENTRIES: i32 = 65;
 
-/// The entries of a table of the calling thread's network namespace. Asking for a table that is
-/// not there makes it: see `/proc/net/ip_tables_names` first.
-pub fn entries(v6: bool, table: &str) -> io::Result<Vec<u8>> {
+/// A table of legacy iptables.
+pub struct Table {
+    /// Whether it is of IPv6.
+    pub v6: bool,
+    /// `nat`, `mangle` and so on.
+    pub name: String,
+    /// Its rules, as the kernel keeps them.
+    pub entries: Vec<u8>,
+}
+
+/// The tables of the calling thread's network namespace; a kernel without legacy iptables has none.
+///
+/// # Errors
+///
+/// If the kernel does not give one.
+pub fn tables() -> Result<Vec<Table>> {
+    let mut tables = Vec::new();
+    for (v6, file) in
+        [(false, "/proc/thread-self/net/ip_tables_names"), (true, "/proc/thread-self/net/ip6_tables_names")]
+    {
+        for name in std::fs::read_to_string(file).unwrap_or_default().lines() {
+            let entries = entries(v6, name).context(|| {
+                format!("read the legacy iptables table {name} ({})", if v6 { "IPv6" } else { "IPv4" })
+            })?;
+            tables.push(Table { v6, name: name.to_owned(), entries });
+        }
+    }
+    Ok(tables)
+}
+
+/// The entries of a table. Asking for a table that is not there makes it.
+fn entries(v6: bool, table: &str) -> io::Result<Vec<u8>> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
     // Any socket will do (`nf_getsockopt`), and a raw one takes CAP_NET_RAW.

@@ -11,7 +11,7 @@ use rustix::net::sockopt::{
     set_ipv6_v6only, set_socket_linger, set_socket_reuseaddr, set_socket_reuseport, socket_error,
 };
 use rustix::net::{
-    AddressFamily, SocketAddrAny, SocketFlags, SocketType, acceptfrom_with, ipproto, socket_with,
+    AddressFamily, Protocol, SocketAddrAny, SocketFlags, SocketType, acceptfrom_with, ipproto, socket_with,
 };
 use serde::{Deserialize, Serialize};
 
@@ -50,9 +50,14 @@ pub struct Listener {
 }
 
 fn tcp(address: IpAddr) -> io::Result<OwnedFd> {
+    open(address, SocketType::STREAM, ipproto::TCP)
+}
+
+/// A socket that does not block, of the family of an address.
+pub(super) fn open(address: IpAddr, kind: SocketType, protocol: Protocol) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?)
+    Ok(socket_with(family, kind, flags, Some(protocol))?)
 }
 
 /// Listens as Istio's validation does: with SO_REUSEPORT, so that a proxy of the same user that starts

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseport};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, socket_with};
+use rustix::net::{RecvFlags, SendFlags, SocketType, ipproto};
 use serde::{Deserialize, Serialize};
 
 use super::sockets;
@@ -25,12 +25,10 @@ pub struct Sent {
 }
 
 fn udp(address: IpAddr) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(socket_with(family, SocketType::DGRAM, flags, Some(ipproto::UDP))?)
+    sockets::open(address, SocketType::DGRAM, ipproto::UDP)
 }
 
-/// Opens a port on which nobody serves. A server that starts meanwhile can share it.
+/// Opens a free port. A server that starts meanwhile can share it.
 pub fn serve(address: SocketAddr) -> io::Result<OwnedFd> {
     let fd = udp(address.ip())?;
     set_socket_reuseport(&fd, true)?;
@@ -50,7 +48,7 @@ pub fn send(to: SocketAddr) -> io::Result<(OwnedFd, Sent)> {
     Ok((fd, sent))
 }
 
-/// Who has answered, as the client is told.
+/// The address that answered, as the client sees it.
 pub fn answered_by(fd: &OwnedFd, patience: Duration) -> io::Result<Option<SocketAddr>> {
     if !sockets::readable(fd, patience)? {
         return Ok(None);

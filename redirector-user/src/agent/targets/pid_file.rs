@@ -1,6 +1,6 @@
 //! A file that holds a pid, and whom it can be believed to name.
 //!
-//! Whoever can write the file, or replace it or a directory or link on the way to it, chooses the process. What only root
+//! A user who can write the file, or replace it or a directory or link on the way to it, chooses the process. What only root
 //! can write may name any. Else the rule is systemd's for PIDFile=: the process must be the owner's, and in the unit or
 //! cgroup that the target names beside it. What is in the file is never repeated in a message: it may be a link to
 //! anything.
@@ -85,7 +85,7 @@ fn judge(path: &Path, writers: &Writers, owner: u32, within: Option<&Path>, insi
     Ok(())
 }
 
-/// The user of a process, which is nobody else's: 0 if its users differ.
+/// The user of a process that has one user only: 0 if its users differ.
 fn owner(pid: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
@@ -106,7 +106,7 @@ fn resolve(path: &Path) -> std::io::Result<(PathBuf, Writers)> {
         let dir = std::fs::symlink_metadata(&at)?;
         let next = at.join(&name);
         let found = std::fs::symlink_metadata(&next)?;
-        // In a sticky directory everybody makes files, and nobody replaces those of others.
+        // In a sticky directory everybody makes files, and only their owner replaces them.
         let is_sticky = dir.mode() & 0o1000 != 0;
         writers.add(&dir, is_sticky);
         if !found.is_symlink() {

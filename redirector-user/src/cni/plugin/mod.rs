@@ -36,7 +36,7 @@ pub fn ask_ready(socket: &Path) -> std::result::Result<(), String> {
     }
 }
 
-/// Asks the agent why it leaves a pod alone; None if it does not, or nobody can say.
+/// Asks the agent why it leaves a pod alone; None if it does not, or the reason is unknown.
 pub fn ask_why_ignored(socket: &Path, pod: PodName) -> Option<String> {
     match client::ask(socket, &question(Operation::Check, Some(pod)), Path::new(config::CONF_DIR)).ok()? {
         Reply::Ignored { why } => Some(why),

@@ -1,7 +1,8 @@
 //! The rules of legacy iptables, from the kernel's tables (uapi/linux/netfilter_ipv4/ip_tables.h and its sister).
 
 use super::rule::{Action, Rule};
-use crate::base::error::{Context, Result};
+use crate::base::error::Result;
+use crate::base::text::nul_terminated;
 use crate::sys::xtables;
 
 /// Where `struct ipt_entry` and `struct ip6t_entry` have what is read of them.
@@ -24,19 +25,11 @@ const HEADER: usize = 32;
 
 /// Those of the calling thread's namespace.
 pub(super) fn rules() -> Result<Vec<Rule>> {
-    let mut rules = Vec::new();
-    for (v6, file) in
-        [(false, "/proc/thread-self/net/ip_tables_names"), (true, "/proc/thread-self/net/ip6_tables_names")]
-    {
-        // Not there: a kernel without legacy iptables.
-        for table in std::fs::read_to_string(file).unwrap_or_default().lines() {
-            let program = if v6 { "ip6tables" } else { "iptables" };
-            let entries =
-                xtables::entries(v6, table).context(|| format!("read the legacy {program} table {table}"))?;
-            rules.extend(parse(&entries, if v6 { &IPV6 } else { &IPV4 }, &format!("{program} {table}")));
-        }
-    }
-    Ok(rules)
+    let rules = |table: xtables::Table| {
+        let (layout, program) = if table.v6 { (&IPV6, "ip6tables") } else { (&IPV4, "iptables") };
+        parse(&table.entries, layout, &format!("{program} {}", table.name))
+    };
+    Ok(xtables::tables()?.into_iter().flat_map(rules).collect())
 }
 
 fn half(bytes: &[u8], at: usize) -> Option<usize> {
@@ -64,10 +57,7 @@ fn parse(mut entries: &[u8], layout: &Layout, table: &str) -> Vec<Rule> {
 /// A rule, or the name of the chain that begins there. None: it is malformed.
 fn rule(entry: &[u8], target: usize, layout: &Layout) -> Option<Result<Rule, String>> {
     let mut rule = Rule::default();
-    let name = |bytes: &[u8]| -> Option<String> {
-        let bytes = bytes.get(2..31)?;
-        Some(String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned())
-    };
+    let name = |bytes: &[u8]| bytes.get(2..31).map(nul_terminated);
     let protocol = u8::try_from(half(entry, layout.protocol)?).ok()?;
     rule.protocol = (protocol != 0).then_some(protocol);
     let interface =
@@ -96,10 +86,7 @@ fn rule(entry: &[u8], target: usize, layout: &Layout) -> Option<Result<Rule, Str
             _ => Action::Other,
         },
         // `struct xt_error_target`: a chain begins, or the table ends.
-        "ERROR" => {
-            let text = found.get(HEADER..)?.split(|byte| *byte == 0).next().unwrap_or_default();
-            return Some(Err(String::from_utf8_lossy(text).into_owned()));
-        }
+        "ERROR" => return Some(Err(nul_terminated(found.get(HEADER..)?))),
         other => Action::of_target(other),
     };
     Some(Ok(rule))

@@ -1,39 +1,15 @@
 //! The rules of nf_tables, which iptables-nft makes, too (uapi/linux/netfilter/nf_tables.h).
 
-use rustix::net::netlink::NETFILTER;
-
 use super::rule::{Action, Rule};
 use crate::base::error::Result;
-use crate::netlink::{Message, Netlink, NetlinkError, Payload, attributes};
-
-const NFNL_SUBSYS_NFTABLES: u16 = 10;
-const NFT_MSG_GETCHAIN: u16 = 4;
-const NFT_MSG_GETRULE: u16 = 7;
-/// sizeof(struct nfgenmsg): any family, version 0, resource 0.
-const NFGENMSG: usize = 4;
+use crate::base::text::nul_terminated as text;
+use crate::netlink::{Payload, attributes, nf_tables};
 
 /// Those of the calling thread's namespace.
 pub(super) fn rules() -> Result<Vec<Rule>> {
-    let mut all = list(NFT_MSG_GETCHAIN, policy_of_chain)?;
-    all.extend(list(NFT_MSG_GETRULE, rule)?);
+    let mut all = nf_tables::list("the chains of nf_tables", nf_tables::GETCHAIN, policy_of_chain)?;
+    all.extend(nf_tables::list("the rules of nf_tables", nf_tables::GETRULE, rule)?);
     Ok(all)
-}
-
-/// A kernel without nf_tables has none.
-fn list(kind: u16, decode: fn(&[u8]) -> Option<Rule>) -> Result<Vec<Rule>> {
-    let request = Message::new(NFNL_SUBSYS_NFTABLES << 8 | kind, 0, &[0; NFGENMSG]);
-    let listed = Netlink::open_protocol(Some(NETFILTER))
-        .and_then(|mut netlink| netlink.list("the rules of nf_tables", &request, decode));
-    let is_missing =
-        |e: &NetlinkError| matches!(e.errno(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP));
-    match listed {
-        Err(e) if is_missing(&e) => Ok(Vec::new()),
-        listed => Ok(listed?),
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
 }
 
 fn big(bytes: &[u8]) -> Option<u32> {
@@ -56,7 +32,7 @@ fn policy_of_chain(payload: &[u8]) -> Option<Rule> {
     const LOCAL_IN: u32 = 1;
     const LOCAL_OUT: u32 = 3;
     const NF_DROP: u32 = 0;
-    let chain = Payload::split(payload, NFGENMSG)?;
+    let chain = Payload::split(payload, nf_tables::HEADER)?;
     let hook = big(at(chain.get(HOOK)?, &[HOOKNUM])?)?;
     let drops = big(chain.get(POLICY)?)? == NF_DROP;
     (drops && matches!(hook, LOCAL_IN | LOCAL_OUT)).then(|| Rule {
@@ -86,7 +62,7 @@ fn rule(payload: &[u8]) -> Option<Rule> {
     const EXPRESSIONS: u16 = 4;
     const NAME: u16 = 1;
     const DATA: u16 = 2;
-    let message = Payload::split(payload, NFGENMSG)?;
+    let message = Payload::split(payload, nf_tables::HEADER)?;
     let mut rule = Rule {
         table: format!("nftables {}", text(message.get(TABLE)?)),
         chain: text(message.get(CHAIN)?),

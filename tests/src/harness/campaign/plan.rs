@@ -47,7 +47,7 @@ pub enum Step {
     RestartProxy,
     /// A bpffs is mounted over the one that holds the instance, and taken away.
     MountOver,
-    /// The network makes connections to many ports on which nobody listens.
+    /// The network makes connections to many ports without a listener.
     Flood,
     /// Packets on lo are handled by another processor from now on (RPS), or no more.
     Rps,

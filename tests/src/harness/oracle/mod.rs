@@ -85,16 +85,18 @@ pub fn empty_tables() -> [String; 2] {
 }
 
 /// Loads rules of both families instead of those that were there.
-pub fn load(netns: &Netns, [v4, v6]: &[String; 2]) -> anyhow::Result<()> {
-    run(&mut netns.command("iptables-restore"), v4).context("the IPv4 rules")?;
-    run(&mut netns.command("ip6tables-restore"), v6).context("the IPv6 rules")?;
-    Ok(())
+pub fn load(netns: &Netns, rules: &[String; 2]) -> anyhow::Result<()> {
+    restore("restore", netns, rules)
 }
 
 /// The same by one of the kernel's two engines: `nft` or `legacy`.
-pub fn load_by(engine: &str, netns: &Netns, [v4, v6]: &[String; 2]) -> anyhow::Result<()> {
-    run(&mut netns.command(format!("iptables-{engine}-restore")), v4).context("the IPv4 rules")?;
-    run(&mut netns.command(format!("ip6tables-{engine}-restore")), v6).context("the IPv6 rules")?;
+pub fn load_by(engine: &str, netns: &Netns, rules: &[String; 2]) -> anyhow::Result<()> {
+    restore(&format!("{engine}-restore"), netns, rules)
+}
+
+fn restore(command: &str, netns: &Netns, [v4, v6]: &[String; 2]) -> anyhow::Result<()> {
+    run(&mut netns.command(format!("iptables-{command}")), v4).context("the IPv4 rules")?;
+    run(&mut netns.command(format!("ip6tables-{command}")), v6).context("the IPv6 rules")?;
     Ok(())
 }
 

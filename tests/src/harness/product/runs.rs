@@ -24,16 +24,20 @@ impl ProgramStats {
             kind: u32,
         }
         let attr = Attr { kind: 0 };
-        // SAFETY: `attr` lives through the call and has the size given.
-        let fd =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_ENABLE_STATS, &raw const attr, size_of::<Attr>()) };
-        let fd = i32::try_from(fd).unwrap_or(-1);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a descriptor that the call has just made for us.
-        Ok(Self { _on: unsafe { OwnedFd::from_raw_fd(fd) } })
+        Ok(Self { _on: bpf(BPF_ENABLE_STATS, &attr)? })
     }
+}
+
+/// A command of bpf(2) that makes a descriptor.
+pub fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
+    // SAFETY: `attr` has the layout that the command reads, its size is given, and what it points to lives on.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
+    let fd = i32::try_from(fd).unwrap_or(-1);
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor that the call has just made for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The kernel's counts of a program while [`ProgramStats`] are on.
