@@ -1,9 +1,12 @@
 //! `redirector status` of a node with an agent, and what other verbs say of what the agent keeps.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context;
+use redirector_tests::harness::command::output;
 use redirector_tests::harness::kubelet::{Id, NodeWithPod};
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product;
@@ -105,5 +108,62 @@ fn a_pod_that_is_not_of_the_mesh() -> anyhow::Result<()> {
     let pod = format!("shop/{}", plain.name);
     command.args(["--bpffs", &bpffs, "--output", "json", "explain", "--pod", &pod, "--to", "10.96.0.10:80"]);
     Run::of(&mut command)?.refused(exit::NOTHING, &["is not captured", "sidecar.istio.io/status"])?;
+    Ok(())
+}
+
+/// `kubectl redirector` asks the agent of the pod's node. A program in kubectl's place says where the pod and the agent are,
+/// and runs the binary where the agent would.
+#[test]
+fn kubectl_redirector() -> anyhow::Result<()> {
+    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
+    node.call("ADD").succeed()?;
+    let (dir, pod) = (tempfile::tempdir()?, node.id.name.as_str());
+    let kubectl = format!(
+        "#!/bin/sh\necho \"$*\" >>\"$0.log\"\n\
+         case \"$*\" in\n\
+         *'get pod {pod} '*) echo 'shop node-1' ;;\n\
+         *'get pod pending '*) echo 'shop ' ;;\n\
+         *'get pod alone '*) echo 'shop node-2' ;;\n\
+         *'get pod '*) echo 'Error from server (NotFound)' >&2; exit 1 ;;\n\
+         *spec.nodeName=node-1,*) echo 'system agent-1'; echo 'system agent-2' ;;\n\
+         *' exec agent-1 '*) while [ \"$1\" != /redirector ]; do shift; done; shift; exec {} --bpffs {} \"$@\" ;;\n\
+         esac\n",
+        product::binary().display(),
+        node.bpffs.path().display()
+    );
+    std::fs::write(dir.path().join("kubectl"), kubectl)?;
+    std::fs::set_permissions(dir.path().join("kubectl"), Permissions::from_mode(0o755))?;
+    let plugin = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubectl/kubectl-redirector");
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH")?);
+    for (arguments, code, words) in [
+        (&["-n", "shop", pod][..], exit::OK, "nobody listens on port 15001"),
+        (&["--context", "c", pod, "explain", "--to", "10.96.0.10:80"], exit::OK, "out_all"),
+        (&[pod, "no-such-verb"], exit::USAGE, "no-such-verb"),
+        (&["pending"], 1, "the pod shop/pending is on no node yet"),
+        (&["alone"], 1, "no agent of redirector (app.kubernetes.io/name=redirector) runs on node-2"),
+        (&["other"], 1, "NotFound"),
+        (&[], 2, "kubectl redirector [-n NAMESPACE]"),
+        (&["-n"], 2, "kubectl redirector [-n NAMESPACE]"),
+    ] {
+        let out = output(Command::new(&plugin).args(arguments).env("PATH", &path), "")?;
+        let said = String::from_utf8([out.stdout, out.stderr].concat())?;
+        assert!(
+            out.status.code() == Some(code) && said.contains(words),
+            "{arguments:?}: {} {said}",
+            out.status
+        );
+    }
+    let log = std::fs::read_to_string(dir.path().join("kubectl.log"))?;
+    for asked in [
+        &format!("--namespace=shop get pod {pod} --output=jsonpath="),
+        &format!(
+            "--namespace=system exec agent-1 --container=agent -- /redirector status --pod shop/{pod}\n"
+        ),
+        &format!(
+            "--context=c --namespace=system exec agent-1 --container=agent -- /redirector explain --to 10.96.0.10:80 --pod shop/{pod}\n"
+        ),
+    ] {
+        assert!(log.contains(asked), "{asked} is not in\n{log}");
+    }
     Ok(())
 }
