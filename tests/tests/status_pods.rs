@@ -3,7 +3,6 @@
 use std::fs::File;
 
 use anyhow::Context;
-use redirector_tests::harness::command::run;
 use redirector_tests::harness::names;
 use redirector_tests::harness::probe::hold::Held;
 use redirector_tests::harness::probe::serve::Listen;
@@ -13,7 +12,6 @@ use redirector_tests::harness::product::bpffs::Bpffs;
 use redirector_tests::harness::product::health::{NAME, Setup};
 use redirector_tests::harness::product::objects::detach_link;
 use redirector_tests::harness::product::{self, Run, exit};
-use redirector_tests::harness::requirements::require_program;
 use redirector_tests::harness::retry;
 use redirector_tests::harness::server::{Server, any4, proxy_listeners};
 use redirector_tests::harness::world::cgroup::Cgroup;
@@ -178,95 +176,6 @@ fn an_address_that_has_changed() -> anyhow::Result<()> {
     setup.expect_well()?;
     setup.world.pod().netns.ip("route add prohibit 10.55.0.0/16\n")?;
     setup.expect_fault("snapshot_stale", &["1 route (10.55.0.0/16)"])?;
-    Ok(())
-}
-
-#[test]
-fn rules_of_istio_that_came_later() -> anyhow::Result<()> {
-    let Some(setup) = Setup::new()? else { return Ok(()) };
-    let _proxy = setup.proxy()?;
-    setup.attach(&[])?;
-    let iptables = setup
-        .world
-        .pod()
-        .netns
-        .command("iptables")
-        .args(["-w", "-t", "nat", "-N", "ISTIO_OUTPUT"])
-        .status()?;
-    assert!(iptables.success());
-    setup.expect_fault("istio_rules", &["ISTIO_OUTPUT", "twice"])?;
-    Ok(())
-}
-
-/// Rules that stop what is sent to the proxy, and rules that redirect it elsewhere, by whatever program.
-#[test]
-fn rules_of_others_that_came_later() -> anyhow::Result<()> {
-    let Some(setup) = Setup::new()? else { return Ok(()) };
-    let _proxy = setup.proxy()?;
-    setup.attach(&[])?;
-    let netns = &setup.world.pod().netns;
-    let cases: [(&[&str], &str, &[&str]); 5] = [
-        (
-            &["filter", "INPUT", "-p", "tcp", "--dport", "15001", "-j", "DROP"],
-            "netfilter_drops",
-            &["filter", "to port 15001 DROP"],
-        ),
-        (
-            &[
-                "filter",
-                "OUTPUT",
-                "-p",
-                "tcp",
-                "-m",
-                "multiport",
-                "--dports",
-                "22,15000:15010",
-                "-j",
-                "REJECT",
-            ],
-            "netfilter_drops",
-            &["22,15000-15010 REJECT"],
-        ),
-        (&["filter", "INPUT", "-i", "lo", "-j", "DROP"], "netfilter_drops", &["on lo DROP"]),
-        (
-            &["nat", "OUTPUT", "-p", "tcp", "-j", "REDIRECT", "--to-ports", "4140"],
-            "netfilter_redirects",
-            &["nat", "redirected twice"],
-        ),
-        (
-            &["nat", "PREROUTING", "-p", "tcp", "-j", "DNAT", "--to-destination", "10.1.2.3:80"],
-            "netfilter_redirects",
-            &["nat", "DNAT"],
-        ),
-    ];
-    for program in ["iptables-nft", "iptables-legacy"] {
-        let Some(path) = require_program(program) else { return Ok(()) };
-        for (rule, kind, words) in &cases {
-            let change =
-                |verb: &str| run(netns.command(&path).args(["-w", "-t", rule[0], verb]).args(&rule[1..]), "");
-            change("-A")?;
-            setup.expect_found(kind, words).with_context(|| format!("{program} {rule:?}"))?;
-            change("-D")?;
-            setup.expect_well()?;
-        }
-        // What Istio's own INVALID_DROP adds, and rules of other purposes.
-        for rule in [
-            &["-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"][..],
-            &["-p", "tcp", "--dport", "22", "-j", "DROP"],
-        ] {
-            run(netns.command(&path).args(["-w", "-A", "INPUT"]).args(rule), "")?;
-        }
-        setup.expect_well()?;
-        run(netns.command(&path).args(["-w", "-F", "INPUT"]), "")?;
-    }
-    let Some(nft) = require_program("nft") else { return Ok(()) };
-    let rules = "table inet guard {\n chain out { type filter hook output priority 0; tcp dport 15000-15006 reject\n }\n}";
-    run(netns.command(&nft).args(["-f", "-"]), rules)?;
-    setup.expect_fault("netfilter_drops", &["nftables guard out: tcp to port 15000-15006 REJECT"])?;
-    run(netns.command(&nft).args(["delete", "table", "inet", "guard"]), "")?;
-    let policy = "table inet guard {\n chain in { type filter hook input priority 0; policy drop;\n }\n}";
-    run(netns.command(&nft).args(["-f", "-"]), policy)?;
-    setup.expect_fault("netfilter_drops", &["in (policy): on lo DROP"])?;
     Ok(())
 }
 

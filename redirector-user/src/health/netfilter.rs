@@ -3,23 +3,24 @@
 mod legacy;
 mod nftables;
 mod rule;
+mod sets;
 
 use rule::{Action, Rule};
 
 use super::finding::{Finding, Level, some_of};
 use super::listeners::Role;
 use crate::base::error::Result;
-use crate::pod::live_rules;
+use crate::pod::live_rules::{self, Netfilter};
 use crate::policy::{Dns, Policy};
 use crate::sys::netns::NetNs;
 
 /// What is to be said of them.
 pub(super) fn judge(netns: &NetNs, policy: &Policy) -> Result<Vec<Finding>> {
-    let chains = live_rules::mesh_chains_of(netns)?;
-    let rules = netns.run(|| {
-        let mut rules = legacy::rules()?;
-        rules.extend(nftables::rules()?);
-        Ok(rules)
+    let (chains, rules) = netns.run(|| {
+        let netfilter = Netfilter::read()?;
+        let mut rules = legacy::rules(&netfilter.legacy);
+        rules.extend(nftables::rules(&netfilter.chains)?);
+        Ok((netfilter.meshes(), rules))
     })?;
     let mut findings: Vec<Finding> = judge_meshes(&chains).into_iter().collect();
     findings.extend(judge_drops(&rules, policy));
@@ -58,15 +59,15 @@ fn names_proxy(rule: &Rule, policy: &Policy) -> bool {
 }
 
 fn judge_drops(rules: &[Rule], policy: &Policy) -> Option<Finding> {
-    let has_exceptions = |table: &str| {
-        rules
-            .iter()
-            .any(|rule| rule.table == table && rule.action == Action::Accept && !rule.is_unconditional())
-    };
+    // An unconditional one is the policy of another chain of legacy iptables.
+    let lets_through =
+        |rule: &Rule| rule.action == Action::Accept && (rule.is_everything_on_lo || !rule.is_unconditional());
+    let has_exceptions = |table: &str| rules.iter().any(|rule| rule.table == table && lets_through(rule));
     let stops = |rule: &&Rule| {
+        let named = names_proxy(rule, policy);
+        let is_broad = rule.is_everything_on_lo && rule.is_unconditional() || named && rule.is_broad();
         matches!(rule.action, Action::Drop | Action::Reject)
-            && (names_proxy(rule, policy)
-                || rule.is_everything_on_lo && rule.is_unconditional() && !has_exceptions(&rule.table))
+            && if is_broad { !rule.other && !has_exceptions(&rule.table) } else { named }
     };
     let found: Vec<String> = rules.iter().filter(stops).map(Rule::told).collect();
     (!found.is_empty() && !to_proxy(policy).is_empty()).then(|| {
@@ -132,7 +133,11 @@ mod tests {
         assert!(!stops(&[Rule { other: true, ..rule(None, Action::Drop) }]));
         let all = Rule { protocol: None, is_everything_on_lo: true, ..rule(None, Action::Drop) };
         assert!(stops(std::slice::from_ref(&all)));
-        assert!(!stops(&[all, rule(outbound.clone(), Action::Accept)]), "nobody knows which comes first");
+        assert!(
+            !stops(&[all.clone(), rule(outbound.clone(), Action::Accept)]),
+            "nobody knows which comes first"
+        );
+        assert!(!stops(&[all.clone(), Rule { action: Action::Accept, ..all }]));
         let level = |rule: Rule| judge_redirects(&[rule], &policy).first().map(|finding| finding.level);
         let to = || Action::Redirect("REDIRECT".into());
         assert_eq!(level(rule(None, to())), Some(Level::Fault));

@@ -16,7 +16,7 @@ pub const REMEDY: &str = "remove them first (Istio's by istio-iptables --cleanup
 ///
 /// [`Error::input`] with the chains' names and how to remove them.
 pub fn refuse_meshes(netns: &NetNs) -> Result<()> {
-    let chains = mesh_chains_of(netns)?;
+    let chains = netns.run(|| Ok(Netfilter::read()?.meshes()))?;
     if chains.is_empty() {
         return Ok(());
     }
@@ -28,25 +28,33 @@ pub fn refuse_meshes(netns: &NetNs) -> Result<()> {
     .remedy(REMEDY))
 }
 
-/// Names of the `ISTIO_*` chains of a namespace, and of Istio's own nftables tables.
-///
-/// # Errors
-///
-/// If the kernel does not tell.
-pub fn mesh_chains_of(netns: &NetNs) -> Result<Vec<String>> {
-    netns.run(mesh_chains)
+/// What a namespace has of netfilter, but for the rules of nf_tables: read once, looked at by everybody.
+pub struct Netfilter {
+    /// Tables of legacy iptables.
+    pub legacy: Vec<xtables::Table>,
+    /// Chains of nf_tables, which iptables-nft uses, too, as the kernel tells them.
+    pub chains: Vec<Vec<u8>>,
 }
 
-/// Names of the `ISTIO_*` chains of the calling thread's namespace, by both iptables flavours, and of Istio's own
-/// nftables tables.
-fn mesh_chains() -> Result<Vec<String>> {
-    let mut chains = nft_chains()?;
-    for table in xtables::tables()? {
-        chains.extend(legacy_chains(&table.entries));
+impl Netfilter {
+    /// Of the calling thread's namespace.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not tell.
+    pub fn read() -> Result<Self> {
+        let chains = nf_tables::payloads("the chains of nf_tables", nf_tables::GETCHAIN)?;
+        Ok(Self { legacy: xtables::tables()?, chains })
     }
-    chains.sort();
-    chains.dedup();
-    Ok(chains)
+
+    /// Names of the meshes' chains, by both iptables flavours, and of Istio's own nftables tables.
+    pub fn meshes(&self) -> Vec<String> {
+        let mut chains: Vec<String> = self.chains.iter().filter_map(|chain| of_a_mesh(chain)).collect();
+        chains.extend(self.legacy.iter().flat_map(|table| legacy_chains(&table.entries)));
+        chains.sort();
+        chains.dedup();
+        chains
+    }
 }
 
 /// How the chains begin of Istio, Consul (`sdk/iptables`; by nft in the table `consul_tproxy`), linkerd (`proxy-init`) and
@@ -78,11 +86,6 @@ fn legacy_chains(entries: &[u8]) -> Vec<String> {
 
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
-
-/// The meshes' among the chains of nf_tables, which iptables-nft uses, too.
-fn nft_chains() -> Result<Vec<String>> {
-    nf_tables::list("the chains of nf_tables", nf_tables::GETCHAIN, of_a_mesh)
-}
 
 /// What to call a chain if it is one of Istio's: its name, or for a table of Istio's own that table's.
 fn of_a_mesh(payload: &[u8]) -> Option<String> {

@@ -1,7 +1,6 @@
 //! The rules of legacy iptables, from the kernel's tables (uapi/linux/netfilter_ipv4/ip_tables.h and its sister).
 
 use super::rule::{Action, Rule};
-use crate::base::error::Result;
 use crate::base::text::nul_terminated;
 use crate::sys::xtables;
 
@@ -23,13 +22,13 @@ const INTERFACE: usize = 16;
 /// `struct xt_entry_match` and `struct xt_entry_target`: length, name, revision.
 const HEADER: usize = 32;
 
-/// Those of the calling thread's namespace.
-pub(super) fn rules() -> Result<Vec<Rule>> {
-    let rules = |table: xtables::Table| {
+/// Those of a namespace's tables.
+pub(super) fn rules(tables: &[xtables::Table]) -> Vec<Rule> {
+    let rules = |table: &xtables::Table| {
         let (layout, program) = if table.v6 { (&IPV6, "ip6tables") } else { (&IPV4, "iptables") };
         parse(&table.entries, layout, &format!("{program} {}", table.name))
     };
-    Ok(xtables::tables()?.into_iter().flat_map(rules).collect())
+    tables.iter().flat_map(rules).collect()
 }
 
 fn half(bytes: &[u8], at: usize) -> Option<usize> {

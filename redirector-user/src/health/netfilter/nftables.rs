@@ -1,25 +1,22 @@
 //! The rules of nf_tables, which iptables-nft makes, too (uapi/linux/netfilter/nf_tables.h).
 
-use super::rule::{Action, Rule};
+use std::collections::HashMap;
+
+use super::rule::{Action, Rule, all_but};
+use super::sets::{SetName, Sets};
 use crate::base::error::Result;
 use crate::base::text::nul_terminated as text;
+use crate::netlink::nf_tables::{at, big};
 use crate::netlink::{Payload, attributes, nf_tables};
 
-/// Those of the calling thread's namespace.
-pub(super) fn rules() -> Result<Vec<Rule>> {
-    let mut all = nf_tables::list("the chains of nf_tables", nf_tables::GETCHAIN, policy_of_chain)?;
-    all.extend(nf_tables::list("the rules of nf_tables", nf_tables::GETRULE, rule)?);
+/// Those of the calling thread's namespace, and the policies of its chains.
+pub(super) fn rules(chains: &[Vec<u8>]) -> Result<Vec<Rule>> {
+    let mut all: Vec<Rule> = chains.iter().filter_map(|chain| policy_of_chain(chain)).collect();
+    let mut sets = Sets::default();
+    for payload in nf_tables::payloads("the rules of nf_tables", nf_tables::GETRULE)? {
+        all.extend(rules_of(&payload, &mut sets)?);
+    }
     Ok(all)
-}
-
-fn big(bytes: &[u8]) -> Option<u32> {
-    bytes.first_chunk().map(|four| u32::from_be_bytes(*four))
-}
-
-/// An attribute by the path of kinds that leads to it.
-fn at<'a>(bytes: &'a [u8], path: &[u16]) -> Option<&'a [u8]> {
-    path.iter()
-        .try_fold(bytes, |bytes, kind| attributes(bytes).find(|(own, _)| own == kind).map(|(_, value)| value))
 }
 
 /// The policy of a base chain at INPUT or OUTPUT, if that drops.
@@ -56,38 +53,81 @@ enum Loaded {
     Other,
 }
 
-fn rule(payload: &[u8]) -> Option<Rule> {
+/// What a set adds to a rule. A rule that selects by one has several: one for each protocol and verdict.
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Selected {
+    protocol: Option<u8>,
+    ports: Option<Vec<(u16, u16)>>,
+    action: Option<Action>,
+}
+
+/// A rule while its expressions are read.
+struct Reading<'a> {
+    family: u8,
+    table: String,
+    rule: Rule,
+    /// By registers of 32 bits.
+    loaded: HashMap<u32, Loaded>,
+    selected: Vec<Selected>,
+    sets: &'a mut Sets,
+}
+
+fn rules_of(payload: &[u8], sets: &mut Sets) -> Result<Vec<Rule>> {
     const TABLE: u16 = 1;
     const CHAIN: u16 = 2;
     const EXPRESSIONS: u16 = 4;
-    const NAME: u16 = 1;
-    const DATA: u16 = 2;
-    let message = Payload::split(payload, nf_tables::HEADER)?;
-    let mut rule = Rule {
-        table: format!("nftables {}", text(message.get(TABLE)?)),
-        chain: text(message.get(CHAIN)?),
-        ..Rule::default()
+    let Some(message) = Payload::split(payload, nf_tables::HEADER) else { return Ok(Vec::new()) };
+    let (Some(table), Some(chain), Some(expressions)) =
+        (message.get(TABLE), message.get(CHAIN), message.get(EXPRESSIONS))
+    else {
+        return Ok(Vec::new());
     };
-    let mut loaded = Loaded::Other;
-    for (_, expression) in attributes(message.get(EXPRESSIONS)?) {
-        let name = text(at(expression, &[NAME])?);
+    let table = text(table);
+    let rule = Rule { table: format!("nftables {table}"), chain: text(chain), ..Rule::default() };
+    let (loaded, selected) = (HashMap::new(), vec![Selected::default()]);
+    let mut reading = Reading { family: message.byte(0), table, rule, loaded, selected, sets };
+    for (_, expression) in attributes(expressions) {
+        reading.expression(expression)?;
+    }
+    let rule = reading.rule;
+    let with = |selected: Selected| Rule {
+        protocol: selected.protocol.or(rule.protocol),
+        ports: selected.ports.or_else(|| rule.ports.clone()),
+        action: selected.action.unwrap_or_else(|| rule.action.clone()),
+        ..rule.clone()
+    };
+    Ok(reading.selected.into_iter().map(with).collect())
+}
+
+impl Reading<'_> {
+    fn expression(&mut self, expression: &[u8]) -> Result<()> {
+        const NAME: u16 = 1;
+        const DATA: u16 = 2;
+        let name = text(at(expression, &[NAME]).unwrap_or_default());
         let data = at(expression, &[DATA]).unwrap_or_default();
+        let loaded = self.loaded(data);
+        let rule = &mut self.rule;
         match name.as_str() {
-            "payload" | "meta" => loaded = what_is_loaded(&name, data),
-            "cmp" => compare(&mut rule, loaded, data),
+            "payload" | "meta" => {
+                if let Some(to) = register(data, 1) {
+                    self.loaded.insert(to, what_is_loaded(&name, data));
+                }
+            }
+            "cmp" => compare(rule, loaded, data),
+            "range" => range(rule, loaded, data),
+            "lookup" => return self.look_up(data),
             // `struct xt_*` of iptables-nft.
             "match" => {
                 let revision = at(data, &[2]).and_then(big).unwrap_or_default();
-                let name = text(at(data, &[1])?);
-                rule.condition(&name, u8::try_from(revision).unwrap_or(u8::MAX), at(data, &[3])?);
+                let name = text(at(data, &[1]).unwrap_or_default());
+                let of = at(data, &[3]).unwrap_or_default();
+                rule.condition(&name, u8::try_from(revision).unwrap_or(u8::MAX), of);
             }
-            "target" => rule.action = Action::of_target(&text(at(data, &[1])?)),
+            "target" => rule.action = Action::of_target(&text(at(data, &[1]).unwrap_or_default())),
             "immediate" => {
                 // NFTA_IMMEDIATE_DATA, NFTA_DATA_VERDICT, NFTA_VERDICT_CODE.
-                match at(data, &[2, 2, 1]).and_then(big) {
-                    Some(0) => rule.action = Action::Drop,
-                    Some(1) => rule.action = Action::Accept,
-                    _ => {}
+                if let Some(code) = at(data, &[2, 2, 1]).and_then(big) {
+                    rule.action = of_verdict(code);
                 }
             }
             "reject" => rule.action = Action::Reject,
@@ -97,8 +137,86 @@ fn rule(payload: &[u8]) -> Option<Rule> {
             "counter" | "log" | "nat" | "masq" => {}
             _ => rule.other = true,
         }
+        Ok(())
     }
-    Some(rule)
+
+    /// What is in the register that an expression compares, its first attribute.
+    fn loaded(&self, data: &[u8]) -> Loaded {
+        register(data, 1).and_then(|register| self.loaded.get(&register)).copied().unwrap_or(Loaded::Other)
+    }
+
+    /// NFTA_LOOKUP_SET, _SREG, _DREG (0 is the verdict) and _FLAGS (1 is NFT_LOOKUP_F_INV).
+    fn look_up(&mut self, data: &[u8]) -> Result<()> {
+        let set: SetName = (self.family, self.table.clone(), text(at(data, &[1]).unwrap_or_default()));
+        let is_verdict = at(data, &[3]).and_then(big) == Some(0);
+        let is_inverted = at(data, &[5]).and_then(big).is_some_and(|flags| flags & 1 != 0);
+        let (Some(first), Some(len)) = (register(data, 2), self.sets.key_len(&set)?) else {
+            self.rule.other = true;
+            return Ok(());
+        };
+        // A field takes whole registers.
+        let fields: Vec<(usize, Loaded)> = (0..len.div_ceil(4))
+            .zip(first..)
+            .filter_map(|(at, register)| Some((4 * at, *self.loaded.get(&register)?)))
+            .collect();
+        let field = |kind| fields.iter().find(|(_, loaded)| *loaded == kind).map(|(at, _)| *at);
+        let (protocol, port) = (field(Loaded::Protocol), field(Loaded::DestinationPort));
+        let known = |loaded| matches!(loaded, Loaded::Protocol | Loaded::DestinationPort | Loaded::Family);
+        self.rule.other |= !fields.iter().all(|(_, loaded)| known(*loaded)) || fields.is_empty();
+        if is_inverted && (fields.len() != 1 || port.is_none()) {
+            self.rule.other = true;
+            return Ok(());
+        }
+        if protocol.is_none() && port.is_none() && !is_verdict {
+            return Ok(());
+        }
+        let mut found: Vec<Selected> = Vec::new();
+        for element in self.sets.elements(&set)? {
+            let number = |bytes: &[u8], at: usize| {
+                bytes.get(at..at + 2).map_or(0, |two| u16::from_be_bytes([two[0], two[1]]))
+            };
+            let one = Selected {
+                protocol: protocol.and_then(|at| element.from.get(at).copied()),
+                ports: port.map(|_| Vec::new()),
+                action: is_verdict.then(|| element.verdict.map_or(Action::Other, of_verdict)),
+            };
+            let same = |other: &&mut Selected| other.protocol == one.protocol && other.action == one.action;
+            let range = port.map(|at| (number(&element.from, at), number(&element.to, at)));
+            match found.iter_mut().find(same) {
+                Some(other) => other.ports.iter_mut().for_each(|ports| ports.extend(range)),
+                None => found.push(Selected { ports: range.map(|range| vec![range]), ..one }),
+            }
+        }
+        if is_inverted {
+            let ports = found.pop().and_then(|all| all.ports).unwrap_or_default();
+            found = vec![Selected { ports: Some(all_but(ports)), ..Selected::default() }];
+        }
+        let both = |before: &Selected, now: &Selected| Selected {
+            protocol: now.protocol.or(before.protocol),
+            ports: now.ports.clone().or_else(|| before.ports.clone()),
+            action: now.action.clone().or_else(|| before.action.clone()),
+        };
+        // None where the set is empty: the rule takes nothing.
+        self.selected =
+            self.selected.iter().flat_map(|before| found.iter().map(|now| both(before, now))).collect();
+        Ok(())
+    }
+}
+
+/// The register an attribute names, in units of 32 bits: NFT_REG_1 to _4 are four of NFT_REG32_00 and up each.
+fn register(data: &[u8], kind: u16) -> Option<u32> {
+    match at(data, &[kind]).and_then(big)? {
+        number @ 1..=4 => Some((number - 1) * 4),
+        number => number.checked_sub(8),
+    }
+}
+
+fn of_verdict(code: u32) -> Action {
+    match code {
+        0 => Action::Drop,
+        1 => Action::Accept,
+        _ => Action::Other,
+    }
 }
 
 fn what_is_loaded(expression: &str, data: &[u8]) -> Loaded {
@@ -124,6 +242,7 @@ fn what_is_loaded(expression: &str, data: &[u8]) -> Loaded {
 /// NFTA_CMP_OP and NFTA_CMP_DATA.
 fn compare(rule: &mut Rule, loaded: Loaded, data: &[u8]) {
     const EQ: u32 = 0;
+    const NEQ: u32 = 1;
     const LT: u32 = 2;
     const LTE: u32 = 3;
     const GT: u32 = 4;
@@ -140,6 +259,7 @@ fn compare(rule: &mut Rule, loaded: Loaded, data: &[u8]) {
         }
         (Loaded::Family, ..) => {}
         (Loaded::DestinationPort, Some(EQ), Some(port)) => rule.ports = Some(vec![(port, port)]),
+        (Loaded::DestinationPort, Some(NEQ), Some(port)) => rule.ports = Some(all_but(vec![(port, port)])),
         (Loaded::DestinationPort, Some(GTE), Some(port)) => rule.ports = Some(vec![(port, to)]),
         (Loaded::DestinationPort, Some(GT), Some(port)) => {
             rule.ports = Some(vec![(port.saturating_add(1), to)])
@@ -152,6 +272,17 @@ fn compare(rule: &mut Rule, loaded: Loaded, data: &[u8]) {
     }
 }
 
+/// NFTA_RANGE_OP (1 is NFT_RANGE_NEQ), NFTA_RANGE_FROM_DATA and _TO_DATA.
+fn range(rule: &mut Rule, loaded: Loaded, data: &[u8]) {
+    let port = |kind| at(data, &[kind, 1])?.first_chunk().map(|two| u16::from_be_bytes(*two));
+    let (Loaded::DestinationPort, Some(from), Some(to)) = (loaded, port(3), port(4)) else {
+        rule.other = true;
+        return;
+    };
+    let is_inverted = at(data, &[2]).and_then(big) == Some(1);
+    rule.ports = Some(if is_inverted { all_but(vec![(from, to)]) } else { vec![(from, to)] });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,7 +292,8 @@ mod tests {
         for length in 0..64 {
             for byte in [0, 1, 0xff] {
                 let bytes = vec![byte; length];
-                assert!(rule(&bytes).is_none_or(|rule| rule.action == Action::Other));
+                let rules = rules_of(&bytes, &mut Sets::default()).unwrap();
+                assert!(rules.iter().all(|rule| rule.action == Action::Other));
                 assert!(policy_of_chain(&bytes).is_none());
             }
         }

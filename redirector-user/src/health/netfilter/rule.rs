@@ -23,6 +23,21 @@ impl Action {
     }
 }
 
+/// The ports that are in none of these ranges.
+pub(super) fn all_but(mut ranges: Vec<(u16, u16)>) -> Vec<(u16, u16)> {
+    ranges.sort_unstable();
+    let (mut others, mut next) = (Vec::new(), Some(0u16));
+    for (from, to) in ranges {
+        let Some(first) = next else { break };
+        if first < from {
+            others.push((first, from - 1));
+        }
+        next = to.checked_add(1).map(|after| after.max(first));
+    }
+    others.extend(next.map(|first| (first, u16::MAX)));
+    others
+}
+
 /// A rule, or the policy of a chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rule {
@@ -56,15 +71,29 @@ impl Rule {
         self.ports.is_none() && !self.other
     }
 
+    /// Whether it names ports by leaving some out: rules before it may let through what it takes.
+    pub(super) fn is_broad(&self) -> bool {
+        let count = |(from, to): &(u16, u16)| u32::from(to.saturating_sub(*from)) + 1;
+        self.ports
+            .as_ref()
+            .is_some_and(|ports| ports.iter().map(count).sum::<u32>() > u32::from(u16::MAX) / 2)
+    }
+
     /// A condition of a match of x_tables, as `-m NAME` (struct xt_tcp, xt_udp, xt_multiport_v1).
     pub(super) fn condition(&mut self, name: &str, revision: u8, data: &[u8]) {
         let port = |at: usize| data.get(at..at + 2).map(|two| u16::from_ne_bytes([two[0], two[1]]));
         const INVERTED: u8 = 2;
+        if name == "tcp" || name == "udp" {
+            // Source ports; an option, and flags, of TCP.
+            let plain = name == "udp" || data.get(8..10) == Some(&[0, 0]);
+            self.other |= (port(0), port(2)) != (Some(0), Some(u16::MAX)) || !plain;
+        }
         match name {
             "tcp" | "udp" => match (port(4), port(6), data.get(if name == "tcp" { 11 } else { 8 })) {
                 (Some(0), Some(u16::MAX), _) => {}
-                (Some(from), Some(to), Some(inverted)) if inverted & INVERTED == 0 => {
-                    self.ports = Some(vec![(from, to)]);
+                (Some(from), Some(to), Some(inverted)) => {
+                    let ports = vec![(from, to)];
+                    self.ports = Some(if inverted & INVERTED == 0 { ports } else { all_but(ports) });
                 }
                 _ => self.other = true,
             },

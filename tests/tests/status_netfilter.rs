@@ -1,0 +1,154 @@
+//! `redirector status` of pods with rules of netfilter that others have made since the attach.
+
+use anyhow::Context;
+use redirector_tests::harness::command::run;
+use redirector_tests::harness::product::health::Setup;
+use redirector_tests::harness::requirements::require_program;
+
+#[test]
+fn rules_of_istio_that_came_later() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let iptables = setup
+        .world
+        .pod()
+        .netns
+        .command("iptables")
+        .args(["-w", "-t", "nat", "-N", "ISTIO_OUTPUT"])
+        .status()?;
+    assert!(iptables.success());
+    setup.expect_fault("istio_rules", &["ISTIO_OUTPUT", "twice"])?;
+    Ok(())
+}
+
+/// Rules that stop what is sent to the proxy, and rules that redirect it elsewhere, by whatever program.
+#[test]
+fn rules_of_others_that_came_later() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let netns = &setup.world.pod().netns;
+    let cases: [(&[&str], &str, &[&str]); 5] = [
+        (
+            &["filter", "INPUT", "-p", "tcp", "--dport", "15001", "-j", "DROP"],
+            "netfilter_drops",
+            &["filter", "to port 15001 DROP"],
+        ),
+        (
+            &[
+                "filter",
+                "OUTPUT",
+                "-p",
+                "tcp",
+                "-m",
+                "multiport",
+                "--dports",
+                "22,15000:15010",
+                "-j",
+                "REJECT",
+            ],
+            "netfilter_drops",
+            &["22,15000-15010 REJECT"],
+        ),
+        (&["filter", "INPUT", "-i", "lo", "-j", "DROP"], "netfilter_drops", &["on lo DROP"]),
+        (
+            &["nat", "OUTPUT", "-p", "tcp", "-j", "REDIRECT", "--to-ports", "4140"],
+            "netfilter_redirects",
+            &["nat", "redirected twice"],
+        ),
+        (
+            &["nat", "PREROUTING", "-p", "tcp", "-j", "DNAT", "--to-destination", "10.1.2.3:80"],
+            "netfilter_redirects",
+            &["nat", "DNAT"],
+        ),
+    ];
+    for program in ["iptables-nft", "iptables-legacy"] {
+        let Some(path) = require_program(program) else { return Ok(()) };
+        for (rule, kind, words) in &cases {
+            let change =
+                |verb: &str| run(netns.command(&path).args(["-w", "-t", rule[0], verb]).args(&rule[1..]), "");
+            change("-A")?;
+            setup.expect_found(kind, words).with_context(|| format!("{program} {rule:?}"))?;
+            change("-D")?;
+            setup.expect_well()?;
+        }
+        // What Istio's own INVALID_DROP adds, and rules of other purposes.
+        for rule in [
+            &["-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"][..],
+            &["-p", "tcp", "--dport", "22", "-j", "DROP"],
+        ] {
+            run(netns.command(&path).args(["-w", "-A", "INPUT"]).args(rule), "")?;
+        }
+        setup.expect_well()?;
+        run(netns.command(&path).args(["-w", "-F", "INPUT"]), "")?;
+    }
+    Ok(())
+}
+
+/// By port, by named and anonymous sets of ports, ranges and more, by maps to verdicts, by what is left out.
+#[test]
+fn rules_of_nftables() -> anyhow::Result<()> {
+    let Some(nft) = require_program("nft") else { return Ok(()) };
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let netns = &setup.world.pod().netns;
+    let guard = |sets: &str, hook: &str, rules: &str| {
+        let policy = if hook == "input" { "policy drop;" } else { "" };
+        let table = format!(
+            "table inet guard {{\n {sets}\n chain other {{ }}\n chain out {{ type filter hook {hook} priority 0; {policy}\n {rules}\n }}\n}}"
+        );
+        run(
+            netns.command(&nft).args(["-f", "-"]),
+            &format!("table inet guard\ndelete table inet guard\n{table}"),
+        )
+        .map(drop)
+    };
+    let ports =
+        "set ports { type inet_service; flags interval; elements = { 22, 15000-15003, 60000-65535 }; }";
+    let both = "set both { type inet_proto . inet_service; elements = { tcp . 15006, udp . 53 }; }";
+    let of_lo =
+        "set both { type ipv4_addr . inet_service; elements = { 127.0.0.1 . 15006, 127.0.0.1 . 9 }; }";
+    let map = "map verdicts { type inet_service : verdict; elements = { 15001 : drop, 15002 : drop, 80 : accept, 443 : jump other }; }";
+    for (sets, rule, words) in [
+        ("", "tcp dport 15000-15006 reject", "tcp to port 15000-15006 REJECT"),
+        ("", "tcp dport { 22, 15001, 15006 } drop", "tcp to port 22,15001,15006 DROP"),
+        ("", "tcp dport { 15001 } drop", "tcp to port 15001 DROP"),
+        (
+            "",
+            "meta l4proto { tcp, udp } th dport { 53, 15000-15006 } drop",
+            "tcp to port 53,15000-15006 DROP",
+        ),
+        (ports, "tcp dport @ports reject", "tcp to port 22,15000-15003,60000-65535 REJECT"),
+        (both, "meta l4proto . th dport @both drop", "tcp to port 15006 DROP"),
+        (of_lo, "ip daddr . tcp dport @both drop", "tcp to port 9,15006 DROP"),
+        (map, "tcp dport vmap @verdicts", "tcp to port 15001,15002 DROP"),
+        ("", "tcp dport vmap { 1-14999 : accept, 15000-15010 : drop }", "tcp to port 15000-15010 DROP"),
+        ("", "tcp dport != 22 drop", "tcp to port 0-21,23-65535 DROP"),
+        ("", "tcp dport != { 22, 80 } drop", "tcp to port 0-21,23-79,81-65535 DROP"),
+        ("", "tcp dport != 22-80 drop", "tcp to port 0-21,81-65535 DROP"),
+    ] {
+        guard(sets, "output", rule)?;
+        let words = format!("nftables guard out: {words}");
+        setup.expect_found("netfilter_drops", &[&words]).with_context(|| rule.to_owned())?;
+    }
+    for (sets, hook, rule) in [
+        ("", "output", "tcp dport { 22, 80, 15002-15005, 15007-15020 } drop"),
+        (ports, "output", "tcp dport != @ports accept"),
+        (map, "output", "udp dport vmap @verdicts"),
+        ("set none { type inet_service; }", "output", "tcp dport @none drop"),
+        ("", "output", "ct state vmap { established : accept, invalid : drop }"),
+        ("", "output", "ip saddr { 10.0.0.0/8, 192.168.1.1 } drop"),
+        // What is let through before.
+        ("", "output", "oif lo accept; tcp dport != { 22, 80 } drop"),
+        ("", "input", "iif lo accept"),
+        ("", "input", "iifname vmap { \"lo\" : accept }"),
+    ] {
+        guard(sets, hook, rule)?;
+        setup.expect_well().with_context(|| rule.to_owned())?;
+    }
+    guard("", "input", "ct state invalid drop")?;
+    setup.expect_fault("netfilter_drops", &["out (policy): on lo DROP"])?;
+    Ok(())
+}
