@@ -71,7 +71,7 @@ fn one_agent_works_whatever_becomes_of_its_directory() -> anyhow::Result<()> {
     let home = Home::new()?;
     let third = another_agent(&node, &home)?;
     third.wait_for(0, "another agent is at work")?;
-    assert_eq!(third.get("/readyz")?.0, 200);
+    until_ready(&third, true)?;
     drop(second);
     node.agent.kill()?;
     third.wait_for(0, "working").map(drop)

@@ -1,5 +1,6 @@
 //! `redirector attach`.
 
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -146,18 +147,7 @@ pub(super) fn work(env: &Env, target: &Target, resolved: &Resolved, how: &How) -
     };
     match env.format {
         Format::Json => {
-            let mut answer = serde_json::json!({
-                "name": name,
-                "outcome": outcome,
-                "netns": target.netns_path,
-                "netns_inode": target.netns.inode,
-                "cgroup": target.cgroup.path,
-                "notes": report.notes,
-            });
-            if let Some(validation) = validation {
-                answer["validation"] = serde_json::json!(validation);
-            }
-            json(&answer)?;
+            json(&Answer { notes: &report.notes, validation, ..Answer::new(&name, outcome, target) })?
         }
         Format::Table => {
             if let Some(validation) = &validation {
@@ -172,6 +162,31 @@ pub(super) fn work(env: &Env, target: &Target, resolved: &Resolved, how: &How) -
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `--output json` prints.
+#[derive(serde::Serialize, schemars::JsonSchema)]
+pub(super) struct Answer<'a> {
+    name: &'a str,
+    /// `attached`, `unchanged`, `changed` or `dry-run`.
+    outcome: &'static str,
+    netns: &'a Path,
+    netns_inode: u64,
+    cgroup: &'a Path,
+    notes: &'a [String],
+    /// With --run-validation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    validation: Option<Report>,
+    /// With --dry-run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<&'a Policy>,
+}
+
+impl<'a> Answer<'a> {
+    fn new(name: &'a str, outcome: &'static str, target: &'a Target) -> Self {
+        let (netns, netns_inode, cgroup) = (&target.netns_path, target.netns.inode, &target.cgroup.path);
+        Self { name, outcome, netns, netns_inode, cgroup, notes: &[], validation: None, policy: None }
+    }
 }
 
 /// `--run-validation`: verify, and an error if it is not content.
@@ -233,13 +248,7 @@ fn strays(env: &Env, target: &Target, allow: bool) -> Result<()> {
 
 fn dry_run(env: &Env, name: &str, target: &Target, policy: &Policy) -> Result<ExitCode> {
     match env.format {
-        Format::Json => json(&serde_json::json!({
-            "name": name,
-            "outcome": "dry-run",
-            "netns": target.netns_path,
-            "cgroup": target.cgroup.path,
-            "policy": policy,
-        }))?,
+        Format::Json => json(&Answer { policy: Some(policy), ..Answer::new(name, "dry-run", target) })?,
         Format::Table => {
             let text = toml_of(policy)?;
             let there = find::by_netns(&env.root, &target.netns).ok().flatten().filter(|there| there == name);

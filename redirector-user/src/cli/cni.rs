@@ -45,6 +45,13 @@ enum Verb {
     },
 }
 
+/// What `--output json` prints.
+#[derive(serde::Serialize, schemars::JsonSchema)]
+pub(super) struct Answer {
+    /// What was removed, a line each.
+    done: Vec<String>,
+}
+
 pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
     let Some(Verb::Uninstall { bin_dir, conf_dir, cache_dir, ignore_missing }) = args.verb else {
         return Err(Error::input(
@@ -65,7 +72,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
             .usage("name the directories of the plugin with --bin-dir and --conf-dir"));
     }
     match env.format {
-        Format::Json => json(&serde_json::json!({ "done": done }))?,
+        Format::Json => json(&Answer { done })?,
         Format::Table if done.is_empty() => env.note("the plugin is not installed there"),
         Format::Table => done.iter().try_for_each(|line| print(line))?,
     }

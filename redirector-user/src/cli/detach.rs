@@ -89,6 +89,20 @@ fn refuse_kept(env: &Env, args: &Args, names: &[String]) -> Result<()> {
     }))
 }
 
+/// What `--output json` prints.
+#[derive(serde::Serialize, schemars::JsonSchema)]
+pub(super) struct Answer {
+    detached: Vec<Detached>,
+}
+
+#[derive(serde::Serialize, schemars::JsonSchema)]
+struct Detached {
+    name: String,
+    /// Captured connections that were alive; null if the instance was too damaged to know.
+    alive: Option<u64>,
+    notes: Vec<String>,
+}
+
 fn show(env: &Env, reports: &[detach::Detached]) -> Result<()> {
     for report in reports {
         for remark in &report.notes {
@@ -97,11 +111,12 @@ fn show(env: &Env, reports: &[detach::Detached]) -> Result<()> {
     }
     match env.format {
         Format::Json => {
-            let list: Vec<_> = reports
-                .iter()
-                .map(|r| serde_json::json!({ "name": r.name, "alive": r.alive, "notes": r.notes }))
-                .collect();
-            json(&serde_json::json!({ "detached": list }))?;
+            let one = |r: &'_ detach::Detached| Detached {
+                name: r.name.clone(),
+                alive: r.alive,
+                notes: r.notes.clone(),
+            };
+            json(&Answer { detached: reports.iter().map(one).collect() })?;
         }
         Format::Table => {
             for report in reports {

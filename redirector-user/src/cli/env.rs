@@ -44,13 +44,19 @@ pub(super) fn netns_given(pid: Option<u32>, file: Option<&PathBuf>) -> Option<(P
     file.map(|file| (file.clone(), format!("{} does not exist", file.display())))
 }
 
+/// The last line on standard error of a command that fails, with `--output json`.
+#[derive(serde::Serialize, schemars::JsonSchema)]
+pub(super) struct Failure<'a> {
+    error: String,
+    remedy: Option<&'a str>,
+    exit_code: u8,
+}
+
 pub(super) fn fail(error: &Error, format: Format) -> ExitCode {
     let remedy = error.remedy_on_command_line();
     if format == Format::Json {
-        let text = serde_json::json!({
-            "error": error.on_command_line(), "remedy": remedy, "exit_code": error.exit_code(),
-        });
-        eprintln!("{text}");
+        let failure = Failure { error: error.on_command_line(), remedy, exit_code: error.exit_code() };
+        eprintln!("{}", serde_json::json!(failure));
     } else {
         let name = output::paint(Paint::Wrong, "redirector:", std::io::stderr().is_terminal());
         eprintln!("{name} {}", printable(&error.to_string()));

@@ -5,11 +5,15 @@ use std::process::ExitCode;
 
 use clap::Command;
 use clap_complete::env::{CompleteEnv, Shells};
-use schemars::{Schema, schema_for};
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, schema_for};
 
+use super::env::Failure;
 use super::output;
-use super::{explain, list, show, status};
+use super::usage::Version;
+use super::{attach, cni, detach, explain, list, refresh, show, status, upgrade};
 use crate::base::error::{Context, Error, Result};
+use crate::import::Import;
 use crate::instance::{connections::Flow, trace::Event};
 use crate::policy::Policy;
 use crate::{check, health, verify};
@@ -118,18 +122,31 @@ fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     std::fs::write(&path, bytes).context(|| format!("write {}", path.display()))
 }
 
-/// By the verb whose `--output json` it is of; and the policy, of `--policy` and in results.
-fn schemas() -> [(&'static str, Schema); 10] {
+/// By the verb whose `--output json` it is of; the policy, of `--policy` and in results; the line of a command that fails.
+fn schemas() -> [(&'static str, Schema); 18] {
     [
         ("policy", schema_for!(Policy)),
-        ("status", schema_for!(status::Answer<'_>)),
-        ("list", schema_for!(Vec<list::Line>)),
-        ("show", schema_for!(show::Shown<'_>)),
-        ("connections", schema_for!(Vec<health::connections::Connection>)),
-        ("original-dst", schema_for!(Vec<Flow>)),
-        ("explain", schema_for!(explain::Answer<'_>)),
-        ("verify", schema_for!(verify::Report)),
-        ("check", schema_for!(Vec<check::Finding>)),
-        ("trace", schema_for!(Event)),
+        ("status", printed::<status::Answer<'_>>()),
+        ("list", printed::<Vec<list::Line>>()),
+        ("show", printed::<show::Shown<'_>>()),
+        ("connections", printed::<Vec<health::connections::Connection>>()),
+        ("original-dst", printed::<Vec<Flow>>()),
+        ("explain", printed::<explain::Answer<'_>>()),
+        ("verify", printed::<verify::Report>()),
+        ("check", printed::<Vec<check::Finding>>()),
+        ("trace", printed::<Event>()),
+        ("attach", printed::<attach::Answer<'_>>()),
+        ("refresh", printed::<refresh::Answer>()),
+        ("upgrade", printed::<upgrade::Answer>()),
+        ("detach", printed::<detach::Answer>()),
+        ("import", printed::<Import>()),
+        ("cni", printed::<cni::Answer>()),
+        ("version", printed::<Version>()),
+        ("error", printed::<Failure<'_>>()),
     ]
+}
+
+/// Of what is written, never read: a null is there.
+fn printed<T: JsonSchema>() -> Schema {
+    SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>()
 }

@@ -20,6 +20,15 @@ pub struct Args {
     which: Which,
 }
 
+/// What `--output json` prints.
+#[derive(serde::Serialize, schemars::JsonSchema)]
+pub(super) struct Answer {
+    name: String,
+    /// `refreshed`.
+    outcome: &'static str,
+    notes: Vec<String>,
+}
+
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
     let name = args.which.require(env)?;
@@ -32,7 +41,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         env.note(remark);
     }
     match env.format {
-        Format::Json => json(&serde_json::json!({ "name": name, "outcome": "refreshed", "notes": notes }))?,
+        Format::Json => json(&Answer { name, outcome: "refreshed", notes })?,
         Format::Table => print(&format!("refreshed {}", name))?,
     }
     Ok(ExitCode::SUCCESS)

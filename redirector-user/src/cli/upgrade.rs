@@ -28,6 +28,14 @@ pub struct Args {
     all: bool,
 }
 
+/// What `--output json` prints: names of instances.
+#[derive(serde::Serialize, schemars::JsonSchema)]
+pub(super) struct Answer {
+    upgraded: Vec<String>,
+    /// They run the programs of this version already.
+    unchanged: Vec<String>,
+}
+
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
     let names = if args.all { env.root.names()? } else { vec![args.which.require(env)?] };
@@ -51,7 +59,7 @@ pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
         }
     }
     match env.format {
-        Format::Json => json(&serde_json::json!({ "upgraded": done, "unchanged": unchanged }))?,
+        Format::Json => json(&Answer { upgraded: done, unchanged })?,
         Format::Table => {
             done.iter().try_for_each(|name| print(&format!("upgraded {name}")))?;
             let text = "runs the programs of this version already; refreshed";

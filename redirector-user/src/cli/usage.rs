@@ -16,14 +16,23 @@ pub(super) static VERSION: LazyLock<String> = LazyLock::new(|| {
     format!("{} (eBPF object {}, ABI {ABI_VERSION})", env!("CARGO_PKG_VERSION"), object::ID)
 });
 
+/// What `--version --output json` prints.
+#[derive(serde::Serialize, schemars::JsonSchema)]
+pub(super) struct Version {
+    version: &'static str,
+    /// Id of the eBPF object.
+    object: &'static str,
+    /// Layout of the maps.
+    abi: u32,
+}
+
 /// Ends a command line that clap answers itself: by help, by the version, or because it did not understand.
 pub(super) fn usage(error: &clap::Error) -> ExitCode {
     let as_json = asks_for_json(std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()));
     match error.kind() {
         ErrorKind::DisplayVersion if as_json => {
-            let version = serde_json::json!({
-                "version": env!("CARGO_PKG_VERSION"), "object": object::ID, "abi": ABI_VERSION,
-            });
+            let version =
+                Version { version: env!("CARGO_PKG_VERSION"), object: object::ID, abi: ABI_VERSION };
             json(&version).map_or_else(|e| fail(&e, Format::Json), |()| ExitCode::SUCCESS)
         }
         // Help that stands for an error goes to standard error.

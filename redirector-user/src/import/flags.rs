@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::policy::{Dns, Mode, Policy, Selection};
 
 /// Arguments for `redirector attach`; istio-iptables takes most of them, too.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Flags {
     /// Words of the command line, without quotes.
     pub flags: Vec<String>,

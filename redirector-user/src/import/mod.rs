@@ -21,13 +21,14 @@ mod tests;
 pub use flags::Flags;
 use model::is_istio;
 pub use model::{ImportError, Inexpressible, Missing};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::policy::{Dns, Mode, Policy};
 use crate::rules::Family;
 
 /// The result of an import.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Import {
     /// The flags and variables of the policy.
     #[serde(flatten)]

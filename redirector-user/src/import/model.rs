@@ -1,5 +1,6 @@
 //! A rule of the text, and the findings about rules.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::rules::{Family, Spec, Table};
@@ -19,7 +20,7 @@ pub(crate) struct Placed {
 }
 
 /// A rule that no policy expresses.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Inexpressible {
     /// Its address family.
     pub family: Family,
@@ -32,7 +33,7 @@ pub struct Inexpressible {
 }
 
 /// A rule that the text lacks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Missing {
     /// Its address family.
     pub family: Family,

@@ -6,6 +6,7 @@ pub mod health;
 pub mod objects;
 pub mod older;
 pub mod runs;
+pub mod schema;
 pub mod test_pod;
 
 use std::path::{Path, PathBuf};
@@ -100,13 +101,18 @@ impl Run {
             last = serde_json::from_str(line)
                 .with_context(|| format!("`{}` printed no JSON: {}", self.command, self.stderr))?;
         }
+        if self.code.is_some_and(|code| code != exit::OK) {
+            schema::check("error", &last)?;
+        }
         Ok(last)
     }
 
-    /// Its output as JSON.
+    /// Its output as JSON, which is of the schema of the verb.
     pub fn json(&self) -> anyhow::Result<Value> {
-        serde_json::from_str(&self.stdout)
-            .with_context(|| format!("`{}` printed no JSON: {}", self.command, self.stdout))
+        let value = serde_json::from_str(&self.stdout)
+            .with_context(|| format!("`{}` printed no JSON: {}", self.command, self.stdout))?;
+        schema::check_output(&self.command, &value)?;
+        Ok(value)
     }
 }
 
