@@ -12,6 +12,7 @@ use anyhow::{Context, ensure};
 use redirector_tests::harness::kubelet::{Id, NodeWithPod, PREVIOUS};
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product::agent::{Agent, Home, until_active};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::json;
 
 const LIST: &str = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"}]}"#;
@@ -354,4 +355,33 @@ fn an_api_server_that_does_not_answer() -> anyhow::Result<()> {
         "{event:#}"
     );
     until_ready(&agent, true).map(drop)
+}
+
+/// The bpffs is unmounted under the agent, and another one mounted in its place: it is not ready meanwhile, what is captured
+/// stays so, and is carried over, so that it outlives the agent.
+#[test]
+fn the_bpffs_is_mounted_again() -> anyhow::Result<()> {
+    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
+    assert_eq!(node.call("ADD").succeed()?, PREVIOUS);
+    let (_outside, _proxy) = (node.world.serve_outside(everywhere(&[SERVED]))?, node.proxy()?);
+    let app = node.app()?;
+    let to_proxy = || -> anyhow::Result<()> {
+        let load = app.load(&Load::services(20))?;
+        ensure!(load.reached == [("proxy:15001".to_owned(), 20)].into(), "{load:?}");
+        Ok(())
+    };
+    let path = node.bpffs.path();
+    unmount(path, UnmountFlags::DETACH)?;
+    let why = until_ready(&node.agent, false)?;
+    assert!(why.contains("has been unmounted") && why.contains("mount -t bpf bpf"), "{why}");
+    to_proxy()?;
+    mount("bpf", path, "bpf", MountFlags::empty(), None)?;
+    until_ready(&node.agent, true)?;
+    until_active(&node.bpffs, &node.agent, &node.id.instance(), true)?;
+    assert_eq!(node.call("CHECK").succeed()?, "");
+    node.agent.kill()?;
+    to_proxy()?;
+    node.bpffs.run(&["detach", &node.id.instance()])?.expect(exit::OK)?;
+    assert_eq!(links_of(node.world.pod())?, [0, 0]);
+    Ok(())
 }

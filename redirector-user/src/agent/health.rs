@@ -12,6 +12,7 @@ const HANG_TIMEOUT: Duration = Duration::from_secs(120);
 /// Something that readiness depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
+    Bpffs,
     FirstPass,
     Socket,
     PodList,

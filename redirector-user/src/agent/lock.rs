@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::health::Health;
@@ -18,7 +18,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// The lock of the agent that works on this node. The kernel releases it when its process ends.
 pub struct HeldLock {
     /// The mount point of the bpffs, which nobody can remove while instances are in it.
-    _bpffs: File,
+    bpffs: Mutex<Arc<File>>,
     /// `agent.lock`, which agents of older versions and of other bpffs wait for.
     run_dir: Mutex<File>,
 }
@@ -49,10 +49,33 @@ pub async fn lock(health: &Health, run_dir: &Path, bpffs: &Path, standby: &Stand
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     health.standby(None);
-    Ok(HeldLock { _bpffs: mount, run_dir: Mutex::new(file) })
+    Ok(HeldLock { bpffs: Mutex::new(Arc::new(mount)), run_dir: Mutex::new(file) })
 }
 
 impl HeldLock {
+    /// The bpffs that the agent works on, whatever is mounted over it or in its place.
+    pub fn bpffs(&self) -> Arc<File> {
+        Arc::clone(&super::sync::lock(&self.bpffs))
+    }
+
+    /// Whether that is at this place. If it is unknown, it is.
+    pub fn is_of(&self, place: &Path) -> bool {
+        let device = |metadata: std::fs::Metadata| metadata.dev();
+        let (own, there) = (self.bpffs().metadata().map(device), std::fs::metadata(place).map(device));
+        !matches!((own, there), (Ok(own), Ok(there)) if own != there)
+    }
+
+    /// Goes on to another bpffs, once nobody works on that and `carry` has done its work; then the one before may end.
+    pub fn move_to(&self, place: &Path, carry: impl FnOnce() -> Result<()>) -> Result<()> {
+        let next = File::open(place).context(|| format!("open {}", place.display()))?;
+        if !try_lock(&next)? {
+            return Err(Error::failed("another agent is at work on the bpffs that has been mounted"));
+        }
+        carry()?;
+        *super::sync::lock(&self.bpffs) = Arc::new(next);
+        Ok(())
+    }
+
     /// Takes the lock in a directory that may have been removed and made again.
     pub fn renew(&self, run_dir: &Path) -> Result<()> {
         make_private(run_dir)?;

@@ -23,6 +23,7 @@ mod plan;
 mod plugin;
 mod pods;
 mod refresh;
+mod remount;
 mod retry;
 mod standby;
 mod survey;
@@ -247,6 +248,7 @@ async fn prepare(
         kept: Mutex::default(),
     };
     let passes = Passes {
+        lock: None,
         executor: Arc::new(executor),
         files: FileTargets::new(config),
         plugin,
@@ -261,7 +263,7 @@ async fn prepare(
 impl Work {
     /// Waits until no other agent works on this node, and works then.
     async fn run(self, held: Held) -> Result<()> {
-        let Self { run_dir, passes, leaving } = self;
+        let Self { run_dir, mut passes, leaving } = self;
         let (executor, health) = (Arc::clone(&passes.executor), Arc::clone(&passes.health));
         // The bpffs is above the directory of instances.
         let bpffs = executor.root.dir().parent().unwrap_or(Path::new("/"));
@@ -279,6 +281,8 @@ impl Work {
             attaching: Mutex::default(),
             reported: Mutex::default(),
         };
+        passes.lock = Some(Arc::clone(&lock));
+        tokio::spawn(remount::watch(Arc::clone(&lock), bpffs.to_owned(), Arc::clone(&executor.wake)));
         let socket = Socket::bind(run_dir, lock, Arc::clone(&health))?;
         tokio::spawn(socket.serve(Arc::new(server)));
         tracing::info!(version = env!("CARGO_PKG_VERSION"), bpffs = %executor.root.dir().display(), "working");

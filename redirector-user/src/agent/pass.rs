@@ -1,19 +1,23 @@
 //! Passes: gather, plan, execute. Every event only wakes the next pass.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::execute::Executor;
 use super::file_events::Watcher;
 use super::health::{Condition, Health};
+use super::lock::HeldLock;
 use super::metrics::Reason;
 use super::plan::{DesiredState, Location, plan};
 use super::plugin::PluginKeeper;
 use super::pods::capture::PodCapture;
+use super::remount;
 use super::retry::Subject;
 use super::sync::lock;
 use super::targets::capture::FileTargets;
 use crate::base::error::{Error, Result};
+use crate::instance::directory::Directory;
 use crate::instance::inventory::{InstanceState, take_inventory};
 use crate::instance::sweep;
 
@@ -22,6 +26,8 @@ const FIRST_TRANSITION_PAUSE: Duration = Duration::from_millis(25);
 
 /// What passes need. Nothing of it has to survive a restart.
 pub struct Passes {
+    /// None before this agent works.
+    pub lock: Option<Arc<HeldLock>>,
     pub executor: Arc<Executor>,
     pub files: FileTargets,
     pub plugin: Option<PluginKeeper>,
@@ -56,6 +62,12 @@ impl Passes {
         let begin = Instant::now();
         let executor = Arc::clone(&self.executor);
         let (root, failures) = (&executor.root, &executor.failures);
+        if let Err(e) = self.keep_bpffs(root) {
+            self.health.unmet(Condition::Bpffs, e.on_command_line());
+            failures.failed(Subject::Node, Reason::Target, &e);
+            return failures.retry_in().unwrap_or(self.resync);
+        }
+        self.health.met(Condition::Bpffs);
         // Sweeps what a killed agent has left half-made, unless another command is at work.
         for swept in sweep::sweep_if_idle(root).unwrap_or_default() {
             tracing::info!("{swept}");
@@ -99,6 +111,20 @@ impl Passes {
             .into_iter()
             .flatten()
             .fold(self.resync, Duration::min)
+    }
+
+    /// Another bpffs may have been mounted.
+    fn keep_bpffs(&self, root: &Directory) -> Result<()> {
+        let Some(lock) = &self.lock else { return Ok(()) };
+        let was_there = lock.is_of(root.dir().parent().unwrap_or(Path::new("/")));
+        let carried = remount::carry_over(lock, root)?;
+        if !was_there {
+            tracing::warn!(
+                instances = carried.join(" "),
+                "another bpffs has been mounted; the instances are carried over"
+            );
+        }
+        Ok(())
     }
 
     fn transition_pause(&mut self, in_transition: bool) -> Option<Duration> {

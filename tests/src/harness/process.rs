@@ -150,6 +150,21 @@ impl Daemon {
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
+
+    /// Whether it has closed its output, as a program does that ends.
+    pub fn has_ended(&self) -> bool {
+        lock(&self.output).1 == 0
+    }
+
+    /// Has the programs that it runs end at once; `strace` ends with its own.
+    pub fn end_children(&self) -> anyhow::Result<()> {
+        let children = format!("/proc/{0}/task/{0}/children", self.child.id());
+        for child in std::fs::read_to_string(children)?.split_whitespace() {
+            let pid = rustix::process::Pid::from_raw(child.parse()?).context("a pid")?;
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Daemon {

@@ -24,7 +24,7 @@ pub struct At {
 }
 
 /// `strace` with its arguments, to run a program in which this happens.
-fn injecting(fault: Fault, at: At) -> Vec<String> {
+pub fn injecting(fault: Fault, at: At) -> Vec<String> {
     let (fault, fast) = match fault {
         Fault::Fail => ("error=EPERM".to_owned(), Some("--seccomp-bpf")),
         Fault::Errno(errno) => (format!("error={errno}"), Some("--seccomp-bpf")),

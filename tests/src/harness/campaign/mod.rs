@@ -4,8 +4,9 @@
 //! What must hold in each step: every connection of the application, and every one from the network, is accepted by the proxy
 //! and has the original destination that its client asked for; the proxy's own connections, and those of a process of the
 //! same cgroup in another network namespace, go straight; connections fail only in steps that [allow](plan::Step::allows)
-//! it.
+//! it. Meanwhile [another pod](comer) comes and goes.
 
+mod comer;
 pub mod plan;
 pub mod planted;
 
@@ -29,10 +30,12 @@ use super::product::objects::{Objects, set_meta};
 use super::product::older::Older;
 use super::product::test_pod::{NAME, TestPod};
 use super::product::{Run, exit};
-use super::server::everywhere;
+use super::server::{Server, everywhere, proxy_listeners};
 use super::strace::{At, Fault, with};
 use super::world::{APP, PROXY, PodOptions, VIP6, World, at};
 
+/// Exit code of a Rust program that has panicked.
+const PANICKED: i32 = 101;
 /// Connections of a load, in each direction.
 const CONNECTIONS: u16 = 200;
 /// The proxy's ports under the two policies.
@@ -91,6 +94,9 @@ pub struct Campaign {
     /// The index of the proxy's oldest open listener, and how many were opened at once, the oldest first.
     oldest_listener: usize,
     generations: VecDeque<usize>,
+    /// The proxy of the pod that comes and goes.
+    _other_proxy: Server,
+    planted: Option<&'static Planted>,
 }
 
 /// What a load must come to.
@@ -102,16 +108,23 @@ enum Expected {
 }
 
 /// Runs a campaign until the time is up or an invariant is broken.
-pub fn run(seed: u64, limit: Duration, planted: Option<&Planted>) -> anyhow::Result<CampaignReport> {
+pub fn run(seed: u64, limit: Duration, planted: Option<&'static Planted>) -> anyhow::Result<CampaignReport> {
     let begun = Instant::now();
-    let mut campaign = Campaign::new()?;
+    let mut campaign = Campaign::new(planted)?;
     let mut report = CampaignReport::default();
     let planted_at = |moment| planted.filter(|planted| planted.moment == moment);
     let first = (seed % 3) as usize;
+    // Of the steps that can find it, or that come after it.
+    let last =
+        |planted: &Planted| if planted.moment.is_of_the_comer() { STEPS_OF_A_ROUND } else { first + 3 };
     for (number, step) in steps(seed).enumerate() {
-        let is_found = report.violation.is_some() || planted.is_some() && number > first + 2;
-        if begun.elapsed() > limit || is_found {
+        let is_over = report.violation.is_some() || planted.is_some_and(|planted| number >= last(planted));
+        if begun.elapsed() > limit || is_over {
             break;
+        }
+        // The other steps cannot find it.
+        if planted.is_some_and(|planted| planted.moment.is_of_the_comer()) && !step.is_of_the_comer() {
+            continue;
         }
         let planted = planted_at(Moment::Step).filter(|_| number == first);
         let found = campaign.under_load(step, planted, &mut report);
@@ -123,7 +136,7 @@ pub fn run(seed: u64, limit: Duration, planted: Option<&Planted>) -> anyhow::Res
         }
     }
     if report.violation.is_none() {
-        let end = campaign.end(planted_at(Moment::BeforeDetach), planted_at(Moment::AfterDetach));
+        let end = campaign.end();
         report.violation = end.err().map(|e| format!("the end: {e:#}"));
     }
     report.kernel_memory[1] = kernel_memory()?;
@@ -163,13 +176,14 @@ fn violation(step: Step, expected: Expected, load: &LoadReport) -> Option<String
 }
 
 impl Campaign {
-    fn new() -> anyhow::Result<Self> {
-        let world = World::with(&[PodOptions::default(), PodOptions::default()])?;
+    fn new(planted: Option<&'static Planted>) -> anyhow::Result<Self> {
+        let world = World::with(&[PodOptions::default(), PodOptions::default(), PodOptions::default()])?;
         let mut proxy = everywhere(&PROXY_PORTS);
         // The old listeners and the new ones share a port.
         proxy.iter_mut().for_each(|listen| listen.sockets = 2);
         let generations = VecDeque::from([2 * proxy.len()]);
         let setup = Setup { proxy, ..Setup::default() };
+        let other_proxy = world.pods[2].serve(PROXY, "proxy", proxy_listeners(1))?;
         let tested =
             TestPod { bpffs: Bpffs::new()?, fixture: Fixture::in_world(Redirection::None, &setup, world)? };
         tested.attach(POLICIES[0])?;
@@ -184,7 +198,15 @@ impl Campaign {
             has_rps: false,
             oldest_listener: 0,
             generations,
+            _other_proxy: other_proxy,
+            planted,
         })
+    }
+
+    fn plant_at(&self, moment: Moment) {
+        if let Some(planted) = self.planted.filter(|planted| planted.moment == moment) {
+            planted.plant(self);
+        }
     }
 
     /// A process of the captured cgroup in the network namespace of another pod.
@@ -277,6 +299,11 @@ impl Campaign {
                 let mut set = self.tested.pod().netns.command("unshare");
                 command::run(set.args(["--mount", "sh", "-c", RPS, processors]), "").map(drop)
             }
+            Step::FirstAttach(fault, at) => self.first_attach(fault, at),
+            Step::LastDetach(fault, at) => self.last_detach(fault, at),
+            Step::AgentPasses(fault, at) => self.agent_passes(fault, at),
+            Step::AgentRemount => self.agent_remount(),
+            Step::Quotas => self.quotas(),
         }
     }
 
@@ -287,7 +314,6 @@ impl Campaign {
             Verb::Refresh => Run::of(&mut self.tested.bpffs.command(by, &["refresh", NAME])),
             Verb::Upgrade => self.upgrade_by(by),
         })?;
-        const PANICKED: i32 = 101;
         let crashed = fault != Fault::Kill && run.code.is_none_or(|code| code == PANICKED);
         ensure!(!crashed, "it crashed: {run:?}");
         self.tested.attach(POLICIES[self.policy])?;
@@ -346,16 +372,12 @@ impl Campaign {
     }
 
     /// Detaches; the kernel has nothing left of the instance.
-    fn end(&self, before: Option<&Planted>, after: Option<&Planted>) -> anyhow::Result<()> {
+    fn end(&self) -> anyhow::Result<()> {
         let objects = Objects::of(&self.tested.show()?)?;
-        if let Some(planted) = before {
-            planted.plant(self);
-        }
+        self.plant_at(Moment::BeforeDetach);
         let detach = ["detach", "--name", NAME];
         self.tested.bpffs.run(&detach)?.expect(exit::OK)?;
-        if let Some(planted) = after {
-            planted.plant(self);
-        }
+        self.plant_at(Moment::AfterDetach);
         self.tested.expect_nothing()?;
         objects.expect_gone()
     }

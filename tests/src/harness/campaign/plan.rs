@@ -51,9 +51,31 @@ pub enum Step {
     Flood,
     /// Packets on lo are handled by another processor from now on (RPS), or no more.
     Rps,
+    /// A call fails, or kills the command, in the first attach of another pod.
+    FirstAttach(Fault, At),
+    /// The same in its detach.
+    LastDetach(Fault, At),
+    /// The same in the passes of an agent that keeps it.
+    AgentPasses(Fault, At),
+    /// The bpffs under an agent is unmounted, and another one mounted there.
+    AgentRemount,
+    /// The other pod makes more connections, and to more destinations, than its instance has room for.
+    Quotas,
 }
 
 impl Step {
+    /// Whether it is about the pod that comes and goes.
+    pub fn is_of_the_comer(self) -> bool {
+        matches!(
+            self,
+            Self::FirstAttach(..)
+                | Self::LastDetach(..)
+                | Self::AgentPasses(..)
+                | Self::AgentRemount
+                | Self::Quotas
+        )
+    }
+
     /// Whether a connection may fail in this way. A listener that closes resets what it has not accepted.
     pub fn allows(self, failure: &str) -> bool {
         match self {
@@ -77,16 +99,24 @@ pub fn steps(seed: u64) -> impl Iterator<Item = Step> {
 }
 
 /// Each step once.
-pub const STEPS_OF_A_ROUND: usize = 17;
+pub const STEPS_OF_A_ROUND: usize = 25;
 
 fn new_round(random: &mut Random) -> Vec<Step> {
     let mut round = Vec::new();
-    for verb in [Verb::Change, Verb::Refresh, Verb::Upgrade] {
+    let kinds: [fn(Fault, At) -> Step; 6] = [
+        |fault, at| Step::Disturbed(Verb::Change, fault, at),
+        |fault, at| Step::Disturbed(Verb::Refresh, fault, at),
+        |fault, at| Step::Disturbed(Verb::Upgrade, fault, at),
+        Step::FirstAttach,
+        Step::LastDetach,
+        Step::AgentPasses,
+    ];
+    for kind in kinds {
         for kills in [true, false] {
             let (call, most) = *random.pick(&CALLS);
             let at = At { call, number: 1 + random.below(most) };
             let fault = if kills { Fault::Kill } else { Fault::Errno(ERRORS[random.below(ERRORS.len())]) };
-            round.push(Step::Disturbed(verb, fault, at));
+            round.push(kind(fault, at));
         }
     }
     round.extend([
@@ -101,6 +131,8 @@ fn new_round(random: &mut Random) -> Vec<Step> {
         Step::MountOver,
         Step::Flood,
         Step::Rps,
+        Step::AgentRemount,
+        Step::Quotas,
     ]);
     random.shuffle(&mut round);
     round

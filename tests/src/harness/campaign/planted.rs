@@ -20,6 +20,18 @@ pub enum Moment {
     Step,
     BeforeDetach,
     AfterDetach,
+    /// Nothing of the pod that comes and goes should be left.
+    ComerGone,
+    /// The agent that keeps it has ended.
+    AgentAway,
+    /// Its instance has room for little.
+    Quotas,
+}
+
+impl Moment {
+    pub(super) fn is_of_the_comer(self) -> bool {
+        matches!(self, Self::ComerGone | Self::AgentAway | Self::Quotas)
+    }
 }
 
 /// A bug.
@@ -41,7 +53,7 @@ const fn step(name: &'static str, plant: fn(&Campaign) -> anyhow::Result<()>) ->
 }
 
 /// All of them.
-pub const ALL: [Planted; 19] = [
+pub static ALL: [Planted; 23] = [
     step("leave connect4 out", |campaign| lose(campaign, "connect4")),
     step("leave connect6 out", |campaign| lose(campaign, "connect6")),
     step("leave sk_lookup out", |campaign| lose(campaign, "sk_lookup")),
@@ -62,6 +74,7 @@ pub const ALL: [Planted; 19] = [
         set_meta(&directory(campaign), 4, 3 - campaign.active_word()?).map(drop)
     }),
     step("forget the listeners", forget_listeners),
+    step("give an address a second meaning", second_meaning),
     Planted { name: "leave a link", moment: Moment::BeforeDetach, plant: |campaign| keep(campaign, "link") },
     Planted { name: "leave a map", moment: Moment::BeforeDetach, plant: |campaign| keep(campaign, "map") },
     Planted {
@@ -73,6 +86,21 @@ pub const ALL: [Planted; 19] = [
         name: "skip one undo: ::6 on lo",
         moment: Moment::AfterDetach,
         plant: |campaign| campaign.tested.pod().netns.ip("address add ::6/128 dev lo\n"),
+    },
+    Planted {
+        name: "skip one undo of another pod",
+        moment: Moment::ComerGone,
+        plant: |campaign| campaign.comer().netns.ip("address replace ::6/128 dev lo\n"),
+    },
+    Planted {
+        name: "capture only while the agent is there",
+        moment: Moment::AgentAway,
+        plant: |campaign| campaign.elsewhere.run(&["detach", "--all", "--ignore-missing"]).map(drop),
+    },
+    Planted {
+        name: "let pass what there is no room for",
+        moment: Moment::Quotas,
+        plant: |campaign| detach_link(&campaign.tested.bpffs.instance("comer").join("link_connect4")),
     },
 ];
 
@@ -107,6 +135,23 @@ fn forget_listeners(campaign: &Campaign) -> anyhow::Result<()> {
         let mut delete = Command::new("bpftool");
         delete.args(["map", "delete", "pinned"]).arg(&pin).arg("key").args(key);
         delete.output()?;
+    }
+    Ok(())
+}
+
+/// Two destinations swap their entries: each address has the other's meaning.
+fn second_meaning(campaign: &Campaign) -> anyhow::Result<()> {
+    let pin = directory(campaign).join("ORIGINAL_DST");
+    let dump = run(Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(&pin), "")?;
+    let dump: serde_json::Value = serde_json::from_str(&dump)?;
+    let bytes = |entry: usize, of: &str| -> anyhow::Result<Vec<String>> {
+        let bytes = dump[entry][of].as_array().context("two entries")?;
+        Ok(bytes.iter().filter_map(|byte| byte.as_str().map(str::to_owned)).collect())
+    };
+    for (key, value) in [(0, 1), (1, 0)] {
+        let mut update = Command::new("bpftool");
+        update.args(["map", "update", "pinned"]).arg(&pin).arg("key").args(bytes(key, "key")?);
+        run(update.arg("value").args(bytes(value, "value")?), "")?;
     }
     Ok(())
 }
