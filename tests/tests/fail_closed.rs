@@ -63,6 +63,25 @@ fn an_original_destination_that_cannot_be_stored() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A socket without memory for options has no room for what is kept of it: it reaches the proxy, which is told where it wanted
+/// to go, or it is refused.
+#[test]
+fn a_socket_without_option_memory() -> anyhow::Result<()> {
+    require_root!("bpftool");
+    let refused = kernel::refusal("ENOBUFS");
+    for (flags, of_v4) in [(&[][..], captured(SERVICE)), (&["--max-destinations", "0"], refused.to_owned())] {
+        let tested = TestPod::attached(flags)?;
+        for (to, expected) in [(SERVICE, &of_v4), (at(VIP6, SERVED), &refused.to_owned())] {
+            let once = Scenario { full_memory: true, ..Scenario::to(to) };
+            for scenario in [once.clone(), once.after(to, true)] {
+                let seen = tested.pod().observe(APP, &[scenario])?.pop().context("nothing was observed")?;
+                assert_eq!(&seen.summary(), expected, "{flags:?}: {seen:#?}");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Fills the map of an instance that has room for one connection.
 fn fill(tested: &TestPod) -> anyhow::Result<()> {
     let map = tested.bpffs.instance(NAME).join("FLOWS");

@@ -48,6 +48,12 @@ fn run(scenario: &Scenario, fd: OwnedFd, seen: &mut Observation) {
             return;
         }
     }
+    if scenario.full_memory
+        && let Err(error) = sys::fill_option_memory(&fd)
+    {
+        seen.bind = Some(format!("its option memory: {error}"));
+        return;
+    }
     seen.local_before = Some(local_name(&fd));
     if let Some(way) = scenario.udp {
         let to = as_written(scenario.family, scenario.to);

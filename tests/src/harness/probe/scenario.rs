@@ -73,6 +73,8 @@ pub struct Scenario {
     pub mptcp: bool,
     /// A UDP query and its answer, instead of a TCP connection.
     pub udp: Option<Udp>,
+    /// Use up the memory for the socket's options first.
+    pub full_memory: bool,
     /// Effective ids while the socket is created. The probe must run as root.
     pub created_by: Option<Owner>,
     /// Effective ids while it is connected. The probe must run as root.
@@ -97,6 +99,7 @@ impl Scenario {
             how: How::Blocking,
             mptcp: false,
             udp: None,
+            full_memory: false,
             created_by: None,
             connected_by: None,
             earlier: Vec::new(),

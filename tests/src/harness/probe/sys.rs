@@ -90,6 +90,48 @@ pub fn switch_on(fd: impl AsFd, level: i32, name: i32) -> io::Result<()> {
     set(fd, level, name, 1)
 }
 
+/// Uses up the memory that the kernel allows a TCP socket's options (net.core.optmem_max), by keys for peers that it never has
+/// (`tcp_md5_do_add`).
+pub fn fill_option_memory(fd: impl AsFd) -> io::Result<()> {
+    const MOST: u32 = 100_000;
+    /// `struct tcp_md5sig`: an address (`struct sockaddr_storage`), the length of the key, the key.
+    #[repr(C)]
+    struct Key {
+        peer: [u8; 128],
+        flags: u16,
+        length: u16,
+        interface: i32,
+        key: [u8; 80],
+    }
+    let raw = fd.as_fd().as_raw_fd();
+    let family = rustix::net::sockopt::socket_domain(&fd)?.as_raw();
+    let is_v6 = i32::from(family) == libc::AF_INET6;
+    for number in 0..MOST {
+        let mut peer = [0; 128];
+        let address = (0x0a80_0000 + number).to_be_bytes();
+        peer[..2].copy_from_slice(&family.to_ne_bytes());
+        if is_v6 {
+            // Behind the flow label, as ::ffff:a.b.c.d.
+            peer[18..20].fill(0xff);
+            peer[20..24].copy_from_slice(&address);
+        } else {
+            peer[4..8].copy_from_slice(&address);
+        }
+        let key = Key { peer, flags: 0, length: 1, interface: 0, key: [1; 80] };
+        let size = size_of::<Key>() as libc::socklen_t;
+        // SAFETY: the key lives through the call, and the length is its own.
+        let result = unsafe {
+            libc::setsockopt(raw, libc::IPPROTO_TCP, libc::TCP_MD5SIG, (&raw const key).cast(), size)
+        };
+        match io::Error::last_os_error() {
+            _ if result == 0 => {}
+            error if error.raw_os_error() == Some(libc::ENOMEM) => return Ok(()),
+            error => return Err(error),
+        }
+    }
+    Err(io::Error::other("it cannot be used up"))
+}
+
 /// `SO_MARK`.
 pub fn set_mark(fd: impl AsFd, mark: u32) -> io::Result<()> {
     set(fd, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())
