@@ -379,6 +379,13 @@ fn the_bpffs_is_mounted_again() -> anyhow::Result<()> {
     until_ready(&node.agent, true)?;
     until_active(&node.bpffs, &node.agent, &node.id.instance(), true)?;
     assert_eq!(node.call("CHECK").succeed()?, "");
+    // A directory of somebody else's is as good as none.
+    let instances = path.join("redirector");
+    std::os::unix::fs::chown(&instances, Some(1000), None)?;
+    node.agent.signal(rustix::process::Signal::HUP)?;
+    assert!(until_ready(&node.agent, false)?.contains("who is not trusted"));
+    std::os::unix::fs::chown(&instances, Some(0), None)?;
+    until_ready(&node.agent, true)?;
     node.agent.kill()?;
     to_proxy()?;
     node.bpffs.run(&["detach", &node.id.instance()])?.expect(exit::OK)?;

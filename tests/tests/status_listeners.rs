@@ -1,5 +1,8 @@
 //! `redirector status` of pods whose proxy does not get what is captured.
 
+use std::net::{Ipv4Addr, TcpStream};
+
+use anyhow::Context;
 use redirector_tests::harness::kernel;
 use redirector_tests::harness::names;
 use redirector_tests::harness::probe::scenario::Owner;
@@ -7,9 +10,11 @@ use redirector_tests::harness::probe::serve::Listen;
 use redirector_tests::harness::process::Place;
 use redirector_tests::harness::product::exit;
 use redirector_tests::harness::product::health::Setup;
-use redirector_tests::harness::server::{Server, any4, proxy_listeners};
+use redirector_tests::harness::retry;
+use redirector_tests::harness::server::{OUTBOUND, Server, any4, proxy_listeners};
 use redirector_tests::harness::world::cgroup::Cgroup;
 use redirector_tests::harness::world::{PROXY, ROOT};
+use rustix::process::{Pid, Signal, kill_process};
 
 #[test]
 fn a_proxy_that_listens_is_well() -> anyhow::Result<()> {
@@ -138,5 +143,25 @@ fn names_are_asked_over_udp() -> anyhow::Result<()> {
     proxy.open(Listen::udp("127.0.0.1:15053".parse()?))?;
     let notices = setup.expect_well()?;
     assert!(notices.iter().any(|notice| notice["kind"] == "no_listener"), "{notices:#?}");
+    Ok(())
+}
+
+/// A proxy that is there and does nothing: stopped, frozen, or blocked.
+#[test]
+fn a_proxy_that_accepts_nothing() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    setup.world.pod().netns.sysctl(&[("core/somaxconn", "2")])?;
+    let proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let pid = Pid::from_raw(proxy.pid().cast_signed()).context("a pid")?;
+    kill_process(pid, Signal::STOP)?;
+    let waiting = setup.world.pod().netns.enter(|| {
+        let to = (Ipv4Addr::LOCALHOST, OUTBOUND);
+        (0..3).map(|_| Ok(TcpStream::connect(to)?)).collect::<anyhow::Result<Vec<_>>>()
+    })?;
+    setup.expect_found("listener_queue_full", &["3 connections wait", "port 15001", "probe", "time out"])?;
+    drop(waiting);
+    kill_process(pid, Signal::CONT)?;
+    retry::until("the proxy to accept", || setup.expect_well().ok())?;
     Ok(())
 }

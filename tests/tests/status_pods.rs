@@ -3,6 +3,7 @@
 use std::fs::File;
 
 use anyhow::Context;
+use redirector_tests::harness::kernel;
 use redirector_tests::harness::names;
 use redirector_tests::harness::probe::hold::Held;
 use redirector_tests::harness::probe::serve::Listen;
@@ -161,6 +162,32 @@ fn no_room_for_more() -> anyhow::Result<()> {
     setup.expect_fault("full", &["stored connections 1 of 1: full", "ENOBUFS", "--max-connections"])?;
     drop(held);
     setup.expect_well()?;
+    setup.node.run(&["detach", NAME])?.expect(exit::OK)?;
+    setup.attach(&["--max-destinations", "1"])?;
+    let _held = Held::start(&setup.world.pod().place(APP)?, at(VIP4, 80))?;
+    let notices = setup.expect_well()?;
+    assert!(notices.iter().any(|notice| notice["kind"] == "destinations_full"), "{notices:#?}");
+    Ok(())
+}
+
+/// Captured connections go over lo.
+#[test]
+fn lo_is_down() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let netns = &setup.world.pod().netns;
+    netns.ip("link set lo down\n")?;
+    setup.node.run(&["refresh", NAME])?.expect(exit::OK)?;
+    setup.expect_found("loopback_down", &["lo is down", "time out", "ip link set lo up"])?;
+    netns.ip("link set lo up\n")?;
+    setup.node.run(&["refresh", NAME])?.expect(exit::OK)?;
+    setup.expect_well()?;
+    if kernel::has_ipv6() {
+        netns.ip("address del ::1/128 dev lo\n")?;
+        setup.node.run(&["refresh", NAME])?.expect(exit::OK)?;
+        setup.expect_found("loopback_down", &["::1", "over IPv6"])?;
+    }
     Ok(())
 }
 

@@ -256,8 +256,12 @@ impl Metrics {
                 totals.add(&instance)
             });
             all_read &= read.is_ok();
-            if read.is_err() && root.instance(&name).exists() {
-                *totals.states.entry("damaged").or_default() += 1;
+            if let Err(e) = read
+                && root.instance(&name).exists()
+            {
+                // An error while reading is no verdict.
+                let state = if e.is_no_verdict() { "unreadable" } else { "damaged" };
+                *totals.states.entry(state).or_default() += 1;
             }
         }
         // An instance that could not be read keeps its last counts, or they would be added twice.
@@ -269,7 +273,7 @@ impl Metrics {
     }
 
     fn set_totals(&self, totals: &Totals) {
-        for state in ["active", "draining", "inert", "damaged"] {
+        for state in ["active", "draining", "inert", "damaged", "unreadable"] {
             let n = totals.states.get(state).copied().unwrap_or_default();
             self.instances.get_or_create(&[("state", state)]).set(n);
         }
@@ -311,9 +315,11 @@ struct Totals {
 impl Totals {
     fn add(&mut self, instance: &Instance) -> Result<()> {
         let phase = Phase::of(&instance.meta()?);
-        *self.states.entry(phase.name()).or_default() += 1;
         self.open_connections += instance.live()?.cast_signed();
-        let Phase::Active(slot) = phase else { return Ok(()) };
+        let Phase::Active(slot) = phase else {
+            *self.states.entry(phase.name()).or_default() += 1;
+            return Ok(());
+        };
         let dns = record::read(&instance.dir, slot).is_ok_and(|record| record.policy.dns != Dns::Off);
         for role in ListenerRole::ALL {
             let [v4, v6] = listeners::count(instance, slot, role)?;
@@ -324,6 +330,7 @@ impl Totals {
                 *self.without_listener.entry(traffic).or_default() += 1;
             }
         }
+        *self.states.entry(phase.name()).or_default() += 1;
         Ok(())
     }
 }

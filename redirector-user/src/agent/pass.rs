@@ -63,11 +63,10 @@ impl Passes {
         let executor = Arc::clone(&self.executor);
         let (root, failures) = (&executor.root, &executor.failures);
         if let Err(e) = self.keep_bpffs(root) {
-            self.health.unmet(Condition::Bpffs, e.on_command_line());
+            self.health.unmet(Condition::Bpffs, e.advice());
             failures.failed(Subject::Node, Reason::Target, &e);
             return failures.retry_in().unwrap_or(self.resync);
         }
-        self.health.met(Condition::Bpffs);
         // Sweeps what a killed agent has left half-made, unless another command is at work.
         for swept in sweep::sweep_if_idle(root).unwrap_or_default() {
             tracing::info!("{swept}");
@@ -76,10 +75,12 @@ impl Passes {
         let inventory = match take_inventory(root) {
             Ok(inventory) => inventory,
             Err(e) => {
+                self.health.unmet(Condition::Bpffs, e.advice());
                 failures.failed(Subject::Node, Reason::Target, &e);
                 return failures.retry_in().unwrap_or(self.resync);
             }
         };
+        self.health.met(Condition::Bpffs);
         failures.succeeded(&Subject::Node);
         let here = inventory.iter().filter(|it| matches!(it.state, InstanceState::Active(_)));
         lock(&executor.kept).extend(here.map(|it| it.name.clone()));

@@ -17,5 +17,5 @@ mod uninstall;
 
 pub use binary::probe;
 pub use install::{Installed, Places, check, install, linked_files, other_plugins};
-pub use network::has_network;
+pub use network::{first_network, has_network};
 pub use uninstall::uninstall;

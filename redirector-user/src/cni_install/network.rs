@@ -78,6 +78,15 @@ pub fn has_network(dir: &Path) -> Result<bool> {
     Ok(!configurations(dir)?.is_empty())
 }
 
+/// The first file that is a network, and whether it has our entry.
+pub fn first_network(dir: &Path) -> Option<(PathBuf, bool)> {
+    let parsed = |path: PathBuf| {
+        let list = List::parse(&files::read(&path).ok()?, is_list(&path)).ok()?;
+        Some((path, list.has_ours()))
+    };
+    configurations(dir).ok()?.into_iter().find_map(parsed)
+}
+
 pub fn is_list(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "conflist")
 }

@@ -297,6 +297,25 @@ fn the_binary_stays_while_pods_need_it() {
     assert!(uninstall().last().unwrap().starts_with("removed"));
 }
 
+/// A list that nobody can read may name the binary, without which it would let no pod start.
+#[test]
+fn the_binary_stays_while_a_list_may_name_it() {
+    let node = Node::new("unread", &[("10-n.conflist", LIST)]);
+    install(&node.places).unwrap();
+    let (list, binary) = (node.places.conf_dir.join("10-n.conflist"), node.places.bin_dir.join(PLUGIN_TYPE));
+    let uninstall = || uninstall(&node.places.bin_dir, &node.places.conf_dir, &node._dir).unwrap();
+    let installed = node.conf("10-n.conflist");
+    let too_long = format!("{installed}{}", " ".repeat(2 << 20));
+    for text in [too_long, installed.replace("]", "")] {
+        std::fs::write(&list, &text).unwrap();
+        let done = uninstall();
+        assert!(done.iter().all(|line| line.starts_with("left")) && done.len() == 2, "{done:?}");
+        assert!(binary.exists() && std::fs::read_to_string(&list).unwrap() == text);
+    }
+    std::fs::write(&list, installed).unwrap();
+    assert!(uninstall().last().unwrap().starts_with("removed"));
+}
+
 /// What the runtime cannot hand to us would keep every pod of the node from starting.
 #[test]
 fn versions_that_are_none_of_ours() {

@@ -15,17 +15,23 @@ use crate::cni::protocol::PLUGIN_TYPE;
 ///
 /// If a file cannot be read or written.
 pub fn uninstall(bin_dir: &Path, conf_dir: &Path, cache_dir: &Path) -> Result<Vec<String>> {
-    let mut done = Vec::new();
+    let (mut done, mut left) = (Vec::new(), None);
     for path in network::configurations(conf_dir)?.into_iter().filter(|path| network::is_list(path)) {
-        let Ok(text) = files::read(&path) else { continue };
-        match List::parse(&text, true) {
-            Ok(list) if list.has_ours() => done.push(take_out(&path, &list)?),
-            Ok(_) => {}
-            Err(why) if text.contains(&format!("\"{PLUGIN_TYPE}\"")) => {
-                done.push(format!("left {} as it is, which may have an entry: {why}", path.display()));
-            }
-            Err(_) => {}
-        }
+        let why = match files::read(&path) {
+            Ok(text) => match List::parse(&text, true) {
+                Ok(list) if list.has_ours() => {
+                    done.push(take_out(&path, &list)?);
+                    continue;
+                }
+                Err(why) if text.contains(&format!("\"{PLUGIN_TYPE}\"")) => why,
+                _ => continue,
+            },
+            // What a link led to is gone.
+            Err(_) if !path.exists() => continue,
+            Err(e) => e.to_string(),
+        };
+        done.push(format!("left {} as it is, which may have an entry: {why}", path.display()));
+        left = Some(path);
     }
     for original in files::all_saved(conf_dir) {
         if !has_ours(&original.with_extension("conflist")) {
@@ -35,9 +41,14 @@ pub fn uninstall(bin_dir: &Path, conf_dir: &Path, cache_dir: &Path) -> Result<Ve
     files::sweep([bin_dir, conf_dir])?;
     // Last: an entry without its binary fails every ADD.
     let binary = bin_dir.join(PLUGIN_TYPE);
-    match cache::pods_set_up(cache_dir) {
-        0 if files::remove(&binary)? => done.push(format!("removed {}", binary.display())),
-        pods if pods > 0 && binary.exists() => done.push(format!(
+    match (cache::pods_set_up(cache_dir), left) {
+        (_, Some(list)) if binary.exists() => done.push(format!(
+            "left {}: without it no pod would start, if {} has an entry; mend or remove that file, and uninstall again",
+            binary.display(),
+            list.display()
+        )),
+        (0, _) if files::remove(&binary)? => done.push(format!("removed {}", binary.display())),
+        (pods, _) if pods > 0 && binary.exists() => done.push(format!(
             "left {}: CRI-O needs it to end {pods} pods that were set up with it; uninstall again when they have ended",
             binary.display()
         )),

@@ -15,6 +15,7 @@ fn socket(local: &str, remote: &str) -> Socket {
         cgroup: Some(42),
         v6_only: None,
         mptcp: Some(false),
+        queue: None,
         storage: None,
     }
 }

@@ -1,7 +1,6 @@
 //! Reads what the kernel shows of an instance, and has it judged.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -193,6 +192,7 @@ impl Gathered {
         add("addresses and routes", self.difference(status).map(stale));
         add("rules of netfilter", netfilter::judge(&self.target.netns, &self.policy));
         add("rules of routing", routing::judge(&self.target.netns));
+        findings.extend(routing::judge_loopback(&self.policy, &self.now));
         findings.extend(room::judge(status, &self.now));
     }
 
@@ -295,12 +295,10 @@ impl Gathered {
     }
 
     fn surroundings(&self, status: &Status) -> Surroundings {
-        let reachable = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if !v6.is_unicast_link_local());
-        let others = self.now.interfaces.iter().filter(|interface| !interface.loopback);
         Surroundings {
             instance: status.name.clone(),
             interfaces: self.now.interfaces.iter().map(|it| (it.index, it.name.clone())).collect(),
-            has_ipv6: others.flat_map(|it| &it.addresses).any(|net| reachable(net.addr())),
+            has_ipv6: routing::others_use_ipv6(&self.now),
             young: status.name.starts_with("pod-")
                 && age(&self.instance.dir).is_some_and(|age| age < STARTING),
         }

@@ -122,10 +122,26 @@ fn judge_role(role: Role, policy: &Policy, all: &[Listener], around: &Surroundin
             findings.push(blocked(role, listener, obstacle));
         }
     }
+    findings.extend(of_port.iter().filter_map(|listener| full(role, listener)));
     // One that takes both families is found twice.
     findings.dedup();
     findings.extend(beyond_the_registry(role, port, &of_port));
     findings
+}
+
+/// The kernel drops the SYNs of further connections (`sk_acceptq_is_full`).
+fn full(role: Role, listener: &Listener) -> Option<Finding> {
+    let (waiting, most) = listener.socket.queue?;
+    (waiting > most).then(|| {
+        let port = listener.socket.local.port();
+        let owner = listener.owner.as_deref().unwrap_or("process not told");
+        Finding::fault(
+            "listener_queue_full",
+            format!("{waiting} connections wait for the listener on port {port} ({owner}) to accept them, and no more may"),
+            &format!("{} time out", role.name()),
+            "see what keeps the process from accepting: it is stopped, frozen, or busy".into(),
+        )
+    })
 }
 
 fn nobody(role: Role, port: u16, around: &Surroundings) -> Finding {

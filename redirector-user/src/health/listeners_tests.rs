@@ -17,6 +17,7 @@ fn listener(at: &str) -> Listener {
             cgroup: Some(1),
             v6_only: local.is_ipv6().then_some(true),
             mptcp: Some(false),
+            queue: Some((0, 128)),
             storage: None,
         },
         owner: Some("pid 7 envoy".into()),

@@ -15,8 +15,8 @@ use super::gather;
 use super::processes::NodeProcesses;
 use crate::base::error::{Context, Result};
 use crate::cni::plugin;
-use crate::cni::protocol::PLUGIN_TYPE;
 use crate::cni::protocol::SOCKET;
+use crate::cni_install;
 use crate::instance::directory::Directory;
 use crate::kernel::privileges;
 
@@ -178,21 +178,17 @@ fn judge_answer(run_dir: &Path) -> Option<Finding> {
     ))
 }
 
+/// Whether there are files of targets, as the agent reads them.
 fn has_files(dir: &Path) -> bool {
-    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+    let is_target = |name: &str| name.ends_with(".toml") && !name.starts_with('.');
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_name().to_str().is_some_and(is_target))
 }
 
-/// The network configuration that the runtime uses (the first by name), if our plugin is in it.
+/// The network configuration that the runtime uses, if our plugin is in it.
 fn installed_plugin(dir: &Path) -> Option<PathBuf> {
-    let is_config = |path: &PathBuf| {
-        path.extension().is_some_and(|ext| ext == "conflist" || ext == "conf" || ext == "json")
-    };
-    let entries = std::fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path());
-    let first = entries.filter(is_config).min()?;
-    let text = crate::base::input::text(&first).ok()?;
-    let config: serde_json::Value = serde_json::from_str(&text).ok()?;
-    let plugins = config["plugins"].as_array()?;
-    plugins.iter().any(|plugin| plugin["type"] == PLUGIN_TYPE).then_some(first)
+    let (path, has_ours) = cni_install::first_network(dir)?;
+    has_ours.then_some(path)
 }
 
 #[cfg(test)]
@@ -231,10 +227,21 @@ mod tests {
         flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
         assert!(is_locked(&lock).unwrap());
         assert_eq!(installed_plugin(&dir), None);
-        std::fs::write(dir.join("20-other.conflist"), r#"{"plugins": [{"type": "redirector"}]}"#).unwrap();
+        std::fs::write(
+            dir.join("20-other.conflist"),
+            r#"{"name": "n", "plugins": [{"type": "ptp"}, {"type": "redirector"}]}"#,
+        )
+        .unwrap();
         assert!(installed_plugin(&dir).is_some());
-        std::fs::write(dir.join("10-net.conflist"), r#"{"plugins": [{"type": "bridge"}]}"#).unwrap();
+        // CRI-O passes over what is no network.
+        std::fs::write(dir.join("10-net.conflist"), r#"{"plugins": []}"#).unwrap();
+        assert!(installed_plugin(&dir).is_some());
+        std::fs::write(dir.join("10-net.conflist"), r#"{"name": "n", "plugins": [{"type": "bridge"}]}"#)
+            .unwrap();
         assert_eq!(installed_plugin(&dir), None);
+        assert!(!has_files(&dir), "no file of a target");
+        std::fs::write(dir.join("shop.toml"), "").unwrap();
+        assert!(has_files(&dir));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

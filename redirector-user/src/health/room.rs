@@ -10,7 +10,8 @@ use crate::routes::{Interface, RouteSnapshot};
 pub(super) fn judge(status: &Status, now: &RouteSnapshot) -> Vec<Finding> {
     let policy = &status.record.policy;
     let room = judge_room(&status.name, status.stored_connections, policy.max_connections.into());
-    room.into_iter().chain(judge_nothing(policy, &now.interfaces)).collect()
+    let destinations = judge_destinations(&status.name, status.destinations, policy);
+    room.into_iter().chain(destinations).chain(judge_nothing(policy, &now.interfaces)).collect()
 }
 
 fn judge_room(instance: &str, live: u64, most: u64) -> Option<Finding> {
@@ -22,6 +23,19 @@ fn judge_room(instance: &str, live: u64, most: u64) -> Option<Finding> {
     (live * 10 >= most * 9).then(|| {
         let what = format!("stored connections {live} of {most}: nearly full");
         Finding::notice("nearly_full", what, "beyond that they are refused (ENOBUFS)", raise)
+    })
+}
+
+/// What has no address any more takes room for each connection.
+fn judge_destinations(instance: &str, given: u64, policy: &Policy) -> Option<Finding> {
+    let (most, connections) = (u64::from(policy.max_destinations), policy.max_connections);
+    (most > 0 && given >= most).then(|| {
+        Finding::notice(
+            "destinations_full",
+            format!("all {most} addresses for IPv4 destinations are given"),
+            &format!("connections to further ones are stored, of which {connections} may be alive (--max-connections)"),
+            format!("detach {instance}, and attach again with a larger --max-destinations"),
+        )
     })
 }
 
@@ -59,6 +73,13 @@ mod tests {
             [0, 89, 90, 99, 100, 101].map(kind),
             [None, None, Some("nearly_full"), Some("nearly_full"), Some("full"), Some("full")]
         );
+    }
+
+    #[test]
+    fn destinations_without_an_address() {
+        let policy = |most| Policy { max_destinations: most, ..Policy::default() };
+        let found = |given, most| judge_destinations("n1", given, &policy(most)).is_some();
+        assert_eq!([found(99, 100), found(100, 100), found(0, 0)], [false, true, false]);
     }
 
     #[test]

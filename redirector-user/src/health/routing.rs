@@ -1,13 +1,49 @@
 //! Rules of routing that the programs do not follow.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::captures;
 use super::finding::{Finding, Level, some_of};
 use crate::base::error::Result;
+use crate::policy::Policy;
 use crate::routes::rules::{self, UnknownRule};
+use crate::routes::{Outcome, RouteSnapshot};
 use crate::sys::netns::NetNs;
 
 /// What is to be said of them.
 pub(super) fn judge(netns: &NetNs) -> Result<Vec<Finding>> {
     rules::unknown_to_snapshot(netns).map(|rules| judge_rules(&rules))
+}
+
+/// Captured connections go to 127.0.0.0/8, and over IPv6 to `::1`.
+pub(super) fn judge_loopback(policy: &Policy, now: &RouteSnapshot) -> Option<Finding> {
+    let is_local = |ip: IpAddr| {
+        let to = now.routes.iter().filter(|route| route.prefix.contains(&ip));
+        let route = to.max_by_key(|route| route.prefix.prefix_len());
+        route.is_some_and(|route| matches!(route.outcome, Outcome::Local { .. }))
+    };
+    let ipv6 = IpAddr::V6(Ipv6Addr::LOCALHOST);
+    let (ip, family) = match (is_local(Ipv4Addr::LOCALHOST.into()), is_local(ipv6)) {
+        (false, _) => (IpAddr::V4(Ipv4Addr::LOCALHOST), "IPv4"),
+        (true, false) if policy.ipv6 && others_use_ipv6(now) => (ipv6, "IPv6"),
+        _ => return None,
+    };
+    captures::outbound(policy).then(|| {
+        Finding::fault(
+            "loopback_down",
+            format!("{ip} is not reachable in the pod: lo is down, or its route is gone"),
+            &format!("captured connections over {family} do not reach the proxy and time out"),
+            "in the namespace: ip link set lo up, or ip route add local 127.0.0.0/8 dev lo table local"
+                .into(),
+        )
+    })
+}
+
+/// Whether another interface has an address of IPv6 that others can reach.
+pub(super) fn others_use_ipv6(now: &RouteSnapshot) -> bool {
+    let reachable = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if !v6.is_unicast_link_local());
+    let others = now.interfaces.iter().filter(|interface| !interface.loopback);
+    others.flat_map(|it| &it.addresses).any(|net| reachable(net.addr()))
 }
 
 fn judge_rules(rules: &[UnknownRule]) -> Vec<Finding> {

@@ -39,6 +39,7 @@ fn parse(line: &str, v6: bool, kind: Kind) -> Option<Socket> {
         cgroup: None,
         v6_only: None,
         mptcp: None,
+        queue: None,
         storage: None,
     })
 }

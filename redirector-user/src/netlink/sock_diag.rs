@@ -110,6 +110,7 @@ fn decode(payload: &[u8], kind: Kind) -> Option<Socket> {
         cgroup: message.get(CGROUP_ID).and_then(|id| Some(u64::from_ne_bytes(*id.first_chunk()?))),
         v6_only: message.get(SKV6ONLY).and_then(|only| Some(*only.first()? != 0)),
         mptcp: (kind == Kind::TcpListeners).then(|| ulp.is_some_and(|name| name.starts_with(b"mptcp"))),
+        queue: (kind == Kind::TcpListeners).then(|| (message.number(56), message.number(60))),
         storage: storage(&message),
     })
 }
@@ -153,9 +154,17 @@ mod tests {
             assert_eq!(told.uid, rustix::process::geteuid().as_raw(), "{kind:?}");
             let mptcp = (kind == Kind::TcpListeners).then_some(false);
             assert_eq!((told.device, told.mptcp), (Some(0), mptcp), "{kind:?}");
+            assert_eq!(told.queue, (kind == Kind::TcpListeners).then_some((1, 128)), "{kind:?}");
             assert_eq!(told.inode, rustix::fs::fstat(fd).unwrap().st_ino, "{kind:?}");
-            let less =
-                Socket { device: None, cookie: None, cgroup: None, v6_only: None, mptcp: None, ..told };
+            let less = Socket {
+                device: None,
+                cookie: None,
+                cgroup: None,
+                v6_only: None,
+                mptcp: None,
+                queue: None,
+                ..told
+            };
             assert_eq!(proc, less, "{kind:?}");
         }
         assert_eq!(find(Kind::TcpConnections, client.local_addr().unwrap())[0].remote, local);

@@ -57,6 +57,8 @@ pub struct Socket {
     pub v6_only: Option<bool>,
     /// Of a listener: it is the TCP socket of an MPTCP one.
     pub mptcp: Option<bool>,
+    /// Of a listener: connections that wait to be accepted, and how many may.
+    pub queue: Option<(u32, u32)>,
     /// What the map that was asked for holds of it (BPF_MAP_TYPE_SK_STORAGE).
     pub storage: Option<Vec<u8>>,
 }
