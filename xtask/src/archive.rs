@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result};
 
 use crate::{apt, cmd::Cmd, exit};
 
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// The keys of the distribution's archive.
+pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// How long lists are taken for fresh.
 const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -149,21 +150,9 @@ fn file(dir: &Path, start: &str, end: &str) -> Result<Option<PathBuf>> {
 impl Wanted<'_> {
     /// The lines of `sources.list`.
     fn list(&self) -> Result<String> {
-        apt::find_program("apt-get")
-            .ok_or_else(|| exit::with_code(exit::CANNOT, "there is no apt-get here"))?;
-        let arguments = ["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"];
-        let targets = Cmd::new("apt-get").args(arguments).probe().unwrap_or_default();
         let mut list = String::new();
         for (name, suite) in self.suites {
-            let mirror = mirror(&targets, name).ok_or_else(|| {
-                exit::with_code(
-                    exit::CANNOT,
-                    format!(
-                        "apt knows no mirror that ends in /{name} here: see /etc/apt/sources.list.d\n\
-                         (`cargo xtask vm` also takes kernels by --deb or --image)"
-                    ),
-                )
-            })?;
+            let mirror = mirror_of(name)?;
             let arch = self.arch;
             list += &format!("deb [arch={arch} signed-by={KEYRING}] {mirror} {suite} main\n");
             if self.sources {
@@ -172,6 +161,22 @@ impl Wanted<'_> {
         }
         Ok(list)
     }
+}
+
+/// The mirror of this name that the system's apt uses.
+pub fn mirror_of(name: &str) -> Result<String> {
+    apt::find_program("apt-get").ok_or_else(|| exit::with_code(exit::CANNOT, "there is no apt-get here"))?;
+    let arguments = ["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"];
+    let targets = Cmd::new("apt-get").args(arguments).probe().unwrap_or_default();
+    mirror(&targets, name).map(str::to_owned).ok_or_else(|| {
+        exit::with_code(
+            exit::CANNOT,
+            format!(
+                "apt knows no mirror that ends in /{name} here: see /etc/apt/sources.list.d\n\
+                 (`cargo xtask vm` also takes kernels by --deb or --image)"
+            ),
+        )
+    })
 }
 
 /// The first of these addresses whose path is this name.

@@ -83,6 +83,16 @@ pub fn for_vm(arch: Arch) -> Result<PathBuf> {
     found.with_context(|| format!("{} brought no {}", qemu.name, qemu.programs.join(" ")))
 }
 
+/// Installs what makes the disks of a node that is a guest, and its client of the runtime.
+pub fn for_guest_node() -> Result<()> {
+    let packages = [
+        Package { name: "mmdebstrap", programs: &["mmdebstrap"] },
+        Package { name: "e2fsprogs", programs: &["mke2fs"] },
+        Package { name: "protobuf-compiler", programs: &["protoc"] },
+    ];
+    apt::install(&missing(&packages), true)
+}
+
 /// Installs the C compiler for static programs of an architecture.
 pub fn for_static(arch: Arch) -> Result<()> {
     if !arch.is_foreign() {

@@ -9,7 +9,7 @@ use crate::cmd::Cmd;
 use crate::crates::Program;
 use crate::sources::sha256;
 use crate::vm::Arch;
-use crate::{deb, deps, image, project};
+use crate::{deb, deps, exit, image, project};
 
 /// The image's name, as the manifests have it.
 pub const IMAGE: &str = concat!("localhost/redirector:", env!("CARGO_PKG_VERSION"));
@@ -48,6 +48,23 @@ pub fn dist(arches: &[Arch], name: &str, check: bool) -> Result<()> {
     println!("import   ctr --namespace k8s.io images import {shown}/redirector-image.tar");
     println!("push     skopeo copy --all oci-archive:{shown}/redirector-image.tar docker://REGISTRY/{name}");
     Ok(())
+}
+
+/// What was made last, by its checksums, which are the last of them.
+pub fn files(directory: &Path) -> Result<Vec<String>> {
+    let sums = fs::read_to_string(directory.join(CHECKSUMS)).with_context(|| {
+        exit::with_code(exit::CANNOT, "nothing to install here: `cargo xtask dist` first")
+    })?;
+    let names = sums.lines().filter_map(|line| Some(line.split_once("  ")?.1.to_owned()));
+    Ok(names.chain([CHECKSUMS.to_owned()]).collect())
+}
+
+/// The program of what was made last.
+pub fn program(arch: Arch) -> Result<PathBuf> {
+    let directory = directory()?;
+    let name = program_name(arch);
+    ensure!(files(&directory)?.contains(&name), "{} has no {name}", directory.display());
+    Ok(directory.join(name))
 }
 
 fn program_name(arch: Arch) -> String {

@@ -13,6 +13,7 @@ pub mod apiserver;
 pub mod campaign;
 pub mod command;
 pub mod envoy;
+pub mod image;
 pub mod kernel;
 pub mod kubelet;
 pub mod load;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use redirector_tests::harness::envoy;
+use redirector_tests::harness::image::Image;
 use redirector_tests::harness::probe::serve::Listen;
 use redirector_tests::harness::process::Place;
 use redirector_tests::harness::server::{Server, any4};
@@ -14,7 +15,6 @@ use redirector_tests::harness::world::ROOT;
 use serde_json::{Value, json};
 
 use crate::deployment;
-use crate::image::Image;
 use crate::kubernetes::Kubernetes;
 use crate::pods::{exit_codes, pod, sleeper};
 use crate::starts::{CONFLIST, FIRST, first_image, late};

@@ -4,10 +4,9 @@ use std::path::Path;
 
 use anyhow::Context;
 use redirector_tests::harness::command::run;
+use redirector_tests::harness::image::Image;
 use redirector_tests::harness::machine::{Inside, Machine};
 use redirector_tests::harness::retry;
-
-use crate::image::Image;
 
 /// The image that holds a pod's namespaces.
 pub const PAUSE: &str = "local.test/pause:1";

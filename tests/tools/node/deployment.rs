@@ -5,11 +5,11 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 use redirector_tests::harness::command::{output, run};
+use redirector_tests::harness::image::Image;
 use redirector_tests::harness::product;
 use redirector_tests::harness::requirements::repository;
 use serde_json::{Value, json};
 
-use crate::image::Image;
 use crate::kubernetes::Kubernetes;
 use crate::starts::CONFLIST;
 

@@ -4,7 +4,6 @@ mod cluster;
 mod cni;
 mod containerd;
 mod deployment;
-mod image;
 mod kubernetes;
 mod leaving;
 mod many;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use redirector_tests::harness::command::{output, run};
+use redirector_tests::harness::image::Image;
 use redirector_tests::harness::machine::{Inside, Machine};
 use redirector_tests::harness::probe::serve::Listen;
 use redirector_tests::harness::process::Place;
@@ -19,7 +20,6 @@ use serde_json::{Value, json};
 
 use crate::cni::{self, Sandbox};
 use crate::containerd::Containerd;
-use crate::image::Image;
 use crate::kubernetes::NETWORK;
 
 /// Every container connects to this service of the node. Reaching it is an escape.

@@ -31,6 +31,8 @@ pub struct Boot<'a> {
     pub kernel: &'a Kernel,
     /// Its first root file system.
     pub initramfs: &'a Path,
+    /// Its disks; what it writes there is lost.
+    pub disks: &'a [PathBuf],
     /// More words for its command line.
     pub words: &'a str,
     /// When it is killed.
@@ -119,10 +121,14 @@ impl Machine {
 
     /// Boots, until the guest ends or its time is over. Every line of the console goes to the log and to `seen`.
     pub fn run(&self, boot: &Boot<'_>, mut seen: impl FnMut(&str)) -> Result<End> {
-        let Boot { kernel, initramfs, words, limit, silence, log } = *boot;
+        let Boot { kernel, initramfs, disks, words, limit, silence, log } = *boot;
         let mut log = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = self.command(kernel, words);
         command.arg("-initrd").arg(initramfs);
+        for disk in disks {
+            command.arg("-drive");
+            command.arg(format!("file={},if=virtio,format=raw,snapshot=on", disk.display()));
+        }
         let (mut done, mut panic, mut lockups, mut patching) = (false, None, 0, false);
         let ended = watch(&mut command, limit, silence, |line| {
             // A log that cannot be written is no reason to stop.

@@ -27,14 +27,5 @@ done </lib/modules/order
 /usr/bin/ip link set lo up
 # From here on all: a program that crashes is an information to the kernel.
 echo 7 >/proc/sys/kernel/printk
-echo "@@boot $($b uname -r)"
-while IFS='|' read -r name limit command; do
-    echo "@@begin $name"
-    $b timeout -s KILL "$limit" /bin/busybox sh -c "$command" </dev/null 2>&1
-    status=$?
-    read -r now _ </proc/uptime
-    echo
-    echo "@@end $name $status $now"
-done </jobs
-echo "@@done"
+$b sh /jobs.sh /jobs
 $b poweroff -f

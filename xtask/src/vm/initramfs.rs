@@ -78,6 +78,8 @@ const XTABLES: &[&str] =
 
 /// Where the tests are in the guest.
 pub const HOME: &str = "/t";
+/// The program that runs the jobs, for busybox's shell.
+pub const JOBS: &[u8] = include_bytes!("jobs.sh");
 
 /// The part that is the same for every kernel: tools, tests, and Envoy if there is one.
 ///
@@ -93,6 +95,7 @@ pub fn common(programs: &Programs, tools: Option<&Path>, envoy: Option<&Path>) -
         root.cpio.directory(dir);
     }
     root.cpio.file("/init", include_bytes!("init.sh"));
+    root.cpio.file("/jobs.sh", JOBS);
     root.cpio.file("/etc/passwd", b"root:x:0:0::/root:/bin/sh\nenvoy:x:1337:1337::/:/bin/sh\n");
     root.cpio.file("/etc/group", b"root:x:0:\ndaemon:x:1:\nenvoy:x:1337:\n");
     root.cpio.file("/etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n");

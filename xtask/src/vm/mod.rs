@@ -9,14 +9,20 @@ mod cpio;
 mod initramfs;
 mod kernels;
 mod modules;
+mod node;
 mod programs;
 mod record;
 mod report;
+mod variant;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 pub use self::arch::Arch;
 use self::{
@@ -24,17 +30,18 @@ use self::{
     kernels::Kernel,
     programs::Programs,
     report::{Row, State},
+    variant::{NODES, Variant},
 };
-use crate::{deps, envoy, exit, project};
+use crate::{deps, dist, envoy, exit, project};
 
 /// The kernels of a run without arguments: the oldest and the newest, and what distributions of the years between have.
 const DEFAULT: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.2"];
 /// The kernel of another architecture, and the tests: that the same programs load there, and work.
 const FOREIGN: &str = "6.12";
 const SMOKE: &[&str] = &["kernel", "lifecycle", "oracle", "original_dst", "parity_default", "sockets"];
-/// Not run unless named: they need what no guest has (an API server, Python, systemd), or count what kernels do
-/// differently.
-const ELSEWHERE: &[&str] = &["agent_kubernetes", "costs", "mesh", "systemd"];
+/// Not run unless named: they need what no guest has (an API server, Python, systemd), count what kernels do
+/// differently, or only a node has it.
+const ELSEWHERE: &[&str] = &["agent_kubernetes", "costs", "mesh", "systemd", programs::CRI];
 /// Left out of its file unless named: it tests the tests, for minutes where machines are emulated.
 const SKIPPED: (&str, &str) = ("parity_options", "a_wrong_order_of_rules_is_found");
 /// Seconds for one test program, without emulation a small part of it.
@@ -50,7 +57,8 @@ const SHARES: usize = 10;
 /// An emulated guest may hang so often; then it is booted again for the tests that are left. QEMU's threads go round in
 /// circles when one of them patches code (the static keys of cgroup hooks) that another is in.
 const HANGS: u32 = 4;
-/// Seconds without a line of the console after which a guest is taken for hung: each test has one, and none takes that long.
+/// Seconds without a line of the console after which a guest is taken for hung: each test has one, and none takes that long,
+/// except a node's.
 const SILENCE: u64 = 600;
 /// Tests at a time: more than processors, because many wait.
 const THREADS: usize = 3;
@@ -73,6 +81,9 @@ pub struct Options {
     /// Architecture of the guests [default: this machine's]
     #[arg(long, value_enum, value_name = "ARCH")]
     arch: Option<Arch>,
+    /// Nodes: Debian systems with systemd, containerd and runc, on unified cgroups
+    #[arg(long, conflicts_with = "variants")]
+    node: bool,
     /// How the guest is set up; may be given several times
     #[arg(long = "variant", value_enum, value_name = "VARIANT")]
     variants: Vec<Variant>,
@@ -84,41 +95,14 @@ pub struct Options {
     tests: Vec<String>,
 }
 
-/// How a guest is set up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Variant {
-    /// IPv6, cgroup v2 alone
-    Plain,
-    /// No IPv6 in the kernel (`ipv6.disable=1`)
-    Ipv6Off,
-    /// cgroup v1 controllers beside cgroup v2, as older systemd has it
-    Hybrid,
-    /// The JIT compiler hides constants (`net.core.bpf_jit_harden=2`)
-    JitHarden,
-}
-
-impl Variant {
-    /// What it adds to the kernel's command line; what the kernel does not know goes to init's environment.
-    fn words(self) -> &'static str {
-        match self {
-            Self::Plain => "",
-            Self::Ipv6Off => "ipv6.disable=1",
-            Self::Hybrid => "VM_CGROUP=hybrid",
-            Self::JitHarden => "VM_SYSCTL=net.core.bpf_jit_harden=2",
+impl Options {
+    /// The ways in which each kernel's guest is set up.
+    fn variants(&self) -> &[Variant] {
+        match &self.variants[..] {
+            _ if self.node => &NODES,
+            [] => &[Variant::Plain],
+            asked => asked,
         }
-    }
-
-    /// The tests of a run that names none: those on which the variant has a bearing.
-    fn tests(self) -> Option<&'static [&'static str]> {
-        match self {
-            Self::Plain => None,
-            Self::Ipv6Off => Some(&["kernel"]),
-            Self::Hybrid | Self::JitHarden => Some(&["kernel", "lifecycle", "original_dst", "sockets"]),
-        }
-    }
-
-    fn name(self) -> String {
-        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 }
 
@@ -132,6 +116,9 @@ struct Test {
 pub fn run(options: &Options) -> Result<()> {
     let arch = options.arch.unwrap_or_else(Arch::here);
     let qemu = deps::for_vm(arch)?;
+    if nodes(options) {
+        deps::for_guest_node()?;
+    }
     let kernels = kernels(options, arch)?;
     let all = programs::test_files()?;
     let mut guests = Vec::new();
@@ -139,22 +126,28 @@ pub fn run(options: &Options) -> Result<()> {
         let tests = chosen(options, variant, &all)?;
         guests.push(Guest { number: guests.len(), kernel, variant, tests, has_envoy: false });
     }
+    // A node gets what users install.
+    let product = nodes(options).then(|| dist::program(arch)).transpose()?;
     let programs = Programs::build(
         arch,
+        product,
         &guests.iter().flat_map(|guest| &guest.tests).map(|test| test.file.as_str()).collect(),
     )?;
     let envoy = if arch.is_foreign() { None } else { envoy() };
     let tools = arch.is_foreign().then(|| arch.tools()).transpose()?;
     let dir = project::target().join("vm");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let common = initramfs::common(&programs, tools.as_deref(), envoy.as_deref())?;
+    let plain = guests.iter().any(|guest| guest.variant.suite().is_none());
+    let common =
+        plain.then(|| initramfs::common(&programs, tools.as_deref(), envoy.as_deref())).transpose()?;
+    let common = common.unwrap_or_default();
     let machine = Machine::new(arch, qemu, &kernels[0])?;
 
     let object = record::object()?;
     let (mut rows, mut budget) = (Vec::new(), Vec::new());
     for mut guest in guests {
         guest.has_envoy = envoy.is_some();
-        let row = guest.run(&machine, &dir, &common)?;
+        let row = guest.run(&machine, &dir, &common, &programs)?;
         budget.extend(record::over_budget(&row)?);
         // At once: what comes next takes long, and may be interrupted.
         if options.record {
@@ -176,6 +169,10 @@ pub fn run(options: &Options) -> Result<()> {
     ))
 }
 
+fn nodes(options: &Options) -> bool {
+    options.variants().iter().any(|variant| variant.suite().is_some())
+}
+
 fn envoy() -> Option<PathBuf> {
     envoy::ensure().map_err(|error| eprintln!("note: no Envoy in the guests: {error:#}")).ok()
 }
@@ -188,7 +185,7 @@ fn kernels(options: &Options, arch: Arch) -> Result<Vec<Kernel>> {
         return Ok(vec![kernels::of_debs(&options.debs)?]);
     }
     let series = match &options.kernels[..] {
-        [] if arch.is_foreign() => vec![FOREIGN.to_owned()],
+        [] if arch.is_foreign() || nodes(options) => vec![FOREIGN.to_owned()],
         [] => DEFAULT.map(str::to_owned).to_vec(),
         asked => asked.to_vec(),
     };
@@ -197,11 +194,11 @@ fn kernels(options: &Options, arch: Arch) -> Result<Vec<Kernel>> {
 
 /// Without arguments: every kernel as it is, and the newest in every other way, too.
 fn matrix<'a>(options: &Options, kernels: &'a [Kernel]) -> Vec<(&'a Kernel, Variant)> {
-    let plain = [Variant::Plain];
-    let asked = if options.variants.is_empty() { &plain[..] } else { &options.variants };
+    let asked = options.variants();
     let mut rows: Vec<_> =
         kernels.iter().flat_map(|kernel| asked.iter().map(move |variant| (kernel, *variant))).collect();
     let nothing_asked = options.kernels.is_empty()
+        && !options.node
         && options.debs.is_empty()
         && options.image.is_none()
         && options.arch.is_none();
@@ -247,7 +244,7 @@ struct Guest<'a> {
 }
 
 impl Guest<'_> {
-    fn run(&self, machine: &Machine, dir: &std::path::Path, common: &[u8]) -> Result<Row> {
+    fn run(&self, machine: &Machine, dir: &Path, common: &[u8], programs: &Programs) -> Result<Row> {
         let mut name = self.kernel.series.clone();
         if machine.arch.is_foreign() {
             name += &format!(" {}", machine.arch.rust());
@@ -266,14 +263,12 @@ impl Guest<'_> {
         let limit = Duration::from_secs(BOOT_LIMIT + CHECK_LIMIT + jobs * TEST_LIMIT * slowness / SLOWNESS);
         let mut hung = 0;
         loop {
-            let jobs = self.jobs(machine.kvm, &row);
-            let particular = initramfs::particular(self.kernel.modules.as_deref(), &jobs)?;
-            fs::write(&initramfs, [common, &particular].concat())
-                .with_context(|| format!("cannot write {}", initramfs.display()))?;
+            let disks = self.media(&self.jobs(machine.kvm, &row), &initramfs, common, programs)?;
             eprintln!("vm: {name}: booting {}; console: {}", self.kernel.release, log.display());
             let (kernel, words, initramfs) = (self.kernel, self.variant.words(), &initramfs);
-            let silence = Duration::from_secs(SILENCE);
-            let boot = Boot { kernel, initramfs, words, limit, silence, log: &log };
+            let silence =
+                Duration::from_secs(if self.variant.suite().is_some() { TEST_LIMIT } else { SILENCE });
+            let boot = Boot { kernel, initramfs, disks: &disks, words, limit, silence, log: &log };
             let end = machine.run(&boot, |line| row.read(line))?;
             // Three hundred megabytes that can be made again.
             let _ = fs::remove_file(initramfs);
@@ -314,6 +309,25 @@ impl Guest<'_> {
         Ok(row)
     }
 
+    /// Writes what the guest is booted from; its disks.
+    fn media(
+        &self,
+        jobs: &str,
+        initramfs: &Path,
+        common: &[u8],
+        programs: &Programs,
+    ) -> Result<Vec<PathBuf>> {
+        let node = self.variant.suite().map(|suite| -> Result<_> {
+            let directory = initramfs.parent().context("a file is in a directory")?;
+            Ok((node::initramfs()?, vec![node::system(suite)?, node::programs(programs, jobs, directory)?]))
+        });
+        let (first, disks) = node.transpose()?.unzip();
+        let particular = initramfs::particular(self.kernel.modules.as_deref(), jobs)?;
+        fs::write(initramfs, [first.as_deref().unwrap_or(common), &particular].concat())
+            .with_context(|| format!("cannot write {}", initramfs.display()))?;
+        Ok(disks.unwrap_or_default())
+    }
+
     fn is_absent(&self, test: &Test) -> bool {
         test.file == "envoy" && !self.has_envoy
     }
@@ -322,6 +336,9 @@ impl Guest<'_> {
     fn jobs(&self, kvm: bool, row: &Row) -> String {
         let home = initramfs::HOME;
         let mut jobs = format!("{}|{CHECK_LIMIT}|{home}/redirector check --output json\n", report::CHECK);
+        if self.variant.suite().is_some() {
+            jobs = format!("{}|{CHECK_LIMIT}|/bin/sh {home}/facts.sh\n{jobs}", report::FACTS);
+        }
         let mut environment = format!(
             "REDIRECTOR_BIN={home}/redirector REDIRECTOR_ENVOY={home}/envoy REDIRECTOR_TESTS_PRIVILEGED=required \
              REDIRECTOR_TESTS_RESOLVE={home}/{}",

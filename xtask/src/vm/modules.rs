@@ -68,6 +68,9 @@ const WANTED: &[&str] = &[
     "sch_htb",
     "xt_MASQUERADE",
     "overlay",
+    "virtio_pci",
+    "virtio_blk",
+    "br_netfilter",
 ];
 
 /// The modules with what they depend on, in the order in which they must be loaded: name, contents.

@@ -14,6 +14,10 @@ use crate::{cmd::Cmd, project};
 
 /// Name of the program that resolves a name with musl.
 pub const RESOLVE: &str = "resolve";
+/// Name of the program whose first instruction connects.
+pub const FIRST: &str = "first";
+/// The test file that talks to a container runtime: its dependencies are built for no other.
+pub const CRI: &str = "cri";
 
 /// Built programs: `redirector` and the test programs by name.
 pub struct Programs {
@@ -34,10 +38,16 @@ struct Target {
 
 impl Programs {
     /// Builds the product and these tests: static, if the compiler has a target for that; else their libraries go with them.
-    pub fn build(arch: Arch, tests: &BTreeSet<&str>) -> Result<Self> {
-        let mut cargo = project::cargo().args(["build", "--profile", "vm"]);
-        cargo = cargo.args(["-p", "redirector-user", "-p", "redirector-tests"]);
-        cargo = cargo.args(["--bin", "redirector", "--bin", "probe"]);
+    /// The product is not built if there is one.
+    pub fn build(arch: Arch, product: Option<PathBuf>, tests: &BTreeSet<&str>) -> Result<Self> {
+        let mut cargo =
+            project::cargo().args(["build", "--profile", "vm", "-p", "redirector-tests", "--bin", "probe"]);
+        if product.is_none() {
+            cargo = cargo.args(["-p", "redirector-user", "--bin", "redirector"]);
+        }
+        if tests.contains(CRI) {
+            cargo = cargo.args(["--features", "redirector-tests/cri"]);
+        }
         // By name, or cargo would build the unit tests of both packages with all they need.
         for test in tests {
             cargo = cargo.args(["--test", test]);
@@ -48,11 +58,16 @@ impl Programs {
             None => {}
         }
         let messages = cargo.arg("--message-format=json-render-diagnostics").read()?;
-        let files = messages.lines().filter_map(program).collect();
+        let product = product.map(|file| ("redirector".to_owned(), file));
+        let files = messages.lines().filter_map(program).chain(product).collect();
         let mut programs = Self { files };
         programs.files.get("redirector").context("cargo built no program `redirector`")?;
         if !arch.is_foreign() && tests.contains("dns") {
-            programs.files.insert(RESOLVE.to_owned(), resolve()?);
+            programs.files.insert(RESOLVE.to_owned(), compiled(RESOLVE, "fixtures/resolve.c", &["-static"])?);
+        }
+        if tests.contains(CRI) {
+            let flags = ["-O1", "-static", "-nostdlib", "-fno-stack-protector"];
+            programs.files.insert(FIRST.to_owned(), compiled(FIRST, "tools/node/first.c", &flags)?);
         }
         Ok(programs)
     }
@@ -63,19 +78,22 @@ impl Programs {
     }
 }
 
-/// The program of the DNS tests that musl's resolver is in: there is no compiler in a guest.
-fn resolve() -> Result<PathBuf> {
-    let program = project::target().join("vm").join(RESOLVE);
+/// A program in C that tests run: there is no compiler in a guest.
+fn compiled(name: &str, source: &str, flags: &[&str]) -> Result<PathBuf> {
+    let program = project::target().join("vm").join(name);
     fs::create_dir_all(project::target().join("vm"))?;
-    let source = project::root().join("tests/fixtures/resolve.c");
-    Cmd::new("musl-gcc").args(["-static", "-o"]).arg(&program).arg(source).quiet(true).run()?;
+    let source = project::root().join("tests").join(source);
+    Cmd::new("musl-gcc").args(flags).arg("-o").arg(&program).arg(source).quiet(true).run()?;
     Ok(program)
 }
 
 /// Names of all test programs.
 pub fn test_files() -> Result<Vec<String>> {
     let entries = fs::read_dir(project::root().join("tests/tests")).context("cannot read tests/tests")?;
-    let name = |file: PathBuf| file.file_name()?.to_str()?.strip_suffix(".rs").map(str::to_owned);
+    let name = |file: PathBuf| {
+        let name = file.file_name()?.to_str()?;
+        if file.join("main.rs").is_file() { Some(name) } else { name.strip_suffix(".rs") }.map(str::to_owned)
+    };
     let mut names: Vec<_> = entries.filter_map(|entry| name(entry.ok()?.path())).collect();
     names.sort();
     Ok(names)

@@ -1,11 +1,16 @@
 //! What was seen, kept in the repository: `docs/kernels.json`, and the tables in docs/verifier.md and COMPATIBILITY.md
 //! that are made from it.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+use super::arch::Arch;
 use super::report::{Cost, Row, State};
 use crate::{project, sources};
 
@@ -24,11 +29,17 @@ struct Seen {
     states: BTreeMap<String, State>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     costs: BTreeMap<String, Cost>,
+    /// Of a node: what it is made of, and the tests that passed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    facts: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    tests: BTreeSet<String>,
 }
 
 /// How much dearer a program may become before somebody has to say so by recording it.
 const BUDGET: u64 = 2;
 const BEGIN: &str = "<!-- made by `cargo xtask vm --record` from docs/kernels.json: begin -->";
+const NODES: &str = "<!-- made by `cargo xtask vm --node --record` from docs/kernels.json: begin -->";
 const END: &str = "<!-- end -->";
 
 fn file() -> PathBuf {
@@ -86,26 +97,32 @@ pub fn write(row: &Row, object: &str) -> Result<()> {
     }
     seen.states.extend(row.states.clone());
     seen.costs.extend(row.costs.clone());
+    seen.facts.extend(row.facts.clone());
+    seen.tests.extend(row.tests.clone());
     fs::write(file(), serde_json::to_string_pretty(&record)? + "\n")
         .context("cannot write docs/kernels.json")?;
-    for (name, table) in tables(&record) {
+    for (name, begin, table) in tables(&record) {
         let path = project::root().join(name);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let new =
-            replaced(&text, &table).with_context(|| format!("{name} has no place for its table: {BEGIN}"))?;
+        let new = replaced(&text, begin, &table)
+            .with_context(|| format!("{name} has no place for its table: {begin}"))?;
         fs::write(&path, new).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }
 
-fn replaced(text: &str, table: &str) -> Option<String> {
-    let (head, rest) = text.split_once(BEGIN)?;
+fn replaced(text: &str, begin: &str, table: &str) -> Option<String> {
+    let (head, rest) = text.split_once(begin)?;
     let (_, tail) = rest.split_once(END)?;
-    Some(format!("{head}{BEGIN}\n{table}{END}{tail}"))
+    Some(format!("{head}{begin}\n{table}{END}{tail}"))
 }
 
-fn tables(record: &Record) -> [(&'static str, String); 2] {
-    [("COMPATIBILITY.md", kernels(record)), ("docs/verifier.md", costs(record))]
+fn tables(record: &Record) -> [(&'static str, &'static str, String); 3] {
+    [
+        ("COMPATIBILITY.md", BEGIN, kernels(record)),
+        ("COMPATIBILITY.md", NODES, nodes(record)),
+        ("docs/verifier.md", BEGIN, costs(record)),
+    ]
 }
 
 /// Rows in the order of versions, not of letters.
@@ -122,7 +139,7 @@ fn kernels(record: &Record) -> String {
     let mut text =
         "| Kernel | What was run | Object | Passed | Failed | Not there |\n|---|---|---|---|---|---|\n"
             .to_owned();
-    for (name, seen) in ordered(record) {
+    for (name, seen) in ordered(record).into_iter().filter(|(_, seen)| seen.facts.is_empty()) {
         let names = |state: State| {
             let names =
                 seen.states.iter().filter(|(_, other)| **other == state).map(|(name, _)| name.as_str());
@@ -142,8 +159,36 @@ fn kernels(record: &Record) -> String {
     text
 }
 
+/// Nodes: what they are made of, and what was run there.
+fn nodes(record: &Record) -> String {
+    let mut text =
+        "| Node | containerd | runc | systemd | CNI plugins | Cgroups, driver | Kernel | Object | Passed |\n\
+                    |---|---|---|---|---|---|---|---|---|\n"
+            .to_owned();
+    for (_, seen) in ordered(record).into_iter().filter(|(_, seen)| !seen.facts.is_empty()) {
+        let fact = |name: &str| seen.facts.get(name).map_or("?", String::as_str);
+        let tests = seen.tests.iter().map(|test| format!("`{test}`")).collect::<Vec<_>>().join(", ");
+        text += &format!(
+            "| Debian {}, {} | {} | {} | {} | {} | {}, {} | {} | `{}` | {tests} |\n",
+            fact("debian"),
+            fact("architecture"),
+            fact("containerd"),
+            fact("runc"),
+            fact("systemd"),
+            fact("containernetworking-plugins"),
+            fact("cgroups"),
+            fact("driver"),
+            seen.release,
+            seen.object
+        );
+    }
+    text
+}
+
 fn costs(record: &Record) -> String {
-    let rows: Vec<_> = ordered(record).into_iter().filter(|(name, _)| !name.contains(' ')).collect();
+    // Of each kernel as it is; a variant has the same programs, another architecture other code.
+    let plain = |name: &str| !name.contains(' ') || name.ends_with(Arch::Aarch64.rust());
+    let rows: Vec<_> = ordered(record).into_iter().filter(|(name, _)| plain(name)).collect();
     let mut programs: Vec<&String> = rows.iter().flat_map(|(_, seen)| seen.costs.keys()).collect();
     programs.sort();
     programs.dedup();
@@ -202,10 +247,10 @@ mod tests {
     /// COMPATIBILITY.md and docs/verifier.md say what docs/kernels.json says.
     #[test]
     fn the_tables_are_those_of_the_record() {
-        for (name, table) in tables(&read().unwrap()) {
+        for (name, begin, table) in tables(&read().unwrap()) {
             let text = fs::read_to_string(project::root().join(name)).unwrap();
             assert_eq!(
-                replaced(&text, &table).as_deref(),
+                replaced(&text, begin, &table).as_deref(),
                 Some(text.as_str()),
                 "{name}: run `cargo xtask vm --record`"
             );

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// Name of the job that runs `redirector check`.
 pub const CHECK: &str = "check";
+/// Name of the job that tells what a node is made of.
+pub const FACTS: &str = "facts";
 
 /// One thing on one kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +52,10 @@ pub struct Row {
     pub states: BTreeMap<String, State>,
     /// By program.
     pub costs: BTreeMap<String, Cost>,
+    /// What a node is made of.
+    pub facts: BTreeMap<String, String>,
+    /// Tests that passed, where they are few: a node's.
+    pub tests: BTreeSet<String>,
     /// Seconds of each job.
     pub seconds: BTreeMap<String, f32>,
     /// Test programs that failed in the first boot.
@@ -81,6 +87,8 @@ impl Row {
             release: release.to_owned(),
             states: BTreeMap::new(),
             costs: BTreeMap::new(),
+            facts: BTreeMap::new(),
+            tests: BTreeSet::new(),
             seconds: BTreeMap::new(),
             again: Vec::new(),
             order: Vec::new(),
@@ -136,6 +144,10 @@ impl Row {
                 self.set("boots", State::Pass);
                 self.begun = 0.0;
             }
+            Some("@@fact") => {
+                let name = words.next().unwrap_or_default().to_owned();
+                self.facts.insert(name, words.collect::<Vec<_>>().join(" "));
+            }
             Some("@@note") => eprintln!("vm: {}: {line}", self.name),
             Some("@@begin") => {
                 self.job = words.next().map(str::to_owned);
@@ -144,6 +156,9 @@ impl Row {
                 self.answer.clear();
             }
             Some("@@end") => self.end(words.next(), words.next(), words.next()),
+            Some("test") if line.ends_with("... ok") && !self.facts.is_empty() => {
+                self.tests.extend(words.next().map(str::to_owned));
+            }
             // libtest's last line, and only if no test failed.
             Some("test") if line.starts_with("test result: ok.") => self.success = true,
             Some("test") if line.ends_with("FAILED") && !line.starts_with("test result") => {
@@ -165,8 +180,10 @@ impl Row {
         self.job = None;
         self.seconds.insert(name.to_owned(), took);
         let good = status == Some("0") && self.success;
-        if name == CHECK {
-            return self.checked();
+        match name {
+            CHECK => return self.checked(),
+            FACTS => return,
+            _ => {}
         }
         self.set(name, if good { State::Pass } else { State::Fail });
         eprintln!("vm: {}: {name} {} in {took:.0} s", self.name, if good { "pass" } else { "FAIL" });
@@ -267,6 +284,16 @@ mod tests {
         assert_eq!(row.failures(), 1);
         let table = table(&[row]);
         assert!(table.contains("6.1") && table.contains("z          FAIL"), "{table}");
+    }
+
+    #[test]
+    fn a_node_tells_what_it_is_and_which_tests_passed() {
+        let lines = ["@@begin facts", "@@fact runc 1.1.15+ds1-2", "@@end facts 0 1.0", "@@begin cri"];
+        let said =
+            ["test a::b ... ok", "test c ... FAILED", "test result: FAILED. 1 passed", "@@end cri 101 2.0"];
+        let row = row(&[&lines[..], &said].concat());
+        assert_eq!(row.facts["runc"], "1.1.15+ds1-2");
+        assert!(row.tests.iter().eq(["a::b"]) && row.failures() == 1 && !row.has("facts"));
     }
 
     #[test]

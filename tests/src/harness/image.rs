@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
-use redirector_tests::harness::command::run;
 use serde_json::json;
+
+use crate::harness::command::run;
 
 /// An image to be made.
 pub struct Image {

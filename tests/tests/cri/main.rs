@@ -1,0 +1,121 @@
+//! Pods on a node like one in production, made through CRI: unified cgroups, systemd as the first process and as the
+//! driver of cgroups, containerd that calls the CNI plugins itself. `cargo xtask vm --node` runs it.
+
+mod install;
+mod node;
+mod pod;
+mod runtime;
+
+use anyhow::ensure;
+use redirector_tests::harness::retry;
+
+use crate::node::{Node, node, sh};
+use crate::pod::{Met, Pod};
+
+const STARTS: u32 = 50;
+/// Starts of the application's container in one pod.
+const RESTARTS: u32 = 5;
+
+/// The package: it captures a unit, is upgraded and purged; afterwards the other tests need it again.
+#[test]
+fn the_page_about_installing_is_right() -> anyhow::Result<()> {
+    let node = &mut *node()?;
+    install::captures_a_unit()?;
+    install::removes()?;
+    node.install()
+}
+
+/// Nothing of a pod that was removed stays captured.
+fn nothing_left(node: &Node) -> anyhow::Result<()> {
+    ensure!(node.pods > 0);
+    retry::until("the instances to go with their pods", || {
+        let list = sh("redirector list --output json || [ $? = 1 ]").ok()?;
+        (list.trim() == "[]").then_some(())
+    })
+}
+
+#[test]
+fn containers_are_captured_from_their_first_instruction() -> anyhow::Result<()> {
+    let node = &mut *node()?;
+    for _ in 0..STARTS / RESTARTS {
+        let mut pod = Pod::start(node)?;
+        for _ in 0..RESTARTS {
+            let met = pod.first(node)?;
+            ensure!(met == Met::Refused, "{met:?}: {}", pod.logs());
+        }
+        pod.remove(node)?;
+    }
+    ensure!(node.reached() == 0, "the service was reached {} times", node.reached());
+    nothing_left(node)
+}
+
+/// As the kubelet starts a sidecar that is an init container with `restartPolicy: Always`: before the application, and it
+/// outlives the application's restarts.
+#[test]
+fn a_native_sidecar_serves_the_first_instruction() -> anyhow::Result<()> {
+    let node = &mut *node()?;
+    let before = node.reached();
+    let mut pod = Pod::start(node)?;
+    let proxy = pod.proxy(node)?;
+    for _ in 0..2 {
+        served(node, &mut pod)?;
+    }
+    node.runtime.remove(&proxy)?;
+    let met = pod.first(node)?;
+    ensure!(met == Met::Refused, "{met:?} without a proxy");
+    let again = pod.proxy(node)?;
+    served(node, &mut pod)?;
+    node.runtime.remove(&again)?;
+    pod.remove(node)?;
+    ensure!(node.reached() == before, "the service was reached");
+    nothing_left(node)
+}
+
+/// The application is served by the proxy. It listens some time after its start: until then the application is refused.
+fn served(node: &mut Node, pod: &mut Pod) -> anyhow::Result<()> {
+    let met = retry::until("the proxy to listen", || match pod.first(node) {
+        Ok(Met::Refused) => None,
+        other => Some(other),
+    })??;
+    ensure!(met == Met::Proxy, "{met:?}: {}", pod.logs());
+    Ok(())
+}
+
+/// `hostUsers: false`: the proxy's user is one of the pod's own.
+#[test]
+fn a_pod_with_users_of_its_own() -> anyhow::Result<()> {
+    let node = &mut *node()?;
+    let before = node.reached();
+    let mut pod = Pod::with_own_users(node)?;
+    let met = pod.first(node)?;
+    ensure!(met == Met::Refused, "{met:?}: {}", pod.logs());
+    let proxy = pod.proxy(node)?;
+    served(node, &mut pod)?;
+    node.runtime.remove(&proxy)?;
+    pod.remove(node)?;
+    ensure!(node.reached() == before, "the service was reached");
+    nothing_left(node)
+}
+
+/// The negative control: without it the first test could pass by not looking. There is no plugin, and the agent is stopped
+/// until the application has run.
+#[test]
+fn an_agent_that_attaches_late_lets_all_escape() -> anyhow::Result<()> {
+    let node = &mut *node()?;
+    let (mut met, before) = (Vec::new(), node.reached());
+    node.agent(false)?;
+    node::network()?;
+    for _ in 0..5 {
+        sh("systemctl kill --signal=STOP redirector-agent")?;
+        let mut pod = Pod::start(node)?;
+        met.push(pod.first(node)?);
+        sh("systemctl kill --signal=CONT redirector-agent")?;
+        retry::until("the agent to attach", || (pod.first(node).ok()? == Met::Refused).then_some(()))?;
+        pod.remove(node)?;
+    }
+    let reached = node.reached() - before;
+    node.agent(true)?;
+    ensure!(met == [Met::Escaped; 5], "{met:?}");
+    ensure!(reached >= 5, "the service was reached {reached} times");
+    Ok(())
+}

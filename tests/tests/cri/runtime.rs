@@ -1,0 +1,90 @@
+//! A container runtime as the kubelet talks to it: CRI v1 over its socket.
+
+use anyhow::Context;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{
+    ContainerConfig, ContainerState, ContainerStatusRequest, CreateContainerRequest, PodSandboxConfig,
+    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
+    StopContainerRequest, StopPodSandboxRequest,
+};
+use redirector_tests::harness::retry;
+
+const SOCKET: &str = "unix:///run/containerd/containerd.sock";
+type Client = RuntimeServiceClient<tonic::transport::Channel>;
+
+/// A connection to the runtime.
+pub struct Runtime {
+    tokio: tokio::runtime::Runtime,
+    client: Client,
+}
+
+impl Runtime {
+    pub fn connect() -> anyhow::Result<Self> {
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let client = retry::until("the runtime's socket", || {
+            tokio.block_on(RuntimeServiceClient::connect(SOCKET)).ok()
+        })?;
+        Ok(Self { tokio, client })
+    }
+
+    /// Makes a pod's sandbox; its id.
+    pub fn run_sandbox(&mut self, config: PodSandboxConfig) -> anyhow::Result<String> {
+        let request = RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        let answer = self.tokio.block_on(self.client.run_pod_sandbox(request)).context("RunPodSandbox")?;
+        Ok(answer.into_inner().pod_sandbox_id)
+    }
+
+    pub fn stop_sandbox(&mut self, id: &str) -> anyhow::Result<()> {
+        let request = StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.tokio.block_on(self.client.stop_pod_sandbox(request)).context("StopPodSandbox")?;
+        Ok(())
+    }
+
+    pub fn remove_sandbox(&mut self, id: &str) -> anyhow::Result<()> {
+        let request = RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.tokio.block_on(self.client.remove_pod_sandbox(request)).context("RemovePodSandbox")?;
+        Ok(())
+    }
+
+    /// Creates a container and starts it; its id.
+    pub fn run(
+        &mut self,
+        sandbox: &str,
+        pod: &PodSandboxConfig,
+        config: ContainerConfig,
+    ) -> anyhow::Result<String> {
+        let request = CreateContainerRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(pod.clone()),
+        };
+        let answer = self.tokio.block_on(self.client.create_container(request)).context("CreateContainer")?;
+        let id = answer.into_inner().container_id;
+        let request = StartContainerRequest { container_id: id.clone() };
+        self.tokio.block_on(self.client.start_container(request)).context("StartContainer")?;
+        Ok(id)
+    }
+
+    /// The exit code of a container that ends by itself.
+    pub fn exit_code(&mut self, id: &str) -> anyhow::Result<i32> {
+        retry::until("a container to end", || {
+            let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+            match self.tokio.block_on(self.client.container_status(request)) {
+                Err(error) => Some(Err(error).context("ContainerStatus")),
+                Ok(answer) => {
+                    let status = answer.into_inner().status?;
+                    (status.state() == ContainerState::ContainerExited).then_some(Ok(status.exit_code))
+                }
+            }
+        })?
+    }
+
+    /// Ends and removes a container.
+    pub fn remove(&mut self, id: &str) -> anyhow::Result<()> {
+        let request = StopContainerRequest { container_id: id.to_owned(), timeout: 0 };
+        self.tokio.block_on(self.client.stop_container(request)).context("StopContainer")?;
+        let request = RemoveContainerRequest { container_id: id.to_owned() };
+        self.tokio.block_on(self.client.remove_container(request)).context("RemoveContainer")?;
+        Ok(())
+    }
+}
