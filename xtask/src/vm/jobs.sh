@@ -1,6 +1,8 @@
 #!/bin/busybox sh
 # The jobs of a guest, one a line of the file given: name, seconds, command. cargo xtask vm reads what it prints.
 b=/bin/busybox
+# On a line of its own: systemd resets the terminal before.
+echo
 echo "@@boot $($b uname -r)"
 while IFS='|' read -r name limit command; do
     echo "@@begin $name"

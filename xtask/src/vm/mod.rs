@@ -128,6 +128,12 @@ pub fn run(options: &Options) -> Result<()> {
     }
     // A node gets what users install.
     let product = nodes(options).then(|| dist::program(arch)).transpose()?;
+    if let Some(product) = &product
+        && !record::is_in(product)?
+    {
+        let message = "target/dist has other eBPF programs than the repository: `cargo xtask dist` first";
+        return Err(exit::with_code(exit::CANNOT, message));
+    }
     let programs = Programs::build(
         arch,
         product,

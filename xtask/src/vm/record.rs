@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
@@ -36,6 +36,7 @@ struct Seen {
     tests: BTreeSet<String>,
 }
 
+const OBJECT: &str = "redirector-user/bpf/redirector.bpf.o";
 /// How much dearer a program may become before somebody has to say so by recording it.
 const BUDGET: u64 = 2;
 const BEGIN: &str = "<!-- made by `cargo xtask vm --record` from docs/kernels.json: begin -->";
@@ -48,9 +49,18 @@ fn file() -> PathBuf {
 
 /// What the repository's object is called in the file. To be asked when the guests' binary is built of it: they run for long.
 pub fn object() -> Result<String> {
-    let path = project::root().join("redirector-user/bpf/redirector.bpf.o");
-    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(sources::sha256(&bytes)[..8].to_owned())
+    Ok(sources::sha256(&object_file()?)[..8].to_owned())
+}
+
+/// Whether a program that was built some time ago has the repository's object in it: else a record would name another.
+pub fn is_in(program: &Path) -> Result<bool> {
+    let (object, bytes) = (object_file()?, fs::read(program)?);
+    Ok(bytes.windows(object.len()).any(|window| window == object))
+}
+
+fn object_file() -> Result<Vec<u8>> {
+    let path = project::root().join(OBJECT);
+    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn read() -> Result<Record> {
@@ -235,6 +245,12 @@ mod tests {
     fn twice_the_cost_is_over_budget() {
         assert!(compare(&record(), &row(200)).is_empty());
         assert_eq!(compare(&record(), &row(201)).len(), 1);
+    }
+
+    #[test]
+    fn a_program_is_told_by_the_object_in_it() {
+        assert!(is_in(&project::root().join(OBJECT)).unwrap());
+        assert!(!is_in(&std::env::current_exe().unwrap()).unwrap());
     }
 
     #[test]
