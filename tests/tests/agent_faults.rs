@@ -11,17 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use redirector_tests::harness::kubelet::{Id, NodeWithPod, PREVIOUS};
 use redirector_tests::harness::prelude::*;
-use redirector_tests::harness::product::agent::{Agent, Home, until_active};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use serde_json::json;
+use redirector_tests::harness::product::agent::{Agent, Home, until_active, until_ready};
+use serde_json::{Value, json};
 
 const LIST: &str = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"}]}"#;
-
-fn until_ready(agent: &Agent, ready: bool) -> anyhow::Result<String> {
-    let is = || agent.get("/readyz").ok().filter(|(status, _)| (*status == 200) == ready);
-    let (_, text) = retry::until("/readyz", is).with_context(|| agent.log())?;
-    Ok(text)
-}
 
 fn lines(agent: &Agent, text: &str) -> usize {
     agent.log().lines().filter(|line| line.contains(text)).count()
@@ -229,6 +222,7 @@ fn nobody_meets_a_binary_that_is_being_written() -> anyhow::Result<()> {
 /// How the API server of a test answers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
+    LeftAlone,
     Refuse,
     Hang,
     Serve,
@@ -295,12 +289,16 @@ fn answer(stream: TcpStream, mode: &Mutex<Mode>, lists: &AtomicUsize) -> std::io
         }
         let mode = *mode.lock().unwrap_or_else(PoisonError::into_inner);
         let authorized = head.to_lowercase().contains("authorization: bearer tok-1\r");
+        let items: Vec<Value> = match mode {
+            Mode::LeftAlone => (1..4).map(left_alone).collect(),
+            _ => Vec::new(),
+        };
         let (status, body) = match mode {
-            Mode::Serve if authorized && !is_watch => (
+            Mode::Serve | Mode::LeftAlone if authorized && !is_watch => (
                 200,
-                json!({ "apiVersion": "v1", "kind": "PodList", "metadata": { "resourceVersion": "1" }, "items": [] }),
+                json!({ "apiVersion": "v1", "kind": "PodList", "metadata": { "resourceVersion": "1" }, "items": items }),
             ),
-            Mode::Serve | Mode::Hang if authorized || mode == Mode::Hang => {
+            Mode::Serve | Mode::LeftAlone | Mode::Hang if authorized || mode == Mode::Hang => {
                 // Until the client gives up.
                 return reader.read_line(&mut line).map(drop);
             }
@@ -316,6 +314,30 @@ fn answer(stream: TcpStream, mode: &Mutex<Mode>, lists: &AtomicUsize) -> std::io
         );
         (&stream).write_all((head + &body).as_bytes())?;
     }
+}
+
+/// A pod with a proxy that was not injected: an Event says so.
+fn left_alone(number: u32) -> Value {
+    let name = format!("left-{number}");
+    let metadata = json!({ "namespace": "shop", "name": name, "uid": format!("0-{number}") });
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
+        "spec": { "containers": [{ "name": "istio-proxy" }] },
+    })
+}
+
+/// Events that cannot be written, each of which is tried several times, are one line.
+#[test]
+fn events_that_cannot_be_written() -> anyhow::Result<()> {
+    require_root!();
+    let (bpffs, home, server) = (Bpffs::new()?, Home::new()?, ApiServer::new(Mode::LeftAlone)?);
+    let agent = server.agent(&bpffs, &home)?;
+    // The list, and each Event twice.
+    let asked = || (server.lists.load(Ordering::Relaxed) >= 7).then_some(());
+    retry::until("events to be tried again", asked).with_context(|| agent.log())?;
+    agent.wait_for(0, "events cannot be written")?;
+    assert_eq!(lines(&agent, "cannot be written"), 1, "{}", agent.log());
+    Ok(())
 }
 
 /// Attempts are further and further apart, and one line tells of them.
@@ -355,40 +377,4 @@ fn an_api_server_that_does_not_answer() -> anyhow::Result<()> {
         "{event:#}"
     );
     until_ready(&agent, true).map(drop)
-}
-
-/// The bpffs is unmounted under the agent, and another one mounted in its place: it is not ready meanwhile, what is captured
-/// stays so, and is carried over, so that it outlives the agent.
-#[test]
-fn the_bpffs_is_mounted_again() -> anyhow::Result<()> {
-    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
-    assert_eq!(node.call("ADD").succeed()?, PREVIOUS);
-    let (_outside, _proxy) = (node.world.serve_outside(everywhere(&[SERVED]))?, node.proxy()?);
-    let app = node.app()?;
-    let to_proxy = || -> anyhow::Result<()> {
-        let load = app.load(&Load::services(20))?;
-        ensure!(load.reached == [("proxy:15001".to_owned(), 20)].into(), "{load:?}");
-        Ok(())
-    };
-    let path = node.bpffs.path();
-    unmount(path, UnmountFlags::DETACH)?;
-    let why = until_ready(&node.agent, false)?;
-    assert!(why.contains("has been unmounted") && why.contains("mount -t bpf bpf"), "{why}");
-    to_proxy()?;
-    mount("bpf", path, "bpf", MountFlags::empty(), None)?;
-    until_ready(&node.agent, true)?;
-    until_active(&node.bpffs, &node.agent, &node.id.instance(), true)?;
-    assert_eq!(node.call("CHECK").succeed()?, "");
-    // A directory of somebody else's is as good as none.
-    let instances = path.join("redirector");
-    std::os::unix::fs::chown(&instances, Some(1000), None)?;
-    node.agent.signal(rustix::process::Signal::HUP)?;
-    assert!(until_ready(&node.agent, false)?.contains("who is not trusted"));
-    std::os::unix::fs::chown(&instances, Some(0), None)?;
-    until_ready(&node.agent, true)?;
-    node.agent.kill()?;
-    to_proxy()?;
-    node.bpffs.run(&["detach", &node.id.instance()])?.expect(exit::OK)?;
-    assert_eq!(links_of(node.world.pod())?, [0, 0]);
-    Ok(())
 }

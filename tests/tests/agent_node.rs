@@ -1,16 +1,19 @@
 //! The agent on nodes that are not as it would like them.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use redirector_tests::harness::kubelet::{Call, Id, Kubelet, NodeWithPod};
+use redirector_tests::harness::kubelet::{Call, Id, Kubelet, NodeWithPod, PREVIOUS};
 use redirector_tests::harness::prelude::*;
-use redirector_tests::harness::product::agent::{Agent, Home, target, until_active, until_registered};
+use redirector_tests::harness::product::agent::{
+    Agent, Home, target, until_active, until_ready, until_registered,
+};
 use redirector_tests::harness::product::objects::{detach_link, set_layout};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -339,4 +342,42 @@ fn a_pod_with_a_fault_is_named() -> anyhow::Result<()> {
     named(1.0)?;
     drop(stray);
     named(0.0)
+}
+
+/// The bpffs is unmounted under the agent, and another one mounted in its place: it is not ready meanwhile, what is captured
+/// stays so, and is carried over, so that it outlives the agent.
+#[test]
+fn the_bpffs_is_mounted_again() -> anyhow::Result<()> {
+    let Some(node) = NodeWithPod::new(&[])? else { return Ok(()) };
+    assert_eq!(node.call("ADD").succeed()?, PREVIOUS);
+    let (_outside, _proxy) = (node.world.serve_outside(everywhere(&[SERVED]))?, node.proxy()?);
+    let app = node.app()?;
+    let to_proxy = || -> anyhow::Result<()> {
+        let load = app.load(&Load::services(20))?;
+        anyhow::ensure!(load.reached == [("proxy:15001".to_owned(), 20)].into(), "{load:?}");
+        Ok(())
+    };
+    let path = node.bpffs.path();
+    unmount(path, UnmountFlags::DETACH)?;
+    let why = until_ready(&node.agent, false)?;
+    assert!(why.contains("has been unmounted") && why.contains("mount -t bpf bpf"), "{why}");
+    assert_eq!(node.call("STATUS").fail()?.0, 50);
+    to_proxy()?;
+    mount("bpf", path, "bpf", MountFlags::empty(), None)?;
+    until_ready(&node.agent, true)?;
+    until_active(&node.bpffs, &node.agent, &node.id.instance(), true)?;
+    assert_eq!(node.call("CHECK").succeed()?, "");
+    assert_eq!(node.call("STATUS").succeed()?, "");
+    // A directory of somebody else's is as good as none.
+    let instances = path.join("redirector");
+    chown(&instances, Some(1000), None)?;
+    node.agent.signal(Signal::HUP)?;
+    assert!(until_ready(&node.agent, false)?.contains("who is not trusted"));
+    chown(&instances, Some(0), None)?;
+    until_ready(&node.agent, true)?;
+    node.agent.kill()?;
+    to_proxy()?;
+    node.bpffs.run(&["detach", &node.id.instance()])?.expect(exit::OK)?;
+    assert_eq!(links_of(node.world.pod())?, [0, 0]);
+    Ok(())
 }

@@ -61,8 +61,8 @@ impl CniServer {
             Operation::Gc => self.gc(),
             // Only what makes the next ADD fail on this node counts: a runtime that gets an error here makes the node
             // NotReady, and its pods are evicted.
-            Operation::Status => match take_inventory(&self.executor.root) {
-                Ok(_) => Reply::Done { instance: None },
+            Operation::Status => match self.can_attach() {
+                Ok(()) => Reply::Done { instance: None },
                 Err(e) => failed(code::NOT_AVAILABLE, e.advice()),
             },
             Operation::Ready => match self.health.ready() {
@@ -95,6 +95,11 @@ impl CniServer {
         };
         self.executor.metrics.cni(operation, outcome);
         reply
+    }
+
+    fn can_attach(&self) -> Result<()> {
+        self.executor.root.require()?;
+        take_inventory(&self.executor.root).map(drop)
     }
 
     /// Whether a failure has not been reported yet. The runtime repeats a failed ADD by itself.

@@ -31,7 +31,8 @@ pub struct HeldLock {
 pub async fn lock(health: &Health, run_dir: &Path, bpffs: &Path, standby: &Standby) -> Result<HeldLock> {
     make_private(run_dir)?;
     let file = open(run_dir, LOCK)?;
-    let mount = File::open(bpffs).context(|| format!("open {}", bpffs.display()))?;
+    let open_bpffs = || File::open(bpffs).context(|| format!("open {}", bpffs.display()));
+    let mut mount = open_bpffs()?;
     let (mut checked, mut seen): (Option<Instant>, _) = (None, None);
     while !(try_lock(&file)? && try_lock(&mount)?) {
         if checked.is_none() {
@@ -47,6 +48,8 @@ pub async fn lock(health: &Health, run_dir: &Path, bpffs: &Path, standby: &Stand
             false => None,
         };
         tokio::time::sleep(POLL_INTERVAL).await;
+        // Another one may have been mounted, to which the working agent has moved on.
+        mount = open_bpffs()?;
     }
     health.standby(None);
     Ok(HeldLock { bpffs: Mutex::new(Arc::new(mount)), run_dir: Mutex::new(file) })

@@ -37,9 +37,6 @@ pub async fn watch(lock: Arc<HeldLock>, bpffs: PathBuf, wake: Arc<Notify>) {
 /// If there is no bpffs now. What is captured stays so until the agent ends.
 pub fn carry_over(lock: &HeldLock, root: &Directory) -> Result<Vec<String>> {
     let bpffs = root.dir().parent().unwrap_or(Path::new("/"));
-    if lock.is_of(bpffs) {
-        return Ok(Vec::new());
-    }
     let shown = bpffs.display();
     root.require().map_err(|_| {
         Error::failed(format!(
@@ -49,6 +46,9 @@ pub fn carry_over(lock: &HeldLock, root: &Directory) -> Result<Vec<String>> {
             "mount one there again (mount -t bpf bpf {shown}): the agent carries the instances over"
         ))
     })?;
+    if lock.is_of(bpffs) {
+        return Ok(Vec::new());
+    }
     let old = PathBuf::from(format!("/proc/self/fd/{}", lock.bpffs().as_raw_fd())).join("redirector");
     let mut carried = Vec::new();
     lock.move_to(bpffs, || {

@@ -1,5 +1,6 @@
 //! Whether the proxy's own connections are known as the proxy's: if not, they come back to it.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use redirector_common::rule::{Outcome, Verdict};
@@ -67,27 +68,35 @@ pub(super) fn judge(
     listeners: &[Vec<Owner>],
 ) -> Vec<Finding> {
     let Some(to) = captured_destination(policy, in_force, routes) else { return Vec::new() };
-    let mut findings: Vec<Finding> = Vec::new();
+    // One process has several listeners.
+    let mut ports_of: Vec<(Owner, BTreeSet<u16>)> = Vec::new();
     for owners in listeners {
         if owners.is_empty() || owners.iter().any(|owner| !is_captured(policy, in_force, to, Some(owner))) {
             continue;
         }
-        let finding = looping(policy, &owners[0]);
-        let same = |other: &Finding| other.what == finding.what;
-        if !findings.iter().any(same) {
-            findings.push(finding);
+        let same = |(other, _): &&mut (Owner, BTreeSet<u16>)| {
+            *other == Owner { port: other.port, ..owners[0].clone() }
+        };
+        match ports_of.iter_mut().find(same) {
+            Some((_, ports)) => drop(ports.insert(owners[0].port)),
+            None => ports_of.push((owners[0].clone(), BTreeSet::from([owners[0].port]))),
         }
     }
-    findings
+    ports_of.iter().map(|(owner, ports)| looping(policy, owner, ports)).collect()
 }
 
-fn looping(policy: &Policy, owner: &Owner) -> Finding {
+fn looping(policy: &Policy, owner: &Owner, ports: &BTreeSet<u16>) -> Finding {
     let list = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let known = match (&policy.proxy_cgroup, policy.proxy_uids.as_slice()) {
         (Some(cgroup), _) => format!("the proxy's cgroup is {}", cgroup.display()),
         (None, []) => "the policy names no user of the proxy".into(),
         (None, [uid]) => format!("the proxy's user is {uid}"),
         (None, uids) => format!("the proxy's users are {}", list(uids)),
+    };
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    let ports = match ports.as_slice() {
+        [port] => format!("port {port} belongs"),
+        ports => format!("ports {} belong", ports.join(" and ")),
     };
     let whose = owner.told.as_ref().map(|told| format!(" ({told})")).unwrap_or_default();
     // Its group is not known, and may be the proxy's.
@@ -96,7 +105,7 @@ fn looping(policy: &Policy, owner: &Owner) -> Finding {
     Finding::new(
         level,
         "proxy_user",
-        format!("port {} belongs to uid {}{whose}, and {known}", owner.port, owner.uid),
+        format!("{ports} to uid {}{whose}, and {known}", owner.uid),
         "the proxy's own connections are captured and loop",
         format!(
             "run the proxy as the user that the policy names, or attach with -u {} -g {}",
@@ -153,6 +162,13 @@ mod tests {
         assert_eq!(
             found[0].what,
             "port 15001 belongs to uid 2000 (pid 7 envoy), and the proxy's user is 1337"
+        );
+        let inbound = Owner { port: 15006, ..owner(2000, Some(2000)) };
+        let found = judge(&sidecar, &offline, &[], &[vec![owner(2000, Some(2000))], vec![inbound]]);
+        assert_eq!(found.len(), 1);
+        assert!(
+            found[0].what.starts_with("ports 15001 and 15006 belong to uid 2000 (pid 7 envoy)"),
+            "{found:?}"
         );
     }
 

@@ -79,6 +79,8 @@ pub struct ApiSource {
     runtime: Handle,
     recorder: Recorder,
     allowance: Mutex<Allowance>,
+    /// Why the last Event could not be written: it is logged once.
+    unwritten: Arc<Mutex<Option<String>>>,
     /// None until the first list is complete.
     pods: Mutex<Option<Pods>>,
 }
@@ -121,6 +123,7 @@ impl ApiSource {
             node: node.to_owned(),
             runtime: Handle::current(),
             allowance: Mutex::default(),
+            unwritten: Arc::default(),
             pods: Mutex::new(None),
         })
     }
@@ -191,23 +194,35 @@ impl ApiSource {
             uid: Some(about.api_uid.clone()),
             ..ObjectReference::default()
         };
-        let recorder = self.recorder.clone();
+        let (recorder, unwritten) = (self.recorder.clone(), Arc::clone(&self.unwritten));
         self.runtime.spawn(async move {
             for pause in EVENT_RETRY_PAUSES {
                 tokio::time::sleep(pause).await;
-                match tokio::time::timeout(ANSWER_TIMEOUT, recorder.publish(&event, &pod)).await {
-                    Ok(Ok(())) => return,
-                    // Another attempt would fail alike: the namespace ends, or the role lacks the verb.
-                    Ok(Err(kube::Error::Api(e))) if (400..500).contains(&e.code) && e.code != 429 => {
-                        tracing::warn!("an event could not be written: {}", e.message);
+                let why = match tokio::time::timeout(ANSWER_TIMEOUT, recorder.publish(&event, &pod)).await {
+                    Ok(Ok(())) => {
+                        *lock(&unwritten) = None;
                         return;
                     }
-                    Ok(Err(e)) => tracing::warn!("an event could not be written: {}", said(&e)),
-                    Err(_) => tracing::warn!("an event could not be written: no answer"),
-                }
+                    // Another attempt would fail alike: the namespace ends, or the role lacks the verb.
+                    Ok(Err(kube::Error::Api(e))) if (400..500).contains(&e.code) && e.code != 429 => {
+                        tell_once(&unwritten, e.message);
+                        return;
+                    }
+                    Ok(Err(e)) => said(&e),
+                    Err(_) => "no answer".to_owned(),
+                };
+                tell_once(&unwritten, why);
             }
         });
         true
+    }
+}
+
+fn tell_once(unwritten: &Mutex<Option<String>>, why: String) {
+    let mut told = lock(unwritten);
+    if told.as_ref() != Some(&why) {
+        tracing::warn!("events cannot be written: {why}");
+        *told = Some(why);
     }
 }
 

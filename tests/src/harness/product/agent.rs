@@ -199,6 +199,13 @@ impl Agent {
     }
 }
 
+/// Waits until `/readyz` says so; its text.
+pub fn until_ready(agent: &Agent, ready: bool) -> anyhow::Result<String> {
+    let is = || agent.get("/readyz").ok().filter(|(status, _)| (*status == 200) == ready);
+    let (_, text) = retry::until("/readyz", is).with_context(|| agent.log())?;
+    Ok(text)
+}
+
 /// Waits until an instance is (or is not) in force.
 pub fn until_active(bpffs: &Bpffs, agent: &Agent, name: &str, active: bool) -> anyhow::Result<()> {
     let is =
