@@ -9,20 +9,22 @@ use redirector_common::Addr;
 use redirector_common::abi::{Destination, OriginalDst, Sequence, VirtualRange, may_be_virtual};
 use redirector_common::rule::Counter;
 
-use crate::maps::{ActivePolicy, DESTINATIONS, META, ORIGINAL_DST, SEQUENCE, count};
+use crate::active_policy::ActivePolicy;
+use crate::instance::Instance;
+use crate::maps::{DESTINATIONS, ORIGINAL_DST, SEQUENCE, count};
 use crate::verifier::opaque;
 
 /// The sequence may come to addresses that have a meaning: an application has connected there by itself, or another CPU
 /// has been quicker.
 const ATTEMPTS: u32 = 4;
-const EEXIST: i32 = -17;
+const EEXIST: i64 = -17;
 
 /// The address of an original destination. None if it has none and cannot get one: the quota is used up.
 #[inline(always)]
 pub fn give(active: &ActivePolicy, wanted: &Destination) -> Option<Addr> {
-    let addr = opaque(match find(wanted) {
+    let addr = opaque(match find(active.instance, wanted) {
         Some(addr) => addr,
-        None => give_new(wanted, active.policy.destinations),
+        None => give_new(active, wanted),
     });
     if addr == NONE { None } else { Some(Addr::v4(addr)) }
 }
@@ -30,21 +32,24 @@ pub fn give(active: &ActivePolicy, wanted: &Destination) -> Option<Addr> {
 const NONE: u32 = 0;
 
 #[inline(always)]
-fn find(wanted: &Destination) -> Option<u32> {
+fn find(instance: Instance, wanted: &Destination) -> Option<u32> {
     // SAFETY: values are written once, by insert.
-    unsafe { DESTINATIONS.get(wanted).copied() }
+    DESTINATIONS.get(instance, wanted).map(|addr| unsafe { *addr.as_ptr() })
 }
 
-/// A meaning is written once (BPF_NOEXIST) and never removed. A function of its own: the connect hooks have no stack
-/// left for it.
+/// A meaning is written once (BPF_NOEXIST) and never removed.
 #[inline(always)]
-fn give_new(wanted: &Destination, quota: u32) -> u32 {
-    let (Some(sequence), Some(range)) = (sequence(), range()) else { return NONE };
+fn give_new(active: &ActivePolicy, wanted: &Destination) -> u32 {
+    let instance = active.instance;
+    let (Some(sequence), Some(range)) = (sequence(instance), range(instance)) else { return NONE };
+    let (Some(meanings), Some(known)) = (ORIGINAL_DST.of(instance), DESTINATIONS.of(instance)) else {
+        return NONE;
+    };
     // SAFETY: an element of an array map.
     let (next, given) = unsafe { (&raw mut (*sequence).destination, &raw mut (*sequence).given) };
     // SAFETY: its fields; other CPUs write them.
     let read = |field: *mut u64| unsafe { core::ptr::read_volatile(field) };
-    if read(given) >= u64::from(quota) {
+    if read(given) >= u64::from(active.policy.destinations) {
         return NONE;
     }
     let meaning = wanted.meaning();
@@ -53,13 +58,14 @@ fn give_new(wanted: &Destination, quota: u32) -> u32 {
         attempt += 1;
         let addr = range.address(read(next) as u32);
         add_one(next);
-        match ORIGINAL_DST.insert(&addr, &meaning, BPF_NOEXIST as u64) {
+        match meanings.insert(&addr, &meaning, BPF_NOEXIST.into()) {
             Ok(()) => {
                 add_one(given);
-                count(Counter::DestinationsGiven);
+                count(instance, Counter::DestinationsGiven);
                 // Another CPU may have given it an address meanwhile. Both mean the same; one is enough.
-                let known = DESTINATIONS.insert(wanted, addr.v4_be(), BPF_NOEXIST as u64).is_err();
-                return if known { find(wanted).unwrap_or(addr.v4_be()) } else { addr.v4_be() };
+                let addr = addr.v4_be();
+                let is_known = known.insert(wanted, &addr, BPF_NOEXIST.into()).is_err();
+                return if is_known { find(instance, wanted).unwrap_or(addr) } else { addr };
             }
             Err(EEXIST) => {}
             Err(_) => return NONE,
@@ -70,13 +76,14 @@ fn give_new(wanted: &Destination, quota: u32) -> u32 {
 
 /// An application connects to an address of the range by itself: if it has no meaning yet, it keeps its own.
 #[inline(always)]
-pub fn keep(addr: &Addr) {
+pub fn keep(instance: Instance, addr: &Addr) {
     // Not constant zeroes: LLVM would call memset.
     let (none, rule) = opaque((0_u16, 0_u32));
     let itself =
         OriginalDst { addr: *addr, port: none, verdict: none, rule, proxy_port: none, source_bound: none };
-    if ORIGINAL_DST.insert(addr, &itself, BPF_NOEXIST as u64).is_ok()
-        && let Some(sequence) = sequence()
+    let Some(meanings) = ORIGINAL_DST.of(instance) else { return };
+    if meanings.insert(addr, &itself, BPF_NOEXIST.into()).is_ok()
+        && let Some(sequence) = sequence(instance)
     {
         // SAFETY: an element of an array map.
         add_one(unsafe { &raw mut (*sequence).given });
@@ -85,52 +92,43 @@ pub fn keep(addr: &Addr) {
 
 /// What an address stands for, whatever the port.
 #[inline(always)]
-pub fn meaning(addr: &Addr) -> Option<&'static OriginalDst> {
+pub fn meaning(instance: Instance, addr: &Addr) -> Option<&'static OriginalDst> {
     if !may_be_virtual(addr) {
         return None;
     }
     // SAFETY: values are written once, by insert, and never removed.
-    unsafe { ORIGINAL_DST.get(addr).map(|o| &*core::ptr::from_ref(o)) }
+    ORIGINAL_DST.get(instance, addr).map(|original| unsafe { &*original.as_ptr() })
 }
 
 /// What an address and a port stand for.
 #[inline(always)]
-pub fn original(addr: &Addr, port: u16) -> Option<&'static OriginalDst> {
-    meaning(addr).filter(|original| original.proxy_port == port && port != 0)
+pub fn original(instance: Instance, addr: &Addr, port: u16) -> Option<&'static OriginalDst> {
+    meaning(instance, addr).filter(|original| original.proxy_port == port && port != 0)
 }
 
 /// Whether an instance may give this address to a destination or a connection.
 #[inline(always)]
-pub fn is_given(addr: &Addr) -> bool {
-    may_be_virtual(addr)
-        && META.get_ptr(0).is_some_and(|meta| {
-            // SAFETY: an element of an array map; both are written before the instance is activated.
-            let (destinations, connections) = unsafe { ((*meta).destinations, (*meta).connections) };
-            destinations.holds(addr) || connections.holds(addr)
-        })
+pub fn is_given(instance: Instance, addr: &Addr) -> bool {
+    may_be_virtual(addr) && (instance.destinations().holds(addr) || instance.connections().holds(addr))
 }
 
 /// Whether an instance may give this address to a destination.
 #[inline(always)]
-pub fn is_for_destinations(addr: &Addr) -> bool {
-    range().is_some_and(|range| range.holds(addr))
+pub fn is_for_destinations(instance: Instance, addr: &Addr) -> bool {
+    range(instance).is_some_and(|range| range.holds(addr))
 }
 
 #[inline(always)]
-fn range() -> Option<VirtualRange> {
-    let meta = META.get_ptr(0)?;
-    // SAFETY: as in `is_given`.
-    let range = unsafe { (*meta).destinations };
+fn range(instance: Instance) -> Option<VirtualRange> {
+    let range = instance.destinations();
     if range.is_none() { None } else { Some(range) }
 }
 
 /// The next address for a single connection; None where the instance has none.
 #[inline(always)]
-pub fn next_for_connection() -> Option<Addr> {
-    let meta = META.get_ptr(0)?;
-    // SAFETY: as in `is_given`.
-    let range = unsafe { (*meta).connections };
-    let sequence = sequence()?;
+pub fn next_for_connection(instance: Instance) -> Option<Addr> {
+    let range = instance.connections();
+    let sequence = sequence(instance)?;
     // SAFETY: an element of an array map.
     let next = unsafe { &raw mut (*sequence).connection };
     // SAFETY: the same. Two CPUs may read the same number; the kernel tells their connections by the ports.
@@ -140,8 +138,8 @@ pub fn next_for_connection() -> Option<Addr> {
 }
 
 #[inline(always)]
-fn sequence() -> Option<*mut Sequence> {
-    SEQUENCE.get_ptr_mut(0)
+fn sequence(instance: Instance) -> Option<*mut Sequence> {
+    SEQUENCE.get(instance, &0).map(core::ptr::NonNull::as_ptr)
 }
 
 /// BPF_XADD, which every kernel has (BPF_FETCH is of 5.12).

@@ -11,40 +11,46 @@ use redirector_common::Addr;
 use redirector_common::abi::{LISTENER_SLOTS, LOOPBACK_IFINDEX, ListenerRole, SockKind, flag};
 use redirector_common::rule::Counter;
 
+use crate::active_policy::ActivePolicy;
 use crate::ctx::{AF_INET6, Family, Lookup, Ops, Sock};
-use crate::maps::{self, ActivePolicy, LISTENERS, count};
+use crate::instance::Instance;
+use crate::maps::{LISTENERS, MapOf};
+use crate::socket_state;
 use crate::verifier::{is_zero, opaque};
-use crate::{netns, socket_state};
+
+/// Where listeners are registered.
+type Registry = MapOf<u32, u64>;
 
 /// listen(): if it is on a port of the proxy, register the socket.
 #[inline(always)]
 pub fn register(ops: &Ops) {
     // Also while the instance is being made: user space has looked for older listeners, or will.
-    let Some(active) = maps::active_or_next() else { return };
+    let Some(active) = Instance::of_ops(ops).and_then(Instance::active_or_next) else { return };
     let Some(sk) = ops.sock() else { return };
     let (address, port) = (ops.local(), ops.local_port());
     let role = ListenerRole::of_port(active.policy, port);
     // A client may have become a listener, whose state the accepted sockets inherit.
-    if let Some(state) = socket_state::get(sk) {
+    if let Some(state) = socket_state::get(sk, active.instance) {
         state.kind = SockKind::NONE;
     }
     let Some(role) = role else { return };
     // REDIRECT never sends to another loopback address.
-    if address.is_loopback() && !address.is_localhost() || !netns::is_ours_in_sockops(ops) {
+    if address.is_loopback() && !address.is_localhost() {
         return;
     }
     // Of what comes over lo the address tells, or a flow: the sockets that are accepted need no state of their listener.
     let from_network = role.takes_from_network(active.policy) || active.has(flag::HAS_VIRTUAL_INTERFACES);
-    if from_network && let Some(state) = socket_state::get_or_create(sk) {
+    if from_network && let Some(state) = socket_state::get_or_create(sk, active.instance) {
         state.kind = SockKind::LISTENER;
         state.verdict = role as u16;
         state.proxy_port = port;
     }
+    let Some(registry) = LISTENERS.of(active.instance) else { return };
     let first = role.first_element(active.slot, ops.family() == AF_INET6);
     let mut n = 0;
     while n < LISTENER_SLOTS {
         // Or LLVM would count the element instead, whose bounds the verifier does not know.
-        if put(ops, first + black_box(n), BPF_NOEXIST) {
+        if put(ops, registry, first + black_box(n), BPF_NOEXIST) {
             return;
         }
         n += 1;
@@ -52,16 +58,16 @@ pub fn register(ops: &Ops) {
     // All are taken: of a reload the newest are those that stay.
     // SAFETY: a helper without arguments.
     let any = unsafe { bpf_get_prandom_u32() } % LISTENER_SLOTS;
-    if !put(ops, first + any, BPF_ANY) {
-        count(Counter::ListenerNotRegistered);
+    if !put(ops, registry, first + any, BPF_ANY) {
+        active.count(Counter::ListenerNotRegistered);
     }
 }
 
 #[inline(always)]
-fn put(ops: &Ops, mut element: u32, flags: u32) -> bool {
+fn put(ops: &Ops, registry: Registry, mut element: u32, flags: u32) -> bool {
     let key = &raw mut element;
     // SAFETY: the context of this run, a map, a key. An element empties by itself when its socket closes.
-    unsafe { bpf_sock_map_update(ops.raw(), LISTENERS.raw(), key.cast(), flags.into()) == 0 }
+    unsafe { bpf_sock_map_update(ops.raw(), registry.raw(), key.cast(), flags.into()) == 0 }
 }
 
 /// Where REDIRECT would send a connection.
@@ -84,6 +90,7 @@ impl RedirectedTo {
 #[inline(always)]
 pub fn assign(ctx: &Lookup, active: &ActivePolicy, role: u32, to: &RedirectedTo) -> bool {
     let Some(first) = first_element(active, role) else { return false };
+    let Some(registry) = LISTENERS.of(active.instance) else { return false };
     let first = opaque(first);
     // A branch: with one less, the verifier of 6.1 merges no paths any more, and comes to its million instructions.
     let ipv4 = ctx.family() != AF_INET6;
@@ -93,7 +100,9 @@ pub fn assign(ctx: &Lookup, active: &ActivePolicy, role: u32, to: &RedirectedTo)
         let element = first + black_box(n);
         n += 1;
         // In turn, so that a registry of dual-stack listeners alone is not searched to its end.
-        if ipv4 && give(ctx, element, Family::V4, to) || give(ctx, element + LISTENER_SLOTS, Family::V6, to) {
+        if ipv4 && give(ctx, registry, element, Family::V4, to)
+            || give(ctx, registry, element + LISTENER_SLOTS, Family::V6, to)
+        {
             return true;
         }
     }
@@ -102,8 +111,8 @@ pub fn assign(ctx: &Lookup, active: &ActivePolicy, role: u32, to: &RedirectedTo)
 
 /// Gives the connection to the listener in an element, if it can take it.
 #[inline(always)]
-fn give(ctx: &Lookup, element: u32, family: Family, to: &RedirectedTo) -> bool {
-    let Some(sk) = get(element) else { return false };
+fn give(ctx: &Lookup, registry: Registry, element: u32, family: Family, to: &RedirectedTo) -> bool {
+    let Some(sk) = get(registry, element) else { return false };
     let given = can_take(sk, family, to)
         // SAFETY: helper of sk_lookup programs; EAFNOSUPPORT for a v6only socket and IPv4.
         && unsafe { bpf_sk_assign(ctx.raw(), sk.0.cast(), 0) } == 0;
@@ -115,14 +124,16 @@ fn give(ctx: &Lookup, element: u32, family: Family, to: &RedirectedTo) -> bool {
 #[inline(always)]
 pub fn is_registered(active: &ActivePolicy, role: u32, dst: &Addr) -> bool {
     let Some(first) = first_element(active, role) else { return false };
+    let Some(registry) = LISTENERS.of(active.instance) else { return false };
     let first = opaque(first);
     let to = &RedirectedTo::localhost(dst);
-    dst.is_v4() && is_usable(first, Family::V4, to) || is_usable(first + LISTENER_SLOTS, Family::V6, to)
+    dst.is_v4() && is_usable(registry, first, Family::V4, to)
+        || is_usable(registry, first + LISTENER_SLOTS, Family::V6, to)
 }
 
 #[inline(always)]
-fn is_usable(element: u32, family: Family, to: &RedirectedTo) -> bool {
-    let Some(sk) = get(element) else { return false };
+fn is_usable(registry: Registry, element: u32, family: Family, to: &RedirectedTo) -> bool {
+    let Some(sk) = get(registry, element) else { return false };
     let usable = can_take(sk, family, to);
     release(sk);
     usable
@@ -153,9 +164,9 @@ fn can_take(sk: Sock, family: Family, to: &RedirectedTo) -> bool {
 
 /// The listener in an element, with a reference that must be released.
 #[inline(always)]
-fn get(element: u32) -> Option<Sock> {
-    // SAFETY: a sockmap lookup; the map is a static definition.
-    let sk = unsafe { bpf_map_lookup_elem(LISTENERS.raw(), (&raw const element).cast()) };
+fn get(registry: Registry, element: u32) -> Option<Sock> {
+    // SAFETY: a sockmap lookup.
+    let sk = unsafe { bpf_map_lookup_elem(registry.raw(), (&raw const element).cast()) };
     if sk.is_null() { None } else { Some(Sock(sk.cast())) }
 }
 

@@ -5,12 +5,13 @@
 #![allow(missing_docs, reason = "entry points, each with its hook; the macros repeat them")]
 #![expect(internal_features, reason = "an atomic add: see maps::add_live")]
 
+mod active_policy;
 mod ctx;
 mod destinations;
 mod hooks;
+mod instance;
 mod listeners;
 mod maps;
-mod netns;
 mod socket_owner;
 mod socket_state;
 mod source_address;

@@ -4,14 +4,15 @@ use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use redirector_common::abi::flag;
 use redirector_common::routing::Owner;
 
+use crate::active_policy::ActivePolicy;
 use crate::ctx::Sock;
-use crate::maps::{ActivePolicy, constant};
+use crate::maps::constant;
 use crate::verifier::opaque;
 
 #[inline(always)]
 pub fn of(sk: Sock, active: &ActivePolicy) -> Owner {
     let (uid, gid) = opaque(credentials(sk));
-    let proxy = opaque(active.has(flag::PROXY_CGROUP) && is_in_cgroup(sk, active.policy.proxy_cgroup));
+    let proxy = opaque(active.has(flag::PROXY_CGROUP) && is_in_cgroup(sk, active));
     Owner { uid, gid, proxy, mark: sk.mark() }
 }
 
@@ -45,7 +46,9 @@ const DEPTH: u32 = 16;
 /// Whether the socket was created in this cgroup or below, as netfilter's `cgroup` match with
 /// `--path` sees it (`cgroup_mt_v2` in net/netfilter/xt_cgroup.c). The cgroup is below that of the instance.
 #[inline(always)]
-fn is_in_cgroup(sk: Sock, proxy: u64) -> bool {
+fn is_in_cgroup(sk: Sock, active: &ActivePolicy) -> bool {
+    let proxy = active.policy.proxy_cgroup;
+    let own = active.instance.cgroup_id();
     let mut cgroup: u64 = read(address_of(sk).wrapping_add(constant!(sock_cgroup) as u64));
     for _ in 0..DEPTH {
         if cgroup == 0 {
@@ -56,7 +59,7 @@ fn is_in_cgroup(sk: Sock, proxy: u64) -> bool {
         if id == proxy {
             return true;
         }
-        if id == constant!(cgroup_id) {
+        if id == own {
             return false;
         }
         cgroup = read(cgroup.wrapping_add(constant!(cgroup_parent) as u64));

@@ -4,9 +4,10 @@ use core::ptr::{NonNull, null_mut};
 
 use aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
-use redirector_common::abi::SockState;
+use redirector_common::abi::{SockKind, SockState};
 
 use crate::ctx::Sock;
+use crate::instance::Instance;
 use crate::maps::SOCKETS;
 
 #[inline(always)]
@@ -18,14 +19,28 @@ fn lookup(sk: Sock, flags: u64) -> Option<&'static mut SockState> {
     NonNull::new(state.cast::<SockState>()).map(|mut p| unsafe { p.as_mut() })
 }
 
-/// The socket's state if it has any.
+/// Whether a socket has a state, of whichever instance: most have none.
 #[inline(always)]
-pub fn get(sk: Sock) -> Option<&'static mut SockState> {
-    lookup(sk, 0)
+pub fn has_any(sk: Sock) -> bool {
+    lookup(sk, 0).is_some()
+}
+
+/// The socket's state if it has any. What an instance before this one has left counts for nothing.
+#[inline(always)]
+pub fn get(sk: Sock, instance: Instance) -> Option<&'static mut SockState> {
+    lookup(sk, 0).filter(|state| state.instance == instance.generation())
 }
 
 /// The socket's state, zeroed if it is new; None without memory.
 #[inline(always)]
-pub fn get_or_create(sk: Sock) -> Option<&'static mut SockState> {
-    lookup(sk, BPF_SK_STORAGE_GET_F_CREATE as u64)
+pub fn get_or_create(sk: Sock, instance: Instance) -> Option<&'static mut SockState> {
+    let state = lookup(sk, BPF_SK_STORAGE_GET_F_CREATE as u64)?;
+    if state.instance != instance.generation() {
+        state.kind = SockKind::NONE;
+        state.bound_by_us = 0;
+        state.pending = 0;
+        state.orig_port = 0;
+        state.instance = instance.generation();
+    }
+    Some(state)
 }

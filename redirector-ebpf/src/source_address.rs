@@ -6,7 +6,8 @@ use redirector_common::abi::SockState;
 use redirector_common::rule::Counter;
 
 use crate::ctx::{Family, Sock, SockAddr};
-use crate::maps::count;
+use crate::hooks::outbound::Outbound;
+use crate::instance::Instance;
 use crate::{destinations, socket_state};
 
 /// What the application has bound before connect().
@@ -24,21 +25,21 @@ impl Bound {
     /// Of a socket that connects, if `connects`. For a connection to a virtual destination nothing is stored; the address
     /// that an earlier connect() has left in the socket tells who has bound its source.
     #[inline(always)]
-    pub fn of(ctx: &SockAddr, sk: Sock, connects: bool) -> Self {
+    pub fn of(ctx: &SockAddr, sk: Sock, instance: Instance, connects: bool) -> Self {
         let (addr, port) = (sk.local_of(ctx.family), sk.local_port());
         // We bind only addresses: with a port, the address is the application's too.
-        let ours = connects && port == 0 && !addr.is_unspecified() && is_bound_by_us(sk);
+        let ours = connects && port == 0 && !addr.is_unspecified() && is_bound_by_us(sk, instance);
         Self { addr: if ours { Addr::UNSPECIFIED } else { addr }, port, ours }
     }
 
     /// Takes our bind back, if there is one.
     #[inline(always)]
-    pub fn undo(&self, ctx: &SockAddr, sk: Sock) {
+    pub fn undo(&self, ctx: &SockAddr, sk: Sock, instance: Instance) {
         if self.ours {
             ctx.bind(&unspecified(ctx));
             // SOCK_BINDADDR_LOCK stays, and with it the kernel keeps the source address that it chooses for this
             // connection over a failed connect.
-            if let Some(state) = socket_state::get_or_create(sk) {
+            if let Some(state) = socket_state::get_or_create(sk, instance) {
                 state.bound_by_us = 1;
             }
         }
@@ -49,19 +50,20 @@ impl Bound {
 /// connection comes from, unspecified where the kernel chooses it; None: the socket has a port, and bpf_bind takes no
 /// such socket.
 #[inline(always)]
-pub fn bind(ctx: &SockAddr, sk: Sock, bound: &Bound, source: &Addr, state: &mut SockState) -> Option<Addr> {
+pub fn bind(ctx: &SockAddr, sk: Sock, o: &Outbound, state: &mut SockState) -> Option<Addr> {
+    let (bound, source) = (&o.bound, &o.source);
     if !bound.addr.is_unspecified() {
         return Some(bound.addr);
     }
     if !is_worth_binding(source) {
-        bound.undo(ctx, sk);
+        bound.undo(ctx, sk, o.active.instance);
         return Some(Addr::UNSPECIFIED);
     }
     if bound.port != 0 {
         return None;
     }
     if !ctx.bind(source) {
-        count(Counter::SourceNotBound);
+        o.active.count(Counter::SourceNotBound);
         return Some(Addr::UNSPECIFIED);
     }
     state.bound_by_us = 1;
@@ -70,9 +72,9 @@ pub fn bind(ctx: &SockAddr, sk: Sock, bound: &Bound, source: &Addr, state: &mut 
 
 /// Whether the source address of a TCP socket without a port was bound for it.
 #[inline(always)]
-pub fn is_bound_by_us(sk: Sock) -> bool {
-    destinations::meaning(&sk.peer()).is_some_and(|original| original.source_bound != 0)
-        || socket_state::get(sk).is_some_and(|state| state.bound_by_us != 0)
+pub fn is_bound_by_us(sk: Sock, instance: Instance) -> bool {
+    destinations::meaning(instance, &sk.peer()).is_some_and(|original| original.source_bound != 0)
+        || socket_state::get(sk, instance).is_some_and(|state| state.bound_by_us != 0)
 }
 
 /// A loopback address as source needs no bind: it is what the kernel chooses to the proxy.

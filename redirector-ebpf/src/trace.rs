@@ -12,6 +12,7 @@ use redirector_common::decision::Decision;
 
 use crate::ctx::{Lookup, Ops};
 use crate::destinations;
+use crate::instance::Instance;
 
 /// `connect CLIENT PORT DESTINATION PORT VERDICT RULE`
 #[inline(always)]
@@ -26,12 +27,17 @@ pub fn connecting(ops: &Ops, key: &FlowKey, state: &SockState) {
 }
 
 /// The same of a connection to a virtual destination.
+/// Whether decisions are told: a constant.
 #[inline(always)]
-pub fn connecting_virtual(ops: &Ops) {
-    if !level_enabled(Level::Debug) {
+pub fn is_wanted() -> bool {
+    level_enabled(Level::Debug)
+}
+
+pub fn connecting_virtual(ops: &Ops, instance: Instance) {
+    if !is_wanted() {
         return;
     }
-    let Some(original) = destinations::original(&ops.remote(), ops.remote_port()) else { return };
+    let Some(original) = destinations::original(instance, &ops.remote(), ops.remote_port()) else { return };
     let (client, dst) = (octets(ops.local()), octets(original.addr));
     debug!(
         ops,

@@ -98,6 +98,24 @@ impl<A: Opaque, B: Opaque> Opaque for (A, B) {
     }
 }
 
+/// A decision in one register, to be returned from a function.
+#[inline(always)]
+pub fn packed(decision: Decision) -> u64 {
+    opaque(u64::from(decision.verdict as u16) << 32 | decision.rule as u64)
+}
+
+/// What [`packed`] was given.
+#[inline(always)]
+pub fn unpacked(packed: u64) -> Decision {
+    // SAFETY: the numbers of a verdict and of a counter.
+    unsafe {
+        Decision {
+            verdict: core::mem::transmute::<u16, _>((packed >> 32) as u16),
+            rule: core::mem::transmute::<u32, _>(packed as u32),
+        }
+    }
+}
+
 impl Opaque for Decision {
     #[inline(always)]
     fn xor(self, zero: u64) -> Self {

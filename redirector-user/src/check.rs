@@ -6,11 +6,12 @@ use std::time::Instant;
 use aya::maps::MapType;
 use aya::programs::ProgramType;
 use aya::sys::{is_map_supported, is_program_supported};
+use redirector_common::abi::ProgramConstants;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::instance::directory::Directory;
-use crate::kernel::{Kernel, Subject, privileges};
+use crate::kernel::{Kernel, privileges};
 use crate::pod::cgroup;
 use crate::programs::hooks;
 use crate::programs::object::{Loaded, Maps};
@@ -181,9 +182,9 @@ fn of_kernel(kernel: &Kernel) -> Vec<Finding> {
             "nothing: before Linux 5.15 the inode number of the namespace does it",
         ),
     ];
-    // With every feature and with `--trace`: the most the verifier is ever given. The namespace is made up.
-    let constants = kernel.constants(Subject { netns_cookie: 1, netns_inode: 1, cgroup: 1 }, u32::MAX);
-    match Loaded::without_programs(&constants, Maps::New { destinations: 1, connections: 1 }, true) {
+    // With every feature and with `--trace`: the most the verifier is ever given.
+    let constants = kernel.constants(ProgramConstants::SHARED, u32::MAX);
+    match Loaded::without_programs(&constants, Maps::Unpinned, true) {
         Err(e) => list.push(finding("our programs load", false, true, "everything", &e.on_command_line())),
         Ok(mut loaded) => {
             let mut programs: Vec<Finding> = hooks::ALL

@@ -66,7 +66,7 @@ pub fn measure(instances: usize) -> anyhow::Result<NodeCost> {
         }
     }
     let all = list()?.1;
-    let last = Objects::of(&bpffs.show(&format!("pod{}", instances - 1))?)?;
+    let last = Objects::of(&bpffs, &format!("pod{}", instances - 1))?;
     let memory = runs::memory(&last)?;
     bpffs.run(&["detach", "--all"])?.expect(exit::OK)?;
     let (at_once, _) =

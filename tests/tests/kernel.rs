@@ -6,10 +6,10 @@ use redirector_tests::harness::kernel::{is_at_least, refusal};
 use redirector_tests::harness::prelude::*;
 use serde_json::Value;
 
-/// Instructions that the verifier may follow for a program with every feature. Older kernels merge fewer paths of
-/// sk_lookup's search for a listener: 121,907 on 6.1, where every other program stays below 25,000.
+/// Instructions that the verifier may follow for a program with every feature and `--trace`. The search of sk_lookup for a
+/// listener takes most: 140,562 on 6.1, 93,159 on 7.2, where every other program stays below 30,000.
 fn verifier_budget() -> u64 {
-    if is_at_least(6, 12) { 50_000 } else { 150_000 }
+    if is_at_least(6, 12) { 100_000 } else { 150_000 }
 }
 
 /// A seccomp profile that forbids bpf(2) is no older kernel.

@@ -20,7 +20,7 @@ fn the_same_again_changes_nothing() -> anyhow::Result<()> {
     assert_eq!(tested.attach(&["-o", "25,22", "-x", "10.5.0.0/16"])?.json()?["outcome"], "attached");
     assert_eq!(tested.pod().connect(SERVICE)?, captured(SERVICE));
     let before = tested.show()?;
-    let (pins, objects) = (tested.bpffs.pins()?, Objects::of(&before)?);
+    let (pins, objects) = (tested.bpffs.pins()?, Objects::of(&tested.bpffs, NAME)?);
 
     // Equal after parsing, not as written.
     for flags in [["-o", "22,25", "-x", "10.5.0.0/16"], ["-o", "25,22,22", "-x", "10.5.6.7/16"]] {
@@ -30,7 +30,7 @@ fn the_same_again_changes_nothing() -> anyhow::Result<()> {
     }
     assert_eq!(tested.show()?, before);
     assert_eq!(tested.bpffs.pins()?, pins);
-    assert_eq!(Objects::of(&before)?, objects);
+    assert_eq!(Objects::of(&tested.bpffs, NAME)?, objects);
     Ok(())
 }
 
@@ -42,7 +42,7 @@ fn another_policy_is_shown_and_counters_survive() -> anyhow::Result<()> {
     tested.attach(&[])?;
     assert_eq!(tested.pod().connect(to)?, captured(to));
     let first = tested.show()?;
-    let objects = Objects::of(&first)?;
+    let objects = Objects::of(&tested.bpffs, NAME)?;
     let rules = first["counters"].as_array().context("counters")?;
     let rule = rules.iter().find(|counter| counter["connections"] == 1).context("a rule counted it")?;
     let rule = rule["rule"].as_str().context("a name")?.to_owned();
@@ -64,7 +64,11 @@ fn another_policy_is_shown_and_counters_survive() -> anyhow::Result<()> {
     let third = tested.show()?;
     assert_eq!(third["record"], first["record"]);
     assert_eq!(counter(&third, &rule)?, 2);
-    assert_eq!(Objects::of(&third)?.links, objects.links, "links stay, or there would be a window");
+    assert_eq!(
+        Objects::of(&tested.bpffs, NAME)?.links,
+        objects.links,
+        "links stay, or there would be a window"
+    );
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 fn attach(bpffs: &Bpffs, pod: &Pod, name: &str) -> anyhow::Result<Objects> {
     bpffs.attach(pod, name, &[])?.expect(exit::OK)?;
-    Objects::of(&bpffs.show(name)?)
+    Objects::of(bpffs, name)
 }
 
 /// The instances that `detach` has detached.
@@ -32,6 +32,7 @@ fn by_whatever_names_it() -> anyhow::Result<()> {
     let (pid, netns) = (tested.fixture.app.pid().to_string(), pod.netns.file().display().to_string());
     for by in [["--name", NAME], ["--pid", &pid], ["--netns", &netns]] {
         let objects = attach(&tested.bpffs, pod, NAME)?;
+        let shared = Objects::shared(&tested.bpffs)?;
         assert!(pod.connect(SERVICE)?.starts_with("proxy:15001"));
         assert!(has_lo6(&pod.netns)?);
         let detached = detach(&tested.bpffs, &by)?;
@@ -40,6 +41,7 @@ fn by_whatever_names_it() -> anyhow::Result<()> {
         tested.bpffs.expect_empty()?;
         assert_eq!(links_of(pod)?, [0, 0], "{by:?}");
         objects.expect_gone()?;
+        shared.expect_gone()?;
         assert!(!has_lo6(&pod.netns)?);
         assert_eq!(pod.connect(SERVICE)?, "remote:8080");
 

@@ -19,7 +19,7 @@ struct Attached {
 fn attached() -> anyhow::Result<Option<(Attached, Held)>> {
     require_root!("bpftool");
     let tested = TestPod::attached(&[])?;
-    let objects = Objects::of(&tested.show()?)?;
+    let objects = Objects::of(&tested.bpffs, NAME)?;
     let held = Held::start(&tested.pod().place(APP)?, SERVICE)?;
     assert_eq!(tested.show()?["connections"], 1);
     Ok(Some((Attached { tested, objects }, held)))

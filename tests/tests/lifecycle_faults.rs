@@ -71,7 +71,8 @@ fn a_failed_attach_leaves_nothing() -> anyhow::Result<()> {
         tested.expect_nothing().with_context(|| format!("{at:?}: {run:?}"))?;
     }
     println!("no failure: {tolerated:?}");
-    ensure!(tolerated.len() < MAX_STEPS * 2 / 3, "most failures went unnoticed: {tolerated:?}");
+    // The first attach loads the programs for all: in two thirds of its calls the loader asks what the kernel can.
+    ensure!(tolerated.len() < MAX_STEPS * 5 / 6, "most failures went unnoticed: {tolerated:?}");
     retry::until("maps of failed attaches to be freed", || {
         maps_with_cookie(cookie).ok()?.is_empty().then_some(())
     })?;

@@ -77,9 +77,9 @@ fn swapped_for_a_while(tested: &TestPod) -> anyhow::Result<()> {
     tracer.wait_for(0, |line| line.contains("out_all").then_some(()))?;
     assert!(!tracer.lines().iter().any(|line| line.contains("10.99.0.1")), "{:?}", tracer.lines());
     assert_ne!(programs(tested)?, before);
+    let traced = programs(tested)?;
     let pid = rustix::process::Pid::from_raw(tracer.pid().cast_signed()).context("a pid")?;
     rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-    let traced = programs(tested)?;
     retry::until("the programs to be swapped back", || {
         assert_eq!(tested.connect().ok()?, captured(SERVICE));
         let show = tested.show().ok()?;

@@ -73,6 +73,8 @@ pub mod meta_flag {
     pub const FWMARK_REFLECT4: u32 = 1 << 9;
     /// attach changed `net.ipv6.fwmark_reflect` from 0 to 1.
     pub const FWMARK_REFLECT6: u32 = 1 << 10;
+    /// The instance shares no programs: another works at its cgroup, or above or below it.
+    pub const OWN_PROGRAMS: u32 = 1 << 11;
 }
 
 /// Bits of the mark that the classifier of a virtual interface gives TCP packets.

@@ -4,17 +4,14 @@ use bytemuck::{Pod, Zeroable};
 
 use super::VirtualRange;
 
-/// Constants of an instance, set at load time; the verifier removes what they rule out.
+/// Constants of programs, set at load time; the verifier removes what they rule out.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct ProgramConstants {
-    /// Cookie of the network namespace; sockets of another one are left alone. 0 where not every
-    /// hook can ask for a socket's (before 5.15): then `netns_inode` tells.
-    pub netns_cookie: u64,
-    /// Id of the cgroup the programs are attached to.
-    pub cgroup_id: u64,
-    /// Inode number of the network namespace.
-    pub netns_inode: u32,
+    /// The instance whose programs they are, [`Self::SHARED`] for those of many.
+    pub instance: u32,
+    /// 1 if every hook can ask for the cookie of a socket's network namespace (5.15); else its inode number tells.
+    pub has_netns_cookie: u32,
     /// Offset in bytes of `sock_common.skc_net`, with which a `sock` begins.
     pub sock_net: u32,
     /// Offset of `net.ns.inum`.
@@ -44,8 +41,22 @@ pub struct ProgramConstants {
     /// [`Policy::flags`](super::Policy::flags) that may be set while these programs run. The verifier removes the code
     /// of all other options; a policy that uses more options gets programs of its own.
     pub flags: u32,
-    /// Always 0.
-    pub _pad: u32,
+}
+
+impl ProgramConstants {
+    /// The programs look for the instance of each socket.
+    pub const SHARED: u32 = u32::MAX;
+}
+
+/// Whose sk_lookup runs on a CPU. The entry of a namespace writes it, the program that all share reads it at once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct LookedUp {
+    /// The instance.
+    pub instance: u32,
+    /// The one before it: sk_lookup for a packet may interrupt one for a question of user space (`inet_diag`), which goes on
+    /// as it was.
+    pub before: u32,
 }
 
 /// What an instance is: written once at attach, except for `active`.
@@ -72,6 +83,10 @@ pub struct Meta {
     pub destinations: VirtualRange,
     /// Addresses that are given to single connections: beyond the quota of destinations.
     pub connections: VirtualRange,
+    /// Where the programs find the instance's maps, below [`super::INSTANCES`].
+    pub index: u32,
+    /// Tells the instance from all others of the node, before and after it; never 0.
+    pub generation: u32,
 }
 
 /// What an instance does: [`ActiveWord::INERT`], the number of the policy in force plus 1, or [`ActiveWord::DRAINING`].

@@ -11,7 +11,7 @@ mod socket;
 pub use addr::Addr;
 pub use destination::{DIRECT, Destination, OriginalDst, Sequence, VirtualRange, may_be_virtual};
 pub use flags::{flag, guest_mark, meta_flag};
-pub use meta::{ActiveWord, Meta, ProgramConstants, Slot};
+pub use meta::{ActiveWord, LookedUp, Meta, ProgramConstants, Slot};
 pub use policy::{List, Policy};
 pub use route::{ListKey, Route};
 pub use socket::{
@@ -22,6 +22,9 @@ pub use socket::{
 /// Version of everything in this module. It goes up when a layout or a meaning changes; an
 /// instance made with another version is replaced as a whole, never edited.
 pub const ABI_VERSION: u32 = 2;
+
+/// How many instances a node may have.
+pub const INSTANCES: u32 = 4096;
 
 /// Index of `lo` in every network namespace (LOOPBACK_IFINDEX).
 pub const LOOPBACK_IFINDEX: u32 = 1;
@@ -50,11 +53,11 @@ pub mod name {
     pub const LIVE: &str = "LIVE";
     /// SOCKMAP (value: u64 cookie) of the proxy's listeners, [`super::ListenerRole::first_element`].
     pub const LISTENERS: &str = "LISTENERS";
-    /// SK_STORAGE [`super::SockState`].
-    pub const SOCKETS: &str = "SOCKETS";
     /// LRU_HASH of [`super::FlowKey`]: connections to refuse on lo.
     pub const REFUSED: &str = "REFUSED";
-    /// Every map, in the order in which they are pinned.
+    /// LRU_HASH of [`super::FlowKey`]: captured connections of guests, also after their sockets.
+    pub const GUESTS: &str = "GUESTS";
+    /// Every map of an instance, in the order in which they are pinned; of each, the node has an ARRAY_OF_MAPS of this name.
     pub const MAPS: [&str; 13] = [
         META,
         POLICIES,
@@ -62,22 +65,33 @@ pub mod name {
         COUNTERS,
         LIVE,
         LISTENERS,
-        SOCKETS,
         REFUSED,
+        GUESTS,
         ORIGINAL_DST,
         DESTINATIONS,
         FLOWS,
         UNTAKEN,
         SEQUENCE,
     ];
+    /// SK_STORAGE [`super::SockState`], for all instances of the node.
+    pub const SOCKETS: &str = "SOCKETS";
+    /// HASH u64 → u32: the instances that share programs, by the cookie (before 5.15 the inode number) of their network
+    /// namespace.
+    pub const NAMESPACES: &str = "NAMESPACES";
+    /// PERCPU_ARRAY of one [`super::LookedUp`].
+    pub const LOOKED_UP: &str = "LOOKED_UP";
+    /// PERCPU_ARRAY of one u32: the ports that a classifier looks up.
+    pub const PROBED: &str = "PROBED";
+    /// The maps that all instances share.
+    pub const SHARED: [&str; 4] = [SOCKETS, NAMESPACES, LOOKED_UP, PROBED];
     /// `.rodata` symbol that holds [`super::ProgramConstants`].
     pub const CONSTANTS: &str = "CONSTANTS";
 }
 
 const _: () = {
     assert!(size_of::<Policy>() == 48);
-    assert!(size_of::<ProgramConstants>() == 80);
-    assert!(size_of::<Meta>() == 64);
+    assert!(size_of::<ProgramConstants>() == 64);
+    assert!(size_of::<Meta>() == 72);
     assert!(size_of::<ListKey>() == 20);
     assert!(size_of::<Route>() == 24);
     assert!(size_of::<FlowKey>() == 36);
@@ -85,7 +99,7 @@ const _: () = {
     assert!(size_of::<OriginalDst>() == 28);
     assert!(size_of::<Destination>() == 16);
     assert!(size_of::<Sequence>() == 32);
-    assert!(size_of::<SockState>() == 48);
+    assert!(size_of::<SockState>() == 52);
 };
 
 /// The kernel reads these byte for byte; `bytemuck::Pod` has proved that they have no padding.

@@ -84,6 +84,8 @@ pub struct SockState {
     pub proxy_port: u16,
     /// Counter of the rule that decided.
     pub rule: u32,
+    /// [`super::Meta::generation`] of the instance.
+    pub instance: u32,
 }
 
 /// Which traffic a listener of the proxy takes. The number is that of its [`crate::rule::Verdict`].

@@ -2,16 +2,18 @@
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use redirector_common::Addr;
-use redirector_common::abi::{DIRECT, Destination, ListenerRole, Policy, SockKind, SockState, flag};
+use redirector_common::abi::{DIRECT, Destination, ListenerRole, SockKind, SockState, flag};
 use redirector_common::rule::{Counter, Verdict};
 
 use super::outbound::Outbound;
 use super::{ALLOW, ENOBUFS, refuse, udp_dns};
+use crate::active_policy::ActivePolicy;
 use crate::ctx::{Family, IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr};
-use crate::maps::{self, count};
+use crate::instance::Instance;
+use crate::maps;
 use crate::source_address::{self, Bound, is_worth_binding};
 use crate::verifier::opaque;
-use crate::{destinations, listeners, netns, socket_state};
+use crate::{destinations, listeners, socket_state};
 
 const ENETUNREACH: u16 = 101;
 const ECONNREFUSED: u16 = 111;
@@ -57,17 +59,19 @@ fn unreachable(ctx: &SockAddr) -> Addr {
 
 #[inline(always)]
 fn handle(ctx: &SockAddr) -> Result<(), u16> {
-    let Some(active) = maps::active() else { return Ok(()) };
     // An MPTCP socket connects through a subflow, which is a TCP socket of its own.
     let tcp = ctx.protocol() == IPPROTO_TCP;
-    let dns = ctx.protocol() == IPPROTO_UDP && active.has(flag::DNS);
-    if !(tcp || dns) || !netns::is_ours(ctx) {
+    if !tcp && !(ctx.protocol() == IPPROTO_UDP && maps::may_have(flag::DNS)) {
+        return Ok(());
+    }
+    let Some(active) = Instance::of(ctx).and_then(Instance::active) else { return Ok(()) };
+    if !tcp && !active.has(flag::DNS) {
         return Ok(());
     }
     let Some(sk) = ctx.sock() else { return Ok(()) };
-    let bound = opaque(Bound::of(ctx, sk, true));
+    let bound = opaque(Bound::of(ctx, sk, active.instance, true));
     if !tcp && ctx.port() != udp_dns::PORT {
-        udp_dns::pass(ctx, sk, &bound);
+        udp_dns::pass(ctx, sk, active.instance, &bound);
         return Ok(());
     }
     let mut outbound = Outbound::undecided(active, bound, opaque(tcp));
@@ -109,19 +113,19 @@ fn errno(result: Result<(), u16>) -> u32 {
 #[inline(always)]
 fn decided(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
     if o.decision.is_pass() {
-        if !means_another(o.active.policy, &o.dst, o.dport) {
+        if !means_another(&o.active, &o.dst, o.dport) {
             let kind = passing(o);
             // By its FLOWS entry sk_lookup tells it from a connection of the network. Without the entry it would
             // loop back to the proxy.
             if kind == SockKind::TRANSPARENT && o.active.is_full() {
-                count(Counter::RefusedFull);
+                o.active.count(Counter::RefusedFull);
                 return Err(ENOBUFS);
             }
-            return pass(ctx, sk, &o.bound, kind, o.decision.rule);
+            return pass(ctx, sk, o, kind);
         }
     } else if o.errno != 0 {
         // netfilter sees a packet only after routing has accepted it, so routing's errors come first.
-        count(Counter::RefusedByRoute);
+        o.active.count(Counter::RefusedByRoute);
         return Err(o.errno);
     }
     redirect(ctx, sk, o)
@@ -130,15 +134,18 @@ fn decided(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
 /// Whether an application connects by itself to an address that redirector gives, at the proxy's port: the address stands
 /// for somebody else's destination, or will. At another port an address that stands for nothing keeps its own meaning.
 #[inline(always)]
-fn means_another(policy: &Policy, dst: &Addr, port: u16) -> bool {
-    if !destinations::is_given(dst) {
+fn means_another(active: &ActivePolicy, dst: &Addr, port: u16) -> bool {
+    let instance = active.instance;
+    if !destinations::is_given(instance, dst) {
         return false;
     }
-    if destinations::original(dst, port).is_some() || ListenerRole::of_port(policy, port).is_some() {
+    if destinations::original(instance, dst, port).is_some()
+        || ListenerRole::of_port(active.policy, port).is_some()
+    {
         return true;
     }
-    if destinations::is_for_destinations(dst) {
-        destinations::keep(dst);
+    if destinations::is_for_destinations(instance, dst) {
+        destinations::keep(instance, dst);
     }
     false
 }
@@ -157,20 +164,21 @@ fn passing(o: &Outbound) -> SockKind {
 
 /// The connection goes its own way. What an earlier redirect left on the socket is undone.
 #[inline(always)]
-fn pass(ctx: &SockAddr, sk: Sock, bound: &Bound, kind: SockKind, rule: Counter) -> Result<(), u16> {
-    bound.undo(ctx, sk);
+fn pass(ctx: &SockAddr, sk: Sock, o: &Outbound, kind: SockKind) -> Result<(), u16> {
+    let (instance, rule) = (o.active.instance, o.decision.rule);
+    o.bound.undo(ctx, sk, instance);
     // Remembered so that SO_ORIGINAL_DST can tell a client from an accepted socket. Without
     // memory for it nothing but that answer is lost, except of a transparent one its entry.
-    if let Some(state) = socket_state::get_or_create(sk) {
+    if let Some(state) = socket_state::get_or_create(sk, instance) {
         state.kind = kind;
         state.pending = 1;
         state.rule = rule as u32;
         state.verdict = Verdict::Pass as u16;
     } else if kind == SockKind::TRANSPARENT {
-        count(Counter::RefusedUnstored);
+        o.active.count(Counter::RefusedUnstored);
         return Err(ENOBUFS);
     }
-    count(rule);
+    o.active.count(rule);
     Ok(())
 }
 
@@ -181,38 +189,38 @@ fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
     let registered = opaque(listeners::is_registered(&o.active, opaque(role(o)), &o.dst));
     let eligible = opaque(!unchanged && registered && o.dst.is_v4());
     if eligible && opaque(to_virtual_destination(ctx, sk, o, port, verdict)) {
-        count(o.decision.rule);
+        o.active.count(o.decision.rule);
         return Ok(());
     }
     if o.active.is_full() {
-        count(Counter::RefusedFull);
+        o.active.count(Counter::RefusedFull);
         return Err(ENOBUFS);
     }
     // Without memory for its state the connection would lose its destination.
-    let Some(state) = socket_state::get_or_create(sk) else {
-        count(Counter::RefusedUnstored);
+    let Some(state) = socket_state::get_or_create(sk, o.active.instance) else {
+        o.active.count(Counter::RefusedUnstored);
         return Err(ENOBUFS);
     };
     if unchanged {
         // TPROXY changes no address: sk_lookup gives the connection to the listener.
         *state = redirected(o, 0, o.dst, o.dport, verdict);
-        count(o.decision.rule);
-        o.bound.undo(ctx, sk);
+        o.active.count(o.decision.rule);
+        o.bound.undo(ctx, sk, o.active.instance);
         return Ok(());
     }
     let itself = o.bound.port == port;
-    let proxy = match source_address::bind(ctx, sk, &o.bound, &o.source, state) {
+    let proxy = match source_address::bind(ctx, sk, o, state) {
         Some(from) => proxy_address(o, registered, if itself { &Addr::UNSPECIFIED } else { &from }),
         // To its own address the kernel chooses the same source as to the original destination; getsockname of the
         // proxy is repaired.
         None if !itself => o.source,
         None => {
-            count(Counter::RefusedNoListener);
+            o.active.count(Counter::RefusedNoListener);
             return Err(ECONNREFUSED);
         }
     };
     let proxy = opaque(proxy);
-    count(o.decision.rule);
+    o.active.count(o.decision.rule);
     *state = redirected(o, state.bound_by_us, proxy, port, verdict);
     ctx.set_name(&proxy, port);
     Ok(())
@@ -235,17 +243,17 @@ fn to_virtual_destination(ctx: &SockAddr, sk: Sock, o: &Outbound, port: u16, ver
         rule: o.decision.rule as u32,
     };
     let Some(proxy) = destinations::give(&o.active, &wanted) else {
-        count(Counter::DestinationsFull);
+        o.active.count(Counter::DestinationsFull);
         return false;
     };
     // What an earlier connect() of this socket has left.
-    if let Some(state) = socket_state::get(sk) {
+    if let Some(state) = socket_state::get(sk, o.active.instance) {
         state.kind = SockKind::NONE;
     }
     if !bind {
-        o.bound.undo(ctx, sk);
+        o.bound.undo(ctx, sk, o.active.instance);
     } else if !ctx.bind(&o.source) {
-        count(Counter::SourceNotBound);
+        o.active.count(Counter::SourceNotBound);
     }
     ctx.set_name(&proxy, port);
     true
@@ -289,6 +297,7 @@ fn redirected(o: &Outbound, bound_by_us: u8, proxy: Addr, proxy_port: u16, verdi
         orig_port: o.dport,
         proxy_port,
         rule: o.decision.rule as u32,
+        instance: o.active.instance.generation(),
     }
 }
 
@@ -304,7 +313,7 @@ fn proxy_address(o: &Outbound, registered: bool, from: &Addr) -> Addr {
         return dst.localhost();
     }
     if dst.is_v4() {
-        return destinations::next_for_connection().unwrap_or(Addr::LOOPBACK_V4);
+        return destinations::next_for_connection(o.active.instance).unwrap_or(Addr::LOOPBACK_V4);
     }
     if is_worth_binding(from) && o.active.is_local(*from) { *from } else { Addr::LOOPBACK_V6 }
 }

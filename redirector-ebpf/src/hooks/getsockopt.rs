@@ -7,9 +7,10 @@ use redirector_common::rule::Counter;
 use crate::ctx::{
     AF_INET, AF_INET6, IPPROTO_MPTCP, IPPROTO_TCP, Sock, Sockopt, TCP_CLOSE, TCP_LISTEN, set_errno,
 };
+use crate::instance::Instance;
 use crate::maps::{self, count};
 use crate::verifier::opaque;
-use crate::{destinations, netns, socket_state};
+use crate::{destinations, socket_state};
 
 const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
@@ -49,6 +50,7 @@ fn tell(ctx: &Sockopt, level: i32) -> bool {
     if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP || level == SOL_IPV6 && sk.family() != AF_INET6 {
         return false;
     }
+    let Some(instance) = Instance::of_sockopt(ctx) else { return false };
     let retval = ctx.retval();
     // 0: conntrack is there and knows the connection. ENOENT: it does not. ENOPROTOOPT: there
     // is no conntrack in this kernel. Anything else (a short buffer) stands.
@@ -56,10 +58,10 @@ fn tell(ctx: &Sockopt, level: i32) -> bool {
         return false;
     }
     let need = if level == SOL_IP { SOCKADDR_IN } else { SOCKADDR_IN6 };
-    let answer = original(ctx, sk, level, retval == 0);
+    let answer = original(instance, sk, level, retval == 0);
     let (kind, (addr, port)) = opaque((answer.kind, (answer.addr, answer.port)));
     if kind == Answer::UNKNOWN {
-        count(Counter::OriginalDstUnknown);
+        count(instance, Counter::OriginalDstUnknown);
         // conntrack may know the address that the connection was sent to.
         if retval == 0 && maps::has_set_retval() {
             set_errno(ENOENT as u16);
@@ -129,12 +131,12 @@ impl Answer {
 /// Original destination of a connection. `known`: the kernel has an answer of its own, which
 /// counts unless the connection is one we redirected.
 #[inline(always)]
-fn original(ctx: &Sockopt, sk: Sock, level: i32, known: bool) -> Answer {
+fn original(instance: Instance, sk: Sock, level: i32, known: bool) -> Answer {
     let tcp_state = sk.state();
     if tcp_state == TCP_LISTEN {
         return Answer::without(Answer::KERNELS);
     }
-    let state = socket_state::get(sk);
+    let state = socket_state::get(sk, instance);
     let kind = state.as_ref().map_or(SockKind::NONE, |s| s.kind);
     let client = kind == SockKind::PASSED || kind == SockKind::TRANSPARENT || kind == SockKind::REDIRECTED;
     if let Some(state) = state.as_deref()
@@ -143,7 +145,7 @@ fn original(ctx: &Sockopt, sk: Sock, level: i32, known: bool) -> Answer {
         return Answer::original(state.orig, state.orig_port);
     }
     if !client {
-        let answer = accepted(ctx, sk, tcp_state == TCP_CLOSE);
+        let answer = accepted(instance, sk, tcp_state == TCP_CLOSE);
         if answer.kind != Answer::UNDECIDED {
             return answer;
         }
@@ -157,9 +159,7 @@ fn original(ctx: &Sockopt, sk: Sock, level: i32, known: bool) -> Answer {
             _ => Answer::without(Answer::KERNELS),
         };
     }
-    if let Some(original) = destinations::original(&sk.peer(), sk.peer_port())
-        && netns::is_ours_in_getsockopt(ctx)
-    {
+    if let Some(original) = destinations::original(instance, &sk.peer(), sk.peer_port()) {
         return Answer::original(original.addr, original.port);
     }
     if sk.protocol() == IPPROTO_MPTCP {
@@ -170,7 +170,7 @@ fn original(ctx: &Sockopt, sk: Sock, level: i32, known: bool) -> Answer {
             client_port: sk.local_port(),
             proxy_port: sk.peer_port(),
         };
-        let original = maps::flow(&key).map(|flow| (flow.addr, flow.port));
+        let original = maps::flow(instance, &key).map(|flow| (flow.addr, flow.port));
         let (addr, port) = original.unwrap_or((key.proxy, key.proxy_port));
         return Answer::original(addr, port);
     }
@@ -183,7 +183,7 @@ fn original(ctx: &Sockopt, sk: Sock, level: i32, known: bool) -> Answer {
         return Answer::without(Answer::KERNELS);
     }
     // Without IPv6 rules nothing tracks IPv6: ENOENT stays.
-    if level == SOL_IPV6 && maps::active().is_some_and(|active| !active.has(flag::IPV6)) {
+    if level == SOL_IPV6 && instance.active().is_some_and(|active| !active.has(flag::IPV6)) {
         return Answer::without(Answer::KERNELS);
     }
     // conntrack tracks every connection: one that was not redirected has its own destination.
@@ -196,24 +196,24 @@ fn original(ctx: &Sockopt, sk: Sock, level: i32, known: bool) -> Answer {
 /// By the local address of a connection that the proxy has accepted; also when the client has reset it, of which conntrack
 /// still knows. The kernel has forgotten the local port then. Undecided: the address is not one that was given.
 #[inline(always)]
-fn accepted(ctx: &Sockopt, sk: Sock, closed: bool) -> Answer {
+fn accepted(instance: Instance, sk: Sock, closed: bool) -> Answer {
     let (local, port) = (sk.local(), sk.local_port());
-    if !destinations::is_given(&local) || !netns::is_ours_in_getsockopt(ctx) {
+    if !destinations::is_given(instance, &local) {
         return Answer::without(Answer::UNDECIDED);
     }
-    match destinations::meaning(&local) {
+    match destinations::meaning(instance, &local) {
         // Not the port of a listener: a change of policy between connect() and the SYN may have given the connection to
         // the listener of another.
         Some(original) if original.proxy_port != 0 && (closed || original.proxy_port == port) => {
             Answer::original(original.addr, original.port)
         }
-        None if closed || is_proxys(port) => Answer::without(Answer::UNKNOWN),
+        None if closed || is_proxys(instance, port) => Answer::without(Answer::UNKNOWN),
         _ => Answer::without(Answer::UNDECIDED),
     }
 }
 
 /// Whether a port is one of the proxy's.
 #[inline(always)]
-fn is_proxys(port: u16) -> bool {
-    maps::active().is_some_and(|active| ListenerRole::of_port(active.policy, port).is_some())
+fn is_proxys(instance: Instance, port: u16) -> bool {
+    instance.active().is_some_and(|active| ListenerRole::of_port(active.policy, port).is_some())
 }

@@ -2,7 +2,7 @@
 
 pub mod connect;
 pub mod getsockopt;
-mod outbound;
+pub mod outbound;
 pub mod sk_lookup;
 pub mod sock_names;
 pub mod sockops;

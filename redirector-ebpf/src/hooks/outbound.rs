@@ -6,8 +6,8 @@ use redirector_common::decision::{self, Decision, Outgoing};
 use redirector_common::routing::{self, effective};
 use redirector_common::rule::Counter;
 
+use crate::active_policy::ActivePolicy;
 use crate::ctx::{Sock, SockAddr};
-use crate::maps::ActivePolicy;
 use crate::socket_owner;
 use crate::source_address::Bound;
 use crate::verifier::opaque;

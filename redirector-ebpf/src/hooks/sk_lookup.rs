@@ -6,17 +6,26 @@ use redirector_common::abi::{DIRECT, FlowKey, LOOPBACK_IFINDEX, ListenerRole, fl
 use redirector_common::decision::{self, Incoming};
 use redirector_common::rule::{Counter, Verdict};
 
+use crate::active_policy::ActivePolicy;
 use crate::ctx::{IPPROTO_TCP, Lookup};
+use crate::instance::Instance;
 use crate::listeners::{self, RedirectedTo};
-use crate::maps::{self, ActivePolicy, GUESTS, REFUSED, count};
-use crate::verifier::opaque;
+use crate::maps::{self, GUESTS, REFUSED};
+use crate::verifier::{opaque, packed, unpacked};
 use crate::{destinations, trace};
 
 pub fn select(ctx: &Lookup) -> u32 {
+    let passes = opaque(choose(ctx) == SK_PASS);
+    maps::forget_looked_up();
+    if passes { SK_PASS } else { SK_DROP }
+}
+
+#[inline(always)]
+fn choose(ctx: &Lookup) -> u32 {
     if ctx.protocol() != IPPROTO_TCP {
         return SK_PASS;
     }
-    let Some(active) = maps::active() else { return SK_PASS };
+    let Some(active) = Instance::of_hook().and_then(Instance::active) else { return SK_PASS };
     let guests = active.has(flag::HAS_VIRTUAL_INTERFACES);
     if guests && maps::is_probed(ctx.remote_port(), ctx.local_port()) {
         return SK_DROP;
@@ -29,14 +38,14 @@ pub fn select(ctx: &Lookup) -> u32 {
         Err(Other::Drop) => return SK_DROP,
     };
     if listeners::assign(ctx, &active, wanted.role, &wanted.to) {
-        maps::count_number(wanted.rule);
+        maps::count_number(active.instance, wanted.rule);
         return SK_PASS;
     }
     if wanted.else_pass {
         return SK_PASS;
     }
     // Never to the app: REDIRECT to a port where nobody listens is refused too.
-    count(Counter::RefusedNoListener);
+    active.count(Counter::RefusedNoListener);
     SK_DROP
 }
 
@@ -64,7 +73,7 @@ const PASS: u16 = Verdict::Pass as u16;
 #[inline(always)]
 fn from_network(ctx: &Lookup, active: &ActivePolicy) -> Result<Wanted, Other> {
     if active.has(flag::TPROXY)
-        && let Some(other) = from_proxy(ctx)
+        && let Some(other) = from_proxy(ctx, active)
     {
         return Err(other);
     }
@@ -74,38 +83,46 @@ fn from_network(ctx: &Lookup, active: &ActivePolicy) -> Result<Wanted, Other> {
     }
     let local = opaque(!active.has(flag::HAS_VIRTUAL_INTERFACES) || active.is_local(dst));
     let incoming = opaque(Incoming { dst, dport: ctx.local_port(), iif: interface(ctx), local });
-    let decision = opaque(decision::incoming(active.policy, active, &incoming));
+    let decision = unpacked(decide(active, &incoming));
     trace::arriving(ctx, decision, incoming.dport);
     if decision.is_pass() {
-        count(decision.rule);
+        active.count(decision.rule);
         return Err(Other::Pass);
     }
     if !local {
         // The socket tells, too, as long as there is one.
-        let _ = GUESTS.insert(key(ctx), 0, 0);
+        if let Some(guests) = GUESTS.of(active.instance) {
+            let _ = guests.insert(&key(ctx), &0, 0);
+        }
     }
     let to = RedirectedTo { addr: dst, interface: incoming.iif };
     Ok(Wanted { role: decision.verdict as u32, rule: decision.rule as u32, to, else_pass: false })
 }
 
+/// A function of its own: the paths through the rules are one where it returns.
+#[inline(never)]
+fn decide(active: &ActivePolicy, incoming: &Incoming) -> u64 {
+    packed(decision::incoming(active.policy, active, incoming))
+}
+
 /// The proxy's own connection to the app in TPROXY mode, with the client's source address: it is known by its entry, and
 /// one that has none, because it could not be stored, must not go to the proxy again.
 #[inline(always)]
-fn from_proxy(ctx: &Lookup) -> Option<Other> {
+fn from_proxy(ctx: &Lookup, active: &ActivePolicy) -> Option<Other> {
     let key = key(ctx);
-    if maps::flow(&key).is_some() {
+    if maps::flow(active.instance, &key).is_some() {
         return Some(Other::Pass);
     }
-    take_refused(&key).then_some(Other::Drop)
+    take_refused(active, &key).then_some(Other::Drop)
 }
 
 /// Whether a connection could not be stored; asked once.
 #[inline(always)]
-fn take_refused(key: &FlowKey) -> bool {
-    // SAFETY: values are written once, by insert.
-    let refused = unsafe { REFUSED.get(key) }.is_some();
+fn take_refused(active: &ActivePolicy, key: &FlowKey) -> bool {
+    let Some(connections) = REFUSED.of(active.instance) else { return false };
+    let refused = connections.get(key).is_some();
     if refused {
-        let _ = REFUSED.remove(key);
+        connections.remove(key);
     }
     refused
 }
@@ -134,12 +151,12 @@ fn interface(ctx: &Lookup) -> u32 {
 #[inline(always)]
 fn from_lo(ctx: &Lookup, active: &ActivePolicy) -> Result<Wanted, Other> {
     let (to, port) = (ctx.local(), ctx.local_port());
-    let (verdict, rule) = if let Some(original) = destinations::original(&to, port) {
+    let (verdict, rule) = if let Some(original) = destinations::original(active.instance, &to, port) {
         (original.verdict, original.rule)
     } else {
         let key = key(ctx);
-        let Some(flow) = maps::flow(&key) else {
-            return Err(if take_refused(&key) { Other::Drop } else { Other::Pass });
+        let Some(flow) = maps::flow(active.instance, &key) else {
+            return Err(if take_refused(active, &key) { Other::Drop } else { Other::Pass });
         };
         (flow.verdict, flow.rule)
     };

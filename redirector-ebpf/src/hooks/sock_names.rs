@@ -1,14 +1,16 @@
 //! getpeername and getsockname show what they would show under iptables.
 
 use redirector_common::Addr;
-use redirector_common::abi::{DIRECT, FlowKey, List, ListenerRole, SockKind, flag};
+use redirector_common::abi::{DIRECT, FlowKey, List, ListenerRole, SockKind, flag, may_be_virtual};
 use redirector_common::decision::is_included;
 use redirector_common::rule::Counter;
 
+use crate::active_policy::ActivePolicy;
 use crate::ctx::{IPPROTO_MPTCP, Sock, SockAddr, TCP_CLOSE, TCP_LISTEN};
-use crate::maps::{self, ActivePolicy};
+use crate::instance::Instance;
+use crate::maps;
 use crate::source_address::{is_bound_by_us, unspecified};
-use crate::{destinations, netns, socket_state};
+use crate::{destinations, socket_state};
 
 #[inline(always)]
 pub fn peer_name(ctx: &SockAddr) {
@@ -28,20 +30,23 @@ pub fn local_name(ctx: &SockAddr) {
 #[inline(always)]
 fn peer(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
     let sk = ctx.sock()?;
+    let mptcp = sk.protocol() == IPPROTO_MPTCP;
+    if !may_be_virtual(&shown) && !mptcp && !socket_state::has_any(sk) {
+        return None;
+    }
+    let instance = Instance::of(ctx)?;
     let port = ctx.port();
-    if let Some(original) = destinations::original(&shown, port)
-        && netns::is_ours(ctx)
-    {
+    if let Some(original) = destinations::original(instance, &shown, port) {
         return Some((original.addr, original.port));
     }
-    if sk.protocol() == IPPROTO_MPTCP {
+    if mptcp {
         // The state is on the subflow that connected; the names are asked of its parent.
         let key =
             FlowKey { client: sk.local(), proxy: shown, client_port: sk.local_port(), proxy_port: port };
-        let original = maps::flow(&key)?;
+        let original = maps::flow(instance, &key)?;
         return Some((original.addr, original.port));
     }
-    let state = socket_state::get(sk)?;
+    let state = socket_state::get(sk, instance)?;
     let redirected = state.kind == SockKind::REDIRECTED;
     (redirected && port == state.proxy_port && shown.same(&state.proxy))
         .then_some((state.orig, state.orig_port))
@@ -50,15 +55,18 @@ fn peer(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
 #[inline(always)]
 fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
     let sk = ctx.sock()?;
-    if let Some(original) = destinations::original(&shown, ctx.port())
+    if !may_be_virtual(&shown) && sk.state() != TCP_CLOSE && !socket_state::has_any(sk) {
+        return None;
+    }
+    let instance = Instance::of(ctx)?;
+    if let Some(original) = destinations::original(instance, &shown, ctx.port())
         && sk.state() != TCP_LISTEN
-        && netns::is_ours(ctx)
     {
         let direct = original.verdict == DIRECT;
         return Some(if direct { (original.addr, original.port) } else { (shown.localhost(), ctx.port()) });
     }
-    let Some(state) = socket_state::get(sk) else {
-        return if sk.state() == TCP_CLOSE { not_connected(ctx, sk) } else { None };
+    let Some(state) = socket_state::get(sk, instance) else {
+        return if sk.state() == TCP_CLOSE { not_connected(ctx, sk, instance) } else { None };
     };
     match state.kind {
         SockKind::ACCEPTED if state.verdict == DIRECT => Some((state.orig, state.orig_port)),
@@ -71,7 +79,7 @@ fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
         }
         // REDIRECT in PREROUTING has changed the port; TPROXY has not.
         SockKind::LISTENER if sk.state() != TCP_LISTEN => {
-            let active = maps::active()?;
+            let active = instance.active()?;
             // Of a port that takes both (`-p` and `-z`) it is registered as outbound; a guest's is told apart below.
             let guests = active.has(flag::HAS_VIRTUAL_INTERFACES);
             let both = active.policy.inbound_port == state.proxy_port && !guests;
@@ -81,7 +89,7 @@ fn local(ctx: &SockAddr, shown: Addr) -> Option<(Addr, u16)> {
             let from_guest = state.verdict == ListenerRole::Outbound as u16 && guests;
             from_guest.then(|| (entered_at(&active, sk.peer(), shown), state.proxy_port))
         }
-        _ if sk.state() == TCP_CLOSE => not_connected(ctx, sk),
+        _ if sk.state() == TCP_CLOSE => not_connected(ctx, sk, instance),
         _ => None,
     }
 }
@@ -104,7 +112,7 @@ fn entered_at(active: &ActivePolicy, guest: Addr, shown: Addr) -> Addr {
 /// have taken its source address away again (`tcp_disconnect`, SOCK_BINDADDR_LOCK). One whose connection has ended, by
 /// whichever side, keeps both addresses.
 #[inline(always)]
-fn not_connected(ctx: &SockAddr, sk: Sock) -> Option<(Addr, u16)> {
+fn not_connected(ctx: &SockAddr, sk: Sock, instance: Instance) -> Option<(Addr, u16)> {
     let closed = sk.local_port() == 0 && sk.peer_port() == 0;
-    (closed && is_bound_by_us(sk) && netns::is_ours(ctx)).then(|| (unspecified(ctx), ctx.port()))
+    (closed && is_bound_by_us(sk, instance)).then(|| (unspecified(ctx), ctx.port()))
 }

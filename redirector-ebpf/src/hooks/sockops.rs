@@ -9,8 +9,9 @@ use redirector_common::abi::{Flow, FlowKey, SockKind, SockState, UNTAKEN_LEN};
 use redirector_common::rule::{Counter, Verdict};
 
 use crate::ctx::{Ops, TCP_CLOSE, TCP_SYN_SENT};
+use crate::instance::Instance;
 use crate::maps::{self, FLOWS, REFUSED, SEQUENCE, UNTAKEN, count};
-use crate::{destinations, listeners, netns, socket_state, trace};
+use crate::{destinations, listeners, socket_state, trace};
 
 pub fn handle(ops: &Ops) {
     match ops.op() {
@@ -39,7 +40,13 @@ fn key_of_client(ops: &Ops) -> FlowKey {
 #[inline(always)]
 fn connecting(ops: &Ops) {
     let Some(sk) = ops.sock() else { return };
-    let Some(state) = socket_state::get(sk) else { return trace::connecting_virtual(ops) };
+    if !socket_state::has_any(sk) && !trace::is_wanted() {
+        return;
+    }
+    let Some(instance) = Instance::of_ops(ops) else { return };
+    let Some(state) = socket_state::get(sk, instance) else {
+        return trace::connecting_virtual(ops, instance);
+    };
     let key = key_of_client(ops);
     trace::connecting(ops, &key, state);
     let value = match state.kind {
@@ -62,14 +69,15 @@ fn connecting(ops: &Ops) {
         },
         _ => return,
     };
-    let untaken = maps::flow(&key).is_some_and(|flow| flow.closed != 0);
-    if FLOWS.insert(&key, &value, BPF_NOEXIST as u64).is_ok()
-        || untaken && FLOWS.insert(&key, &value, 0).is_ok()
-    {
-        maps::add_live(1);
-    } else if FLOWS.insert(&key, &value, 0).is_err() {
-        count(Counter::RefusedUnstored);
-        let _ = REFUSED.insert(&key, &1, 0);
+    let untaken = maps::flow(instance, &key).is_some_and(|flow| flow.closed != 0);
+    let insert = |flags| FLOWS.of(instance).is_some_and(|flows| flows.insert(&key, &value, flags).is_ok());
+    if insert(BPF_NOEXIST.into()) || untaken && insert(0) {
+        maps::add_live(instance, 1);
+    } else if !insert(0) {
+        count(instance, Counter::RefusedUnstored);
+        if let Some(refused) = REFUSED.of(instance) {
+            let _ = refused.insert(&key, &1, 0);
+        }
         return;
     }
     state.pending = 0;
@@ -81,8 +89,9 @@ fn connecting(ops: &Ops) {
 #[inline(always)]
 fn accepted(ops: &Ops) {
     let Some(sk) = ops.sock() else { return };
+    let Some(instance) = Instance::of_ops(ops) else { return };
     // Its address tells.
-    if destinations::meaning(&ops.local()).is_some() {
+    if destinations::meaning(instance, &ops.local()).is_some() {
         return;
     }
     let key = FlowKey {
@@ -93,11 +102,8 @@ fn accepted(ops: &Ops) {
     };
     // A listener that takes connections from the network has its state cloned into this socket. Any other connection has
     // a flow or is not ours. Not the port tells: the policy may have changed since connect().
-    let known = socket_state::get(sk);
-    if known.is_none() && (maps::flow(&key).is_none() || !netns::is_ours_in_sockops(ops)) {
-        return;
-    }
-    let Some(original) = take(&key) else {
+    let known = socket_state::get(sk, instance);
+    let Some(original) = take(instance, &key) else {
         // From the network: it is asked for the port when the kernel has forgotten it, too.
         if let Some(state) = known {
             state.orig = key.proxy;
@@ -110,7 +116,7 @@ fn accepted(ops: &Ops) {
     }
     let state = match known {
         Some(state) => state,
-        None => match socket_state::get_or_create(sk) {
+        None => match socket_state::get_or_create(sk, instance) {
             Some(state) => state,
             None => return,
         },
@@ -125,15 +131,16 @@ fn accepted(ops: &Ops) {
         orig_port: original.port,
         proxy_port: key.proxy_port,
         rule: original.rule,
+        instance: instance.generation(),
     };
 }
 
 /// The flow of an accepted socket, which gets its own copy.
 #[inline(always)]
-fn take(key: &FlowKey) -> Option<&'static mut Flow> {
-    let flow = FLOWS.get_ptr_mut(key)?;
+fn take(instance: Instance, key: &FlowKey) -> Option<&'static mut Flow> {
+    let mut flow = FLOWS.get(instance, key)?;
     // SAFETY: freed after an RCU grace period; `taken` is written here alone.
-    let flow = unsafe { &mut *flow };
+    let flow = unsafe { flow.as_mut() };
     flow.taken = 1;
     Some(flow)
 }
@@ -142,7 +149,11 @@ fn take(key: &FlowKey) -> Option<&'static mut Flow> {
 #[inline(always)]
 fn closed(ops: &Ops) {
     let Some(sk) = ops.sock() else { return };
-    let Some(state) = socket_state::get(sk) else { return };
+    if !socket_state::has_any(sk) {
+        return;
+    }
+    let Some(instance) = Instance::of_ops(ops) else { return };
+    let Some(state) = socket_state::get(sk, instance) else { return };
     if state.kind != SockKind::REDIRECTED && state.kind != SockKind::TRANSPARENT {
         return;
     }
@@ -151,33 +162,37 @@ fn closed(ops: &Ops) {
         return;
     }
     let key = key_of_client(ops);
-    let Some(flow) = FLOWS.get_ptr_mut(&key) else { return };
+    let Some(flows) = FLOWS.of(instance) else { return };
+    let Some(mut flow) = flows.get(&key) else { return };
     // SAFETY: freed after an RCU grace period; `closed` is written here alone.
-    let flow = unsafe { &mut *flow };
-    maps::add_live(-1);
+    let flow = unsafe { flow.as_mut() };
+    maps::add_live(instance, -1);
     if flow.taken == 0 && ops.arg(0) != TCP_SYN_SENT {
         flow.closed = 1;
-        return keep(&key);
+        return keep(instance, &key);
     }
-    let _ = FLOWS.remove(&key);
+    flows.remove(&key);
 }
 
 /// Keeps the flow of a connection that was established and that no accepted socket has taken. Where packets of lo are
 /// handed to another CPU (RPS), the client may connect and reset before the proxy's side of the handshake is handled.
 #[inline(always)]
-fn keep(key: &FlowKey) {
-    let Some(sequence) = SEQUENCE.get_ptr_mut(0) else { return };
+fn keep(instance: Instance, key: &FlowKey) {
+    let Some(sequence) = SEQUENCE.get(instance, &0) else { return };
+    let sequence = sequence.as_ptr();
     // SAFETY: an element of an array map.
     let number = unsafe {
         let number = core::ptr::read_volatile(&raw const (*sequence).untaken);
         core::ptr::write_volatile(&raw mut (*sequence).untaken, number + 1);
         number
     };
-    let Some(oldest) = UNTAKEN.get_ptr_mut(number as u32 % UNTAKEN_LEN as u32) else { return };
+    let Some(oldest) = UNTAKEN.get(instance, &(number as u32 % UNTAKEN_LEN as u32)) else { return };
     // SAFETY: this CPU's own element.
-    let before = unsafe { core::ptr::replace(oldest, *key) };
+    let before = unsafe { core::ptr::replace(oldest.as_ptr(), *key) };
     // Another connection may have the same addresses and ports by now.
-    if maps::flow(&before).is_some_and(|flow| flow.closed != 0) {
-        let _ = FLOWS.remove(&before);
+    let Some(flows) = FLOWS.of(instance) else { return };
+    // SAFETY: values are freed after an RCU grace period.
+    if flows.get(&before).is_some_and(|flow| unsafe { flow.as_ref() }.closed != 0) {
+        flows.remove(&before);
     }
 }

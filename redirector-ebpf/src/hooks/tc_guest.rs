@@ -13,6 +13,7 @@ use redirector_common::abi::FlowKey;
 use redirector_common::abi::guest_mark::{BOTH, FOREIGN, OURS};
 
 use crate::ctx::{IPPROTO_TCP, Packet};
+use crate::instance::Instance;
 use crate::maps::{self, GUESTS};
 
 const ETH_P_IP: u16 = 0x0800;
@@ -56,14 +57,16 @@ fn is_ours(ctx: &Packet, segment: &Segment) -> bool {
         SYN => return true,
         other => other == SYN | ACK,
     };
-    // SAFETY: values are written once, by insert.
-    if !answers_syn && unsafe { GUESTS.get(&segment.flow) }.is_some() {
+    let guests = Instance::of_hook().and_then(|instance| GUESTS.of(instance));
+    if !answers_syn && guests.is_some_and(|guests| guests.get(&segment.flow).is_some()) {
         return true;
     }
     let ours = has_connection(ctx, segment);
     if answers_syn && !ours {
         // Now the guest is the server, at the same ports.
-        let _ = GUESTS.remove(&segment.flow);
+        if let Some(guests) = guests {
+            guests.remove(&segment.flow);
+        }
     }
     ours
 }

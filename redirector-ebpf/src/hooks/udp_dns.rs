@@ -6,11 +6,13 @@ use redirector_common::rule::{Counter, Verdict};
 
 use super::outbound::Outbound;
 use super::{ALLOW, ENOBUFS, refuse};
+use crate::active_policy::ActivePolicy;
 use crate::ctx::{IPPROTO_UDP, Sock, SockAddr};
-use crate::maps::{self, ActivePolicy, count};
+use crate::instance::Instance;
+use crate::maps;
+use crate::socket_state;
 use crate::source_address::{Bound, is_worth_binding};
 use crate::verifier::opaque;
-use crate::{netns, socket_state};
 
 /// The only port that is captured.
 pub const PORT: u16 = 53;
@@ -20,7 +22,7 @@ pub const PORT: u16 = 53;
 pub fn connect(ctx: &SockAddr, sk: Sock, o: &Outbound, decided: bool) -> Result<(), u16> {
     let bound = &o.bound;
     if !decided || !is_captured(o)? {
-        pass(ctx, sk, bound);
+        pass(ctx, sk, o.active.instance, bound);
         return Ok(());
     }
     let state = remember(sk, o)?;
@@ -28,7 +30,7 @@ pub fn connect(ctx: &SockAddr, sk: Sock, o: &Outbound, decided: bool) -> Result<
         if ctx.bind(&o.source) {
             state.bound_by_us = 1;
         } else {
-            count(Counter::SourceNotBound);
+            o.active.count(Counter::SourceNotBound);
         }
     }
     ctx.set_name(&state.proxy, state.proxy_port);
@@ -37,10 +39,10 @@ pub fn connect(ctx: &SockAddr, sk: Sock, o: &Outbound, decided: bool) -> Result<
 
 /// The socket goes its own way. What an earlier redirect left on it is undone.
 #[inline(always)]
-pub fn pass(ctx: &SockAddr, sk: Sock, bound: &Bound) {
-    if let Some(state) = socket_state::get(sk) {
+pub fn pass(ctx: &SockAddr, sk: Sock, instance: Instance, bound: &Bound) {
+    if let Some(state) = socket_state::get(sk, instance) {
         state.kind = SockKind::NONE;
-        bound.undo(ctx, sk);
+        bound.undo(ctx, sk, instance);
     }
 }
 
@@ -60,7 +62,7 @@ fn send(ctx: &SockAddr) -> Result<(), u16> {
     if ctx.port() != PORT {
         return Ok(());
     }
-    let bound = opaque(Bound::of(ctx, sk, false));
+    let bound = opaque(Bound::of(ctx, sk, active.instance, false));
     let o = &mut Outbound::undecided(active, bound, false);
     if !o.decide(ctx, sk) || !is_captured(o)? {
         return Ok(());
@@ -81,7 +83,11 @@ fn send(ctx: &SockAddr) -> Result<(), u16> {
 /// several servers in flight the last one that was asked is reported.
 #[inline(always)]
 pub fn recvmsg(ctx: &SockAddr) {
-    let Some(state) = ctx.sock().and_then(socket_state::get) else { return };
+    let Some(sk) = ctx.sock() else { return };
+    if !socket_state::has_any(sk) {
+        return;
+    }
+    let Some(state) = Instance::of(ctx).and_then(|instance| socket_state::get(sk, instance)) else { return };
     let redirected = state.kind == SockKind::REDIRECTED;
     if redirected && ctx.port() == state.proxy_port && ctx.addr().same(&state.proxy) {
         ctx.set_name(&state.orig, state.orig_port);
@@ -91,31 +97,32 @@ pub fn recvmsg(ctx: &SockAddr) {
 /// The policy in force if it captures DNS and the socket is one of ours.
 #[inline(always)]
 fn dns_policy(ctx: &SockAddr) -> Option<ActivePolicy> {
-    let active = maps::active()?;
-    let ours = active.has(flag::DNS) && ctx.protocol() == IPPROTO_UDP && netns::is_ours(ctx);
-    ours.then_some(active)
+    if !maps::may_have(flag::DNS) || ctx.protocol() != IPPROTO_UDP {
+        return None;
+    }
+    Instance::of(ctx)?.active().filter(|active| active.has(flag::DNS))
 }
 
 /// Whether the query goes to the proxy; the errno of routing, which comes first.
 #[inline(always)]
 fn is_captured(o: &Outbound) -> Result<bool, u16> {
     if o.decision.verdict as u16 != Verdict::Dns as u16 {
-        count(o.decision.rule);
+        o.active.count(o.decision.rule);
         return Ok(false);
     }
     if o.errno != 0 {
-        count(Counter::RefusedByRoute);
+        o.active.count(Counter::RefusedByRoute);
         return Err(o.errno);
     }
-    count(o.decision.rule);
+    o.active.count(o.decision.rule);
     Ok(true)
 }
 
 /// Stores whom the socket has asked. Without memory for it the answer would come from a stranger.
 #[inline(always)]
 fn remember(sk: Sock, o: &Outbound) -> Result<&'static mut SockState, u16> {
-    let Some(state) = socket_state::get_or_create(sk) else {
-        count(Counter::RefusedUnstored);
+    let Some(state) = socket_state::get_or_create(sk, o.active.instance) else {
+        o.active.count(Counter::RefusedUnstored);
         return Err(ENOBUFS);
     };
     *state = SockState {
@@ -128,6 +135,7 @@ fn remember(sk: Sock, o: &Outbound) -> Result<&'static mut SockState, u16> {
         orig_port: o.dport,
         proxy_port: o.active.policy.dns_port,
         rule: o.decision.rule as u32,
+        instance: o.active.instance.generation(),
     };
     Ok(state)
 }

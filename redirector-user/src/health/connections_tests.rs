@@ -31,6 +31,7 @@ fn noted(kind: SockKind) -> SockState {
         orig_port: 80,
         proxy_port: 15001,
         rule: Counter::OutAll as u32,
+        instance: 1,
     }
 }
 

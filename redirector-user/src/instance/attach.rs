@@ -7,25 +7,24 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use redirector_common::abi::{ABI_VERSION, ActiveWord, Meta, Sequence, Slot, meta_flag, name};
+use redirector_common::abi::{ABI_VERSION, ActiveWord, Meta, ProgramConstants, Sequence, Slot, meta_flag};
 
 use super::directory::{self, Directory, check_name};
 use super::lock::WriteLock;
 use super::maps::Instance;
 use super::phase::Phase;
+use super::programs::{self, Programs};
 use super::record::{self, Record};
 pub use super::request::{Attached, Outcome, Request};
 use super::virtual_ranges::{self, VirtualRanges};
-use super::{change, detach, find, journal, links, listeners, others, phase, sweep};
+use super::{change, detach, find, journal, links, listeners, others, own_maps, phase, sweep};
 use crate::base::error::{Context, Error, Kind, Result};
-use crate::kernel::{Kernel, Subject};
+use crate::kernel::Kernel;
 use crate::netdev;
 use crate::pod::{Target, sandbox};
-use crate::policy::Policy;
-use crate::programs::hooks;
-use crate::programs::object::{Loaded, Maps};
+use crate::programs::node::{Node, Putting};
 use crate::routes;
-use crate::sys::bpf::{self, AttachType};
+use crate::sys::bpf::AttachType;
 use crate::sys::program_query;
 
 /// Default name: by the namespace's cookie, which is never reused.
@@ -43,10 +42,14 @@ pub fn attach(root: &Directory, request: &Request<'_>) -> Result<Attached> {
     check_name(request.name)?;
     let mounted = root.create()?;
     let lock = WriteLock::take(root)?;
-    let result = attach_locked(root, request, &lock);
+    let mut putting = None;
+    let result = attach_locked(root, request, &lock, &mut putting);
     if result.is_err() {
         root.remove_if_empty();
     }
+    // Others need not wait with it.
+    drop(lock);
+    drop(putting);
     result.map(|mut attached| {
         attached.notes.extend(rules_without_effect(request.target));
         attached.notes.extend(kernel_of_its_own(request.target));
@@ -76,7 +79,12 @@ fn kernel_of_its_own(target: &Target) -> Option<String> {
     ))
 }
 
-fn attach_locked(root: &Directory, request: &Request<'_>, lock: &WriteLock) -> Result<Attached> {
+fn attach_locked(
+    root: &Directory,
+    request: &Request<'_>,
+    lock: &WriteLock,
+    putting: &mut Option<Putting>,
+) -> Result<Attached> {
     let mut notes = sweep::sweep_staged(root)?;
     let attached = match existing(root, request, &mut notes)? {
         Some(there) => {
@@ -88,7 +96,7 @@ fn attach_locked(root: &Directory, request: &Request<'_>, lock: &WriteLock) -> R
             }
             change::change(there, request, lock)?
         }
-        None => create(root, request)?,
+        None => create(root, request, putting)?,
     };
     notes.extend(attached.notes);
     Ok(Attached { notes, ..attached })
@@ -195,7 +203,7 @@ impl Drop for Staging {
     }
 }
 
-fn create(root: &Directory, request: &Request<'_>) -> Result<Attached> {
+fn create(root: &Directory, request: &Request<'_>, putting: &mut Option<Putting>) -> Result<Attached> {
     let Request { name, target, policy: mapped, trace } = *request;
     others::refuse_second(target)?;
     let policy = &mapped.policy;
@@ -205,20 +213,39 @@ fn create(root: &Directory, request: &Request<'_>) -> Result<Attached> {
     let flags = compiled.policy.flags;
     let kernel = Kernel::probe()?;
     kernel.require(flags)?;
-    let constants = kernel.constants(Subject::of(target), flags);
-    let maps = Maps::New { destinations: policy.max_destinations, connections: policy.max_connections };
     let ranges = virtual_ranges::choose(target, policy, &snapshot)?;
-    let loaded = Loaded::new(&constants, maps, trace, hooks::needed_by(policy))?;
+    let node = Node::of(root.dir());
+    node.make_maps(&kernel.constants(ProgramConstants::SHARED, flags))?;
+    let mut meta_flags = if trace { meta_flag::TRACE } else { 0 };
+    if programs::must_be_own(target)? {
+        meta_flags |= meta_flag::OWN_PROGRAMS;
+    }
+    let meta = Meta {
+        abi: ABI_VERSION,
+        active: ActiveWord::INERT,
+        netns_cookie: target.netns.id.number(),
+        netns_inode: target.netns.inode,
+        cgroup_id: target.cgroup.id,
+        flags: meta_flags,
+        program_flags: flags,
+        drain_until: 0,
+        destinations: ranges.destinations,
+        connections: ranges.connections,
+        index: node.free_index(target.netns.id.number())?,
+        generation: node.next_generation()?,
+    };
+    let programs = Programs::of(&node, &kernel, &meta, flags)?;
 
     let mut staging = Staging { dir: root.staging(name), done: false };
     let dir = staging.dir.clone();
     directory::make_dir(&dir).context(|| format!("create {}", dir.display()))?;
-    pin_maps(&loaded, &dir)?;
-    let mut instance = open_staged(&dir, request, flags, &ranges)?;
+    own_maps::create(&dir, &node, policy, flags)?;
+    let mut instance = open_staged(&dir, name, &meta, &ranges)?;
     compiled.write(&mut instance.tables()?, Slot::FIRST)?;
     instance.write_policy(Slot::FIRST, compiled.policy)?;
     record::write(&dir, Slot::FIRST, &Record::of(target, policy))?;
-    pin_programs(&loaded, policy, flags, &dir)?;
+    *putting = Some(own_maps::publish(&instance, &node)?);
+    programs.pin(&dir, |_, _| Ok(()))?;
     links::attach_missing(&dir, target, policy)?;
     journal::apply(&mut instance, target, policy, needs)?;
     // After the links: from then on sockops registers what listens.
@@ -235,48 +262,11 @@ fn create(root: &Directory, request: &Request<'_>) -> Result<Attached> {
     Ok(Attached { outcome: Outcome::Attached, repaired: false, notes, routes: Some(snapshot) })
 }
 
-fn pin_maps(loaded: &Loaded, dir: &Path) -> Result<()> {
-    for name in name::MAPS {
-        let path = dir.join(name);
-        loaded.map(name)?.pin(&path).map_err(|e| {
-            Error::failed(format!("pin the map {}: {}", path.display(), crate::base::error::chain(&e)))
-        })?;
-    }
-    Ok(())
-}
-
 /// Opens the new maps and writes META, inert.
-fn open_staged(
-    dir: &Path,
-    request: &Request<'_>,
-    program_flags: u32,
-    ranges: &VirtualRanges,
-) -> Result<Instance> {
-    let mut instance = Instance::open_unchecked(dir, request.name)?;
-    instance.set_meta(&Meta {
-        abi: ABI_VERSION,
-        active: ActiveWord::INERT,
-        netns_cookie: request.target.netns.id.number(),
-        netns_inode: request.target.netns.inode,
-        cgroup_id: request.target.cgroup.id,
-        flags: if request.trace { meta_flag::TRACE } else { 0 },
-        program_flags,
-        drain_until: 0,
-        destinations: ranges.destinations,
-        connections: ranges.connections,
-    })?;
+fn open_staged(dir: &Path, name: &str, meta: &Meta, ranges: &VirtualRanges) -> Result<Instance> {
+    let mut instance = Instance::open_unchecked(dir, name)?;
+    instance.set_meta(meta)?;
     let start = Sequence { destination: ranges.first, given: 0, connection: 0, untaken: 0 };
     instance.sequence()?.set(0, start, 0).context(|| "write SEQUENCE".into())?;
     Ok(instance)
-}
-
-fn pin_programs(loaded: &Loaded, policy: &Policy, flags: u32, dir: &Path) -> Result<()> {
-    let guest = hooks::has_guests(flags).then(|| (hooks::GUEST, hooks::GUEST_PIN.to_owned()));
-    let needed = hooks::needed_by(policy).map(|hook| (hook.program, hook.program_pin()));
-    for (program, pin) in needed.chain(guest) {
-        let path = dir.join(pin);
-        bpf::obj_pin(loaded.program(program)?, &path)
-            .context(|| format!("pin the program {}", path.display()))?;
-    }
-    Ok(())
 }

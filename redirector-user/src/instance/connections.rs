@@ -14,7 +14,7 @@ use super::directory::Directory;
 use super::find;
 use super::maps::Instance;
 use crate::base::error::{Context, Result};
-use crate::netlink::sock_diag::{self, Kind};
+use crate::netlink::sock_diag;
 use crate::sys::netns::NetNs;
 
 /// A captured connection.
@@ -73,11 +73,11 @@ fn stored(instance: &Instance) -> Result<Vec<Flow>> {
 
 /// Those that go to a virtual destination: the clients' sockets in the namespace, whose peer it is.
 fn by_address(instance: &Instance, netns: &NetNs) -> Result<Vec<Flow>> {
-    let sockets = netns.run(|| sock_diag::list(Kind::TcpConnections, None))?;
+    let sockets = netns.run(sock_diag::connections)?;
     let map = instance.original_dst()?;
     let mut known: HashMap<Addr, Option<OriginalDst>> = HashMap::new();
     let mut flows = Vec::new();
-    for socket in sockets.list {
+    for socket in sockets {
         let addr = Addr::from(socket.remote.ip());
         // One without an inode has no descriptor any more.
         if !may_be_virtual(&addr) || socket.inode == 0 {

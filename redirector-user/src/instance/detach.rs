@@ -1,15 +1,16 @@
 //! detach: stop capturing at once, then take everything away. It works on whatever is left of
 //! an instance, also when its cgroup, its namespace or half of its pins are gone.
 
+use std::fs::DirEntry;
 use std::path::Path;
 use std::time::Duration;
 
-use redirector_common::abi::{ActiveWord, Meta};
+use redirector_common::abi::{ActiveWord, Meta, name};
 
 use super::directory::Directory;
 use super::lock::WriteLock;
 use super::maps::{Instance, no_instance};
-use super::{connections, drain, find, journal};
+use super::{connections, drain, find, journal, own_maps};
 use crate::base::error::{Context, Kind, Result};
 use crate::netdev;
 use crate::programs::hooks;
@@ -108,16 +109,23 @@ pub(super) fn remove_dir(dir: &Path) -> Result<()> {
         other => other.context(|| format!("read {}", dir.display()))?,
     };
     let mut entries: Vec<_> = entries.flatten().collect();
-    // Links first, and of those the ones that capture: without META they may be at work.
+    // Links first, and of those the ones that capture: without META they may be at work. META last: it tells where the
+    // programs find the instance.
     let links: Vec<String> = hooks::ALL.iter().rev().map(hooks::Hook::link_pin).collect();
-    entries.sort_by_key(|entry| {
-        links.iter().position(|link| entry.file_name() == link.as_str()).unwrap_or(links.len())
-    });
+    let place = |entry: &DirEntry| {
+        let link = links.iter().position(|link| entry.file_name() == link.as_str());
+        link.unwrap_or(links.len() + usize::from(entry.file_name() == name::META))
+    };
+    entries.sort_by_key(place);
+    let mut withdrawn = false;
     for entry in entries {
         let path = entry.path();
-        if links.iter().any(|link| entry.file_name() == link.as_str()) {
+        if place(&entry) < links.len() {
             // If that fails (what it was attached to may be gone), the pin was the last reference.
             let _ = Link::open(&path).and_then(|link| link.detach());
+        } else if !withdrawn {
+            own_maps::withdraw(dir)?;
+            withdrawn = true;
         }
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
             remove_dir(&path)?;

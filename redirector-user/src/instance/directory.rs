@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
 use crate::base::error::{Context, Error, Kind, Result};
+use crate::programs::node::Node;
 
 const BPF_FS_MAGIC: FsWord = 0xcafe_4a11;
 /// Directories that begin so are being made or taken down. Names of instances are lower case.
@@ -196,8 +197,13 @@ impl Directory {
         Ok(names)
     }
 
-    /// Removes the directory if it is empty.
+    /// Removes the directory, with what instances share, if there is no instance. For whoever holds the lock.
     pub fn remove_if_empty(&self) {
+        // Without instances nobody needs what they share.
+        if matches!((self.names(), self.staged()), (Ok(names), Ok(staged)) if names.is_empty() && staged.is_empty())
+        {
+            let _ = Node::of(&self.dir).remove();
+        }
         // Not empty or gone: both fine.
         let _ = std::fs::remove_dir(&self.dir);
     }

@@ -37,7 +37,9 @@ pub fn register(
     new: bool,
 ) -> Result<Vec<String>> {
     let roles = roles(policy);
-    let mut registry = Registry { map: instance.listeners()?, sockets: instance.sockets()?, slot };
+    let generation = instance.meta()?.generation;
+    let mut registry =
+        Registry { map: instance.listeners()?, sockets: instance.sockets()?, generation, slot };
     // What is registered is not searched for, unless it has to be made transparent.
     let registered = if new || needs_transparent(policy) { HashSet::new() } else { registry.cookies()? };
     let found = listeners::find(&target.netns, &target.cgroup, &roles.map(|(port, _)| port), &registered)?;
@@ -95,6 +97,8 @@ fn missing(found: &Found, target: &Target, policy: &Policy) -> Vec<String> {
 struct Registry {
     map: OwnedFd,
     sockets: SkStorage<MapData, SockState>,
+    /// Of the instance.
+    generation: u32,
     slot: Slot,
 }
 
@@ -128,7 +132,7 @@ impl Registry {
     }
 
     fn note(&mut self, listener: &Listener, role: ListenerRole, make: bool) -> Result<()> {
-        let made = make || is_made_transparent(&self.sockets, listener);
+        let made = make || is_made_transparent(&self.sockets, self.generation, listener);
         let state = SockState {
             kind: SockKind::LISTENER,
             bound_by_us: u8::from(made),
@@ -139,6 +143,7 @@ impl Registry {
             orig_port: 0,
             proxy_port: listener.port,
             rule: 0,
+            instance: self.generation,
         };
         let stored = self.sockets.insert(&listener.socket, state, 0);
         stored.context(|| format!("attach state to {listener}"))
@@ -151,15 +156,20 @@ fn needs_transparent(policy: &Policy) -> bool {
     !policy.virtual_interfaces.is_empty()
 }
 
-fn is_made_transparent(sockets: &SkStorage<MapData, SockState>, listener: &Listener) -> bool {
-    sockets.get(&listener.socket, 0).is_ok_and(|s| s.kind == SockKind::LISTENER && s.bound_by_us != 0)
+fn is_made_transparent(
+    sockets: &SkStorage<MapData, SockState>,
+    generation: u32,
+    listener: &Listener,
+) -> bool {
+    let ours = |s: SockState| s.instance == generation && s.kind == SockKind::LISTENER && s.bound_by_us != 0;
+    sockets.get(&listener.socket, 0).is_ok_and(ours)
 }
 
 /// Takes IP_TRANSPARENT from the listeners on `ports` to which [`register`] gave it.
 pub fn clear_transparent(instance: &Instance, netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<()> {
-    let mut sockets = instance.sockets()?;
+    let (mut sockets, generation) = (instance.sockets()?, instance.meta()?.generation);
     for listener in listeners::find(netns, cgroup, ports, &HashSet::new())?.listeners {
-        if !is_made_transparent(&sockets, &listener) {
+        if !is_made_transparent(&sockets, generation, &listener) {
             continue;
         }
         let what = || format!("clear IP_TRANSPARENT of {listener}");

@@ -66,7 +66,7 @@ fn renew(root: &Directory, name: &str, snapshot: Option<RouteSnapshot>, programs
     let programs_replaced = programs
         && (record.programs.as_str(), record.version.as_str()) != (object::ID, env!("CARGO_PKG_VERSION"));
     if programs {
-        upgrade::replace_programs(&instance, &target, meta.program_flags)?;
+        upgrade::replace_programs(&mut instance, meta.program_flags)?;
         record = Record::of(&target, &record.policy);
     }
     let mapped = &IdMappedPolicy::new(record.policy.clone(), &target)?;

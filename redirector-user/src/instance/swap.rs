@@ -109,7 +109,7 @@ impl Swap<'_> {
         if compiled.policy.flags & !meta.program_flags != 0 {
             // Other programs for the same policy; only then the other policy, and what it needs.
             let flags = meta.program_flags | compiled.policy.flags;
-            upgrade::replace_programs(instance, target, flags)?;
+            upgrade::replace_programs(instance, flags)?;
             let record = Record { pod: record.pod.clone(), ..Record::of(target, policy) };
             record::write(&instance.dir, new, &record)?;
             instance.set_meta(&Meta { program_flags: flags, ..meta })?;

@@ -4,7 +4,6 @@
 use redirector_common::abi::{Meta, meta_flag};
 
 use super::directory::Directory;
-use super::find::target_of;
 use super::lock::WriteLock;
 use super::maps::{Instance, no_instance};
 use super::{record, upgrade};
@@ -60,12 +59,11 @@ fn swap(root: &Directory, name: &str, tells: bool) -> Result<bool> {
         );
         return Err(Error::input(what).usage(format!("run `redirector upgrade {name}` first")));
     }
-    let target = target_of(name, &record, &meta)?;
     // Every swap of programs reads it.
     instance.set_meta(&Meta { flags: meta.flags ^ meta_flag::TRACE, ..meta })?;
-    upgrade::replace_programs(&instance, &target, meta.program_flags).inspect_err(|_| {
+    upgrade::replace_programs(&mut instance, meta.program_flags).inspect_err(|_| {
         // What is left of either kind captures as ever.
-        let _ = instance.set_meta(&meta);
+        let _ = instance.meta().and_then(|now| instance.set_meta(&Meta { flags: meta.flags, ..now }));
     })?;
     Ok(true)
 }

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 
 use redirector_common::abi::VirtualRange;
 
-use crate::base::error::Result;
+use crate::base::error::{Error, Result};
 use crate::netlink::sock_diag::{self, Kind};
 use crate::pod::Target;
 use crate::policy::Policy;
@@ -68,15 +68,13 @@ pub(super) fn choose(target: &Target, policy: &Policy, routes: &RouteSnapshot) -
 }
 
 fn used_by_sockets(target: &Target) -> Result<Vec<RangeInclusive<u32>>> {
-    let kinds = [Kind::TcpListeners, Kind::TcpConnections, Kind::UdpServers];
-    let list = |kind| sock_diag::list(kind, None);
-    let told = target.netns.run(|| kinds.into_iter().map(list).collect::<Result<Vec<_>>>())?;
-    let mut used = Vec::new();
-    for sockets in told {
-        let ends = sockets.list.iter().flat_map(|socket| [socket.local.ip(), socket.remote.ip()]);
-        used.extend(ends.filter_map(virtual_number).map(|n| n..=n));
-    }
-    Ok(used)
+    let list = |kind| sock_diag::list(kind, None).map(|sockets| sockets.list);
+    let told = target.netns.run(|| {
+        let servers = [list(Kind::TcpListeners)?, list(Kind::UdpServers)?].concat();
+        Ok::<_, Error>([servers, sock_diag::connections()?].concat())
+    })?;
+    let ends = told.iter().flat_map(|socket| [socket.local.ip(), socket.remote.ip()]);
+    Ok(ends.filter_map(virtual_number).map(|n| n..=n).collect())
 }
 
 fn virtual_number(ip: IpAddr) -> Option<u32> {

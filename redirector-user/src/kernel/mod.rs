@@ -19,23 +19,9 @@ pub struct Kernel {
     pub(crate) has_netns_cookie: bool,
 }
 
-/// Numbers of what an instance is attached to.
-#[derive(Clone, Copy, Debug)]
-pub struct Subject {
-    /// Cookie of the network namespace.
-    pub netns_cookie: u64,
-    /// Its inode number.
-    pub netns_inode: u64,
-    /// Id of the cgroup.
-    pub cgroup: u64,
-}
-
-impl Subject {
-    /// Of a pod.
-    pub fn of(target: &crate::pod::Target) -> Self {
-        let (netns, cgroup) = (&target.netns, target.cgroup.id);
-        Self { netns_cookie: netns.id.number(), netns_inode: netns.inode, cgroup }
-    }
+/// Whether softirqs may be preempted (PREEMPT_RT).
+pub fn is_realtime() -> bool {
+    std::fs::read_to_string("/sys/kernel/realtime").is_ok_and(|is| is.trim() == "1")
 }
 
 impl Kernel {
@@ -89,16 +75,15 @@ impl Kernel {
         Ok(())
     }
 
-    /// Load-time constants for an instance whose policies set no other flags than these.
-    pub fn constants(&self, subject: Subject, flags: u32) -> ProgramConstants {
+    /// Load-time constants for instances whose policies set no other flags than these: for the one of this number, or
+    /// [`ProgramConstants::SHARED`].
+    pub fn constants(&self, instance: u32, flags: u32) -> ProgramConstants {
         let o = self.offsets;
         let (sock_net, net_inum) = o.netns.unwrap_or_default();
         let c = o.cgroup.unwrap_or_default();
         ProgramConstants {
-            netns_cookie: if self.has_netns_cookie { subject.netns_cookie } else { 0 },
-            cgroup_id: subject.cgroup,
-            // The kernel has 32 bits of it (ns_common.inum).
-            netns_inode: subject.netns_inode as u32,
+            instance,
+            has_netns_cookie: u32::from(self.has_netns_cookie),
             sock_net,
             net_inum,
             has_ingress_ifindex: u32::from(o.has_ingress_ifindex),
@@ -113,7 +98,6 @@ impl Kernel {
             node_id: c.node_id,
             has_set_retval: u32::from(self.has_set_retval),
             flags,
-            _pad: 0,
         }
     }
 }

@@ -20,6 +20,19 @@ pub(super) fn list(kind: Kind) -> io::Result<Vec<Socket>> {
     Ok(all)
 }
 
+/// Whether the namespace that the calling thread is in has no TCP socket that is more than closed. Without the files it may have.
+pub(super) fn has_no_tcp() -> bool {
+    ["sockstat", "sockstat6"].iter().all(|file| {
+        match std::fs::read_to_string(format!("/proc/thread-self/net/{file}")) {
+            Ok(text) => text
+                .lines()
+                .any(|line| ["TCP: inuse 0 ", "TCP6: inuse 0"].iter().any(|none| line.starts_with(none))),
+            // A kernel without IPv6.
+            Err(e) => *file == "sockstat6" && e.kind() == io::ErrorKind::NotFound,
+        }
+    })
+}
+
 /// `sl local remote state queues timer retransmits uid timeout inode …`
 fn parse(line: &str, v6: bool, kind: Kind) -> Option<Socket> {
     let mut fields = line.split_ascii_whitespace().skip(1);

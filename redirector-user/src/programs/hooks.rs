@@ -82,6 +82,11 @@ pub fn needed_by(policy: &Policy) -> impl Iterator<Item = Hook> {
     ALL.into_iter().filter(|hook| hook.is_needed_by(policy))
 }
 
+/// The hooks that policies of these flags may need.
+pub fn possible_for(flags: u32) -> impl Iterator<Item = Hook> {
+    ALL.into_iter().filter(move |hook| !hook.dns || flags & flag::DNS != 0)
+}
+
 /// The classifier of virtual interfaces. It has no link: netdev/classifier.rs attaches it to the interfaces, and takes it back.
 pub const GUEST: &str = "rd_guest";
 /// Its pin.

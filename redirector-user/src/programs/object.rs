@@ -5,9 +5,8 @@ use std::path::Path;
 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use redirector_common::abi::{ProgramConstants, UNTAKEN_LEN, name};
+use redirector_common::abi::{ProgramConstants, name};
 
-use super::hooks::{self, Hook};
 use crate::base::error::{Error, Result, chain};
 use crate::sys::thread::without_files;
 
@@ -18,9 +17,6 @@ static OBJECT: &[u8] =
 /// Identifies this object: the beginning of its sha256, as `cargo xtask ebpf` has recorded it.
 pub const ID: &str = include_str!("../../bpf/redirector.bpf.sources").split_at(16).0;
 
-/// More entries than connections: those that are made while the limit is reached.
-const BEYOND_MAX_CONNECTIONS: u32 = 1024;
-
 /// A loaded object; nothing of it is attached.
 pub struct Loaded {
     ebpf: Ebpf,
@@ -29,20 +25,15 @@ pub struct Loaded {
 /// Where the maps of a load come from.
 #[derive(Clone, Copy, Debug)]
 pub enum Maps<'a> {
-    /// New ones.
-    New {
-        /// How many original destinations may have an address of their own.
-        destinations: u32,
-        /// How many other connections may be alive.
-        connections: u32,
-    },
-    /// Those pinned in an instance's directory.
-    Of(&'a Path),
+    /// New ones, that end with the programs: there are no instances.
+    Unpinned,
+    /// Those pinned in this directory; they are made if they are not there.
+    In(&'a Path),
 }
 
 impl Loaded {
-    /// Loads the programs of these hooks with their maps, for a namespace and for policies that
-    /// set no other flags than those of `target`. With `trace` they tell their decisions.
+    /// Loads these programs, for policies that set no other flags than those of the constants. With `trace` they tell their
+    /// decisions.
     ///
     /// # Errors
     ///
@@ -51,11 +42,10 @@ impl Loaded {
         constants: &ProgramConstants,
         maps: Maps<'_>,
         trace: bool,
-        hooks: impl Iterator<Item = Hook>,
+        programs: impl IntoIterator<Item = &'static str>,
     ) -> Result<Self> {
         let mut loaded = Self::without_programs(constants, maps, trace)?;
-        let guest = hooks::has_guests(constants.flags).then_some(hooks::GUEST);
-        for name in hooks.map(|hook| hook.program).chain(guest) {
+        for name in programs {
             loaded.load(name)?;
         }
         Ok(loaded)
@@ -83,23 +73,9 @@ impl Loaded {
             // A ring buffer cannot be smaller.
             loader.map_max_entries("AYA_LOGS", 4096);
         }
-        if !hooks::has_guests(constants.flags) {
-            loader.map_max_entries("GUESTS", 1);
-        }
-        match maps {
-            Maps::New { destinations, connections } => {
-                for map in [name::ORIGINAL_DST, name::DESTINATIONS] {
-                    loader.map_max_entries(map, destinations.max(1));
-                }
-                // Those of clients that have closed, too.
-                let untaken = aya::util::nr_cpus().unwrap_or(256) * UNTAKEN_LEN;
-                let beyond = BEYOND_MAX_CONNECTIONS.saturating_add(untaken as u32);
-                loader.map_max_entries(name::FLOWS, connections.saturating_add(beyond));
-            }
-            Maps::Of(dir) => {
-                for map in name::MAPS {
-                    loader.map_pin_path(map, dir.join(map));
-                }
+        if let Maps::In(dir) = maps {
+            for map in name::MAPS.iter().chain(&name::SHARED) {
+                loader.map_pin_path(map, dir.join(map));
             }
         }
         let ebpf = loader

@@ -248,6 +248,80 @@ pub fn sockmap_cookie(map: BorrowedFd<'_>, slot: u32) -> io::Result<Option<u64>>
     }
 }
 
+/// Makes an array that takes maps like this one.
+pub fn create_array_of_maps(name: &str, entries: u32, like: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const BPF_MAP_CREATE: i32 = 0;
+    const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+    #[repr(C)]
+    struct Attr {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+        map_flags: u32,
+        inner_map_fd: u32,
+        numa_node: u32,
+        map_name: [u8; 16],
+    }
+    let mut map_name = [0; 16];
+    // The last byte ends it.
+    let len = name.len().min(map_name.len() - 1);
+    map_name[..len].copy_from_slice(&name.as_bytes()[..len]);
+    let mut attr = Attr {
+        map_type: BPF_MAP_TYPE_ARRAY_OF_MAPS,
+        key_size: 4,
+        value_size: 4,
+        max_entries: entries,
+        map_flags: 0,
+        inner_map_fd: like.as_raw_fd() as u32,
+        numa_node: 0,
+        map_name,
+    };
+    bpf(BPF_MAP_CREATE, &mut attr).map(owned)
+}
+
+/// What the kernel has of an element of a map of maps or of programs.
+fn element_of_array<T>(cmd: i32, map: BorrowedFd<'_>, index: u32, value: &mut T) -> io::Result<()> {
+    let mut attr = ElemAttr {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
+        key: (&raw const index) as u64,
+        value: std::ptr::from_mut(value) as u64,
+        flags: 0,
+    };
+    bpf(cmd, &mut attr).map(drop)
+}
+
+/// Puts a map or a program into an array of them. Of maps, it waits until no program uses what was there before.
+pub fn array_put(array: BorrowedFd<'_>, index: u32, object: BorrowedFd<'_>) -> io::Result<()> {
+    element_of_array(BPF_MAP_UPDATE_ELEM, array, index, &mut (object.as_raw_fd() as u32))
+}
+
+/// Takes out what is at an index. Of maps, it waits until no program uses it. It is no error if nothing is there.
+pub fn array_take(array: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+    let mut attr = ElemAttr {
+        map_fd: array.as_raw_fd() as u32,
+        pad: 0,
+        key: (&raw const index) as u64,
+        value: 0,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_DELETE_ELEM, &mut attr) {
+        // Of an empty element it says EINVAL (`fd_array_map_delete_elem`).
+        Err(e) if array_id(array, index)?.is_some() => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Id of the map or program at an index, None if there is none.
+pub fn array_id(array: BorrowedFd<'_>, index: u32) -> io::Result<Option<u32>> {
+    let mut id = 0_u32;
+    match element_of_array(BPF_MAP_LOOKUP_ELEM, array, index, &mut id) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        other => other.map(|()| Some(id)),
+    }
+}
+
 /// Waits until every program that was running has ended (an RCU grace period), so that what
 /// it may have looked at can be changed.
 pub fn wait_for_programs() {

@@ -2,10 +2,12 @@
 #![expect(unsafe_code, reason = "raw system calls; each with its SAFETY comment")]
 
 pub mod bpf;
+mod insn;
 pub mod netns;
 pub mod nsid;
 pub mod poll;
 pub mod program_query;
+pub mod sk_lookup_entry;
 pub mod sockmap_copy;
 pub mod sockopt;
 pub mod test_run;

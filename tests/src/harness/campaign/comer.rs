@@ -51,7 +51,7 @@ impl Campaign {
     pub(super) fn last_detach(&self, fault: Fault, at: At) -> anyhow::Result<()> {
         let bpffs = &self.tested.bpffs;
         bpffs.attach(self.comer(), COMER, &[])?.expect(exit::OK)?;
-        let objects = Objects::of(&bpffs.show(COMER)?)?;
+        let objects = Objects::of(bpffs, COMER)?;
         let run = with(fault, at, |by| Run::of(&mut bpffs.command(by, &["detach", COMER])))?;
         ensure_no_panic(fault, &run)?;
         if run.code != Some(exit::OK) {

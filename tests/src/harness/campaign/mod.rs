@@ -373,7 +373,7 @@ impl Campaign {
 
     /// Detaches; the kernel has nothing left of the instance.
     fn end(&self) -> anyhow::Result<()> {
-        let objects = Objects::of(&self.tested.show()?)?;
+        let objects = Objects::of(&self.tested.bpffs, NAME)?;
         self.plant_at(Moment::BeforeDetach);
         let detach = ["detach", "--name", NAME];
         self.tested.bpffs.run(&detach)?.expect(exit::OK)?;

@@ -158,7 +158,7 @@ fn second_meaning(campaign: &Campaign) -> anyhow::Result<()> {
 
 /// Pins an object of the instance in another directory.
 fn keep(campaign: &Campaign, kind: &str) -> anyhow::Result<()> {
-    let objects = Objects::of(&campaign.tested.show()?)?;
+    let objects = Objects::of(&campaign.tested.bpffs, NAME)?;
     let ids = match kind {
         "link" => objects.links,
         "map" => objects.maps,

@@ -5,9 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use serde_json::Value;
 
+use super::bpffs::Bpffs;
 use crate::harness::command::{output, run};
 use crate::harness::retry;
 use crate::harness::world::Pod;
@@ -18,7 +19,7 @@ pub fn detach_link(pin: &Path) -> anyhow::Result<()> {
     run(Command::new("bpftool").args(["link", "detach", "pinned"]).arg(pin), "").map(drop)
 }
 
-/// Programs, maps and links of one instance, by their ids, which are never used again.
+/// Programs, maps and links, by their ids, which are never used again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Objects {
     pub programs: BTreeSet<u64>,
@@ -27,21 +28,42 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// Of an instance, from what `show` says.
-    pub fn of(show: &Value) -> anyhow::Result<Self> {
-        let hooks = show["hooks"].as_array().context("`show` tells the hooks")?;
-        let programs: BTreeSet<u64> = hooks.iter().filter_map(|hook| hook["program"].as_u64()).collect();
-        ensure!(programs.len() == hooks.len(), "a hook without a program: {show:#}");
-        let mut objects = Self { programs, ..Self::default() };
-        for program in &objects.programs {
-            let program = ask(&["prog", "show", "id", &program.to_string()])?;
-            let maps = program["map_ids"].as_array().cloned().unwrap_or_default();
-            objects.maps.extend(maps.iter().filter_map(Value::as_u64));
+    /// Of an instance alone: what is pinned in its directory, without what it shares.
+    pub fn of(bpffs: &Bpffs, name: &str) -> anyhow::Result<Self> {
+        let (own, shared) = (Self::pinned(&bpffs.instance(name))?, Self::shared(bpffs)?);
+        let of_one = |own: BTreeSet<u64>, shared: &BTreeSet<u64>| own.difference(shared).copied().collect();
+        Ok(Self {
+            programs: of_one(own.programs, &shared.programs),
+            maps: of_one(own.maps, &shared.maps),
+            links: own.links,
+        })
+    }
+
+    /// What the instances of a bpffs share.
+    pub fn shared(bpffs: &Bpffs) -> anyhow::Result<Self> {
+        Self::pinned(&bpffs.instance("NODE-2"))
+    }
+
+    fn pinned(directory: &Path) -> anyhow::Result<Self> {
+        let mut objects = Self::default();
+        for entry in std::fs::read_dir(directory).with_context(|| directory.display().to_string())? {
+            let path = entry?.path();
+            if path.is_dir() {
+                let below = Self::pinned(&path)?;
+                objects.programs.extend(below.programs);
+                objects.maps.extend(below.maps);
+                continue;
+            }
+            let (kind, ids) = match path.file_name().and_then(|name| name.to_str()).unwrap_or_default() {
+                // `prog_array_map_clear` loses a reference if somebody who lists all maps comes in between: the kernel keeps it.
+                name if name.starts_with("SK_LOOKUP") => continue,
+                name if name.starts_with("prog_") => ("prog", &mut objects.programs),
+                name if name.starts_with("link_") => ("link", &mut objects.links),
+                _ => ("map", &mut objects.maps),
+            };
+            let shown = ask(&[kind, "show", "pinned", &path.display().to_string()])?;
+            ids.insert(shown["id"].as_u64().with_context(|| format!("{}: {shown}", path.display()))?);
         }
-        let of_ours =
-            |link: &&Value| link["prog_id"].as_u64().is_some_and(|id| objects.programs.contains(&id));
-        objects.links = list("link")?.iter().filter(of_ours).filter_map(|link| link["id"].as_u64()).collect();
-        ensure!(objects.links.len() == hooks.len(), "not a link for each hook: {objects:?}");
         Ok(objects)
     }
 

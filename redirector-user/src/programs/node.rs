@@ -1,0 +1,378 @@
+//! What the instances of a node share, in a directory of the bpffs beside theirs: arrays with the maps of each instance, and
+//! sets of programs, each loaded once for all policies that use the same features.
+//!
+//! It is a cache of programs: an instance has pins of its own of all that it runs. It goes with the last instance.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use aya::maps::{Array, HashMap, Map, MapData};
+use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY;
+use redirector_common::abi::{INSTANCES, ProgramConstants, name};
+
+use super::hooks::{self, Hook};
+use super::maps;
+use super::object::{self, Loaded, Maps};
+use crate::base::error::{Context, Error, Result, chain};
+use crate::sys::bpf;
+use crate::sys::sk_lookup_entry::load_entry;
+
+/// Upper case: no instance has such a name. The number is that of the layout of the maps.
+const DIRECTORY: &str = "NODE-2";
+/// Pin of the PROG_ARRAY with a set's sk_lookup program.
+pub const SHARED_SK_LOOKUP: &str = "SK_LOOKUP";
+/// ARRAY of one u32: the generation that was given last.
+const GENERATION: &str = "GENERATION";
+/// A thread that puts a map somewhere needs less to begin, most times.
+const BEGINNING: Duration = Duration::from_micros(200);
+/// How long until the next look, if it needs more.
+const LOOK_AGAIN: Duration = Duration::from_micros(100);
+/// Sets that are being made.
+const STAGING: &str = "NEW";
+
+/// What the instances of a node share.
+#[derive(Clone, Debug)]
+pub struct Node {
+    dir: PathBuf,
+}
+
+impl Node {
+    /// Of the instances in a directory.
+    pub fn of(instances: &Path) -> Self {
+        Self { dir: instances.join(DIRECTORY) }
+    }
+
+    /// Of the instances beside this one.
+    pub fn beside(instance: &Path) -> Self {
+        Self::of(instance.parent().unwrap_or(instance))
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Removes it; for when there is no instance.
+    pub fn remove(&self) -> io::Result<()> {
+        remove_tree(&self.dir)
+    }
+
+    /// The programs of a set, which are loaded if nobody has done so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::unsupported`] if the kernel refuses a map or a program, with its reason.
+    pub fn set(&self, constants: &ProgramConstants) -> Result<Set> {
+        let dir = self.dir.join(format!("SET-{:06x}-{}", constants.flags, object::ID));
+        if !dir.is_dir() {
+            self.load_set(constants, &dir)?;
+        }
+        Ok(Set { node: self.clone(), dir })
+    }
+
+    fn load_set(&self, constants: &ProgramConstants, dir: &Path) -> Result<()> {
+        let hooks = || hooks::possible_for(constants.flags);
+        let loaded = self.load(constants, false, hooks().map(|hook| hook.program))?;
+        let staging = self.dir.join(STAGING);
+        remove_tree(&staging).context(|| format!("remove {}", staging.display()))?;
+        fs::create_dir(&staging).context(|| format!("create {}", staging.display()))?;
+        for hook in hooks() {
+            pin(loaded.program(hook.program)?, &staging.join(hook.program_pin()))?;
+        }
+        let array = aya_obj::Map::new_from_params(BPF_MAP_TYPE_PROG_ARRAY as u32, 4, 4, 1, 0);
+        let array = MapData::create(array, SHARED_SK_LOOKUP, None)
+            .map_err(|e| Error::failed(format!("create the map {SHARED_SK_LOOKUP}: {}", chain(&e))))?;
+        let sk_lookup = hooks().find(|hook| hook.netns).ok_or_else(|| Error::failed("no sk_lookup"))?;
+        bpf::array_put(array.fd().as_fd(), 0, loaded.program(sk_lookup.program)?)
+            .context(|| format!("fill {}", staging.join(SHARED_SK_LOOKUP).display()))?;
+        pin(array.fd().as_fd(), &staging.join(SHARED_SK_LOOKUP))?;
+        fs::rename(&staging, dir).context(|| format!("rename {} to {}", staging.display(), dir.display()))?;
+        self.forget_other_versions();
+        Ok(())
+    }
+
+    /// Whoever runs programs of another version has pins of them.
+    fn forget_other_versions(&self) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with("SET-") && !name.ends_with(object::ID) {
+                // It stays as it was if that fails, and costs some memory.
+                let _ = remove_tree(&entry.path());
+            }
+        }
+    }
+
+    /// Loads programs that find their maps here.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::unsupported`] if the kernel refuses a map or a program, with its reason.
+    pub fn load(
+        &self,
+        constants: &ProgramConstants,
+        trace: bool,
+        programs: impl IntoIterator<Item = &'static str>,
+    ) -> Result<Loaded> {
+        self.make_maps(constants)?;
+        Loaded::new(constants, Maps::In(&self.dir), trace, programs)
+    }
+
+    /// Makes the maps if they are not there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::unsupported`] if the kernel refuses one, with its reason.
+    pub fn make_maps(&self, constants: &ProgramConstants) -> Result<()> {
+        if name::MAPS.iter().chain(&name::SHARED).all(|map| self.dir.join(map).exists()) {
+            return Ok(());
+        }
+        self.create()?;
+        for map in maps::all(1, 1, 0) {
+            let path = self.dir.join(map.name);
+            if !path.exists() {
+                pin(map.make_array()?.as_fd(), &path)?;
+            }
+        }
+        // The loader makes the others.
+        Loaded::new(constants, Maps::In(&self.dir), false, []).map(drop)
+    }
+
+    fn create(&self) -> Result<()> {
+        match fs::create_dir(&self.dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                Err(e).context(|| format!("create {}", self.dir.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A number that no instance has, from `first` on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::failed`] if all are taken.
+    pub fn free_index(&self, first: u64) -> Result<u32> {
+        let array = self.open(name::META)?;
+        for turn in 0..u64::from(INSTANCES) {
+            let index = (first.wrapping_add(turn) % u64::from(INSTANCES)) as u32;
+            let id = bpf::array_id(array.as_fd(), index).context(|| self.told(name::META))?;
+            if id.is_none() {
+                return Ok(index);
+            }
+        }
+        Err(Error::failed(format!("this node has {INSTANCES} instances, and can have no more"))
+            .remedy("detach one: `redirector list` shows them"))
+    }
+
+    /// A generation that no instance of this node has had; never 0.
+    ///
+    /// # Errors
+    ///
+    /// If the counter cannot be read or written.
+    pub fn next_generation(&self) -> Result<u32> {
+        let path = self.dir.join(GENERATION);
+        if !path.exists() {
+            let map: Array<MapData, u32> =
+                Array::create(1, 0).context(|| format!("create {}", path.display()))?;
+            map.pin(&path).map_err(|e| Error::failed(format!("pin {}: {}", path.display(), chain(&e))))?;
+        }
+        let data = MapData::from_pin(&path).context(|| self.told(GENERATION))?;
+        let mut map: Array<MapData, u32> =
+            Array::try_from(Map::Array(data)).context(|| self.told(GENERATION))?;
+        let last = map.get(&0, 0).context(|| self.told(GENERATION))?;
+        let next = last.wrapping_add(1).max(1);
+        map.set(0, next, 0).context(|| self.told(GENERATION))?;
+        Ok(next)
+    }
+
+    /// Lets the programs find the maps of an instance, META first: while it is there the number is nobody else's.
+    ///
+    /// The kernel lets whoever puts a map into an array wait until no program uses what was there before (10 to 30 ms). Nothing
+    /// was, so this does not wait with it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn put_maps(&self, index: u32, maps: Vec<(&'static str, OwnedFd)>) -> Result<Putting> {
+        let mut putting = Putting(Vec::new());
+        let (meta, others): (Vec<_>, Vec<_>) = maps.into_iter().partition(|(name, _)| *name == name::META);
+        for maps in [meta, others] {
+            let mut arrays = Vec::new();
+            for (name, map) in maps {
+                let array = self.open(name)?;
+                arrays.push((name, array.try_clone().context(|| self.told(name))?));
+                putting.0.push(std::thread::spawn(move || bpf::array_put(array.as_fd(), index, map.as_fd())));
+            }
+            std::thread::sleep(BEGINNING);
+            arrays.into_iter().try_for_each(|(name, array)| {
+                putting.until_visible(array.as_fd(), index).context(|| self.told(name))
+            })?;
+        }
+        Ok(putting)
+    }
+
+    /// Puts another map in place of one of an instance's, and waits until no program uses that.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn replace_map(&self, index: u32, name: &str, map: BorrowedFd<'_>) -> Result<()> {
+        bpf::array_put(self.open(name)?.as_fd(), index, map).context(|| self.told(name))
+    }
+
+    /// Whether the programs find this META at a number.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn is_at(&self, index: u32, meta: u32) -> Result<bool> {
+        let array = self.open(name::META)?;
+        Ok(bpf::array_id(array.as_fd(), index).context(|| self.told(name::META))? == Some(meta))
+    }
+
+    /// Ends that, if they are the maps of this META.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn take_maps(&self, index: u32, meta: u32) -> Result<()> {
+        if !self.is_at(index, meta)? {
+            return Ok(());
+        }
+        let array = self.open(name::META)?;
+        // META last. All others at once: each waits until no program uses what it takes out.
+        let others = name::MAPS.into_iter().filter(|name| *name != name::META);
+        let take = |name: &str| bpf::array_take(self.open(name)?.as_fd(), index).context(|| self.told(name));
+        std::thread::scope(|scope| {
+            let take = &take;
+            let threads: Vec<_> = others.map(|name| scope.spawn(move || take(name))).collect();
+            let ends = threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            // All of them, whatever one says.
+            ends.collect::<Vec<Result<()>>>().into_iter().collect::<Result<()>>()
+        })?;
+        bpf::array_take(array.as_fd(), index).context(|| self.told(name::META))
+    }
+
+    /// Lets the shared programs find an instance by its network namespace.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn enter(&self, netns: u64, index: u32) -> Result<()> {
+        self.namespaces()?.insert(netns, index, 0).context(|| self.told(name::NAMESPACES))
+    }
+
+    /// Ends that, if it is this instance that they find.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn leave(&self, netns: u64, index: u32) -> Result<()> {
+        let mut namespaces = self.namespaces()?;
+        if namespaces.get(&netns, 0).is_ok_and(|found| found == index) {
+            namespaces.remove(&netns).context(|| self.told(name::NAMESPACES))?;
+        }
+        Ok(())
+    }
+
+    fn namespaces(&self) -> Result<HashMap<MapData, u64, u32>> {
+        let data =
+            MapData::from_pin(self.dir.join(name::NAMESPACES)).context(|| self.told(name::NAMESPACES))?;
+        HashMap::try_from(Map::HashMap(data)).context(|| self.told(name::NAMESPACES))
+    }
+
+    /// Opens a map that is shared.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there.
+    pub fn open(&self, map: &str) -> Result<OwnedFd> {
+        bpf::obj_get(&self.dir.join(map)).context(|| self.told(map))
+    }
+
+    fn told(&self, map: &str) -> String {
+        format!("use {}", self.dir.join(map).display())
+    }
+}
+
+/// Maps that programs find, while the kernel still lets those who have put them there wait.
+#[must_use = "dropping it waits"]
+pub struct Putting(Vec<JoinHandle<io::Result<()>>>);
+
+impl Putting {
+    /// Until something is at an index of an array, or whoever was to put it there has failed.
+    fn until_visible(&mut self, array: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+        loop {
+            if bpf::array_id(array, index)?.is_some() {
+                return Ok(());
+            }
+            for done in self.0.extract_if(.., |thread| thread.is_finished()) {
+                done.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            if self.0.is_empty() && bpf::array_id(array, index)?.is_none() {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+}
+
+impl Drop for Putting {
+    fn drop(&mut self) {
+        for thread in self.0.drain(..) {
+            // What it has put there is visible; it has only waited.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Programs that instances share.
+pub struct Set {
+    node: Node,
+    dir: PathBuf,
+}
+
+impl Set {
+    /// The program of a hook for the instance of this number.
+    ///
+    /// # Errors
+    ///
+    /// If the set has none.
+    pub fn program(&self, hook: &Hook, instance: u32) -> Result<OwnedFd> {
+        if hook.netns {
+            let (looked_up, shared) = (self.node.open(name::LOOKED_UP)?, self.sk_lookup()?);
+            return load_entry(instance, looked_up.as_fd(), shared.as_fd())
+                .context(|| format!("load the entry to {}", hook.program));
+        }
+        let path = self.dir.join(hook.program_pin());
+        bpf::obj_get(&path).context(|| format!("open the program {}", path.display()))
+    }
+
+    /// The PROG_ARRAY behind the entries of sk_lookup. It is emptied when nobody holds or pins it (`bpf_fd_array_map_clear`).
+    ///
+    /// # Errors
+    ///
+    /// If it is not there.
+    pub fn sk_lookup(&self) -> Result<OwnedFd> {
+        let path = self.dir.join(SHARED_SK_LOOKUP);
+        bpf::obj_get(&path).context(|| format!("open {}", path.display()))
+    }
+}
+
+fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    bpf::obj_pin(object, path).context(|| format!("pin {}", path.display()))
+}
+
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
