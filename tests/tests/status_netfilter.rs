@@ -29,7 +29,7 @@ fn rules_of_others_that_came_later() -> anyhow::Result<()> {
     let _proxy = setup.proxy()?;
     setup.attach(&[])?;
     let netns = &setup.world.pod().netns;
-    let cases: [(&[&str], &str, &[&str]); 5] = [
+    let cases: [(&[&str], &str, &[&str]); 6] = [
         (
             &["filter", "INPUT", "-p", "tcp", "--dport", "15001", "-j", "DROP"],
             "netfilter_drops",
@@ -51,6 +51,7 @@ fn rules_of_others_that_came_later() -> anyhow::Result<()> {
             "netfilter_drops",
             &["22,15000-15010 REJECT"],
         ),
+        (&["filter", "OUTPUT", "-d", "127.0.0.0/8", "-j", "DROP"], "netfilter_drops", &["to loopback DROP"]),
         (&["filter", "INPUT", "-i", "lo", "-j", "DROP"], "netfilter_drops", &["on lo DROP"]),
         (
             &["nat", "OUTPUT", "-p", "tcp", "-j", "REDIRECT", "--to-ports", "4140"],
@@ -77,6 +78,8 @@ fn rules_of_others_that_came_later() -> anyhow::Result<()> {
         for rule in [
             &["-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"][..],
             &["-p", "tcp", "--dport", "22", "-j", "DROP"],
+            &["!", "-i", "lo", "-d", "127.0.0.0/8", "-j", "DROP"],
+            &["-d", "10.0.0.0/8", "-j", "DROP"],
         ] {
             run(netns.command(&path).args(["-w", "-A", "INPUT"]).args(rule), "")?;
         }
@@ -125,6 +128,8 @@ fn rules_of_nftables() -> anyhow::Result<()> {
         (of_lo, "ip daddr . tcp dport @both drop", "tcp to port 9,15006 DROP"),
         (map, "tcp dport vmap @verdicts", "tcp to port 15001,15002 DROP"),
         ("", "tcp dport vmap { 1-14999 : accept, 15000-15010 : drop }", "tcp to port 15000-15010 DROP"),
+        ("", "ip daddr 127.0.0.0/8 drop", "to loopback DROP"),
+        ("", "ip6 daddr ::1 drop", "to loopback DROP"),
         ("", "tcp dport != 22 drop", "tcp to port 0-21,23-65535 DROP"),
         ("", "tcp dport != { 22, 80 } drop", "tcp to port 0-21,23-79,81-65535 DROP"),
         ("", "tcp dport != 22-80 drop", "tcp to port 0-21,81-65535 DROP"),
@@ -140,6 +145,8 @@ fn rules_of_nftables() -> anyhow::Result<()> {
         ("set none { type inet_service; }", "output", "tcp dport @none drop"),
         ("", "output", "ct state vmap { established : accept, invalid : drop }"),
         ("", "output", "ip saddr { 10.0.0.0/8, 192.168.1.1 } drop"),
+        ("", "output", "oif != lo ip daddr 127.0.0.0/8 drop"),
+        ("", "output", "ip daddr 10.0.0.0/8 drop"),
         // What is let through before.
         ("", "output", "oif lo accept; tcp dport != { 22, 80 } drop"),
         ("", "input", "iif lo accept"),

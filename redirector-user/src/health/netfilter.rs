@@ -61,11 +61,11 @@ fn names_proxy(rule: &Rule, policy: &Policy) -> bool {
 fn judge_drops(rules: &[Rule], policy: &Policy) -> Option<Finding> {
     // An unconditional one is the policy of another chain of legacy iptables.
     let lets_through =
-        |rule: &Rule| rule.action == Action::Accept && (rule.is_everything_on_lo || !rule.is_unconditional());
+        |rule: &Rule| rule.action == Action::Accept && (rule.is_of_lo() || !rule.is_unconditional());
     let has_exceptions = |table: &str| rules.iter().any(|rule| rule.table == table && lets_through(rule));
     let stops = |rule: &&Rule| {
         let named = names_proxy(rule, policy);
-        let is_broad = rule.is_everything_on_lo && rule.is_unconditional() || named && rule.is_broad();
+        let is_broad = rule.is_of_lo() && rule.is_unconditional() || named && rule.is_broad();
         matches!(rule.action, Action::Drop | Action::Reject)
             && if is_broad { !rule.other && !has_exceptions(&rule.table) } else { named }
     };
@@ -85,7 +85,8 @@ fn judge_drops(rules: &[Rule], policy: &Policy) -> Option<Finding> {
 fn judge_redirects(rules: &[Rule], policy: &Policy) -> Vec<Finding> {
     let all = rules.iter().filter(|rule| matches!(rule.action, Action::Redirect(_)));
     let (whole, some): (Vec<&Rule>, Vec<&Rule>) = all.partition(|rule| {
-        names_proxy(rule, policy) || rule.is_unconditional() && rule.takes(libc::IPPROTO_TCP as u8, 0)
+        names_proxy(rule, policy)
+            || rule.is_unconditional() && !rule.is_to_loopback && rule.takes(libc::IPPROTO_TCP as u8, 0)
     });
     let finding = |level, rules: Vec<&Rule>, effect| {
         let told: Vec<String> = rules.iter().map(|rule| rule.told()).collect();

@@ -1,5 +1,7 @@
 //! The rules of legacy iptables, from the kernel's tables (uapi/linux/netfilter_ipv4/ip_tables.h and its sister).
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use super::rule::{Action, Rule};
 use crate::base::text::nul_terminated;
 use crate::sys::xtables;
@@ -64,7 +66,8 @@ fn rule(entry: &[u8], target: usize, layout: &Layout) -> Option<Result<Rule, Str
     let named = |at| interface(at).is_some_and(|name| name.iter().any(|byte| *byte != 0));
     let is_lo = |at| interface(at).is_some_and(|name| name.starts_with(b"lo\0"));
     rule.is_everything_on_lo = is_lo(0) || is_lo(1);
-    rule.other = entry[..layout.addresses].iter().any(|byte| *byte != 0)
+    rule.is_to_loopback = is_to_loopback(entry.get(..layout.addresses)?);
+    rule.other = entry[..layout.addresses].iter().any(|byte| *byte != 0) && !rule.is_to_loopback
         || (0..2).any(|at| named(at) && !is_lo(at))
         || entry.get(layout.inverted) != Some(&0);
     let mut at = layout.len;
@@ -89,6 +92,16 @@ fn rule(entry: &[u8], target: usize, layout: &Layout) -> Option<Result<Rule, Str
         other => Action::of_target(other),
     };
     Some(Ok(rule))
+}
+
+/// Source, destination and their masks.
+fn is_to_loopback(addresses: &[u8]) -> bool {
+    let (v4, v6) = (Ipv4Addr::LOCALHOST.octets(), Ipv6Addr::LOCALHOST.octets());
+    let own: &[u8] = if addresses.len() == 4 * v4.len() { &v4 } else { &v6 };
+    let field = |at: usize| &addresses[at * own.len()..(at + 1) * own.len()];
+    let is_any = |field: &[u8]| field.iter().all(|byte| *byte == 0);
+    let holds = own.iter().zip(field(1)).zip(field(3)).all(|((own, to), mask)| own & mask == *to);
+    is_any(field(0)) && is_any(field(2)) && !is_any(field(3)) && holds
 }
 
 #[cfg(test)]

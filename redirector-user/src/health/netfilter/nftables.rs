@@ -1,6 +1,7 @@
 //! The rules of nf_tables, which iptables-nft makes, too (uapi/linux/netfilter/nf_tables.h).
 
 use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::rule::{Action, Rule, all_but};
 use super::sets::{SetName, Sets};
@@ -46,6 +47,10 @@ fn policy_of_chain(payload: &[u8]) -> Option<Rule> {
 enum Loaded {
     Protocol,
     DestinationPort,
+    /// An address, or its first bytes.
+    Destination {
+        v6: bool,
+    },
     InterfaceName,
     InterfaceIndex,
     /// IPv4 or IPv6: no condition of its own.
@@ -235,6 +240,8 @@ fn what_is_loaded(expression: &str, data: &[u8]) -> Loaded {
     match (number(2), number(3), number(4)) {
         (Some(1), Some(9 | 6), Some(1)) => Loaded::Protocol,
         (Some(2), Some(2), Some(2)) => Loaded::DestinationPort,
+        (Some(1), Some(16), Some(1..=4)) => Loaded::Destination { v6: false },
+        (Some(1), Some(24), Some(1..=16)) => Loaded::Destination { v6: true },
         _ => Loaded::Other,
     }
 }
@@ -256,6 +263,11 @@ fn compare(rule: &mut Rule, loaded: Loaded, data: &[u8]) {
         (Loaded::InterfaceName, Some(EQ), _) if value.starts_with(b"lo\0") => rule.is_everything_on_lo = true,
         (Loaded::InterfaceIndex, Some(EQ), _) if value.first_chunk() == Some(&1u32.to_ne_bytes()) => {
             rule.is_everything_on_lo = true;
+        }
+        (Loaded::Destination { v6 }, Some(EQ), _) => {
+            let (v4, of_v6) = (Ipv4Addr::LOCALHOST.octets(), Ipv6Addr::LOCALHOST.octets());
+            rule.is_to_loopback = if v6 { of_v6.starts_with(value) } else { v4.starts_with(value) };
+            rule.other |= !rule.is_to_loopback;
         }
         (Loaded::Family, ..) => {}
         (Loaded::DestinationPort, Some(EQ), Some(port)) => rule.ports = Some(vec![(port, port)]),

@@ -51,7 +51,9 @@ pub(super) struct Rule {
     pub ports: Option<Vec<(u16, u16)>>,
     /// It takes whatever enters or leaves by lo.
     pub is_everything_on_lo: bool,
-    /// It has conditions beside protocol, port and lo.
+    /// It takes what is sent to 127.0.0.1, or `::1`, by their address.
+    pub is_to_loopback: bool,
+    /// It has conditions beside protocol, port, lo and loopback's address.
     pub other: bool,
     pub action: Action,
 }
@@ -64,6 +66,11 @@ impl Rule {
                 .ports
                 .as_ref()
                 .is_none_or(|ports| ports.iter().any(|(from, to)| (*from..=*to).contains(&port)))
+    }
+
+    /// Whether it is about what stays in the pod.
+    pub(super) fn is_of_lo(&self) -> bool {
+        self.is_everything_on_lo || self.is_to_loopback
     }
 
     /// Whether it takes all of its protocol.
@@ -140,7 +147,11 @@ impl Rule {
             .iter()
             .map(|ports| format!(" to port {}", ports.iter().map(range).collect::<Vec<_>>().join(",")));
         let ports = ports.collect::<String>();
-        let lo = if self.is_everything_on_lo { " on lo" } else { "" };
+        let lo = match (self.is_everything_on_lo, self.is_to_loopback) {
+            (true, _) => " on lo",
+            (false, true) => " to loopback",
+            (false, false) => "",
+        };
         let action = match &self.action {
             Action::Accept => "ACCEPT",
             Action::Drop => "DROP",
