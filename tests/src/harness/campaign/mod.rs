@@ -4,7 +4,7 @@
 //! What must hold in each step: every connection of the application, and every one from the network, is accepted by the proxy
 //! and has the original destination that its client asked for; the proxy's own connections, and those of a process of the
 //! same cgroup in another network namespace, go straight; connections fail only in steps that [allow](plan::Step::allows)
-//! it. Meanwhile [another pod](comer) comes and goes.
+//! it. Meanwhile another pod (`comer`) comes and goes.
 
 mod comer;
 pub mod plan;
