@@ -25,6 +25,18 @@ fn expect_untouched(bpffs: &Bpffs, pod: &Pod) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Who may mount something gives its place any name.
+#[test]
+fn a_mount_whose_name_is_no_text() -> anyhow::Result<()> {
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
+    let script =
+        "cd \"$0\" && d=$(printf 'm\\377') && mkdir \"$d\" && mount -t tmpfs none \"$d\" && exec \"$@\"";
+    let dir = tempfile::tempdir()?;
+    let by = ["unshare", "--mount", "sh", "-c", script, dir.path().to_str().context("a path")?];
+    bpffs.attach_by(&by, world.pod(), NAME, &[])?.expect(exit::OK)?;
+    Ok(())
+}
+
 fn summary(seen: &[Observation]) -> String {
     seen.first().map(Observation::summary).unwrap_or_default()
 }

@@ -1,6 +1,8 @@
 //! `redirector status` of pods whose traffic goes past the proxy, or twice through it, and of what captures them.
 
+use std::ffi::OsStr;
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 
 use anyhow::Context;
 use redirector_tests::harness::kernel;
@@ -8,7 +10,7 @@ use redirector_tests::harness::names;
 use redirector_tests::harness::probe::hold::Held;
 use redirector_tests::harness::probe::serve::Listen;
 use redirector_tests::harness::probe::sys;
-use redirector_tests::harness::process::Place;
+use redirector_tests::harness::process::{Daemon, Place};
 use redirector_tests::harness::product::bpffs::Bpffs;
 use redirector_tests::harness::product::health::{NAME, Setup};
 use redirector_tests::harness::product::objects::detach_link;
@@ -89,6 +91,13 @@ fn an_app_of_the_proxys_user() -> anyhow::Result<()> {
     setup.expect_fault("app_as_proxy_user", &["uid 1337", "not the proxy"])?;
     drop(held);
     setup.expect_well()?;
+    // A process gives itself its name, which need not be text.
+    let dir = tempfile::tempdir()?;
+    let program = dir.path().join(OsStr::from_bytes(b"app\xff"));
+    std::fs::copy("/bin/sleep", &program)?;
+    let _app = Daemon::start("app", place.program(&program).arg("600"))?;
+    let found = || setup.expect_fault("app_as_proxy_user", &["app\u{fffd} (uid 1337)"]).ok();
+    retry::until("it to be found", found)?;
     Ok(())
 }
 

@@ -18,6 +18,15 @@ const LIMIT_OF_FILE: u64 = 1 << 20;
 const MAX_ERROR_BYTES: usize = 300;
 const MAX_KEY_BYTES: usize = 64;
 
+/// What the kernel tells of processes, cgroups and mounts, whose names are of any bytes.
+///
+/// # Errors
+///
+/// If it cannot be read.
+pub fn of_the_kernel(file: impl AsRef<Path>) -> Result<String> {
+    std::fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// Reads a text file or pipe.
 ///
 /// # Errors

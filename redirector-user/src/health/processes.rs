@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::finding::{Finding, some_of};
 use crate::base::error::{Context, Result};
+use crate::base::input;
 use crate::pod::{process, sandbox};
 
 /// The processes of the node by the inode number of their network namespace: read once for all instances.
@@ -49,7 +50,7 @@ pub(super) struct Process {
 impl Process {
     /// None if it has ended.
     pub(super) fn read(pid: u32) -> Option<Self> {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let status = input::of_the_kernel(format!("/proc/{pid}/status")).ok()?;
         let number = |name: &str, column: usize| -> Option<u32> {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
             line.split_ascii_whitespace().nth(column)?.parse().ok()

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::base::error::{Context, Error, Result};
+use crate::base::input;
 
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 const CGROUP_SUPER_MAGIC: i64 = 0x0027_e0eb;
@@ -114,8 +115,7 @@ fn collect(dir: &Path, pids: &mut BTreeSet<u32>) -> Result<()> {
 ///
 /// [`Error::unsupported`] if it is not.
 pub fn mount() -> Result<PathBuf> {
-    let text =
-        std::fs::read_to_string("/proc/self/mountinfo").context(|| "read /proc/self/mountinfo".into())?;
+    let text = input::of_the_kernel("/proc/self/mountinfo").context(|| "read /proc/self/mountinfo".into())?;
     find_mount(&text).ok_or_else(|| {
         Error::unsupported("cgroup v2 is not mounted").remedy(
             "mount it: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified",
@@ -125,7 +125,7 @@ pub fn mount() -> Result<PathBuf> {
 
 /// Where the trees of cgroup v1 are mounted; none in a unified layout.
 pub fn v1_mounts() -> Vec<PathBuf> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let text = input::of_the_kernel("/proc/self/mountinfo").unwrap_or_default();
     let mounts = text.lines().filter_map(|line| {
         let (front, back) = line.split_once(" - ")?;
         (back.split(' ').next()? == "cgroup").then_some(front.split(' ').nth(4)?)

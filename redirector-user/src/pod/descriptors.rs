@@ -12,6 +12,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::base::input;
+
 /// So many descriptors of a process are looked at: a pod may have millions.
 pub const MAX_DESCRIPTORS_OF_ONE: usize = 65_536;
 /// And of all together.
@@ -49,7 +51,7 @@ pub(super) fn of(pid: u32, sockets: Option<u64>) -> Box<dyn Iterator<Item = (i32
             }))
         }
         (Err(e), None) if e.kind() == ErrorKind::PermissionDenied => {
-            let status = read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let status = input::of_the_kernel(format!("/proc/{pid}/status")).unwrap_or_default();
             Box::new((0..table_size(&status)).map(|number| (number, Descriptor::Unknown)))
         }
         (Err(_), _) => Box::new(std::iter::empty()),

@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use crate::base::error::{Context, Result};
+use crate::base::input;
 use crate::base::text::printable;
 
 /// Pids of the processes whose network namespace has this inode number. Processes that end
@@ -47,7 +48,7 @@ fn says_exiting(stat: &str) -> bool {
 
 /// What /proc/PID/cgroup says; None if it has ended.
 pub fn cgroups(pid: u32) -> Option<String> {
-    let read = || std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok();
+    let read = || input::of_the_kernel(format!("/proc/{pid}/cgroup")).ok();
     let mut text = read()?;
     for _ in 1..LOOKS {
         if !text.lines().any(|line| line == "0::/") {

@@ -87,7 +87,7 @@ fn judge(path: &Path, writers: &Writers, owner: u32, within: Option<&Path>, insi
 
 /// The user of a process that has one user only: 0 if its users differ.
 fn owner(pid: u32) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let status = crate::base::input::of_the_kernel(format!("/proc/{pid}/status")).ok()?;
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     let uids: BTreeSet<u32> = uids.split_ascii_whitespace().filter_map(|uid| uid.parse().ok()).collect();
     if uids.len() == 1 { uids.first().copied() } else { Some(0) }
