@@ -109,7 +109,12 @@ pub fn original(instance: Instance, addr: &Addr, port: u16) -> Option<&'static O
 /// Whether an instance may give this address to a destination or a connection.
 #[inline(always)]
 pub fn is_given(instance: Instance, addr: &Addr) -> bool {
-    may_be_virtual(addr) && (instance.destinations().holds(addr) || instance.connections().holds(addr))
+    may_be_virtual(addr)
+        && instance.meta().is_some_and(|meta| {
+            // SAFETY: an element of an array map; both are written before the instance is activated.
+            let (destinations, connections) = unsafe { ((*meta).destinations, (*meta).connections) };
+            destinations.holds(addr) || connections.holds(addr)
+        })
 }
 
 /// Whether an instance may give this address to a destination.
@@ -120,14 +125,18 @@ pub fn is_for_destinations(instance: Instance, addr: &Addr) -> bool {
 
 #[inline(always)]
 fn range(instance: Instance) -> Option<VirtualRange> {
-    let range = instance.destinations();
+    let meta = instance.meta()?;
+    // SAFETY: as in `is_given`.
+    let range = unsafe { (*meta).destinations };
     if range.is_none() { None } else { Some(range) }
 }
 
 /// The next address for a single connection; None where the instance has none.
 #[inline(always)]
 pub fn next_for_connection(instance: Instance) -> Option<Addr> {
-    let range = instance.connections();
+    let meta = instance.meta()?;
+    // SAFETY: as in `is_given`.
+    let range = unsafe { (*meta).connections };
     let sequence = sequence(instance)?;
     // SAFETY: an element of an array map.
     let next = unsafe { &raw mut (*sequence).connection };

@@ -1,20 +1,19 @@
 //! Which instance a socket belongs to: that of its network namespace.
 
-use redirector_common::abi::{ActiveWord, Meta, ProgramConstants, Slot, VirtualRange};
+use redirector_common::abi::{ActiveWord, Meta, ProgramConstants, Slot};
 
 use crate::active_policy::ActivePolicy;
 use crate::ctx::{Ops, Sock, SockAddr, Sockopt};
 use crate::maps::{META, NAMESPACES, POLICIES, TABLES, constant, looked_up};
 use crate::socket_owner::{address_of, read};
-use crate::verifier::fresh;
 
 /// An instance.
 #[derive(Clone, Copy)]
 pub struct Instance {
     /// Where its maps are.
     pub index: u32,
-    /// User space writes it, so every look is one of its own.
-    meta: &'static Meta,
+    /// [`Meta::generation`]; 0 in sk_lookup and in the classifier, which look at no socket's state.
+    pub generation: u32,
 }
 
 impl Instance {
@@ -43,58 +42,34 @@ impl Instance {
             ProgramConstants::SHARED => looked_up()?,
             own => own,
         };
-        Self::at(index)
+        Some(Self { index, generation: 0 })
     }
 
     #[inline(always)]
-    fn at(index: u32) -> Option<Self> {
-        let meta = META.at(index)?.get(&0)?;
-        // SAFETY: an element of an array map.
-        Some(Self { index, meta: unsafe { meta.as_ref() } })
-    }
-
-    /// [`Meta::generation`].
-    #[inline(always)]
-    pub fn generation(self) -> u32 {
-        fresh(&self.meta.generation)
-    }
-
-    /// Addresses that are given to original destinations.
-    #[inline(always)]
-    pub fn destinations(self) -> VirtualRange {
-        fresh(&self.meta.destinations)
-    }
-
-    /// Addresses that are given to single connections.
-    #[inline(always)]
-    pub fn connections(self) -> VirtualRange {
-        fresh(&self.meta.connections)
-    }
-
-    /// [`Meta::cgroup_id`].
-    #[inline(always)]
-    pub fn cgroup_id(self) -> u64 {
-        fresh(&self.meta.cgroup_id)
+    pub fn meta(self) -> Option<*const Meta> {
+        META.get(self, &0).map(|meta| meta.as_ptr().cast_const())
     }
 
     /// The policy in force; None while the instance is not active.
     #[inline(always)]
     pub fn active(self) -> Option<ActivePolicy> {
-        self.policy(self.active_word().slot()?)
+        self.policy(self.active_word()?.slot()?)
     }
 
     /// The policy in force, or the one that will be while the instance is being made.
     #[inline(always)]
     pub fn active_or_next(self) -> Option<ActivePolicy> {
-        match self.active_word() {
+        match self.active_word()? {
             ActiveWord::INERT => self.policy(Slot::FIRST),
             word => self.policy(word.slot()?),
         }
     }
 
     #[inline(always)]
-    fn active_word(self) -> ActiveWord {
-        fresh(&self.meta.active)
+    fn active_word(self) -> Option<ActiveWord> {
+        let meta = self.meta()?;
+        // SAFETY: an element of an array map; user space writes it, hence volatile.
+        Some(unsafe { core::ptr::read_volatile(&raw const (*meta).active) })
     }
 
     #[inline(always)]
@@ -120,11 +95,14 @@ fn of_netns(id: u64) -> Option<Instance> {
         ProgramConstants::SHARED => *unsafe { NAMESPACES.get(&id) }?,
         own => own,
     };
-    let instance = Instance::at(index)?;
-    let own =
-        if by_cookie() { fresh(&instance.meta.netns_cookie) } else { fresh(&instance.meta.netns_inode) };
+    let meta = Instance { index, generation: 0 }.meta()?;
+    // SAFETY: an element of an array map; these are written before the instance is activated.
+    let (own, generation) = unsafe {
+        let own = if by_cookie() { (*meta).netns_cookie } else { (*meta).netns_inode };
+        (own, (*meta).generation)
+    };
     // The entry of an instance that was not wholly removed may lead to a later one.
-    if own == id { Some(instance) } else { None }
+    if own == id { Some(Instance { index, generation }) } else { None }
 }
 
 /// An inode number is used again only after the namespace is gone, and with it the instance's

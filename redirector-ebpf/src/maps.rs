@@ -130,13 +130,8 @@ impl<const T: usize, K, V, const L: usize, const F: usize> PerInstance<T, K, V, 
     /// The map of an instance.
     #[inline(always)]
     pub fn of(&self, instance: Instance) -> Option<MapOf<K, V>> {
-        self.at(instance.index)
-    }
-
-    /// The map of the instance of this number.
-    #[inline(always)]
-    pub fn at(&self, index: u32) -> Option<MapOf<K, V>> {
         let outer = core::ptr::from_ref(self).cast_mut().cast();
+        let index = instance.index;
         // SAFETY: a lookup; the map is a static definition, the key is on the stack.
         let map = unsafe { bpf_map_lookup_elem(outer, (&raw const index).cast()) };
         Some(MapOf { map: NonNull::new(map)?, entries: core::marker::PhantomData })

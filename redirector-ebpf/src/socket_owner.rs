@@ -48,7 +48,8 @@ const DEPTH: u32 = 16;
 #[inline(always)]
 fn is_in_cgroup(sk: Sock, active: &ActivePolicy) -> bool {
     let proxy = active.policy.proxy_cgroup;
-    let own = active.instance.cgroup_id();
+    // SAFETY: an element of an array map, written before the instance is activated.
+    let Some(own) = active.instance.meta().map(|meta| unsafe { (*meta).cgroup_id }) else { return false };
     let mut cgroup: u64 = read(address_of(sk).wrapping_add(constant!(sock_cgroup) as u64));
     for _ in 0..DEPTH {
         if cgroup == 0 {

@@ -28,19 +28,19 @@ pub fn has_any(sk: Sock) -> bool {
 /// The socket's state if it has any. What an instance before this one has left counts for nothing.
 #[inline(always)]
 pub fn get(sk: Sock, instance: Instance) -> Option<&'static mut SockState> {
-    lookup(sk, 0).filter(|state| state.instance == instance.generation())
+    lookup(sk, 0).filter(|state| state.instance == instance.generation)
 }
 
 /// The socket's state, zeroed if it is new; None without memory.
 #[inline(always)]
 pub fn get_or_create(sk: Sock, instance: Instance) -> Option<&'static mut SockState> {
     let state = lookup(sk, BPF_SK_STORAGE_GET_F_CREATE as u64)?;
-    if state.instance != instance.generation() {
+    if state.instance != instance.generation {
         state.kind = SockKind::NONE;
         state.bound_by_us = 0;
         state.pending = 0;
         state.orig_port = 0;
-        state.instance = instance.generation();
+        state.instance = instance.generation;
     }
     Some(state)
 }

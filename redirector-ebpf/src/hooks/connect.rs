@@ -297,7 +297,7 @@ fn redirected(o: &Outbound, bound_by_us: u8, proxy: Addr, proxy_port: u16, verdi
         orig_port: o.dport,
         proxy_port,
         rule: o.decision.rule as u32,
-        instance: o.active.instance.generation(),
+        instance: o.active.instance.generation,
     }
 }
 

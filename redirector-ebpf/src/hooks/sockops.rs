@@ -131,7 +131,7 @@ fn accepted(ops: &Ops) {
         orig_port: original.port,
         proxy_port: key.proxy_port,
         rule: original.rule,
-        instance: instance.generation(),
+        instance: instance.generation,
     };
 }
 

@@ -135,7 +135,7 @@ fn remember(sk: Sock, o: &Outbound) -> Result<&'static mut SockState, u16> {
         orig_port: o.dport,
         proxy_port: o.active.policy.dns_port,
         rule: o.decision.rule as u32,
-        instance: o.active.instance.generation(),
+        instance: o.active.instance.generation,
     };
     Ok(state)
 }
