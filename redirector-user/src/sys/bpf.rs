@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use rustix::process::{Resource, Rlimit, setrlimit};
+
 const BPF_MAP_LOOKUP_ELEM: i32 = 1;
 const BPF_MAP_UPDATE_ELEM: i32 = 2;
 const BPF_MAP_DELETE_ELEM: i32 = 3;
@@ -45,6 +47,18 @@ pub(super) fn bpf<T>(cmd: i32, attr: &mut T) -> io::Result<i64> {
     // SAFETY: `attr` is repr(C), valid for its size, and every pointer in it is valid for the call.
     let ret = unsafe { libc::syscall(libc::SYS_bpf, cmd, std::ptr::from_mut(attr), size_of::<T>()) };
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
+}
+
+/// Does what counts against RLIMIT_MEMLOCK before Linux 5.11: if the kernel refuses it, once more without a limit.
+pub(super) fn counted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    match call() {
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+            // Whoever may not raise it hears of the first refusal.
+            let none = Rlimit { current: None, maximum: None };
+            setrlimit(Resource::Memlock, none).map_or(Err(e), |()| call())
+        }
+        other => other,
+    }
 }
 
 pub(super) fn owned(fd: i64) -> OwnedFd {
@@ -277,7 +291,7 @@ pub fn create_array_of_maps(name: &str, entries: u32, like: BorrowedFd<'_>) -> i
         numa_node: 0,
         map_name,
     };
-    bpf(BPF_MAP_CREATE, &mut attr).map(owned)
+    counted(|| bpf(BPF_MAP_CREATE, &mut attr).map(owned))
 }
 
 /// What the kernel has of an element of a map of maps or of programs.

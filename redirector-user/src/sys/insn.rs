@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use super::bpf::{bpf, owned};
+use super::bpf::{bpf, counted, owned};
 
 const BPF_PROG_LOAD: i32 = 5;
 const PSEUDO_MAP_FD: u8 = 1;
@@ -124,5 +124,5 @@ pub(super) fn load(kind: &Kind, program: &[Insn]) -> io::Result<OwnedFd> {
         prog_ifindex: 0,
         expected_attach_type: kind.attach,
     };
-    bpf(BPF_PROG_LOAD, &mut attr).map(owned)
+    counted(|| bpf(BPF_PROG_LOAD, &mut attr).map(owned))
 }
