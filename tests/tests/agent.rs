@@ -96,10 +96,12 @@ fn files_are_followed() -> anyhow::Result<()> {
     ends_at(&fixture, VIP4, PROXIED)?;
 
     home.remove("shop")?;
-    until_active(&bpffs, &agent, NAME, false)?;
-    retry::until("the bpffs to be empty", || bpffs.expect_empty().ok())?;
+    retry::until("the instance to be gone", || (!bpffs.instance(NAME).exists()).then_some(()))?;
+    bpffs.expect_no_instance()?;
+    assert!(bpffs.instance("NODE-2").is_dir(), "the programs are kept for the next one");
     assert!(reached(&fixture, VIP4)?.contains_key(&format!("remote:{SERVED}")));
-    Ok(())
+    agent.signal(Signal::TERM)?;
+    retry::until("the bpffs to be empty", || bpffs.expect_empty().ok())
 }
 
 /// kill -9 while connections are made, again and again; a new agent adopts what is there.
@@ -162,7 +164,8 @@ fn orphans_are_removed() -> anyhow::Result<()> {
     agent.wait_for(0, "adopted")?;
     drop(fixture);
     until_active(&bpffs, &agent, "by-hand", false)?;
-    retry::until("the bpffs to be empty", || bpffs.expect_empty().ok()).with_context(|| agent.log())?;
+    retry::until("the instances to be gone", || bpffs.expect_no_instance().ok())
+        .with_context(|| agent.log())?;
 
     // One that ended while there was no agent.
     let fixture = Fixture::new(Redirection::None)?;
@@ -172,7 +175,8 @@ fn orphans_are_removed() -> anyhow::Result<()> {
     drop(fixture);
     let agent = Agent::start(&bpffs, &home)?;
     until_active(&bpffs, &agent, "by-hand", false)?;
-    retry::until("the bpffs to be empty", || bpffs.expect_empty().ok()).with_context(|| agent.log())?;
+    retry::until("the instances to be gone", || bpffs.expect_no_instance().ok())
+        .with_context(|| agent.log())?;
     Ok(())
 }
 

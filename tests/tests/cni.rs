@@ -367,7 +367,7 @@ fn killed_while_pods_start() -> anyhow::Result<()> {
     assert!(agents > PODS / 2);
     // Their namespaces are gone, and a last agent leaves nothing of them.
     let agent = kubelet.agent(bpffs, home, &[])?;
-    retry::until("the bpffs to be empty", || bpffs.expect_empty().ok()).with_context(|| agent.log())
+    retry::until("the instances to be gone", || bpffs.expect_no_instance().ok()).with_context(|| agent.log())
 }
 
 /// A plugin that has given up is not served any more: the runtime throws the sandbox away and makes another.
@@ -383,7 +383,7 @@ fn who_has_given_up() -> anyhow::Result<()> {
     drop(plugin);
     node.agent.signal(Signal::CONT)?;
     node.agent.wait_for(0, "failed: the plugin has not waited")?;
-    node.bpffs.expect_empty()?;
+    node.bpffs.expect_no_instance()?;
     assert_eq!(node.call("ADD").succeed()?, PREVIOUS);
     Ok(())
 }

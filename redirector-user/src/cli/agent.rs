@@ -10,6 +10,7 @@ use crate::agent::{self, DaemonSetName, Options, PodOptions, log};
 use crate::base::error::{Context, Error, Result};
 use crate::cni::protocol::SOCKET;
 use crate::cni_install::Places;
+use crate::instance::sweep::sweep_if_idle;
 use crate::kernel;
 
 const EXAMPLES: &str = "\
@@ -169,5 +170,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
         probes: args.probes,
         resync: Duration::from_secs(args.resync.into()),
     })?;
+    // The programs that were kept for the next instance. If somebody is at work, it is up to him.
+    sweep_if_idle(&env.root)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -23,13 +23,20 @@ pub struct Directory {
     bpffs: PathBuf,
     dir: PathBuf,
     mounts: bool,
+    keeps_programs: bool,
     pub(super) tell: Option<fn(&str)>,
 }
 
 impl Directory {
     /// Below a bpffs mount point, normally `/sys/fs/bpf`.
     pub fn at(bpffs: &Path) -> Self {
-        Self { bpffs: bpffs.to_owned(), dir: bpffs.join("redirector"), mounts: true, tell: None }
+        Self {
+            bpffs: bpffs.to_owned(),
+            dir: bpffs.join("redirector"),
+            mounts: true,
+            keeps_programs: false,
+            tell: None,
+        }
     }
 
     /// The same for somebody who sits before it: is told what takes long.
@@ -37,7 +44,8 @@ impl Directory {
         Self { tell: Some(tell), ..self }
     }
 
-    /// The same, where a bpffs is never mounted, and is there already.
+    /// The same, for somebody who stays: what instances share is kept without instances, for the next one. A bpffs is never
+    /// mounted, and is there already.
     ///
     /// What is mounted in a container is the container's own (its mount namespace gets no mounts of the node without
     /// mountPropagation, and gives it none): it ends with the container, and with it whatever is pinned there.
@@ -46,7 +54,7 @@ impl Directory {
     ///
     /// [`Error::unsupported`] if there is none.
     pub fn on_prepared_node(self) -> Result<Self> {
-        let root = Self { mounts: false, ..self };
+        let root = Self { mounts: false, keeps_programs: true, ..self };
         root.mount().map(|_| root)
     }
 
@@ -200,7 +208,8 @@ impl Directory {
     /// Removes the directory, with what instances share, if there is no instance. For whoever holds the lock.
     pub fn remove_if_empty(&self) {
         // Without instances nobody needs what they share.
-        if matches!((self.names(), self.staged()), (Ok(names), Ok(staged)) if names.is_empty() && staged.is_empty())
+        if !self.keeps_programs
+            && matches!((self.names(), self.staged()), (Ok(names), Ok(staged)) if names.is_empty() && staged.is_empty())
         {
             let _ = Node::of(&self.dir).remove();
         }

@@ -94,6 +94,14 @@ impl Bpffs {
         list.as_array().cloned().context("`list` gives an array")
     }
 
+    /// Requires that there is no instance. What they share may be there: an agent keeps it.
+    pub fn expect_no_instance(&self) -> anyhow::Result<()> {
+        let mut pins = self.pins()?;
+        pins.retain(|pin| pin != Path::new("redirector") && !pin.starts_with("redirector/NODE-2"));
+        ensure!(pins.is_empty(), "left in the bpffs: {pins:?}");
+        Ok(())
+    }
+
     /// Requires that nothing of any instance is left in the bpffs.
     pub fn expect_empty(&self) -> anyhow::Result<()> {
         let pins = self.pins()?;
