@@ -1,5 +1,6 @@
 //! The node that the tests are on: systemd, the runtime, the agent as a unit with its plugin installed.
 
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -37,7 +38,7 @@ pub const DIST: &str = "/t/dist";
 /// What one test at a time has.
 pub struct Node {
     pub runtime: Runtime,
-    service: Server,
+    service: Option<Server>,
     /// Pods made so far.
     pub pods: u32,
 }
@@ -49,6 +50,12 @@ pub fn node() -> anyhow::Result<Locked> {
     let mut guard = NODE.lock().unwrap_or_else(PoisonError::into_inner);
     if guard.is_none() {
         *guard = Some(Node::set_up()?);
+    }
+    if let Some(node) = &mut *guard {
+        // A server ends with the thread that has started it: each test has its own.
+        node.service = None;
+        let outside = Place { netns: "/proc/1/ns/net".into(), cgroup: None, owner: ROOT };
+        node.service = Some(Server::start(&outside, "remote", vec![Listen::on(any4(PORT))])?);
     }
     Ok(Locked(guard))
 }
@@ -87,9 +94,7 @@ impl Node {
         sh(&format!(
             "ip addr replace {SERVICE}/32 dev lo; echo 1 >/proc/sys/net/ipv4/ip_forward; mkdir -p {OBJECTS}"
         ))?;
-        let outside = Place { netns: "/proc/1/ns/net".into(), cgroup: None, owner: ROOT };
-        let service = Server::start(&outside, "remote", vec![Listen::on(any4(PORT))])?;
-        let node = Self { runtime: Runtime::connect()?, service, pods: 0 };
+        let node = Self { runtime: Runtime::connect()?, service: None, pods: 0 };
         node.install()?;
         Ok(node)
     }
@@ -119,7 +124,14 @@ impl Node {
 
     /// How often the service was reached.
     pub fn reached(&self) -> usize {
-        self.service.accepted().len()
+        self.service.as_ref().map_or(0, |service| service.accepted().len())
+    }
+
+    /// No pod has reached the service, which could be: it counts a connection of ours.
+    pub fn nobody_reached_it(&self) -> anyhow::Result<()> {
+        ensure!(self.reached() == 0, "the service was reached {} times", self.reached());
+        TcpStream::connect((SERVICE, PORT)).context("the service does not work")?;
+        retry::until("the service to count", || (self.reached() == 1).then_some(()))
     }
 
     /// The kubelet's part before it calls the runtime: the pod's object is known, its slice is there.
