@@ -131,3 +131,32 @@ fn what_is_shared_may_be_removed() -> anyhow::Result<()> {
     bpffs.run(&["detach", "--name", SECOND])?.expect(exit::OK)?;
     bpffs.expect_empty()
 }
+
+/// Nor does a part of it: what is not whole is made anew.
+#[test]
+fn a_part_of_it_may_be_removed() -> anyhow::Result<()> {
+    require_root!("bpftool");
+    let (first, second) = two()?;
+    let bpffs = &first.bpffs;
+    let node = bpffs.instance("NODE-2");
+    for (turn, pin) in ["NAMESPACES", "META", "TABLES", "SET"].into_iter().enumerate() {
+        if pin == "SET" {
+            let sets = std::fs::read_dir(&node)?.filter_map(Result::ok).map(|entry| entry.path());
+            let mut sets = sets.filter(|path| path.is_dir());
+            sets.try_for_each(|set| std::fs::remove_file(set.join("prog_connect4")))?;
+        } else {
+            std::fs::remove_file(node.join(pin))?;
+        }
+        bpffs.attach(second.pod(), SECOND, &[])?.expect(exit::OK)?;
+        assert_eq!(second.pod().connect(SERVICE)?, captured(SERVICE), "{pin}");
+        assert!(second.world.connect_to_pod()?.contains("proxy:15006"), "{pin}");
+        // With other features, so that the programs are others.
+        let flags: &[&str] = if turn % 2 == 0 { &["-o", "81"] } else { &["-x", "192.0.2.0/24"] };
+        first.attach(flags)?.expect(exit::OK)?;
+        assert_eq!(first.connect()?, captured(SERVICE), "{pin}");
+        assert!(first.fixture.world.connect_to_pod()?.contains("proxy:15006"), "{pin}");
+        bpffs.run(&["detach", "--name", SECOND])?.expect(exit::OK)?;
+        assert_eq!(first.connect()?, captured(SERVICE), "{pin}");
+    }
+    Ok(())
+}

@@ -244,7 +244,7 @@ fn create(root: &Directory, request: &Request<'_>, putting: &mut Option<Putting>
     compiled.write(&mut instance.tables()?, Slot::FIRST)?;
     instance.write_policy(Slot::FIRST, compiled.policy)?;
     record::write(&dir, Slot::FIRST, &Record::of(target, policy))?;
-    *putting = Some(own_maps::publish(&instance, &node)?);
+    *putting = Some(own_maps::publish(&instance, &node, &kernel)?);
     programs.pin(&dir, |_, _| Ok(()))?;
     links::attach_missing(&dir, target, policy)?;
     journal::apply(&mut instance, target, policy, needs)?;

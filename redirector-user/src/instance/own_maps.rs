@@ -8,6 +8,7 @@ use redirector_common::abi::{Meta, meta_flag, name};
 
 use super::maps::Instance;
 use crate::base::error::{Context, Error, Result, chain};
+use crate::kernel::Kernel;
 use crate::policy::Policy;
 use crate::programs::maps::{self, Definition};
 use crate::programs::node::{Node, Putting};
@@ -46,13 +47,16 @@ pub(super) fn make_room_for_guests(instance: &Instance, node: &Node, flags: u32)
     let path = instance.dir.join(name::GUESTS);
     let wanted = maps::guests(flags);
     let info = MapInfo::from_pin(&path).context(|| format!("open {}", path.display()))?;
-    if info.max_entries() >= wanted.entries {
+    let index = instance.meta()?.index;
+    if info.max_entries() >= wanted.entries && node.is_at(index, name::GUESTS, info.id())? {
         return Ok(());
     }
-    std::fs::remove_file(&path).context(|| format!("remove {}", path.display()))?;
-    make(&wanted, &instance.dir)?;
-    let guests = bpf::obj_get(&path).context(|| format!("open {}", path.display()))?;
-    node.replace_map(instance.meta()?.index, name::GUESTS, guests.as_fd())
+    // The pin last: until then the next command does it again.
+    let (guests, next) = (wanted.make()?, instance.dir.join(format!("{}_new", name::GUESTS)));
+    node.replace_map(index, name::GUESTS, guests.fd().as_fd())?;
+    let _ = std::fs::remove_file(&next);
+    bpf::obj_pin(guests.fd().as_fd(), &next).context(|| format!("pin {}", next.display()))?;
+    std::fs::rename(&next, &path).context(|| format!("rename {} to {}", next.display(), path.display()))
 }
 
 /// Lets programs that are loaded now find the maps of an instance. They do already, unless somebody has removed what instances
@@ -61,17 +65,39 @@ pub(super) fn make_room_for_guests(instance: &Instance, node: &Node, flags: u32)
 /// # Errors
 ///
 /// The kernel's.
-pub(super) fn find_place(instance: &mut Instance, node: &Node) -> Result<()> {
+pub(super) fn find_place(instance: &mut Instance, node: &Node, kernel: &Kernel) -> Result<()> {
     let meta = instance.meta()?;
-    let path = instance.dir.join(name::META);
-    let map = MapInfo::from_pin(&path).context(|| format!("open {}", path.display()))?;
-    if node.is_at(meta.index, map.id())? {
-        return Ok(());
+    let is_at = |name: &&str| {
+        let path = instance.dir.join(name);
+        let map = MapInfo::from_pin(&path).context(|| format!("open {}", path.display()))?;
+        node.is_at(meta.index, name, map.id())
+    };
+    let has_number = is_at(&name::META)?;
+    if has_number {
+        // Who put them there may have been killed before all were.
+        let mut whole = is_own(&meta) || node.is_entered(key(&meta, kernel), meta.index)?;
+        for map in &name::MAPS {
+            whole = whole && is_at(map)?;
+        }
+        if whole {
+            return Ok(());
+        }
     }
-    let index = node.free_index(meta.netns_cookie)?;
+    if !has_number {
+        let index = node.free_index(meta.netns_cookie)?;
+        instance.set_meta(&Meta { index, generation: node.next_generation()?, ..meta })?;
+    }
     pin_sockets(&instance.dir, node)?;
-    instance.set_meta(&Meta { index, generation: node.next_generation()?, ..meta })?;
-    publish(instance, node).map(drop)
+    publish(instance, node, kernel).map(drop)
+}
+
+fn is_own(meta: &Meta) -> bool {
+    meta.flags & meta_flag::OWN_PROGRAMS != 0
+}
+
+/// By which number of its network namespace the programs look for an instance.
+fn key(meta: &Meta, kernel: &Kernel) -> u64 {
+    if kernel.has_netns_cookie { meta.netns_cookie } else { meta.netns_inode }
 }
 
 /// Lets the programs find the maps of an instance.
@@ -79,17 +105,15 @@ pub(super) fn find_place(instance: &mut Instance, node: &Node) -> Result<()> {
 /// # Errors
 ///
 /// The kernel's.
-pub(super) fn publish(instance: &Instance, node: &Node) -> Result<Putting> {
+pub(super) fn publish(instance: &Instance, node: &Node, kernel: &Kernel) -> Result<Putting> {
     let meta = instance.meta()?;
     let opened = name::MAPS.map(|name| {
         let path = instance.dir.join(name);
         bpf::obj_get(&path).context(|| format!("open {}", path.display())).map(|map| (name, map))
     });
     let putting = node.put_maps(meta.index, opened.into_iter().collect::<Result<Vec<_>>>()?)?;
-    if meta.flags & meta_flag::OWN_PROGRAMS == 0 {
-        // The programs ask for one of the two.
-        node.enter(meta.netns_cookie, meta.index)?;
-        node.enter(meta.netns_inode, meta.index)?;
+    if !is_own(&meta) {
+        node.enter(key(&meta, kernel), meta.index)?;
     }
     Ok(putting)
 }
@@ -104,10 +128,13 @@ pub(super) fn withdraw(dir: &Path) -> Result<()> {
     if !node.dir().is_dir() {
         return Ok(());
     }
-    let Ok(meta) = Instance::open_unchecked(dir, "").and_then(|instance| instance.meta()) else {
-        return Ok(());
+    let meta = match Instance::open_unchecked(dir, "").and_then(|instance| instance.meta()) {
+        Err(e) if e.is_no_verdict() => return Err(e),
+        Err(_) => return Ok(()),
+        Ok(meta) => meta,
     };
-    let Ok(map) = MapInfo::from_pin(dir.join(name::META)) else { return Ok(()) };
+    let path = dir.join(name::META);
+    let map = MapInfo::from_pin(&path).context(|| format!("open {}", path.display()))?;
     node.leave(meta.netns_cookie, meta.index)?;
     node.leave(meta.netns_inode, meta.index)?;
     node.take_maps(meta.index, map.id())

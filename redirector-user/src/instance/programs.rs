@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use aya::maps::MapData;
 use redirector_common::abi::{Meta, ProgramConstants, meta_flag};
 
 use crate::base::error::{Context, Result};
@@ -11,7 +12,7 @@ use crate::kernel::{self, Kernel};
 use crate::pod::Target;
 use crate::programs::hooks::{self, Hook};
 use crate::programs::node::{Node, SHARED_SK_LOOKUP, Set};
-use crate::programs::object::{self, Loaded};
+use crate::programs::object::Loaded;
 use crate::sys::bpf::{self, AttachType};
 use crate::sys::program_query;
 
@@ -56,12 +57,16 @@ impl Programs {
     /// If one cannot be pinned, or `swap`'s.
     pub(super) fn pin(&self, dir: &Path, swap: impl Fn(&Hook, BorrowedFd<'_>) -> Result<()>) -> Result<()> {
         // Before the program that goes on there. What others need stays until they do not run any more.
-        let behind = format!("{SHARED_SK_LOOKUP}_{:06x}_{}", self.flags, object::ID);
-        if let Of::Node(set) = &self.of
-            && !dir.join(&behind).exists()
-        {
-            let pin = dir.join(&behind);
-            bpf::obj_pin(set.sk_lookup()?.as_fd(), &pin).context(|| format!("pin {}", pin.display()))?;
+        let mut needed = None;
+        if let Of::Node(set) = &self.of {
+            let array = MapData::from_fd(set.sk_lookup()?).context(|| format!("open {SHARED_SK_LOOKUP}"))?;
+            let id = array.info().context(|| format!("inspect the map {SHARED_SK_LOOKUP}"))?.id();
+            let name = format!("{SHARED_SK_LOOKUP}_{id}");
+            let pin = dir.join(&name);
+            if !pin.exists() {
+                bpf::obj_pin(array.fd().as_fd(), &pin).context(|| format!("pin {}", pin.display()))?;
+            }
+            needed = Some(name);
         }
         for hook in hooks::possible_for(self.flags) {
             replace(&dir.join(hook.program_pin()), self.program(&hook)?.as_fd(), |program| {
@@ -72,11 +77,11 @@ impl Programs {
             // Attached with the next policy.
             replace(&dir.join(hooks::GUEST_PIN), guest.program(hooks::GUEST)?, |_| Ok(()))?;
         }
-        let needed = matches!(self.of, Of::Node(_)).then_some(behind);
         for entry in std::fs::read_dir(dir).context(|| format!("read {}", dir.display()))?.flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if name.starts_with(SHARED_SK_LOOKUP) && Some(&*name) != needed.as_deref() {
+                bpf::wait_for_programs();
                 // It costs nothing but memory if it stays.
                 let _ = std::fs::remove_file(entry.path());
             }
@@ -99,7 +104,8 @@ fn replace(
     swap: impl FnOnce(BorrowedFd<'_>) -> Result<()>,
 ) -> Result<()> {
     if !pin.exists() {
-        return bpf::obj_pin(program, pin).context(|| format!("pin {}", pin.display()));
+        bpf::obj_pin(program, pin).context(|| format!("pin {}", pin.display()))?;
+        return swap(program);
     }
     let next = PathBuf::from(format!("{}_new", pin.display()));
     let _ = std::fs::remove_file(&next);

@@ -112,7 +112,7 @@ impl Swap<'_> {
             upgrade::replace_programs(instance, flags)?;
             let record = Record { pod: record.pod.clone(), ..Record::of(target, policy) };
             record::write(&instance.dir, new, &record)?;
-            instance.set_meta(&Meta { program_flags: flags, ..meta })?;
+            instance.set_meta(&Meta { program_flags: flags, ..instance.meta()? })?;
         }
         journal::apply(instance, target, policy, needs)?;
         compiled.write(&mut tables, new)?;

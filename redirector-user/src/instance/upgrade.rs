@@ -23,7 +23,7 @@ pub(super) fn replace_programs(instance: &mut Instance, flags: u32) -> Result<()
     }
     let (kernel, node) = (Kernel::probe()?, Node::beside(&instance.dir));
     node.make_maps(&kernel.constants(ProgramConstants::SHARED, flags))?;
-    own_maps::find_place(instance, &node)?;
+    own_maps::find_place(instance, &node, &kernel)?;
     let programs = Programs::of(&node, &kernel, &instance.meta()?, flags)?;
     own_maps::make_room_for_guests(instance, &node, flags)?;
     // Those that are not attached too: a later policy may need them, under the same flags.

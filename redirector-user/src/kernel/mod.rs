@@ -21,7 +21,8 @@ pub struct Kernel {
 
 /// Whether softirqs may be preempted (PREEMPT_RT).
 pub fn is_realtime() -> bool {
-    std::fs::read_to_string("/sys/kernel/realtime").is_ok_and(|is| is.trim() == "1")
+    // Only the patches before 6.12 had a file of its own (/sys/kernel/realtime).
+    std::fs::read_to_string("/proc/sys/kernel/version").is_ok_and(|version| version.contains("PREEMPT_RT"))
 }
 
 impl Kernel {

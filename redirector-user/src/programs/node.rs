@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY;
 use redirector_common::abi::{INSTANCES, ProgramConstants, name};
 
@@ -68,7 +68,10 @@ impl Node {
     /// [`Error::unsupported`] if the kernel refuses a map or a program, with its reason.
     pub fn set(&self, constants: &ProgramConstants) -> Result<Set> {
         let dir = self.dir.join(format!("SET-{:06x}-{}", constants.flags, object::ID));
-        if !dir.is_dir() {
+        // Who removed it may have been killed.
+        let whole = hooks::possible_for(constants.flags).all(|hook| dir.join(hook.program_pin()).exists());
+        if !whole || !dir.join(SHARED_SK_LOOKUP).exists() {
+            remove_tree(&dir).context(|| format!("remove {}", dir.display()))?;
             self.load_set(constants, &dir)?;
         }
         Ok(Set { node: self.clone(), dir })
@@ -131,24 +134,14 @@ impl Node {
         if name::MAPS.iter().chain(&name::SHARED).all(|map| self.dir.join(map).exists()) {
             return Ok(());
         }
-        self.create()?;
+        // What is there of it is not what the programs of its sets use. Instances have pins of their own.
+        self.remove().context(|| format!("remove {}", self.dir.display()))?;
+        fs::create_dir(&self.dir).context(|| format!("create {}", self.dir.display()))?;
         for map in maps::all(1, 1, 0) {
-            let path = self.dir.join(map.name);
-            if !path.exists() {
-                pin(map.make_array()?.as_fd(), &path)?;
-            }
+            pin(map.make_array()?.as_fd(), &self.dir.join(map.name))?;
         }
         // The loader makes the others.
         Loaded::new(constants, Maps::In(&self.dir), false, []).map(drop)
-    }
-
-    fn create(&self) -> Result<()> {
-        match fs::create_dir(&self.dir) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                Err(e).context(|| format!("create {}", self.dir.display()))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// A number that no instance has, from `first` on.
@@ -225,14 +218,27 @@ impl Node {
         bpf::array_put(self.open(name)?.as_fd(), index, map).context(|| self.told(name))
     }
 
-    /// Whether the programs find this META at a number.
+    /// Whether the programs find the map of this id at a number.
     ///
     /// # Errors
     ///
     /// The kernel's.
-    pub fn is_at(&self, index: u32, meta: u32) -> Result<bool> {
-        let array = self.open(name::META)?;
-        Ok(bpf::array_id(array.as_fd(), index).context(|| self.told(name::META))? == Some(meta))
+    pub fn is_at(&self, index: u32, map: &str, id: u32) -> Result<bool> {
+        let array = self.open(map)?;
+        Ok(bpf::array_id(array.as_fd(), index).context(|| self.told(map))? == Some(id))
+    }
+
+    /// Whether the shared programs find this instance by its network namespace.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn is_entered(&self, netns: u64, index: u32) -> Result<bool> {
+        match self.namespaces()?.get(&netns, 0) {
+            Ok(found) => Ok(found == index),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(e) => Err(e).context(|| self.told(name::NAMESPACES)),
+        }
     }
 
     /// Ends that, if they are the maps of this META.
@@ -241,12 +247,14 @@ impl Node {
     ///
     /// The kernel's.
     pub fn take_maps(&self, index: u32, meta: u32) -> Result<()> {
-        if !self.is_at(index, meta)? {
+        // Where one of the arrays is gone there is nothing to take out of it.
+        let is_there = |map: &&str| self.dir.join(map).exists();
+        if !is_there(&name::META) || !self.is_at(index, name::META, meta)? {
             return Ok(());
         }
         let array = self.open(name::META)?;
         // META last. All others at once: each waits until no program uses what it takes out.
-        let others = name::MAPS.into_iter().filter(|name| *name != name::META);
+        let others = name::MAPS.into_iter().filter(|name| *name != name::META && is_there(name));
         let take = |name: &str| bpf::array_take(self.open(name)?.as_fd(), index).context(|| self.told(name));
         std::thread::scope(|scope| {
             let take = &take;
@@ -275,6 +283,9 @@ impl Node {
     ///
     /// The kernel's.
     pub fn leave(&self, netns: u64, index: u32) -> Result<()> {
+        if !self.dir.join(name::NAMESPACES).exists() {
+            return Ok(());
+        }
         let mut namespaces = self.namespaces()?;
         if namespaces.get(&netns, 0).is_ok_and(|found| found == index) {
             namespaces.remove(&netns).context(|| self.told(name::NAMESPACES))?;
