@@ -207,8 +207,8 @@ fn a_virtual_address_as_destination() -> anyhow::Result<()> {
         value.starts_with(&key) && value.get(24..26) == Some(&["0x00".into(), "0x00".into()])
     };
     let kept = dump(&tested, "ORIGINAL_DST")?.iter().filter(is_kept).count();
-    // But those that had a meaning before.
-    assert!(kept >= taken.len() - 2, "{kept} of {}", taken.len());
+    // But the few that had been given before.
+    assert!(kept >= taken.len() - 10, "{kept} of {}", taken.len());
     let seen = tested.pod().observe(APP, &taken)?;
     assert!(seen.iter().all(|seen| seen.summary().starts_with("app:8080")), "{seen:#?}");
     assert_eq!(held.names()?.peer.address(), Some(at(VIP4, SERVED)));
