@@ -368,7 +368,7 @@ fn the_bpffs_is_mounted_again() -> anyhow::Result<()> {
     until_active(&node.bpffs, &node.agent, &node.id.instance(), true)?;
     assert_eq!(node.call("CHECK").succeed()?, "");
     assert_eq!(node.call("STATUS").succeed()?, "");
-    // A directory of somebody else's is as good as none.
+    // A directory of another user is as good as none.
     let instances = path.join("redirector");
     chown(&instances, Some(1000), None)?;
     node.agent.signal(Signal::HUP)?;

@@ -63,8 +63,8 @@ fn an_original_destination_that_cannot_be_stored() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A socket without memory for options has no room for what is kept of it: it reaches the proxy, which is told where it wanted
-/// to go, or it is refused.
+/// A socket without memory for options has no room for what is kept of it: it reaches the proxy, and SO_ORIGINAL_DST tells where
+/// it wanted to go, or it is refused.
 #[test]
 fn a_socket_without_option_memory() -> anyhow::Result<()> {
     require_root!("bpftool");

@@ -1,4 +1,4 @@
-//! The programs are the node's: each acts for the instance of the socket's namespace, once, whoever else shares it.
+//! The programs are the node's: each acts for the instance of the socket's namespace, once, however many share it.
 
 use std::path::Path;
 
@@ -107,7 +107,7 @@ fn cgroups_within_each_other() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What instances share is a cache: whoever removes it harms nobody.
+/// What instances share is a cache: its removal harms no instance.
 #[test]
 fn what_is_shared_may_be_removed() -> anyhow::Result<()> {
     require_root!("bpftool");
@@ -132,7 +132,7 @@ fn what_is_shared_may_be_removed() -> anyhow::Result<()> {
     bpffs.expect_empty()
 }
 
-/// Nor does a part of it: what is not whole is made anew.
+/// Nor does that of a part: what is not whole is made again.
 #[test]
 fn a_part_of_it_may_be_removed() -> anyhow::Result<()> {
     require_root!("bpftool");

@@ -68,7 +68,7 @@ impl HeldLock {
         !matches!((own, there), (Ok(own), Ok(there)) if own != there)
     }
 
-    /// Goes on to another bpffs, once nobody works on that and `carry` has done its work; then the one before may end.
+    /// Goes on to another bpffs, once no agent works on that and `carry` has done its work; then the one before may end.
     pub fn move_to(&self, place: &Path, carry: impl FnOnce() -> Result<()>) -> Result<()> {
         let next = File::open(place).context(|| format!("open {}", place.display()))?;
         if !try_lock(&next)? {

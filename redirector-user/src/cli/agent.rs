@@ -170,7 +170,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
         probes: args.probes,
         resync: Duration::from_secs(args.resync.into()),
     })?;
-    // The programs that were kept for the next instance. If somebody is at work, it is up to him.
+    // The programs that were kept for the next instance. A command that is at work removes them itself.
     sweep_if_idle(&env.root)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -297,7 +297,7 @@ fn the_binary_stays_while_pods_need_it() {
     assert!(uninstall().last().unwrap().starts_with("removed"));
 }
 
-/// A list that nobody can read may name the binary, without which it would let no pod start.
+/// A list that cannot be read may name the binary, without which it would let no pod start.
 #[test]
 fn the_binary_stays_while_a_list_may_name_it() {
     let node = Node::new("unread", &[("10-n.conflist", LIST)]);

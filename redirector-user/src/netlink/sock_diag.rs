@@ -51,7 +51,7 @@ pub fn list(kind: Kind, storage: Option<BorrowedFd<'_>>) -> Result<Sockets> {
 }
 
 /// The TCP connections of the namespace that the calling thread is in. The kernel looks for them in the table of the whole machine
-/// (a millisecond), so an empty namespace is told by its counts, which are those of sockets that are no more than closed
+/// (a millisecond), so this asks first for the counts of the namespace, in which closed sockets are not
 /// (`sockstat_seq_show`).
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! The sk_lookup program of a network namespace. What it does is shared by all instances; but sk_lookup is told nothing of
+//! The sk_lookup program of a network namespace. All instances share what it does; but the kernel tells sk_lookup nothing of
 //! its namespace, so each has an entry of its own, which says whose it is and goes on in the shared program.
 
 use std::io;

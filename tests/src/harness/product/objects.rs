@@ -55,7 +55,7 @@ impl Objects {
                 continue;
             }
             let (kind, ids) = match path.file_name().and_then(|name| name.to_str()).unwrap_or_default() {
-                // `prog_array_map_clear` loses a reference if somebody who lists all maps comes in between: the kernel keeps it.
+                // `prog_array_map_clear` loses a reference if another process lists all maps meanwhile: the kernel keeps it.
                 name if name.starts_with("SK_LOOKUP") => continue,
                 name if name.starts_with("prog_") => ("prog", &mut objects.programs),
                 name if name.starts_with("link_") => ("link", &mut objects.links),
