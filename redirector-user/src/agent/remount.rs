@@ -1,11 +1,9 @@
 //! A bpffs that is unmounted while the agent works, and another one in its place.
 //!
-//! The agent holds the old one open, so what is pinned there works on. In the new one nobody would find it, and it would end
+//! The agent holds the old one open, so what is pinned there works on. From the new one no command would find it, and it would end
 //! with the agent: it is pinned there, too.
 
-use std::fs::DirBuilder;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::lock::HeldLock;
 use crate::base::error::{Context, Error, Result};
-use crate::instance::directory::{Directory, check_name};
+use crate::instance::directory::{Directory, check_name, make_dir};
 use crate::sys::bpf;
 
 /// No event that is meant for this tells of a mount.
@@ -83,7 +81,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         let object = bpf::obj_get(from).context(|| format!("open {}", from.display()))?;
         return bpf::obj_pin(object.as_fd(), to).context(|| format!("pin {}", to.display()));
     }
-    DirBuilder::new().mode(0o700).create(to).context(|| format!("create {}", to.display()))?;
+    make_dir(to).context(|| format!("create {}", to.display()))?;
     for entry in std::fs::read_dir(from).context(|| format!("read {}", from.display()))? {
         let entry = entry.context(|| format!("read {}", from.display()))?;
         copy(&entry.path(), &to.join(entry.file_name()))?;

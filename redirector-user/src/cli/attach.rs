@@ -1,7 +1,6 @@
 //! `redirector attach`.
 
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::env::Env;

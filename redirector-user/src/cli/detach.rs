@@ -91,16 +91,8 @@ fn refuse_kept(env: &Env, args: &Args, names: &[String]) -> Result<()> {
 
 /// What `--output json` prints.
 #[derive(serde::Serialize, schemars::JsonSchema)]
-pub(super) struct Answer {
-    detached: Vec<Detached>,
-}
-
-#[derive(serde::Serialize, schemars::JsonSchema)]
-struct Detached {
-    name: String,
-    /// Captured connections that were alive; null if the instance was too damaged to know.
-    alive: Option<u64>,
-    notes: Vec<String>,
+pub(super) struct Answer<'a> {
+    detached: &'a [detach::Detached],
 }
 
 fn show(env: &Env, reports: &[detach::Detached]) -> Result<()> {
@@ -110,14 +102,7 @@ fn show(env: &Env, reports: &[detach::Detached]) -> Result<()> {
         }
     }
     match env.format {
-        Format::Json => {
-            let one = |r: &'_ detach::Detached| Detached {
-                name: r.name.clone(),
-                alive: r.alive,
-                notes: r.notes.clone(),
-            };
-            json(&Answer { detached: reports.iter().map(one).collect() })?;
-        }
+        Format::Json => json(&Answer { detached: reports })?,
         Format::Table => {
             for report in reports {
                 print(&text(report))?;

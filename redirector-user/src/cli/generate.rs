@@ -138,7 +138,7 @@ fn schemas() -> [(&'static str, Schema); 18] {
         ("attach", printed::<attach::Answer<'_>>()),
         ("refresh", printed::<refresh::Answer>()),
         ("upgrade", printed::<upgrade::Answer>()),
-        ("detach", printed::<detach::Answer>()),
+        ("detach", printed::<detach::Answer<'_>>()),
         ("import", printed::<Import>()),
         ("cni", printed::<cni::Answer>()),
         ("version", printed::<Version>()),

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use redirector_common::abi::{ActiveWord, Meta, name};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::directory::Directory;
 use super::lock::WriteLock;
@@ -21,12 +23,12 @@ pub(super) const BROKEN_BY_LEAVING_TPROXY: &str = "connections from the network 
                                                    lose their way back and end by their timeouts";
 
 /// What detach did.
-#[derive(Debug)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Detached {
     /// Name of the instance.
     pub name: String,
     /// Captured connections that were alive, and whose getpeername and SO_ORIGINAL_DST now tell
-    /// what they really are; None if the instance was too damaged to know.
+    /// what they really are; null if the instance was too damaged to know.
     pub alive: Option<u64>,
     /// Remarks.
     pub notes: Vec<String>,

@@ -44,7 +44,7 @@ impl Directory {
         Self { tell: Some(tell), ..self }
     }
 
-    /// The same, for somebody who stays: what instances share is kept without instances, for the next one. A bpffs is never
+    /// The same, for a process that stays: what instances share is kept without instances, for the next one. A bpffs is never
     /// mounted, and is there already.
     ///
     /// What is mounted in a container is the container's own (its mount namespace gets no mounts of the node without
@@ -205,9 +205,9 @@ impl Directory {
         Ok(names)
     }
 
-    /// Removes the directory, with what instances share, if there is no instance. For whoever holds the lock.
+    /// Removes the directory, with what instances share, if there is no instance. The caller holds the lock.
     pub fn remove_if_empty(&self) {
-        // Without instances nobody needs what they share.
+        // Without instances what they share serves nothing.
         if !self.keeps_programs
             && matches!((self.names(), self.staged()), (Ok(names), Ok(staged)) if names.is_empty() && staged.is_empty())
         {
@@ -241,7 +241,7 @@ pub fn check_name(name: &str) -> Result<()> {
 }
 
 /// Makes a directory that is root's alone.
-pub(super) fn make_dir(dir: &Path) -> std::io::Result<()> {
+pub fn make_dir(dir: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().mode(0o700).create(dir)
 }
 

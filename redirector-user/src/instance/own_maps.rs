@@ -7,6 +7,7 @@ use aya::maps::MapInfo;
 use redirector_common::abi::{Meta, meta_flag, name};
 
 use super::maps::Instance;
+use super::programs;
 use crate::base::error::{Context, Error, Result, chain};
 use crate::kernel::Kernel;
 use crate::policy::Policy;
@@ -31,7 +32,7 @@ pub(super) fn create(dir: &Path, node: &Node, policy: &Policy, flags: u32) -> Re
     pin_sockets(dir, node)
 }
 
-/// The state of sockets is everybody's: each of such maps would cost each socket.
+/// All instances share the state of sockets: each of such maps would cost each socket.
 fn pin_sockets(dir: &Path, node: &Node) -> Result<()> {
     let sockets = dir.join(name::SOCKETS);
     let _ = std::fs::remove_file(&sockets);
@@ -51,16 +52,14 @@ pub(super) fn make_room_for_guests(instance: &Instance, node: &Node, flags: u32)
     if info.max_entries() >= wanted.entries && node.is_at(index, name::GUESTS, info.id())? {
         return Ok(());
     }
-    // The pin last: until then the next command does it again.
-    let (guests, next) = (wanted.make()?, instance.dir.join(format!("{}_new", name::GUESTS)));
-    node.replace_map(index, name::GUESTS, guests.fd().as_fd())?;
-    let _ = std::fs::remove_file(&next);
-    bpf::obj_pin(guests.fd().as_fd(), &next).context(|| format!("pin {}", next.display()))?;
-    std::fs::rename(&next, &path).context(|| format!("rename {} to {}", next.display(), path.display()))
+    // The pin gets its name last: until then the next command does it again.
+    programs::replace(&path, wanted.make()?.fd().as_fd(), |guests| {
+        node.replace_map(index, name::GUESTS, guests)
+    })
 }
 
-/// Lets programs that are loaded now find the maps of an instance. They do already, unless somebody has removed what instances
-/// share and it was made anew: then the instance gets another number.
+/// Lets programs that are loaded now find the maps of an instance. They do already, unless what instances share has been removed
+/// and made again: then the instance gets another number.
 ///
 /// # Errors
 ///
@@ -73,15 +72,11 @@ pub(super) fn find_place(instance: &mut Instance, node: &Node, kernel: &Kernel) 
         node.is_at(meta.index, name, map.id())
     };
     let has_number = is_at(&name::META)?;
-    if has_number {
-        // Who put them there may have been killed before all were.
-        let mut whole = is_own(&meta) || node.is_entered(key(&meta, kernel), meta.index)?;
-        for map in &name::MAPS {
-            whole = whole && is_at(map)?;
-        }
-        if whole {
-            return Ok(());
-        }
+    // The command that put them there may have been killed before all were.
+    let are_there = || name::MAPS.iter().try_fold(true, |all, map| Ok::<_, Error>(all && is_at(map)?));
+    let is_found = || Ok::<_, Error>(is_own(&meta) || node.is_entered(key(&meta, kernel), meta.index)?);
+    if has_number && are_there()? && is_found()? {
+        return Ok(());
     }
     if !has_number {
         let index = node.free_index(meta.netns_cookie)?;

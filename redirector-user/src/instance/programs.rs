@@ -97,20 +97,20 @@ impl Programs {
     }
 }
 
-/// Pins another program in place of one that is there, if one is, once `swap` lets it run.
-fn replace(
+/// Pins another program or map in place of one that is there, if one is, once `swap` lets it work.
+pub(super) fn replace(
     pin: &Path,
-    program: BorrowedFd<'_>,
+    object: BorrowedFd<'_>,
     swap: impl FnOnce(BorrowedFd<'_>) -> Result<()>,
 ) -> Result<()> {
     if !pin.exists() {
-        bpf::obj_pin(program, pin).context(|| format!("pin {}", pin.display()))?;
-        return swap(program);
+        bpf::obj_pin(object, pin).context(|| format!("pin {}", pin.display()))?;
+        return swap(object);
     }
     let next = PathBuf::from(format!("{}_new", pin.display()));
     let _ = std::fs::remove_file(&next);
-    bpf::obj_pin(program, &next).context(|| format!("pin {}", next.display()))?;
-    swap(program)?;
+    bpf::obj_pin(object, &next).context(|| format!("pin {}", next.display()))?;
+    swap(object)?;
     std::fs::rename(&next, pin).context(|| format!("rename {} to {}", next.display(), pin.display()))
 }
 

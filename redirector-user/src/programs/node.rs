@@ -61,14 +61,14 @@ impl Node {
         remove_tree(&self.dir)
     }
 
-    /// The programs of a set, which are loaded if nobody has done so.
+    /// The programs of a set, which are loaded if they are not there.
     ///
     /// # Errors
     ///
     /// [`Error::unsupported`] if the kernel refuses a map or a program, with its reason.
     pub fn set(&self, constants: &ProgramConstants) -> Result<Set> {
         let dir = self.dir.join(format!("SET-{:06x}-{}", constants.flags, object::ID));
-        // Who removed it may have been killed.
+        // The command that removed it may have been killed.
         let whole = hooks::possible_for(constants.flags).all(|hook| dir.join(hook.program_pin()).exists());
         if !whole || !dir.join(SHARED_SK_LOOKUP).exists() {
             remove_tree(&dir).context(|| format!("remove {}", dir.display()))?;
@@ -98,7 +98,7 @@ impl Node {
         Ok(())
     }
 
-    /// Whoever runs programs of another version has pins of them.
+    /// An instance that runs programs of another version has pins of them.
     fn forget_other_versions(&self) {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
@@ -183,10 +183,10 @@ impl Node {
         Ok(next)
     }
 
-    /// Lets the programs find the maps of an instance, META first: while it is there the number is nobody else's.
+    /// Lets the programs find the maps of an instance, META first: while it is there no other instance gets the number.
     ///
-    /// The kernel lets whoever puts a map into an array wait until no program uses what was there before (10 to 30 ms). Nothing
-    /// was, so this does not wait with it.
+    /// The kernel lets a thread that puts a map into an array wait until no program uses what was there before (10 to 30 ms).
+    /// Nothing was, so this does not wait with it.
     ///
     /// # Errors
     ///
@@ -286,9 +286,8 @@ impl Node {
         if !self.dir.join(name::NAMESPACES).exists() {
             return Ok(());
         }
-        let mut namespaces = self.namespaces()?;
-        if namespaces.get(&netns, 0).is_ok_and(|found| found == index) {
-            namespaces.remove(&netns).context(|| self.told(name::NAMESPACES))?;
+        if self.is_entered(netns, index)? {
+            self.namespaces()?.remove(&netns).context(|| self.told(name::NAMESPACES))?;
         }
         Ok(())
     }
@@ -318,7 +317,7 @@ impl Node {
 pub struct Putting(Vec<JoinHandle<io::Result<()>>>);
 
 impl Putting {
-    /// Until something is at an index of an array, or whoever was to put it there has failed.
+    /// Until something is at an index of an array, or the thread that puts it there has failed.
     fn until_visible(&mut self, array: BorrowedFd<'_>, index: u32) -> io::Result<()> {
         loop {
             if bpf::array_id(array, index)?.is_some() {
@@ -366,7 +365,8 @@ impl Set {
         bpf::obj_get(&path).context(|| format!("open the program {}", path.display()))
     }
 
-    /// The PROG_ARRAY behind the entries of sk_lookup. It is emptied when nobody holds or pins it (`bpf_fd_array_map_clear`).
+    /// The PROG_ARRAY behind the entries of sk_lookup. The kernel empties it when its last descriptor and pin go
+    /// (`bpf_fd_array_map_clear`).
     ///
     /// # Errors
     ///

@@ -103,11 +103,6 @@ impl Loaded {
         let program = self.ebpf.program(name).and_then(|p| p.fd().ok());
         program.map(AsFd::as_fd).ok_or_else(|| Error::failed(format!("program {name} is not loaded")))
     }
-
-    /// A map by its name.
-    pub fn map(&self, name: &str) -> Result<&aya::maps::Map> {
-        self.ebpf.map(name).ok_or_else(|| Error::failed(format!("the eBPF object has no map {name}")))
-    }
 }
 
 fn load(program: &mut Program) -> Result<(), ProgramError> {

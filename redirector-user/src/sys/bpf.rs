@@ -53,7 +53,7 @@ pub(super) fn bpf<T>(cmd: i32, attr: &mut T) -> io::Result<i64> {
 pub(super) fn counted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     match call() {
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
-            // Whoever may not raise it hears of the first refusal.
+            // A process that may not raise it hears of the first refusal.
             let none = Rlimit { current: None, maximum: None };
             setrlimit(Resource::Memlock, none).map_or(Err(e), |()| call())
         }
@@ -208,38 +208,53 @@ pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
     bpf(BPF_OBJ_GET, &mut attr).map(owned)
 }
 
-#[repr(C)]
-struct ElemAttr {
-    map_fd: u32,
-    pad: u32,
-    key: u64,
-    value: u64,
+/// A command about the element of a map whose keys are numbers; some have no value.
+fn element<T>(
+    command: i32,
+    map: BorrowedFd<'_>,
+    key: u32,
+    value: Option<&mut T>,
     flags: u64,
+) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        map_fd: u32,
+        pad: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let mut attr = Attr {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
+        key: (&raw const key) as u64,
+        value: value.map_or(0, |value| std::ptr::from_mut(value) as u64),
+        flags,
+    };
+    bpf(command, &mut attr).map(drop)
+}
+
+/// What is in an element, None if it is empty.
+fn look_up<T: Default>(map: BorrowedFd<'_>, key: u32) -> io::Result<Option<T>> {
+    let mut value = T::default();
+    match element(BPF_MAP_LOOKUP_ELEM, map, key, Some(&mut value), 0) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        other => other.map(|()| Some(value)),
+    }
+}
+
+fn delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
+    element(BPF_MAP_DELETE_ELEM, map, key, None::<&mut ()>, 0)
 }
 
 /// Puts a listening socket into an empty slot of a sockmap whose values are 8 bytes; EEXIST if it is not empty.
 pub fn sockmap_fill(map: BorrowedFd<'_>, slot: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
-    let value = socket.as_raw_fd() as u64;
-    let mut attr = ElemAttr {
-        map_fd: map.as_raw_fd() as u32,
-        pad: 0,
-        key: (&raw const slot) as u64,
-        value: (&raw const value) as u64,
-        flags: BPF_NOEXIST,
-    };
-    bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+    element(BPF_MAP_UPDATE_ELEM, map, slot, Some(&mut (socket.as_raw_fd() as u64)), BPF_NOEXIST)
 }
 
 /// Empties a slot; it is no error if it is empty already.
 pub fn sockmap_clear(map: BorrowedFd<'_>, slot: u32) -> io::Result<()> {
-    let mut attr = ElemAttr {
-        map_fd: map.as_raw_fd() as u32,
-        pad: 0,
-        key: (&raw const slot) as u64,
-        value: 0,
-        flags: 0,
-    };
-    match bpf(BPF_MAP_DELETE_ELEM, &mut attr) {
+    match delete(map, slot) {
         Err(e) if !matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Err(e),
         _ => Ok(()),
     }
@@ -247,19 +262,7 @@ pub fn sockmap_clear(map: BorrowedFd<'_>, slot: u32) -> io::Result<()> {
 
 /// Cookie of the socket in a slot, None if the slot is empty.
 pub fn sockmap_cookie(map: BorrowedFd<'_>, slot: u32) -> io::Result<Option<u64>> {
-    let mut value = 0_u64;
-    let mut attr = ElemAttr {
-        map_fd: map.as_raw_fd() as u32,
-        pad: 0,
-        key: (&raw const slot) as u64,
-        value: (&raw mut value) as u64,
-        flags: 0,
-    };
-    match bpf(BPF_MAP_LOOKUP_ELEM, &mut attr) {
-        Ok(_) => Ok(Some(value)),
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        Err(e) => Err(e),
-    }
+    look_up(map, slot)
 }
 
 /// Makes an array that takes maps like this one.
@@ -294,33 +297,14 @@ pub fn create_array_of_maps(name: &str, entries: u32, like: BorrowedFd<'_>) -> i
     counted(|| bpf(BPF_MAP_CREATE, &mut attr).map(owned))
 }
 
-/// What the kernel has of an element of a map of maps or of programs.
-fn element_of_array<T>(cmd: i32, map: BorrowedFd<'_>, index: u32, value: &mut T) -> io::Result<()> {
-    let mut attr = ElemAttr {
-        map_fd: map.as_raw_fd() as u32,
-        pad: 0,
-        key: (&raw const index) as u64,
-        value: std::ptr::from_mut(value) as u64,
-        flags: 0,
-    };
-    bpf(cmd, &mut attr).map(drop)
-}
-
 /// Puts a map or a program into an array of them. Of maps, it waits until no program uses what was there before.
 pub fn array_put(array: BorrowedFd<'_>, index: u32, object: BorrowedFd<'_>) -> io::Result<()> {
-    element_of_array(BPF_MAP_UPDATE_ELEM, array, index, &mut (object.as_raw_fd() as u32))
+    element(BPF_MAP_UPDATE_ELEM, array, index, Some(&mut (object.as_raw_fd() as u32)), 0)
 }
 
 /// Takes out what is at an index. Of maps, it waits until no program uses it. It is no error if nothing is there.
 pub fn array_take(array: BorrowedFd<'_>, index: u32) -> io::Result<()> {
-    let mut attr = ElemAttr {
-        map_fd: array.as_raw_fd() as u32,
-        pad: 0,
-        key: (&raw const index) as u64,
-        value: 0,
-        flags: 0,
-    };
-    match bpf(BPF_MAP_DELETE_ELEM, &mut attr) {
+    match delete(array, index) {
         // Of an empty element it says EINVAL (`fd_array_map_delete_elem`).
         Err(e) if array_id(array, index)?.is_some() => Err(e),
         _ => Ok(()),
@@ -329,11 +313,7 @@ pub fn array_take(array: BorrowedFd<'_>, index: u32) -> io::Result<()> {
 
 /// Id of the map or program at an index, None if there is none.
 pub fn array_id(array: BorrowedFd<'_>, index: u32) -> io::Result<Option<u32>> {
-    let mut id = 0_u32;
-    match element_of_array(BPF_MAP_LOOKUP_ELEM, array, index, &mut id) {
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        other => other.map(|()| Some(id)),
-    }
+    look_up(array, index)
 }
 
 /// Waits until every program that was running has ended (an RCU grace period), so that what

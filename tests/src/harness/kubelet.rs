@@ -49,22 +49,29 @@ impl Id {
 
     /// An injected pod, as the API has it.
     pub fn object(&self) -> Value {
-        json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "namespace": "shop",
-                "name": self.name,
-                "uid": self.uid,
-                "annotations": { "sidecar.istio.io/status": "{}" },
-            },
-            "spec": { "containers": [
-                { "name": "app", "image": "x" },
-                { "name": "istio-proxy", "image": "x", "args": ["proxy", "sidecar"],
-                  "securityContext": { "runAsUser": 1337, "runAsGroup": 1337 } },
-            ] },
-        })
+        let mut object = injected(&self.name, &self.uid, ["x", "x"]);
+        object["spec"]["containers"][1]["securityContext"]["runAsGroup"] = 1337.into();
+        object
     }
+}
+
+/// An injected pod, with the images of the application and of the proxy.
+pub fn injected(name: &str, uid: &str, [app, proxy]: [&str; 2]) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "namespace": "shop",
+            "name": name,
+            "uid": uid,
+            "annotations": { "sidecar.istio.io/status": "{}" },
+        },
+        "spec": { "containers": [
+            { "name": "app", "image": app },
+            { "name": "istio-proxy", "image": proxy, "args": ["proxy", "sidecar"],
+              "securityContext": { "runAsUser": 1337 } },
+        ] },
+    })
 }
 
 impl Kubelet {

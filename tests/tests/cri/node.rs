@@ -7,10 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, ensure};
 use redirector_tests::harness::image::Image;
+use redirector_tests::harness::kubelet;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::serve::Listen;
 use redirector_tests::harness::server::any4;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::install;
 use crate::runtime::Runtime;
@@ -45,7 +46,7 @@ pub struct Node {
 
 static NODE: Mutex<Option<Node>> = Mutex::new(None);
 
-/// The node, set up by whoever comes first.
+/// The node, set up by the first test.
 pub fn node() -> anyhow::Result<Locked> {
     let mut guard = NODE.lock().unwrap_or_else(PoisonError::into_inner);
     if guard.is_none() {
@@ -106,7 +107,7 @@ impl Node {
         self.agent(true)
     }
 
-    /// Starts the agent anew, with its plugin in the list, or with a list that nobody changes.
+    /// Starts the agent again, with its plugin in the list, or with a list that stays as it is.
     pub fn agent(&self, with_plugin: bool) -> anyhow::Result<()> {
         let plugin = if with_plugin { WITH_PLUGIN } else { "" };
         let directory = format!("/etc/systemd/system/{AGENT}.d");
@@ -139,14 +140,7 @@ impl Node {
         self.pods += 1;
         let (name, uid) =
             (format!("web-{}", self.pods), format!("0a1b2c3d-0000-4000-8000-{:012}", self.pods));
-        let object = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"namespace": "shop", "name": name, "uid": uid, "annotations": {"sidecar.istio.io/status": "{}"}},
-            "spec": {"containers": [
-                {"name": "app", "image": FIRST},
-                {"name": "istio-proxy", "image": PROBE, "args": ["proxy", "sidecar"], "securityContext": {"runAsUser": 1337}}
-            ]}
-        });
+        let object = kubelet::injected(&name, &uid, [FIRST, PROBE]);
         std::fs::write(format!("{OBJECTS}/{name}.new"), object.to_string())?;
         std::fs::rename(format!("{OBJECTS}/{name}.new"), format!("{OBJECTS}/{name}.json"))?;
         let slice = format!("kubepods-besteffort-pod{}.slice", uid.replace('-', "_"));

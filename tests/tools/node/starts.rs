@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use redirector_tests::harness::command::{output, run};
 use redirector_tests::harness::image::Image;
+use redirector_tests::harness::kubelet;
 use redirector_tests::harness::machine::{Inside, Machine};
 use redirector_tests::harness::probe::serve::Listen;
 use redirector_tests::harness::process::Place;
@@ -238,14 +239,7 @@ impl StartedPod {
         static SERIES: AtomicU32 = AtomicU32::new(0);
         let series = SERIES.fetch_add(1, Ordering::Relaxed);
         let (name, uid) = (format!("web-{number}-{series}"), format!("0a1b2c3d-0000-4000-8000-{series:012}"));
-        let object = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"namespace": "shop", "name": name, "uid": uid, "annotations": {"sidecar.istio.io/status": "{}"}},
-            "spec": {"containers": [
-                {"name": "app", "image": FIRST},
-                {"name": "istio-proxy", "image": FIRST, "args": ["proxy", "sidecar"], "securityContext": {"runAsUser": 1337}}
-            ]}
-        });
+        let object = kubelet::injected(&name, &uid, [FIRST, FIRST]);
         node.machine.write(&format!("{OBJECTS}/{name}.new"), &object.to_string())?;
         let cgroup = format!("/kubepods/besteffort/pod{uid}");
         let tree = redirector_tests::harness::world::cgroup::mount_point()?;

@@ -32,7 +32,7 @@ const FILES: &[(&str, &str)] = &[
     // The runtime copies it into each pod.
     ("etc/resolv.conf", "nameserver 127.0.0.1\n"),
 ];
-/// Units that nobody needs there. The modules are loaded before systemd and have no files on the disk; the others take an
+/// Units without use there. The modules are loaded before systemd and have no files on the disk; the others take an
 /// emulator's time.
 const MASKED: &[&str] = &[
     "apt-daily.timer",
@@ -64,9 +64,7 @@ pub fn system(suite: &str) -> Result<PathBuf> {
         return Ok(disk);
     }
     let root = disk.with_extension("root");
-    if root.exists() {
-        fs::remove_dir_all(&root)?;
-    }
+    remove_left(&root)?;
     fs::create_dir_all(project::cache("vm"))?;
     eprintln!("vm: making a system of Debian {suite}");
     Cmd::new("mmdebstrap")
@@ -99,6 +97,11 @@ pub fn system(suite: &str) -> Result<PathBuf> {
     Ok(disk)
 }
 
+/// Removes what an interrupted run has left.
+fn remove_left(root: &Path) -> Result<()> {
+    if root.exists() { Ok(fs::remove_dir_all(root)?) } else { Ok(()) }
+}
+
 /// A path below a root, in a directory that exists.
 fn placed(root: &Path, path: &str) -> Result<PathBuf> {
     let file = root.join(path);
@@ -109,9 +112,7 @@ fn placed(root: &Path, path: &str) -> Result<PathBuf> {
 /// The disk with the programs and jobs of one run.
 pub fn programs(programs: &Programs, jobs: &str, directory: &Path) -> Result<PathBuf> {
     let root = directory.join("node.root");
-    if root.exists() {
-        fs::remove_dir_all(&root)?;
-    }
+    remove_left(&root)?;
     for (name, file) in programs.files() {
         fs::copy(file, placed(&root, &name)?).with_context(|| file.display().to_string())?;
     }
