@@ -59,7 +59,7 @@ pub struct LookedUp {
     pub before: u32,
 }
 
-/// What an instance is: written once at attach, except for `active`.
+/// What an instance is. A change of its policy or programs writes it again, each time as a whole.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Meta {
