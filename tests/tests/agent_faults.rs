@@ -103,11 +103,15 @@ fn a_wrong_pod_file() -> anyhow::Result<()> {
 fn a_pod_that_starts_without_the_plugin() -> anyhow::Result<()> {
     let Some(node) = NodeWithPod::new(&["--resync", "3600"])? else { return Ok(()) };
     let second = Id::new(2);
+    let until_awaited = |count: f64| {
+        retry::until("pods to be awaited", || {
+            (node.agent.metric("redirector_targets{state=\"awaited\"}").ok()? == count).then_some(())
+        })
+    };
+    until_awaited(1.0)?;
+    // The directory of pods is watched.
     node.kubelet.know(&second, &second.object())?;
-    node.agent.signal(rustix::process::Signal::HUP)?;
-    retry::until("the pod to be awaited", || {
-        (node.agent.metric("redirector_targets{state=\"awaited\"}").ok()? == 2.0).then_some(())
-    })?;
+    until_awaited(2.0)?;
     for id in [&node.id, &second] {
         let world = World::new()?;
         let place = node.kubelet.place(id, &world, "proxy", PROXY)?;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::cache::{PodCache, Told};
+use super::cache::{PodCache, Source, Told};
 use super::model::{NodePod, ambiguous};
 use super::source_files::PodFiles;
 use crate::agent::file_events::Names;
@@ -32,6 +32,9 @@ pub struct PodCapture<'a> {
 impl PodCapture<'_> {
     /// Adds the node's pods to the desired state.
     pub fn gather(&self, inventory: &[InventoryItem], state: &mut DesiredState, gathered: &mut Gathered) {
+        if let Source::Files(dir) = &self.pods.source {
+            gathered.signs.entry(dir.clone()).or_default().add(Names::suffix(".json"));
+        }
         let PodFiles { pods, wrong } = match self.pods.source.all() {
             Ok(pods) => pods,
             Err(e) => {
