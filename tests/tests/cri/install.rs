@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use redirector_tests::harness::command::run;
 use redirector_tests::harness::retry;
 
-use crate::node::{DIST, sh};
+use crate::node::{DIST, list, sh};
 
 const PAGE: &str = include_str!("../../../docs/install.md");
 
@@ -21,8 +21,7 @@ pub fn follow(section: &str) -> anyhow::Result<String> {
 }
 
 fn captured() -> anyhow::Result<bool> {
-    let list = sh("redirector list --output json || [ $? = 1 ]")?;
-    Ok(list.contains("\"file-shop\""))
+    Ok(list()?.iter().any(|instance| instance["name"] == "file-shop"))
 }
 
 /// A unit with a network of its own, delegated to, in its slice: captured, and through an upgrade, until its file goes.

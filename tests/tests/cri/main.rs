@@ -6,13 +6,15 @@ mod node;
 mod pod;
 mod runtime;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use redirector_tests::harness::retry;
 
 use crate::node::{Node, node, sh};
 use crate::pod::{Met, Pod};
 
 const STARTS: u32 = 50;
+/// Pods of the control.
+const LATE: usize = 5;
 /// Starts of the application's container in one pod.
 const RESTARTS: u32 = 5;
 
@@ -28,10 +30,7 @@ fn the_page_about_installing_is_right() -> anyhow::Result<()> {
 /// Nothing of a pod that was removed stays captured.
 fn nothing_left(node: &Node) -> anyhow::Result<()> {
     ensure!(node.pods > 0);
-    retry::until("the instances to go with their pods", || {
-        let list = sh("redirector list --output json || [ $? = 1 ]").ok()?;
-        (list.trim() == "[]").then_some(())
-    })
+    retry::until("the instances to go with their pods", || node::list().ok()?.is_empty().then_some(()))
 }
 
 #[test]
@@ -103,16 +102,18 @@ fn an_agent_that_attaches_late_lets_all_escape() -> anyhow::Result<()> {
     let mut met = Vec::new();
     node.agent(false)?;
     node::network()?;
-    for _ in 0..5 {
+    for _ in 0..LATE {
         sh("systemctl kill --signal=STOP redirector-agent")?;
         let mut pod = Pod::start(node)?;
         met.push(pod.first(node)?);
         sh("systemctl kill --signal=CONT redirector-agent")?;
-        retry::until("the agent to attach", || (pod.first(node).ok()? == Met::Refused).then_some(()))?;
+        retry::until("the agent to attach", || pod.is_captured().ok()?.then_some(()))
+            .with_context(node::what_the_agent_says)?;
+        met.push(pod.first(node)?);
         pod.remove(node)?;
     }
     node.agent(true)?;
-    ensure!(met == [Met::Escaped; 5], "{met:?}");
-    ensure!(node.reached() >= 5, "the service was reached {} times", node.reached());
+    ensure!(met.chunks(2).all(|pod| pod == [Met::Escaped, Met::Refused]), "{met:?}");
+    ensure!(node.reached() == LATE, "the service was reached {} times", node.reached());
     Ok(())
 }

@@ -119,7 +119,7 @@ impl Node {
             let ready = sh("curl -sf http://127.0.0.1:9464/readyz").ok();
             ready.filter(|_| !with_plugin || has_plugin().unwrap_or(false))
         })
-        .with_context(|| sh(&format!("journalctl --no-pager --unit {AGENT}")).unwrap_or_default())?;
+        .with_context(what_the_agent_says)?;
         Ok(())
     }
 
@@ -147,6 +147,15 @@ impl Node {
         sh(&format!("systemctl start {slice}"))?;
         Ok([name, uid, slice])
     }
+}
+
+pub fn what_the_agent_says() -> String {
+    sh(&format!("journalctl --no-pager --lines 40 --unit {AGENT}")).unwrap_or_default()
+}
+
+/// The node's instances.
+pub fn list() -> anyhow::Result<Vec<Value>> {
+    Ok(serde_json::from_str(&sh("redirector list --output json || [ $? = 1 ]")?)?)
 }
 
 /// The network's configuration, without our plugin.

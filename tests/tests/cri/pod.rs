@@ -9,7 +9,7 @@ use k8s_cri::v1::{
 use redirector_tests::harness::probe::serve::Service;
 use redirector_tests::harness::server::proxy_listeners;
 
-use crate::node::{FIRST, Node, OBJECTS, PROBE, sh};
+use crate::node::{FIRST, Node, OBJECTS, PROBE, list, sh};
 
 /// The user of the proxy.
 const PROXY: i64 = 1337;
@@ -113,6 +113,13 @@ impl Pod {
 
     fn namespaces(&self) -> Option<NamespaceOption> {
         self.config.linux.as_ref()?.security_context.as_ref()?.namespace_options.clone()
+    }
+
+    /// Whether an instance captures it.
+    pub fn is_captured(&self) -> anyhow::Result<bool> {
+        let uid = self.config.metadata.as_ref().map_or("", |metadata| &metadata.uid);
+        let name = format!("pod-{uid}");
+        Ok(list()?.iter().any(|instance| instance["name"] == name.as_str() && instance["state"] == "active"))
     }
 
     /// What its containers have said.
