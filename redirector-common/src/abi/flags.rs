@@ -64,7 +64,7 @@ pub mod meta_flag {
     pub const TPROXY_RULE6: u32 = 1 << 5;
     /// The same for IPv6.
     pub const TPROXY_ROUTE6: u32 = 1 << 6;
-    /// The programs tell their decisions (`attach --trace`).
+    /// The programs tell their decisions (`attach --trace`, `redirector trace`).
     pub const TRACE: u32 = 1 << 7;
     /// attach added rules and routes for virtual interfaces (`-k`), and made the proxy's outbound
     /// listeners transparent.
@@ -75,6 +75,8 @@ pub mod meta_flag {
     pub const FWMARK_REFLECT6: u32 = 1 << 10;
     /// The instance shares no programs: another works at its cgroup, or above or below it.
     pub const OWN_PROGRAMS: u32 = 1 << 11;
+    /// They tell them until the last `redirector trace` ends: each locks the instance's directory.
+    pub const TRACE_FOR_A_WHILE: u32 = 1 << 12;
 }
 
 /// Bits of the mark that the classifier of a virtual interface gives TCP packets.

@@ -2,6 +2,7 @@
 
 mod addr;
 mod destination;
+mod event;
 mod flags;
 mod meta;
 mod policy;
@@ -10,6 +11,7 @@ mod socket;
 
 pub use addr::Addr;
 pub use destination::{DIRECT, Destination, OriginalDst, Sequence, VirtualRange, may_be_virtual};
+pub use event::{Event, EventKind, NO_RULE};
 pub use flags::{flag, guest_mark, meta_flag};
 pub use meta::{ActiveWord, LookedUp, Meta, ProgramConstants, Slot};
 pub use policy::{List, Policy};
@@ -84,6 +86,12 @@ pub mod name {
     pub const PROBED: &str = "PROBED";
     /// The maps that all instances share.
     pub const SHARED: [&str; 4] = [SOCKETS, NAMESPACES, LOOKED_UP, PROBED];
+    /// RINGBUF of [`super::Event`], of each load of programs that tell their decisions.
+    pub const EVENTS: &str = "EVENTS";
+    /// PERCPU_ARRAY of one u64: events for which `EVENTS` had no room.
+    pub const LOST: &str = "LOST";
+    /// `.rodata` symbol, a u32: whether the programs tell their decisions.
+    pub const TELLS: &str = "TELLS";
     /// `.rodata` symbol that holds [`super::ProgramConstants`].
     pub const CONSTANTS: &str = "CONSTANTS";
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use redirector_common::Addr;
-use redirector_common::abi::{DIRECT, Destination, ListenerRole, SockKind, SockState, flag};
+use redirector_common::abi::{DIRECT, Destination, EventKind, ListenerRole, SockKind, SockState, flag};
 use redirector_common::rule::{Counter, Verdict};
 
 use super::outbound::Outbound;
@@ -13,10 +13,10 @@ use crate::instance::Instance;
 use crate::maps;
 use crate::source_address::{self, Bound, is_worth_binding};
 use crate::verifier::opaque;
-use crate::{destinations, listeners, socket_state};
+use crate::{destinations, listeners, socket_state, trace};
 
 const ENETUNREACH: u16 = 101;
-const ECONNREFUSED: u16 = 111;
+pub const ECONNREFUSED: u16 = 111;
 
 /// Calls a function for the family of a context.
 macro_rules! by_family {
@@ -76,11 +76,14 @@ fn handle(ctx: &SockAddr) -> Result<(), u16> {
     }
     let mut outbound = Outbound::undecided(active, bound, opaque(tcp));
     let o = &mut outbound;
-    let errno = match (by_family!(ctx, decide(ctx.raw(), sk, o)), o.tcp) {
-        (0, true) => return Ok(()),
+    let decided = by_family!(ctx, decide(ctx.raw(), sk, o));
+    let errno = match (decided, o.tcp) {
+        (0, true) => 0,
         (_, true) => by_family!(ctx, carry_out(ctx.raw(), sk, o)),
         (decided, false) => by_family!(ctx, carry_out_dns(ctx.raw(), sk, o, decided)),
     };
+    let outcome = if decided == 0 { trace::UNDECIDED } else { errno };
+    trace::outgoing(ctx, o, EventKind::CONNECT, outcome);
     if errno == 0 { Ok(()) } else { Err(errno as u16) }
 }
 

@@ -2,7 +2,9 @@
 //! of established ones.
 
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
-use redirector_common::abi::{DIRECT, FlowKey, LOOPBACK_IFINDEX, ListenerRole, flag, may_be_virtual};
+use redirector_common::abi::{
+    DIRECT, EventKind, FlowKey, LOOPBACK_IFINDEX, ListenerRole, NO_RULE, flag, may_be_virtual,
+};
 use redirector_common::decision::{self, Incoming};
 use redirector_common::rule::{Counter, Verdict};
 
@@ -35,17 +37,26 @@ fn choose(ctx: &Lookup) -> u32 {
     let wanted = match answer {
         Ok(wanted) => opaque(wanted),
         Err(Other::Pass) => return SK_PASS,
-        Err(Other::Drop) => return SK_DROP,
+        Err(Other::Drop) => {
+            trace::arriving(ctx, EventKind::ACCEPT, 0, NO_RULE, Counter::RefusedUnstored as u32);
+            return SK_DROP;
+        }
     };
     if listeners::assign(ctx, &active, wanted.role, &wanted.to) {
         maps::count_number(active.instance, wanted.rule);
+        if wanted.rule != COUNTED {
+            trace::arriving(ctx, EventKind::ACCEPT, wanted.role, wanted.rule, NO_RULE);
+        }
         return SK_PASS;
     }
     if wanted.else_pass {
+        trace::arriving(ctx, EventKind::UNREGISTERED, wanted.role, wanted.rule, NO_RULE);
         return SK_PASS;
     }
     // Never to the app: REDIRECT to a port where nobody listens is refused too.
-    active.count(Counter::RefusedNoListener);
+    let refused = Counter::RefusedNoListener;
+    active.count(refused);
+    trace::arriving(ctx, EventKind::ACCEPT, wanted.role, wanted.rule, refused as u32);
     SK_DROP
 }
 
@@ -67,7 +78,7 @@ pub struct Wanted {
     pub else_pass: bool,
 }
 
-const COUNTED: u32 = u32::MAX;
+const COUNTED: u32 = NO_RULE;
 const PASS: u16 = Verdict::Pass as u16;
 
 #[inline(always)]
@@ -84,9 +95,9 @@ fn from_network(ctx: &Lookup, active: &ActivePolicy) -> Result<Wanted, Other> {
     let local = opaque(!active.has(flag::HAS_VIRTUAL_INTERFACES) || active.is_local(dst));
     let incoming = opaque(Incoming { dst, dport: ctx.local_port(), iif: interface(ctx), local });
     let decision = unpacked(decide(active, &incoming));
-    trace::arriving(ctx, decision, incoming.dport);
     if decision.is_pass() {
         active.count(decision.rule);
+        trace::arriving(ctx, EventKind::ACCEPT, 0, decision.rule as u32, NO_RULE);
         return Err(Other::Pass);
     }
     if !local {

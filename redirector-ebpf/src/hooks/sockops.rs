@@ -11,7 +11,7 @@ use redirector_common::rule::{Counter, Verdict};
 use crate::ctx::{Ops, TCP_CLOSE, TCP_SYN_SENT};
 use crate::instance::Instance;
 use crate::maps::{self, FLOWS, REFUSED, SEQUENCE, UNTAKEN, count};
-use crate::{destinations, listeners, socket_state, trace};
+use crate::{destinations, listeners, socket_state};
 
 pub fn handle(ops: &Ops) {
     match ops.op() {
@@ -40,15 +40,12 @@ fn key_of_client(ops: &Ops) -> FlowKey {
 #[inline(always)]
 fn connecting(ops: &Ops) {
     let Some(sk) = ops.sock() else { return };
-    if !socket_state::has_any(sk) && !trace::is_wanted() {
+    if !socket_state::has_any(sk) {
         return;
     }
     let Some(instance) = Instance::of_ops(ops) else { return };
-    let Some(state) = socket_state::get(sk, instance) else {
-        return trace::connecting_virtual(ops, instance);
-    };
+    let Some(state) = socket_state::get(sk, instance) else { return };
     let key = key_of_client(ops);
-    trace::connecting(ops, &key, state);
     let value = match state.kind {
         SockKind::REDIRECTED => Flow {
             addr: state.orig,

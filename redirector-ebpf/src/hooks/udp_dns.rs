@@ -1,7 +1,7 @@
 //! DNS over UDP: queries go to the proxy's DNS server, answers seem to come from the server
 //! that was asked. (DNS over TCP is a connection like any other.)
 
-use redirector_common::abi::{SockKind, SockState, flag};
+use redirector_common::abi::{EventKind, SockKind, SockState, flag};
 use redirector_common::rule::{Counter, Verdict};
 
 use super::outbound::Outbound;
@@ -12,6 +12,7 @@ use crate::instance::Instance;
 use crate::maps;
 use crate::socket_state;
 use crate::source_address::{Bound, is_worth_binding};
+use crate::trace;
 use crate::verifier::opaque;
 
 /// The only port that is captured.
@@ -64,7 +65,16 @@ fn send(ctx: &SockAddr) -> Result<(), u16> {
     }
     let bound = opaque(Bound::of(ctx, sk, active.instance, false));
     let o = &mut Outbound::undecided(active, bound, false);
-    if !o.decide(ctx, sk) || !is_captured(o)? {
+    let decided = o.decide(ctx, sk);
+    let sent = if decided { redirect(ctx, sk, o) } else { Ok(()) };
+    let outcome = if decided { sent.err().unwrap_or(0).into() } else { trace::UNDECIDED };
+    trace::outgoing(ctx, o, EventKind::SEND, outcome);
+    sent
+}
+
+#[inline(always)]
+fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
+    if !is_captured(o)? {
         return Ok(());
     }
     // A connected socket keeps its peer.

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use super::sync::lock;
 use crate::instance::directory::Directory;
-use crate::instance::trace::{Event, Trace};
+use crate::instance::event::Event;
+use crate::instance::trace::{Told, Trace};
 
 /// Whether instances are attached so that they report decisions.
 pub fn enabled() -> bool {
@@ -25,12 +26,7 @@ impl DecisionLog {
         if !enabled() || !lock(&self.reading).insert(name.to_owned()) {
             return;
         }
-        let instance = name.to_owned();
-        let trace = Trace::open(root, name, move |event: &Event| {
-            let Event { event, client, destination, verdict, rule } = event;
-            tracing::debug!(instance, event, %client, %destination, verdict, rule, "decided");
-            true
-        });
+        let trace = Trace::open(root, name);
         // An instance that was attached by hand, or at another level, reports nothing.
         let Ok(trace) = trace else {
             lock(&self.reading).remove(name);
@@ -38,10 +34,26 @@ impl DecisionLog {
         };
         let (reading, name) = (Arc::clone(&self.reading), name.to_owned());
         tokio::spawn(async move {
-            if let Err(e) = trace.follow(std::future::pending::<()>()).await {
+            let tell = |told: &Told<'_>| {
+                log(&name, told);
+                true
+            };
+            if let Err(e) = trace.follow(std::future::pending::<()>(), tell).await {
                 tracing::debug!(instance = name, "its decisions cannot be read: {e}");
             }
             lock(&reading).remove(&name);
         });
+    }
+}
+
+fn log(instance: &str, told: &Told<'_>) {
+    match told {
+        Told::Decision(Event { event, client, destination, redirected, verdict, rule, refused, .. }) => {
+            let redirected = redirected.map(tracing::field::display);
+            tracing::debug!(instance, event, %client, %destination, redirected, verdict, rule, refused, "decided");
+        }
+        Told::Lost(number) => {
+            tracing::debug!(instance, "{number} decisions were not told: they came too fast")
+        }
     }
 }

@@ -18,6 +18,7 @@ use crate::instance::directory::Directory;
 use crate::instance::find;
 use crate::instance::inventory::{InstanceState, InventoryItem, take_inventory};
 use crate::instance::refresh::{self, Refreshed};
+use crate::instance::telling;
 use crate::routes::{self, RouteSnapshot};
 use crate::sys::netns::NetNs;
 
@@ -83,6 +84,14 @@ impl Refresher {
         for InventoryItem { name, state, .. } in inventory {
             let InstanceState::Active(active) = state else { continue };
             self.decisions.read(&self.root, name);
+            match telling::mend(&self.root, name) {
+                Ok(true) => {
+                    tracing::info!(instance = name, "a trace was killed; the usual programs are back")
+                }
+                Ok(false) => {}
+                // They capture as well as any.
+                Err(e) => tracing::debug!(instance = name, "its programs still tell their decisions: {e}"),
+            }
             let is_followed = lock(&self.snapshots).contains_key(&active.netns_cookie);
             let subject = Subject::Refresh(name.clone());
             if !active.netns_alive || self.failures.is_too_early(&subject) {

@@ -14,7 +14,7 @@ use super::usage::Version;
 use super::{attach, cni, detach, explain, list, refresh, show, status, upgrade};
 use crate::base::error::{Context, Error, Result};
 use crate::import::Import;
-use crate::instance::{connections::Flow, trace::Event};
+use crate::instance::{connections::Flow, event::Event};
 use crate::policy::Policy;
 use crate::{check, health, verify};
 

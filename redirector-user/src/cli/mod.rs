@@ -159,7 +159,7 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => status::run(&env, &args),
         Verb::Connections(args) => connections::run(&env, &args),
         Verb::OriginalDst(args) => original_dst::run(&env, &args),
-        Verb::Trace(args) => trace::run(&env, args),
+        Verb::Trace(args) => trace::run(&env, &args),
         Verb::Check(args) => check::run(&env, &args),
         Verb::Explain(args) => explain::run(&env, &args),
         Verb::Import(args) => import::run(&env, &args),

@@ -2,36 +2,56 @@
 
 use std::io::Write;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
 
+use clap_complete::engine::ArgValueCompleter;
 use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::env::Env;
 use super::output::{self, Format, note};
-use super::which::Which;
+use super::which::{Which, names_of_instances};
 use crate::base::error::{Context, Result};
+use crate::instance::event::Event;
 use crate::instance::telling::Telling;
-use crate::instance::trace::{End, Event, Trace};
+use crate::instance::trace::{End, Told, Trace};
 use crate::kernel;
 
 const EXAMPLES: &str = "\
 Examples:
   redirector trace n4097
   redirector trace n4097 --to 10.96.0.0/16 --port 443 --verdict pass
+  redirector trace n4097 --verdict refused --uid 1000
   redirector trace n4097 --output json      one document a line";
 
 /// Print decisions live, as connections are made and arrive, until interrupted.
 ///
+/// Each line has the time, the process with its user and cgroup, the client, where it was going, where it goes instead, the
+/// verdict and the rule; refusals have their counter and error. A packet that arrives belongs to no process.
+///
 /// What was decided before is not told. Unless the instance was attached with --trace its programs are swapped for some that
-/// tell, without a moment outside capture, and back at the end. What connect() refuses is only counted (see
-/// `show`). The kernel drops events when nobody reads them. It ends when the instance is detached or gets other programs.
+/// tell, without a moment outside capture, and back at the end. The kernel drops events when they come faster than they
+/// are read; how many is said. It ends when the instance is detached or gets other programs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
+#[command(group(clap::ArgGroup::new("which").args(["name", "netns", "pod"])))]
 pub struct Args {
-    #[command(flatten)]
-    which: Which,
+    /// Name of the instance.
+    #[arg(add = ArgValueCompleter::new(names_of_instances))]
+    name: Option<String>,
+    /// File of the network namespace.
+    #[arg(long, value_name = "FILE")]
+    netns: Option<PathBuf>,
+    /// A pod of Kubernetes on this node.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pod: Option<String>,
+    /// Alone: a process of the pod. Else only what this process does.
+    #[arg(long, value_name = "PID")]
+    pid: Option<u32>,
+    /// Only what this user does.
+    #[arg(long, value_name = "UID")]
+    uid: Option<u32>,
     /// Only connections to this address or network.
     #[arg(long, value_name = "CIDR", value_parser = network)]
     to: Option<IpNet>,
@@ -39,7 +59,7 @@ pub struct Args {
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
     /// Only those with this verdict.
-    #[arg(long, value_name = "VERDICT", value_parser = ["pass", "outbound", "inbound", "dns"])]
+    #[arg(long, value_name = "VERDICT", value_parser = ["pass", "outbound", "inbound", "dns", "refused"])]
     verdict: Option<String>,
 }
 
@@ -52,43 +72,65 @@ fn network(text: &str) -> Result<IpNet, String> {
 }
 
 impl Args {
+    /// Otherwise than by its process.
+    fn is_named(&self) -> bool {
+        self.name.is_some() || self.netns.is_some() || self.pod.is_some()
+    }
+
     fn wants(&self, event: &Event) -> bool {
+        let verdict = if event.refused.is_some() { "refused" } else { event.verdict };
         self.to.is_none_or(|net| net.contains(&event.destination.ip()))
             && self.port.is_none_or(|port| port == event.destination.port())
-            && self.verdict.as_ref().is_none_or(|verdict| verdict == event.verdict)
+            && self.verdict.as_ref().is_none_or(|wanted| wanted == verdict)
+            && self.uid.is_none_or(|uid| event.uid == Some(uid))
+            && self.pid.filter(|_| self.is_named()).is_none_or(|pid| event.pid == Some(pid))
+    }
+
+    fn which(&self) -> Which {
+        Which {
+            name: self.name.clone(),
+            named: None,
+            pid: self.pid.filter(|_| !self.is_named()),
+            netns: self.netns.clone(),
+            pod: self.pod.clone(),
+        }
     }
 }
 
-pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
+pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
-    let name = args.which.require(env)?;
+    let name = args.which().require(env)?;
     let telling = Telling::begin(&env.root, &name)?;
     let result = follow(env, args, &name);
     telling.map_or(Ok(()), Telling::end)?;
     result
 }
 
-fn follow(env: &Env, args: Args, name: &str) -> Result<ExitCode> {
+fn follow(env: &Env, args: &Args, name: &str) -> Result<ExitCode> {
     let format = env.format;
-    let unwritten = Arc::new(OnceLock::new());
-    let failed = Arc::clone(&unwritten);
-    let mut trace = Trace::open(&env.root, name, move |event: &Event| {
-        if !args.wants(event) {
-            return true;
-        }
-        let line = match format {
-            Format::Json => serde_json::to_string(event).unwrap_or_default(),
-            Format::Table => event.to_string(),
-        };
-        // A reader that has closed the pipe (`| head`) wants no more.
-        writeln!(std::io::stdout(), "{line}").map_err(|e| failed.set(e)).is_ok()
-    })?;
-    trace.forget();
+    let trace = Trace::open(&env.root, name)?;
     note(format, "waiting for connections; interrupt to end");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context(|| "start the runtime".into())?;
+    let mut unwritten = None;
+    let tell = |told: &Told<'_>| {
+        let event = match told {
+            Told::Decision(event) if args.wants(event) => event,
+            Told::Decision(_) => return true,
+            Told::Lost(number) => {
+                note(format, &format!("{number} events were dropped: they came faster than they were read"));
+                return true;
+            }
+        };
+        let line = match format {
+            Format::Json => serde_json::to_string(event).unwrap_or_default(),
+            Format::Table => event.to_string(),
+        };
+        // A reader that has closed the pipe (`| head`) wants no more.
+        writeln!(std::io::stdout(), "{line}").map_err(|e| unwritten = Some(e)).is_ok()
+    };
     let ended = runtime.block_on(async {
         let mut terminated = signal(SignalKind::terminate()).context(|| "wait for signals".into())?;
         let stop = async {
@@ -97,11 +139,11 @@ fn follow(env: &Env, args: Args, name: &str) -> Result<ExitCode> {
                 _ = terminated.recv() => {}
             }
         };
-        trace.follow(stop).await
+        trace.follow(stop, tell).await
     })?;
     if ended == End::Replaced {
         note(format, "the programs that were traced are gone: detached, or others were swapped in");
     }
-    Arc::into_inner(unwritten).and_then(OnceLock::into_inner).map_or(Ok(()), output::unwritten)?;
+    unwritten.map_or(Ok(()), output::unwritten)?;
     Ok(ExitCode::SUCCESS)
 }

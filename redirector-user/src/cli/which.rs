@@ -85,7 +85,7 @@ impl Which {
 }
 
 /// Names of instances that begin so, for completions; none where they cannot be read.
-fn names_of_instances(begin: &OsStr) -> Vec<CompletionCandidate> {
+pub(super) fn names_of_instances(begin: &OsStr) -> Vec<CompletionCandidate> {
     let names = Directory::at(Path::new(BPFFS)).names().unwrap_or_default().into_iter();
     let begin = begin.to_string_lossy();
     names.filter(|name| name.starts_with(&*begin)).map(CompletionCandidate::new).collect()

@@ -24,6 +24,7 @@ use crate::instance::find;
 use crate::instance::maps::Instance;
 use crate::instance::phase::Phase;
 use crate::instance::status::{self, Status};
+use crate::instance::telling;
 use crate::netlink::sock_diag::{self, Kind, Socket, Sockets};
 use crate::pod::{Target, descriptors, sandbox};
 use crate::policy::Policy;
@@ -194,6 +195,16 @@ impl Gathered {
         add("rules of routing", routing::judge(&self.target.netns));
         findings.extend(routing::judge_loopback(&self.policy, &self.now));
         findings.extend(room::judge(status, &self.now));
+        match telling::is_left_telling(&self.instance) {
+            Ok(true) => findings.push(Finding::notice(
+                "trace_killed",
+                "a trace was killed, and the programs still tell their decisions".into(),
+                "capture is the same, and each connection costs more",
+                format!("redirector refresh {name}"),
+            )),
+            Ok(false) => {}
+            Err(e) => findings.push(Finding::unknown("trace", &e)),
+        }
     }
 
     /// Sockets of the namespace.

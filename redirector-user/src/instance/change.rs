@@ -3,12 +3,12 @@
 use aya::maps::MapInfo;
 use redirector_common::abi::name;
 
-use super::journal;
 use super::lock::WriteLock;
 use super::maps::Instance;
 use super::record::{self, Record};
 use super::request::{Attached, Outcome, Request};
 use super::swap::{Swap, repair};
+use super::{journal, telling};
 use crate::base::error::{Context, Error, Result};
 use crate::policy::Policy;
 
@@ -22,6 +22,7 @@ pub(super) fn change(mut instance: Instance, request: &Request<'_>, lock: &Write
         journal::check_change(&record.policy, policy)?;
     }
     journal::settle(&mut instance, target, slot)?;
+    telling::mend_locked(&mut instance, lock)?;
     let repairs = repair(&instance, slot, target, policy)?;
     // The same path may lead to another cgroup of the proxy by now.
     let same_proxy = mapped.proxy_cgroup() == instance.policy(slot)?.proxy_cgroup;

@@ -7,6 +7,7 @@ pub mod connections;
 pub mod detach;
 pub mod directory;
 mod drain;
+pub mod event;
 pub mod find;
 pub mod inventory;
 mod journal;

@@ -6,7 +6,7 @@ use super::lock::WriteLock;
 use super::maps::{Instance, no_instance};
 use super::record::{self, Record};
 use super::swap::{Swap, repair};
-use super::{journal, upgrade};
+use super::{journal, telling, upgrade};
 use crate::base::error::Result;
 use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::programs::object;
@@ -63,6 +63,11 @@ fn renew(root: &Directory, name: &str, snapshot: Option<RouteSnapshot>, programs
     let target = target_of(name, &record, &meta)?;
     journal::settle(&mut instance, &target, slot)?;
     let mut notes = repair(&instance, slot, &target, &record.policy)?;
+    if programs {
+        telling::forget_killed(&mut instance, &lock)?;
+    } else {
+        telling::mend_locked(&mut instance, &lock)?;
+    }
     let programs_replaced = programs
         && (record.programs.as_str(), record.version.as_str()) != (object::ID, env!("CARGO_PKG_VERSION"));
     if programs {

@@ -57,8 +57,7 @@ impl Loaded {
     ///
     /// [`Error::unsupported`] if the kernel refuses a map, with its reason.
     pub fn without_programs(constants: &ProgramConstants, maps: Maps<'_>, trace: bool) -> Result<Self> {
-        // Levels of aya-log: 0 is below all of them, 4 is debug.
-        let level: u8 = if trace { 4 } else { 0 };
+        let tells = u32::from(trace);
         // It parses the kernel's BTF (30 ms), of which this object needs nothing, unless it does not find it.
         let loader = without_files(EbpfLoader::new);
         let mut loader = loader.map_err(|e| Error::os("start a thread for the loader", e))?;
@@ -68,10 +67,10 @@ impl Loaded {
             constants,
             true,
         );
-        loader.override_global("AYA_LOG_LEVEL", &level, true);
+        loader.override_global(name::TELLS, &tells, true);
         if !trace {
             // A ring buffer cannot be smaller.
-            loader.map_max_entries("AYA_LOGS", 4096);
+            loader.map_max_entries(name::EVENTS, 4096);
         }
         if let Maps::In(dir) = maps {
             for map in name::MAPS.iter().chain(&name::SHARED) {
