@@ -184,3 +184,49 @@ fn receive(stream: &mut UnixStream) -> Result<(Request, Option<OwnedFd>), String
     let request = serde_json::from_slice(&text).map_err(|e| format!("not a request: {e}"))?;
     Ok((request, netns))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cni::protocol::{Operation, VERSION};
+    use crate::pod::name::PodName;
+
+    /// What the agent takes from a client that sends these pieces and hangs up.
+    fn received(pieces: [&[u8]; 2]) -> Result<Request, String> {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for piece in pieces {
+                    // What is too much is not read.
+                    let _ = theirs.write_all(piece);
+                    std::thread::yield_now();
+                }
+            });
+            let request = receive(&mut ours).map(|(request, _)| request);
+            drop(ours);
+            request
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn requests_arrive_in_any_pieces(words in prop::array::uniform4(".*"), at: prop::sample::Index) {
+            let [container, netns, namespace, name] = words;
+            let pod = Some(PodName { namespace, name, uid: None });
+            let request = Request { version: VERSION, operation: Operation::Add, container, netns, pod };
+            let line = serde_json::to_string(&request).unwrap() + "\n";
+            let (first, second) = line.as_bytes().split_at(at.index(line.len()));
+            prop_assert_eq!(received([first, second]), Ok(request));
+        }
+
+        #[test]
+        fn anything_else_is_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), long: bool) {
+            let rest = if long { vec![b' '; 2 * MAX_MESSAGE_BYTES] } else { Vec::new() };
+            prop_assert!(received([&bytes, &rest]).is_err());
+        }
+    }
+}

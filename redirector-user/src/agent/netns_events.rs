@@ -169,3 +169,37 @@ fn ended(mut datagram: &[u8]) -> Vec<i32> {
     }
     ids
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(kind: u16, id: i32) -> Vec<u8> {
+        let body = Message::new(kind, 0, &[0; RTGENMSG]).attribute(NETNSA_NSID, &id.to_ne_bytes());
+        let length = (NLMSG_HEADER + body.body().len()) as u32;
+        let header = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &[0; 10]];
+        [&header.concat(), body.body()].concat()
+    }
+
+    proptest! {
+        #[test]
+        fn all_namespaces_that_end_are_told(ids in prop::collection::vec((any::<i32>(), any::<bool>()), 0..8)) {
+            let kind = |ends| if ends { RTM_DELNSID } else { RTM_NEWNSID };
+            let datagram: Vec<u8> = ids.iter().flat_map(|(id, ends)| message(kind(*ends), *id)).collect();
+            let expected: Vec<i32> = ids.iter().filter(|(_, ends)| *ends).map(|(id, _)| *id).collect();
+            prop_assert_eq!(ended(&datagram), expected);
+        }
+
+        #[test]
+        fn any_datagram_has_an_end(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+            length in 0..40_u8,
+        ) {
+            ended(&bytes);
+            bytes.iter_mut().take(4).zip([length, 0, 0, 0]).for_each(|(byte, of_length)| *byte = of_length);
+            ended(&bytes);
+        }
+    }
+}

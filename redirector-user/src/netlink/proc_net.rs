@@ -73,7 +73,34 @@ pub(crate) fn address(field: &str) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// As the kernel prints it (`%08X` of each word).
+    fn printed(ip: IpAddr, port: u16) -> String {
+        let bytes = match ip {
+            IpAddr::V4(v4) => v4.octets().to_vec(),
+            IpAddr::V6(v6) => v6.octets().to_vec(),
+        };
+        let words = bytes.chunks(4).filter_map(|word| word.first_chunk());
+        let words: String = words.map(|word| format!("{:08X}", u32::from_ne_bytes(*word))).collect();
+        format!("{words}:{port:04X}")
+    }
+
+    proptest! {
+        #[test]
+        fn every_address_is_read(ip in any::<IpAddr>(), port: u16) {
+            prop_assert_eq!(address(&printed(ip, port)), Some(SocketAddr::new(ip.to_canonical(), port)));
+        }
+
+        #[test]
+        fn no_line_makes_it_panic(line in ".*", fields in prop::collection::vec("[0-9A-Fa-f:+-]{0,40}", 0..12)) {
+            for line in [line, fields.join(" ")] {
+                let _ = parse(&line, true, Kind::TcpListeners);
+            }
+        }
+    }
 
     #[test]
     fn lines_of_the_kernel() {

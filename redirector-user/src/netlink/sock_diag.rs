@@ -137,8 +137,17 @@ mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::fd::AsFd;
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::sys::sockopt;
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), ANSWER_LEN - 1..ANSWER_LEN + 80)) {
+            let _ = decode(&bytes, Kind::TcpListeners);
+        }
+    }
 
     fn find(kind: Kind, local: SocketAddr) -> [Socket; 2] {
         let of = |list: Vec<Socket>| list.into_iter().find(|socket| socket.local == local);

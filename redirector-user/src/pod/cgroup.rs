@@ -149,7 +149,23 @@ fn find_mount(mountinfo: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Any user of FUSE chooses the rest of a line.
+        #[test]
+        fn the_whole_tree_is_found_among_any_mounts(
+            before in "([^\n]*\n){0,3}",
+            kinds in prop::collection::vec("[a-z]{1,8}[.][ -~]{0,20}", 0..3),
+        ) {
+            let others = kinds.iter().map(|kind| format!("9 8 0:7 / /mnt rw - {kind} x rw\n"));
+            let text = others.collect::<String>() + "29 22 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n";
+            prop_assert_eq!(find_mount(&text), Some("/sys/fs/cgroup".into()));
+            find_mount(&before);
+        }
+    }
 
     #[test]
     fn hybrid_and_unified_mounts_are_found() {

@@ -155,7 +155,19 @@ impl Budget {
 mod tests {
     use std::net::TcpListener;
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// What is about the kind of file comes after, and may look like anything.
+        #[test]
+        fn inodes_are_those_of_the_file(inode: u64, mount: u64, rest in "(ino:\t[0-9]{1,3}\n|mnt_id:\t[0-9]\n|.*\n){0,4}") {
+            let text = format!("pos:\t0\nflags:\t02\nmnt_id:\t{mount}\nino:\t{inode}\n{rest}");
+            prop_assert_eq!(from_fdinfo(&text, mount), Descriptor::Socket(inode));
+            from_fdinfo(&rest, mount);
+        }
+    }
 
     #[test]
     fn what_the_kernel_writes() {

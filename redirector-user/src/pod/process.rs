@@ -72,7 +72,23 @@ fn printable_name(name: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// A process that calls itself like the rest of the line is not taken for another's state.
+        #[test]
+        fn flags_are_told_apart_from_any_name(name in "[^\n]{0,15}|[()RZ 0-9]{0,15}", flags: u32) {
+            let stat = format!("8136 ({name}) R 8130 8120 8120 0 -1 {flags} 59 0 0 0");
+            prop_assert_eq!(says_exiting(&stat), u64::from(flags) & PF_EXITING != 0);
+        }
+
+        #[test]
+        fn no_stat_makes_it_panic(stat in ".*") {
+            says_exiting(&stat);
+        }
+    }
 
     #[test]
     fn ending() {

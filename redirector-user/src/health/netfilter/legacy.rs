@@ -106,7 +106,27 @@ fn is_to_loopback(addresses: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_table_makes_it_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..600),
+            offsets in any::<[u8; 2]>(),
+        ) {
+            for layout in [&IPV4, &IPV6] {
+                let mut bytes = bytes.clone();
+                // Small ones, or few entries would be within the table.
+                for (at, offset) in offsets.into_iter().enumerate() {
+                    let at = layout.target_offset + 2 * at;
+                    bytes.get_mut(at..at + 2).into_iter().for_each(|two| two.copy_from_slice(&[offset, 0]));
+                }
+                parse(&bytes, layout, "t");
+            }
+        }
+    }
 
     #[test]
     fn malformed_tables_have_no_rules() {
