@@ -1,6 +1,7 @@
 //! Pods on a node like one in production, made through CRI: unified cgroups, systemd as the first process and as the
 //! driver of cgroups, containerd that calls the CNI plugins itself. `cargo xtask vm --node` runs it.
 
+mod agent;
 mod install;
 mod node;
 mod pod;
@@ -9,6 +10,7 @@ mod runtime;
 use anyhow::{Context, ensure};
 use redirector_tests::harness::retry;
 
+use crate::agent::AgentPod;
 use crate::node::{Node, node, sh};
 use crate::pod::{Met, Pod};
 
@@ -92,6 +94,63 @@ fn a_pod_with_users_of_its_own() -> anyhow::Result<()> {
     pod.remove(node)?;
     node.nobody_reached_it()?;
     nothing_left(node)
+}
+
+#[test]
+fn a_pods_next_sandbox_is_captured() -> anyhow::Result<()> {
+    let node = &mut *node()?;
+    let mut pod = Pod::start(node)?;
+    for _ in 0..2 {
+        let met = pod.first(node)?;
+        ensure!(met == Met::Refused, "{met:?}: {}", pod.logs());
+        pod.restart_sandbox(node)?;
+    }
+    let met = pod.first(node)?;
+    ensure!(met == Met::Refused, "{met:?}: {}", pod.logs());
+    pod.remove(node)?;
+    node.nobody_reached_it()?;
+    nothing_left(node)
+}
+
+/// As the shipped DaemonSet has it. While it is killed, what is captured stays so and no pod starts.
+#[test]
+fn an_agent_in_a_container() -> anyhow::Result<()> {
+    let node = &mut *node()?;
+    sh("systemctl stop redirector-agent")?;
+    let mut agent = AgentPod::start(node)?;
+    let container = agent.run(node)?;
+    let mut pod = Pod::start(node)?;
+    let proxy = pod.proxy(node)?;
+    served(node, &mut pod)?;
+    node.runtime.remove(&container)?;
+    served(node, &mut pod)?;
+    ensure!(Pod::start(node).is_err(), "a pod starts without the agent");
+    agent.run(node)?;
+    served(node, &mut pod)?;
+    let mut next = Pod::start(node)?;
+    let met = next.first(node)?;
+    ensure!(met == Met::Refused, "{met:?}: {}", next.logs());
+    node.runtime.remove(&proxy)?;
+    [pod, next].into_iter().try_for_each(|pod| pod.remove(node))?;
+    node.nobody_reached_it()?;
+    nothing_left(node)?;
+    agent.remove(node)?;
+    node.agent(true)
+}
+
+/// A runtime that asks plugins for their STATUS, as containerd 2 does, tells the kubelet that the network is not ready
+/// while there is no agent. Others never ask.
+#[test]
+fn the_runtime_asks_for_status_where_it_can() -> anyhow::Result<()> {
+    let node = &mut *node()?;
+    let (asks, runtime) = (node::knows_status()?, &mut node.runtime);
+    retry::until("the network to be ready", || runtime.network_ready().ok()?.then_some(()))?;
+    sh("systemctl stop redirector-agent")?;
+    let ready = runtime.network_ready();
+    node.agent(true)?;
+    ensure!(ready? != asks, "plugins know STATUS: {asks}");
+    let runtime = &mut node.runtime;
+    retry::until("the network to be ready again", || runtime.network_ready().ok()?.then_some(()))
 }
 
 /// The negative control: without it the first test could pass by not looking. There is no plugin, and the agent is stopped

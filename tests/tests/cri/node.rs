@@ -115,12 +115,7 @@ impl Node {
         let command = format!("ExecStart=/usr/bin/redirector agent {WITH_PODS} {plugin}");
         std::fs::write(format!("{directory}/pods.conf"), format!("[Service]\nExecStart=\n{command}\n"))?;
         sh(&format!("systemctl daemon-reload; systemctl restart {AGENT}"))?;
-        retry::until("the agent to be ready", || {
-            let ready = sh("curl -sf http://127.0.0.1:9464/readyz").ok();
-            ready.filter(|_| !with_plugin || has_plugin().unwrap_or(false))
-        })
-        .with_context(what_the_agent_says)?;
-        Ok(())
+        until_ready(with_plugin)
     }
 
     /// How often the service was reached.
@@ -149,6 +144,16 @@ impl Node {
     }
 }
 
+/// The agent is ready, and its plugin in the network's list if there is one.
+pub fn until_ready(with_plugin: bool) -> anyhow::Result<()> {
+    retry::until("the agent to be ready", || {
+        let ready = sh("curl -sf http://127.0.0.1:9464/readyz").ok();
+        ready.filter(|_| !with_plugin || has_plugin().unwrap_or(false))
+    })
+    .with_context(what_the_agent_says)?;
+    Ok(())
+}
+
 pub fn what_the_agent_says() -> String {
     sh(&format!("journalctl --no-pager --lines 40 --unit {AGENT}")).unwrap_or_default()
 }
@@ -158,9 +163,18 @@ pub fn list() -> anyhow::Result<Vec<Value>> {
     Ok(serde_json::from_str(&sh("redirector list --output json || [ $? = 1 ]")?)?)
 }
 
-/// The network's configuration, without our plugin.
+/// The network's configuration, without our plugin, in the newest version that the others know.
 pub fn network() -> anyhow::Result<()> {
-    Ok(std::fs::write(CONFLIST, include_str!("../../tools/node/10-network.conflist"))?)
+    let list = include_str!("../../tools/node/10-network.conflist");
+    let version = if knows_status()? { "1.1.0" } else { "0.4.0" };
+    Ok(std::fs::write(CONFLIST, list.replace("0.4.0", version))?)
+}
+
+/// Whether the node's plugins know the verb STATUS, which came with version 1.1 of CNI.
+pub fn knows_status() -> anyhow::Result<bool> {
+    let answer = sh("echo '{\"cniVersion\":\"1.0.0\"}' | CNI_COMMAND=VERSION /opt/cni/bin/bridge")?;
+    let answer: Value = serde_json::from_str(&answer)?;
+    Ok(answer["supportedVersions"].as_array().context("versions")?.iter().any(|version| version == "1.1.0"))
 }
 
 fn has_plugin() -> anyhow::Result<bool> {

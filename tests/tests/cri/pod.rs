@@ -127,6 +127,15 @@ impl Pod {
         sh(&format!("tail -n 5 {}/*.log", self.config.log_directory)).unwrap_or_default()
     }
 
+    /// Its sandbox has died, and the kubelet makes another.
+    pub fn restart_sandbox(&mut self, node: &mut Node) -> anyhow::Result<()> {
+        node.runtime.stop_sandbox(&self.sandbox)?;
+        let metadata = self.config.metadata.as_mut().context("metadata")?;
+        metadata.attempt += 1;
+        let next = node.runtime.run_sandbox(self.config.clone())?;
+        node.runtime.remove_sandbox(&std::mem::replace(&mut self.sandbox, next))
+    }
+
     /// The kubelet's part at its end.
     pub fn remove(self, node: &mut Node) -> anyhow::Result<()> {
         node.runtime.stop_sandbox(&self.sandbox)?;

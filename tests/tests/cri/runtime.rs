@@ -5,7 +5,7 @@ use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerConfig, ContainerState, ContainerStatusRequest, CreateContainerRequest, PodSandboxConfig,
     RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
-    StopContainerRequest, StopPodSandboxRequest,
+    StatusRequest, StopContainerRequest, StopPodSandboxRequest,
 };
 use redirector_tests::harness::retry;
 
@@ -25,6 +25,15 @@ impl Runtime {
             tokio.block_on(RuntimeServiceClient::connect(SOCKET)).ok()
         })?;
         Ok(Self { tokio, client })
+    }
+
+    /// Whether the kubelet may start pods that need the network.
+    pub fn network_ready(&mut self) -> anyhow::Result<bool> {
+        let request = StatusRequest { verbose: false };
+        let answer = self.tokio.block_on(self.client.status(request)).context("Status")?;
+        let conditions = answer.into_inner().status.context("a status")?.conditions;
+        let network = conditions.iter().find(|condition| condition.r#type == "NetworkReady");
+        Ok(network.context("no condition NetworkReady")?.status)
     }
 
     /// Makes a pod's sandbox; its id.
