@@ -125,3 +125,21 @@ fn excluded_interface_without_ipv6() -> anyhow::Result<()> {
     ensure!(!both_saw(&seen, &proxy, "10.77.0.1", "10.77.0.2:8080"), "{proxy:#?}");
     Ok(())
 }
+
+/// Runtimes mount /proc/sys of a container read-only (`readonlyPaths`): of the agent's, too.
+#[test]
+fn attached_from_a_container() -> anyhow::Result<()> {
+    require_root!();
+    let (bpffs, world) = (Bpffs::new()?, World::new()?);
+    let script = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
+    let by = ["unshare", "--mount", "sh", "-c", script, "sh"];
+    let marked = || {
+        let read = || Ok(std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fwmark_accept")?);
+        world.pod().netns.enter(read)
+    };
+    bpffs.attach_by(&by, world.pod(), "pod1", &["-m", "TPROXY"])?.expect(exit::OK)?;
+    ensure!(marked()?.trim() == "1");
+    Run::of(&mut bpffs.command(&by, &["detach", "pod1"]))?.expect(exit::OK)?;
+    ensure!(marked()?.trim() == "0");
+    Ok(())
+}

@@ -7,6 +7,7 @@ mod classifier;
 mod needs;
 pub mod passthrough;
 mod rules;
+mod sysctl;
 mod tproxy;
 mod virtual_interfaces;
 

@@ -8,6 +8,7 @@
 use redirector_common::abi::meta_flag;
 
 use super::rules::{self, Change};
+use super::sysctl;
 use crate::base::error::{Context, Result};
 use crate::netlink::{self, Netlink};
 use crate::policy::{Mode, Policy};
@@ -74,7 +75,7 @@ fn apply_here(netlink: &mut Netlink, policy: &Policy, changes: u32, made: &mut u
     for (flag, path) in SYSCTLS.into_iter().filter(|(flag, _)| changes & flag != 0) {
         let value = std::fs::read_to_string(path).context(|| format!("read {path}"))?;
         if value.trim() == "0" {
-            std::fs::write(path, "1").context(|| format!("write 1 to {path}"))?;
+            sysctl::write(path, "1").context(|| format!("write 1 to {path}"))?;
             *made |= flag;
         }
     }
@@ -92,7 +93,7 @@ fn undo_here(netlink: &mut Netlink, policy: &Policy, changes: u32) -> Result<()>
     let sysctls = SYSCTLS
         .into_iter()
         .filter(|(flag, _)| changes & flag != 0)
-        .map(|(_, path)| std::fs::write(path, "0").context(|| format!("write 0 to {path}")));
+        .map(|(_, path)| sysctl::write(path, "0").context(|| format!("write 0 to {path}")));
     let result = sysctls.fold(Ok(()), Result::and);
     let removed = RULES_AND_ROUTES
         .into_iter()
