@@ -11,13 +11,12 @@ use redirector_common::rule::Counter;
 
 use crate::active_policy::ActivePolicy;
 use crate::instance::Instance;
-use crate::maps::{DESTINATIONS, ORIGINAL_DST, SEQUENCE, count};
+use crate::maps::{CLAIMS, DESTINATIONS, ORIGINAL_DST, SEQUENCE, count, whole};
 use crate::verifier::opaque;
 
 /// The sequence may come to addresses that have a meaning: an application has connected there by itself, or another CPU
 /// has been quicker.
 const ATTEMPTS: u32 = 4;
-const EEXIST: i64 = -17;
 
 /// The address of an original destination. None if it has none and cannot get one: the quota is used up.
 #[inline(always)]
@@ -33,22 +32,19 @@ const NONE: u32 = 0;
 
 #[inline(always)]
 fn find(instance: Instance, wanted: &Destination) -> Option<u32> {
-    // SAFETY: values are written once, by insert.
-    DESTINATIONS.get(instance, wanted).map(|addr| unsafe { *addr.as_ptr() })
+    // SAFETY: values are freed after an RCU grace period, and not written in place.
+    DESTINATIONS.get(instance, &whole(wanted)).map(|addr| unsafe { *addr.as_ptr() })
 }
 
-/// A meaning is written once (BPF_NOEXIST) and never removed.
 #[inline(always)]
 fn give_new(active: &ActivePolicy, wanted: &Destination) -> u32 {
     let instance = active.instance;
     let (Some(sequence), Some(range)) = (sequence(instance), range(instance)) else { return NONE };
-    let (Some(meanings), Some(known)) = (ORIGINAL_DST.of(instance), DESTINATIONS.of(instance)) else {
-        return NONE;
-    };
+    let Some(known) = DESTINATIONS.of(instance) else { return NONE };
     // SAFETY: an element of an array map.
-    let (next, given) = unsafe { (&raw mut (*sequence).destination, &raw mut (*sequence).given) };
+    let (next, given) = unsafe { (&raw mut (*sequence).destination, &raw const (*sequence).given) };
     // SAFETY: its fields; other CPUs write them.
-    let read = |field: *mut u64| unsafe { core::ptr::read_volatile(field) };
+    let read = |field: *const u64| unsafe { core::ptr::read_volatile(field) };
     if read(given) >= u64::from(active.policy.destinations) {
         return NONE;
     }
@@ -58,20 +54,36 @@ fn give_new(active: &ActivePolicy, wanted: &Destination) -> u32 {
         attempt += 1;
         let addr = range.address(read(next) as u32);
         add_one(next);
-        match meanings.insert(&addr, &meaning, BPF_NOEXIST.into()) {
-            Ok(()) => {
-                add_one(given);
-                count(instance, Counter::DestinationsGiven);
-                // Another CPU may have given it an address meanwhile. Both mean the same; one is enough.
-                let addr = addr.v4_be();
-                let is_known = known.insert(wanted, &addr, BPF_NOEXIST.into()).is_err();
-                return if is_known { find(instance, wanted).unwrap_or(addr) } else { addr };
-            }
-            Err(EEXIST) => {}
-            Err(_) => return NONE,
+        if mean(instance, &addr, &meaning) {
+            count(instance, Counter::DestinationsGiven);
+            // Another CPU may give it an address, too: both mean the same.
+            let addr = addr.v4_be();
+            let _ = known.insert(&whole(wanted), &addr, 0);
+            return addr;
         }
     }
     NONE
+}
+
+/// Gives an address its only meaning. False if it has one, is getting one, or there is no memory.
+#[inline(always)]
+fn mean(instance: Instance, addr: &Addr, meaning: &OriginalDst) -> bool {
+    let (Some(sequence), Some(meanings)) = (sequence(instance), ORIGINAL_DST.of(instance)) else {
+        return false;
+    };
+    let claim = u64::from(instance.generation) << 32 | u64::from(addr.v4_be());
+    if CLAIMS.insert(claim, 1, BPF_NOEXIST.into()).is_err() {
+        return false;
+    }
+    // Whoever had the claim before has written the meaning before it gave the claim back.
+    let key = whole(&addr.v4_be());
+    let given = meanings.get(&key).is_none() && meanings.insert(&key, meaning, 0).is_ok();
+    let _ = CLAIMS.remove(claim);
+    if given {
+        // SAFETY: an element of an array map.
+        add_one(unsafe { &raw mut (*sequence).given });
+    }
+    given
 }
 
 /// An application connects to an address of the range by itself: if it has no meaning yet, it keeps its own.
@@ -81,13 +93,7 @@ pub fn keep(instance: Instance, addr: &Addr) {
     let (none, rule) = opaque((0_u16, 0_u32));
     let itself =
         OriginalDst { addr: *addr, port: none, verdict: none, rule, proxy_port: none, source_bound: none };
-    let Some(meanings) = ORIGINAL_DST.of(instance) else { return };
-    if meanings.insert(addr, &itself, BPF_NOEXIST.into()).is_ok()
-        && let Some(sequence) = sequence(instance)
-    {
-        // SAFETY: an element of an array map.
-        add_one(unsafe { &raw mut (*sequence).given });
-    }
+    mean(instance, addr, &itself);
 }
 
 /// What an address stands for, whatever the port.
@@ -97,7 +103,7 @@ pub fn meaning(instance: Instance, addr: &Addr) -> Option<&'static OriginalDst> 
         return None;
     }
     // SAFETY: values are written once, by insert, and never removed.
-    ORIGINAL_DST.get(instance, addr).map(|original| unsafe { &*original.as_ptr() })
+    ORIGINAL_DST.get(instance, &whole(&addr.v4_be())).map(|original| unsafe { &*original.as_ptr() })
 }
 
 /// What an address and a port stand for.

@@ -8,18 +8,17 @@ use core::ptr::{NonNull, null};
 use aya_ebpf::bindings::{
     BPF_F_CLONE, BPF_F_NO_PREALLOC,
     bpf_map_type::{
-        BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_ARRAY_OF_MAPS, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE,
-        BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_SOCKMAP,
+        BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_ARRAY_OF_MAPS, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH,
+        BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_SOCKMAP,
     },
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{HashMap, PerCpuArray};
 use aya_ebpf::helpers::generated::{bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem};
 use aya_ebpf::macros::btf_map;
-use redirector_common::Addr;
 use redirector_common::abi::{
-    Destination, Flow, FlowKey, INSTANCES, LISTENERS_LEN, ListKey, LookedUp, Meta, OriginalDst, Policy,
-    ProgramConstants, Route, Sequence, SockState, UNTAKEN_LEN,
+    CLAIMS_LEN, Destination, Flow, FlowKey, INSTANCES, LISTENERS_LEN, ListKey, LookedUp, Meta, OriginalDst,
+    Policy, ProgramConstants, Route, Sequence, SockState, UNTAKEN_LEN,
 };
 use redirector_common::rule::Counter;
 
@@ -28,7 +27,6 @@ use crate::instance::Instance;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const ARRAY: usize = BPF_MAP_TYPE_ARRAY as usize;
 const PERCPU_ARRAY: usize = BPF_MAP_TYPE_PERCPU_ARRAY as usize;
-const HASH: usize = BPF_MAP_TYPE_HASH as usize;
 const LRU_HASH: usize = BPF_MAP_TYPE_LRU_HASH as usize;
 const LPM_TRIE: usize = BPF_MAP_TYPE_LPM_TRIE as usize;
 const SOCKMAP: usize = BPF_MAP_TYPE_SOCKMAP as usize;
@@ -46,14 +44,16 @@ static LIVE: PerInstance<ARRAY, u32, u64, 1> = PerInstance::new();
 /// Its values are cookies to user space, which takes 8 bytes.
 #[btf_map]
 pub static LISTENERS: PerInstance<SOCKMAP, u32, u64, { LISTENERS_LEN as usize }> = PerInstance::new();
+// These grow with what is in them, and an idle instance has next to nothing: a hash has a bucket for each entry that it may ever
+// have. Each key is whole, so there is one entry for it or none. Before 6.13 a trie knows no BPF_NOEXIST.
 #[btf_map]
-pub static ORIGINAL_DST: PerInstance<HASH, Addr, OriginalDst, 1, NO_PREALLOC> = PerInstance::new();
+pub static ORIGINAL_DST: PerInstance<LPM_TRIE, Key<u32>, OriginalDst, 1, NO_PREALLOC> = PerInstance::new();
 #[btf_map]
-pub static DESTINATIONS: PerInstance<HASH, Destination, u32, 1, NO_PREALLOC> = PerInstance::new();
+pub static DESTINATIONS: PerInstance<LPM_TRIE, Key<Destination>, u32, 1, NO_PREALLOC> = PerInstance::new();
 #[btf_map]
 pub static SEQUENCE: PerInstance<ARRAY, u32, Sequence, 1> = PerInstance::new();
 #[btf_map]
-pub static FLOWS: PerInstance<HASH, FlowKey, Flow, 1, NO_PREALLOC> = PerInstance::new();
+pub static FLOWS: PerInstance<LPM_TRIE, Key<FlowKey>, Flow, 1, NO_PREALLOC> = PerInstance::new();
 /// Flows that no accepted socket has taken when their client closed, the latest on each CPU.
 #[btf_map]
 pub static UNTAKEN: PerInstance<PERCPU_ARRAY, u32, FlowKey, UNTAKEN_LEN> = PerInstance::new();
@@ -66,6 +66,9 @@ pub static GUESTS: PerInstance<LRU_HASH, FlowKey, u32, 1> = PerInstance::new();
 /// The instances that these programs serve, by the cookie or inode number of their network namespace.
 #[btf_map]
 pub static NAMESPACES: HashMap<u64, u32, { INSTANCES as usize }, NO_PREALLOC> = HashMap::new();
+/// Addresses that are getting a meaning at this moment, by the generation of their instance: only one CPU gives it.
+#[btf_map]
+pub static CLAIMS: HashMap<u64, u32, { CLAIMS_LEN as usize }, NO_PREALLOC> = HashMap::new();
 /// Whose sk_lookup runs on this CPU. Nothing comes between its entry and the shared program: packets are looked up with
 /// softirqs disabled, and where that does not keep others from the CPU (PREEMPT_RT) each instance has programs of its own.
 #[btf_map]
@@ -190,6 +193,12 @@ impl<K, V> MapOf<K, V> {
     }
 }
 
+/// The key of a trie that means `key` alone.
+#[inline(always)]
+pub fn whole<K: Copy>(key: &K) -> Key<K> {
+    Key::new(8 * size_of::<K>() as u32, *key)
+}
+
 /// Set by the loader; constants to the verifier.
 #[unsafe(no_mangle)]
 pub static CONSTANTS: ProgramConstants = ProgramConstants {
@@ -240,7 +249,7 @@ pub fn may_have(bits: u32) -> bool {
 #[inline(always)]
 pub fn flow(instance: Instance, key: &FlowKey) -> Option<&'static Flow> {
     // SAFETY: values are written once, by insert, and freed after an RCU grace period.
-    FLOWS.get(instance, key).map(|flow| unsafe { &*flow.as_ptr() })
+    FLOWS.get(instance, &whole(key)).map(|flow| unsafe { &*flow.as_ptr() })
 }
 
 /// The instance whose entry has called sk_lookup on this CPU.

@@ -7,13 +7,14 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{LpmTrie, MapData, MapError};
 use redirector_common::Addr;
-use redirector_common::abi::{Flow, FlowKey, OriginalDst};
+use redirector_common::abi::{Flow, FlowKey, OriginalDst, may_be_virtual};
 use redirector_common::rule::Verdict;
 
 use crate::base::error::{Context, Result};
-use crate::instance::{directory::Directory, maps::Instance};
+use crate::instance::directory::Directory;
+use crate::instance::maps::{Instance, whole};
 use crate::sys::sockopt;
 
 /// Original destination of an accepted TCP socket: SO_ORIGINAL_DST at SOL_IP, then at SOL_IPV6.
@@ -37,8 +38,8 @@ pub fn of_socket(socket: &impl AsFd) -> io::Result<SocketAddr> {
 
 /// The exposed maps of an instance, open for reading.
 pub struct ExposedMaps {
-    by_address: HashMap<MapData, Addr, OriginalDst>,
-    by_connection: HashMap<MapData, FlowKey, Flow>,
+    by_address: LpmTrie<MapData, u32, OriginalDst>,
+    by_connection: LpmTrie<MapData, FlowKey, Flow>,
 }
 
 impl ExposedMaps {
@@ -61,7 +62,8 @@ impl ExposedMaps {
     /// When a map cannot be read.
     pub fn get(&self, client: SocketAddr, proxy: SocketAddr) -> Result<Option<SocketAddr>> {
         let addr = Addr::from(proxy.ip());
-        let found = found(self.by_address.get(&addr, 0), "ORIGINAL_DST")?;
+        let by_address = || found(self.by_address.get(&whole(addr.v4_be()), 0), "ORIGINAL_DST");
+        let found = if may_be_virtual(&addr) { by_address()? } else { None };
         if let Some(found) = found.filter(|found| found.proxy_port == proxy.port()) {
             return Ok(Some(SocketAddr::new(IpAddr::from(found.addr), found.port)));
         }
@@ -71,7 +73,7 @@ impl ExposedMaps {
             client_port: client.port(),
             proxy_port: proxy.port(),
         };
-        let found = found_flow(self.by_connection.get(&key, 0))?;
+        let found = found_flow(self.by_connection.get(&whole(key), 0))?;
         Ok(found.map(|found| SocketAddr::new(IpAddr::from(found.addr), found.port)))
     }
 }

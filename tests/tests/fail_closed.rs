@@ -90,8 +90,12 @@ fn fill(tested: &TestPod) -> anyhow::Result<()> {
     let shown: serde_json::Value = serde_json::from_str(&shown)?;
     let most = shown["max_entries"].as_u64().and_then(|most| u32::try_from(most).ok());
     for n in 0..most.context("a size")? {
-        let key: Vec<String> =
-            (0..36).map(|i| format!("{}", if i < 4 { n.to_ne_bytes()[i] } else { 255 })).collect();
+        let key: Vec<String> = [288_u32, n]
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .chain([255; 32])
+            .map(|byte| byte.to_string())
+            .collect();
         let value = ["0"; 28].join(" ");
         writeln!(batch, "map update pinned {} key {} value {value}", map.display(), key.join(" "))?;
     }

@@ -1,5 +1,7 @@
 //! Faults of traffic that users of such software have met and that only rules of others bring about: attach and status say so.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use anyhow::Context;
 use redirector_tests::harness::prelude::*;
 use serde_json::Value;
@@ -79,5 +81,68 @@ fn a_pod_with_a_kernel_of_its_own() -> anyhow::Result<()> {
     assert!(report.stdout.contains("own_kernel"), "{report:?}");
     drop(sandbox);
     assert_eq!(finding(&tested, "own_kernel")?, None);
+    Ok(())
+}
+
+/// Two more addresses of the pod, which come to another host.
+const MOVING: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(10, 77, 0, 50)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 0x50))];
+
+fn in_the_pod() -> Setup {
+    let extra = MOVING
+        .map(|addr| format!("address add {addr} dev eth0{}\n", if addr.is_ipv6() { " nodad" } else { "" }));
+    Setup { pod: PodOptions { extra: extra.concat(), ..PodOptions::default() }, ..Setup::default() }
+}
+
+/// An address leaves the pod, and nobody tells redirector: whoever has it now is captured, and the application does not reach it
+/// past the proxy, which does.
+#[test]
+fn an_address_that_moves_away() -> anyhow::Result<()> {
+    require_root!();
+    let tested = TestPod::attached_with(&in_the_pod(), &[])?;
+    let (world, pod) = (&tested.fixture.world, tested.pod());
+    let own = [IpAddr::from(pod.v4()), pod.v6().into()];
+    let reached = |from: Owner, to: IpAddr| {
+        let seen =
+            pod.observe(from, &[Scenario::to(at(to, SERVED))])?.pop().context("nothing was observed")?;
+        anyhow::Ok(seen.summary())
+    };
+    for addr in MOVING {
+        assert_eq!(reached(APP, addr)?, format!("app:{SERVED}"));
+        let gateway = if addr.is_ipv4() { "10.77.0.1" } else { "fd00:77::1" };
+        pod.netns.ip(&format!("address del {addr} dev eth0\nroute add {addr} via {gateway}\n"))?;
+        let nodad = if addr.is_ipv6() { "nodad" } else { "" };
+        world.client.ip(&format!("address add {addr} dev lo {nodad}\n"))?;
+    }
+    for (addr, own) in MOVING.into_iter().zip(own) {
+        let seen = world.observe_from_outside(&[Scenario::to(at(own, SERVED)).bound(at(addr, 0))])?;
+        assert!(seen[0].summary().starts_with("proxy:15006"), "{seen:#?}");
+        assert_eq!(reached(APP, addr)?, "ENETUNREACH");
+        assert!(reached(PROXY, addr)?.starts_with("remote:8080"), "{addr}");
+        // What is the pod's still passes, and the socket shows no trace.
+        assert_eq!(reached(APP, own)?, format!("app:{SERVED}"));
+    }
+    tested.refresh()?.expect(exit::OK)?;
+    for addr in MOVING {
+        assert!(reached(APP, addr)?.starts_with("proxy:15001"), "{addr}");
+    }
+    Ok(())
+}
+
+/// A SYN from the network with an address of the pod as its source, which IPv6 lets in, is decided as one from the network.
+#[test]
+fn an_address_of_the_pod_from_outside() -> anyhow::Result<()> {
+    require_root!();
+    let tested = TestPod::attached_with(&in_the_pod(), &[])?;
+    let (client, pod) = (&tested.fixture.world.client, tested.pod());
+    let forged = [pod.v6(), Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)];
+    for addr in forged {
+        client.ip(&format!("address add {addr}/128 dev lo nodad\n"))?;
+        let before = tested.counter("in_all")?;
+        let syn = Scenario::to(at(MOVING[1], SERVED)).bound(at(addr, 0));
+        let seen = tested.fixture.world.observe_from_outside(&[syn])?;
+        assert!(seen[0].reached.is_none(), "{seen:#?}");
+        assert!(tested.counter("in_all")? > before, "{addr}");
+    }
     Ok(())
 }

@@ -200,11 +200,11 @@ fn a_virtual_address_as_destination() -> anyhow::Result<()> {
     assert!(seen.iter().all(|seen| seen.summary().starts_with("app:8080")), "{seen:#?}");
     let load = tested.pod().load(APP, &Load::services(200))?;
     assert_eq!((load.right, load.wrong), (200, 0), "{load:?}");
-    // Each means itself, at no port (docs/abi.md): bytes 0 to 15, 24 and 25.
+    // Each means itself, at no port (docs/abi.md): bytes 12 to 15, 24 and 25.
     let is_kept = |entry: &&Value| {
         let bytes = |side: &str| entry[side].as_array().cloned().unwrap_or_default();
         let (key, value) = (bytes("key"), bytes("value"));
-        value.starts_with(&key) && value.get(24..26) == Some(&["0x00".into(), "0x00".into()])
+        value.get(12..16) == key.get(4..) && value.get(24..26) == Some(&["0x00".into(), "0x00".into()])
     };
     let kept = dump(&tested, "ORIGINAL_DST")?.iter().filter(is_kept).count();
     // But the few that had been given before.
@@ -253,8 +253,7 @@ fn an_unknown_destination_is_told_to_be_unknown() -> anyhow::Result<()> {
     let mut held = Held::start(&tested.pod().place(APP)?, at(VIP4, SERVED))?;
     let IpAddr::V4(ip) = sent_to(&tested, &mut held)?.ip() else { anyhow::bail!("an IPv6 address") };
     let map = tested.bpffs.instance(NAME).join("ORIGINAL_DST");
-    let mut key: Vec<String> = vec!["0".into(); 10];
-    key.extend(["255".into(), "255".into()]);
+    let mut key: Vec<String> = 32_u32.to_ne_bytes().map(|byte| byte.to_string()).into();
     key.extend(ip.octets().map(|octet| octet.to_string()));
     run(Command::new("bpftool").args(["map", "delete", "pinned"]).arg(&map).arg("key").args(&key), "")?;
     let seen = tested.pod().observe(APP, &[Scenario::to(at(VIP4, SERVED))])?;

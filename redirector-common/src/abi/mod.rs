@@ -28,16 +28,19 @@ pub const ABI_VERSION: u32 = 2;
 /// How many instances a node may have.
 pub const INSTANCES: u32 = 4096;
 
+/// How many addresses may be getting a meaning at a moment: more than a node has CPUs.
+pub const CLAIMS_LEN: u32 = 8192;
+
 /// Index of `lo` in every network namespace (LOOPBACK_IFINDEX).
 pub const LOOPBACK_IFINDEX: u32 = 1;
 
 /// Names of maps and programs: at most 15 bytes, so that the kernel keeps them whole.
 pub mod name {
-    /// HASH [`super::Addr`] → [`super::OriginalDst`]: what the addresses stand for that the instance has given. Exposed.
+    /// LPM_TRIE u32, an IPv4 address in network byte order → [`super::OriginalDst`]: what the addresses stand for that the instance has given. Exposed.
     pub const ORIGINAL_DST: &str = "ORIGINAL_DST";
-    /// HASH [`super::Destination`] → u32, the IPv4 address in network byte order: the same the other way round.
+    /// LPM_TRIE [`super::Destination`] → u32, the IPv4 address in network byte order: the same the other way round.
     pub const DESTINATIONS: &str = "DESTINATIONS";
-    /// HASH [`super::FlowKey`] → [`super::Flow`]: connections to an address that stands for none. Exposed.
+    /// LPM_TRIE [`super::FlowKey`] → [`super::Flow`]: connections to an address that stands for none. Exposed.
     pub const FLOWS: &str = "FLOWS";
     /// PERCPU_ARRAY of [`super::FlowKey`]: those that no accepted socket has taken when their client closed.
     pub const UNTAKEN: &str = "UNTAKEN";
@@ -84,8 +87,10 @@ pub mod name {
     pub const LOOKED_UP: &str = "LOOKED_UP";
     /// PERCPU_ARRAY of one u32: the ports that a classifier looks up.
     pub const PROBED: &str = "PROBED";
+    /// HASH u64, the generation of an instance and an IPv4 address → u32: addresses that are getting a meaning.
+    pub const CLAIMS: &str = "CLAIMS";
     /// The maps that all instances share.
-    pub const SHARED: [&str; 4] = [SOCKETS, NAMESPACES, LOOKED_UP, PROBED];
+    pub const SHARED: [&str; 5] = [SOCKETS, NAMESPACES, LOOKED_UP, PROBED, CLAIMS];
     /// RINGBUF of [`super::Event`], of each load of programs that tell their decisions.
     pub const EVENTS: &str = "EVENTS";
     /// PERCPU_ARRAY of one u64: events for which `EVENTS` had no room.

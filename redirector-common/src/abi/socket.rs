@@ -4,18 +4,19 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Addr, Policy, Slot};
 
-/// Key of `FLOWS`: the connection between a client and the proxy, as both see it.
+/// Key of `FLOWS`: the connection between a client and the proxy, as both see it. What differs most comes first: of two keys in a
+/// trie the kernel compares 8 bytes at a time.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FlowKey {
-    /// The client's address: what the proxy's `accept` returns.
-    pub client: Addr,
-    /// The address the connection was redirected to.
-    pub proxy: Addr,
     /// The client's port, host byte order.
     pub client_port: u16,
     /// The proxy's port, host byte order.
     pub proxy_port: u16,
+    /// The client's address: what the proxy's `accept` returns.
+    pub client: Addr,
+    /// The address the connection was redirected to.
+    pub proxy: Addr,
 }
 
 /// Value of `FLOWS`.
@@ -56,8 +57,8 @@ impl SockKind {
     pub const LISTENER: Self = Self(3);
     /// A connection the proxy accepted, whose original destination is recorded here.
     pub const ACCEPTED: Self = Self(4);
-    /// The proxy, connecting to the app from the address of another host (TPROXY mode).
-    pub const TRANSPARENT: Self = Self(5);
+    /// A client within the pod that was let pass, and looks as if it came from the network: neither end is a loopback address.
+    pub const LOCAL: Self = Self(5);
 }
 
 /// Value of `SOCKETS`: lives and dies with its socket.

@@ -6,7 +6,7 @@ use redirector_common::abi::{DIRECT, Destination, EventKind, ListenerRole, SockK
 use redirector_common::rule::{Counter, Verdict};
 
 use super::outbound::Outbound;
-use super::{ALLOW, ENOBUFS, refuse, udp_dns};
+use super::{ALLOW, ENETUNREACH, ENOBUFS, refuse, udp_dns};
 use crate::active_policy::ActivePolicy;
 use crate::ctx::{Family, IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr};
 use crate::instance::Instance;
@@ -15,7 +15,6 @@ use crate::source_address::{self, Bound, is_worth_binding};
 use crate::verifier::opaque;
 use crate::{destinations, listeners, socket_state, trace};
 
-const ENETUNREACH: u16 = 101;
 pub const ECONNREFUSED: u16 = 111;
 
 /// Calls a function for the family of a context.
@@ -117,21 +116,18 @@ fn errno(result: Result<(), u16>) -> u32 {
 fn decided(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
     if o.decision.is_pass() {
         if !means_another(&o.active, &o.dst, o.dport) {
-            let kind = passing(o);
-            // By its FLOWS entry sk_lookup tells it from a connection of the network. Without the entry it would
-            // loop back to the proxy.
-            if kind == SockKind::TRANSPARENT && o.active.is_full() {
-                o.active.count(Counter::RefusedFull);
-                return Err(ENOBUFS);
-            }
-            return pass(ctx, sk, o, kind);
+            return pass(ctx, sk, o);
         }
     } else if o.errno != 0 {
         // netfilter sees a packet only after routing has accepted it, so routing's errors come first.
         o.active.count(Counter::RefusedByRoute);
         return Err(o.errno);
     }
-    redirect(ctx, sk, o)
+    let result = redirect(ctx, sk, o);
+    if result.is_err() {
+        o.bound.undo(ctx, sk, o.active.instance);
+    }
+    result
 }
 
 /// Whether an application connects by itself to an address that redirector gives, at the proxy's port: the address stands
@@ -153,31 +149,32 @@ fn means_another(active: &ActivePolicy, dst: &Addr, port: u16) -> bool {
     false
 }
 
-/// What a socket is whose connection passes: in TPROXY mode the proxy may connect from its client's address.
+/// Whether a connection to the pod itself looks as if it came from the network: neither end is a loopback address. By its FLOWS
+/// entry sk_lookup tells it from one that does. Without the entry it would go to the proxy.
 #[inline(always)]
-fn passing(o: &Outbound) -> SockKind {
-    let bound = &o.bound.addr;
-    let transparent = o.active.has(flag::TPROXY)
-        && o.lo
-        && !bound.is_unspecified()
-        && !bound.is_loopback()
-        && !o.active.is_local(*bound);
-    if transparent { SockKind::TRANSPARENT } else { SockKind::PASSED }
+fn looks_foreign(o: &Outbound) -> bool {
+    let source = if o.bound.addr.is_unspecified() { &o.source } else { &o.bound.addr };
+    o.lo && !o.dst.is_loopback() && !source.is_loopback()
 }
 
 /// The connection goes its own way. What an earlier redirect left on the socket is undone.
 #[inline(always)]
-fn pass(ctx: &SockAddr, sk: Sock, o: &Outbound, kind: SockKind) -> Result<(), u16> {
+fn pass(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
     let (instance, rule) = (o.active.instance, o.decision.rule);
+    let foreign = opaque(looks_foreign(o));
+    if foreign && o.active.is_full() {
+        o.active.count(Counter::RefusedFull);
+        return Err(ENOBUFS);
+    }
     o.bound.undo(ctx, sk, instance);
     // Remembered so that SO_ORIGINAL_DST can tell a client from an accepted socket. Without
-    // memory for it nothing but that answer is lost, except of a transparent one its entry.
+    // memory for it nothing but that answer is lost, except of one that looks foreign its entry.
     if let Some(state) = socket_state::get_or_create(sk, instance) {
-        state.kind = kind;
+        state.kind = if foreign { SockKind::LOCAL } else { SockKind::PASSED };
         state.pending = 1;
         state.rule = rule as u32;
         state.verdict = Verdict::Pass as u16;
-    } else if kind == SockKind::TRANSPARENT {
+    } else if foreign {
         o.active.count(Counter::RefusedUnstored);
         return Err(ENOBUFS);
     }

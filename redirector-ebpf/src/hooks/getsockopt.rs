@@ -138,7 +138,7 @@ fn original(instance: Instance, sk: Sock, level: i32, known: bool) -> Answer {
     }
     let state = socket_state::get(sk, instance);
     let kind = state.as_ref().map_or(SockKind::NONE, |s| s.kind);
-    let client = kind == SockKind::PASSED || kind == SockKind::TRANSPARENT || kind == SockKind::REDIRECTED;
+    let client = kind == SockKind::PASSED || kind == SockKind::LOCAL || kind == SockKind::REDIRECTED;
     if let Some(state) = state.as_deref()
         && kind == SockKind::ACCEPTED
     {

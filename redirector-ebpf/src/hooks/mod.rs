@@ -17,6 +17,7 @@ const ALLOW: i32 = 1;
 /// The system call fails, with EPERM unless [`set_errno`] said better.
 const REFUSE: i32 = 0;
 
+const ENETUNREACH: u16 = 101;
 const ENOBUFS: u16 = 105;
 
 #[inline(always)]

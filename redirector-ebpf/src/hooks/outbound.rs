@@ -1,11 +1,12 @@
 //! The outbound decision about a socket that connects or sends.
 
 use redirector_common::Addr;
-use redirector_common::abi::flag;
+use redirector_common::abi::{Route, flag};
 use redirector_common::decision::{self, Decision, Outgoing};
 use redirector_common::routing::{self, effective};
 use redirector_common::rule::Counter;
 
+use super::ENETUNREACH;
 use crate::active_policy::ActivePolicy;
 use crate::ctx::{Sock, SockAddr};
 use crate::socket_owner;
@@ -49,12 +50,15 @@ impl Outbound {
     /// Decides. False if the policy is not about the destination's family.
     #[inline(always)]
     pub fn decide(&mut self, ctx: &SockAddr, sk: Sock) -> bool {
-        let (active, bound) = (&self.active, &self.bound);
+        let (active, bound) = (&self.active, &mut self.bound);
         let dst = opaque(effective(ctx.addr(), &bound.addr));
         if !dst.is_v4() && !active.has(flag::IPV6) {
             return false;
         }
-        let route = opaque(*active.route(dst));
+        let mut route = opaque(*active.route(dst));
+        if self.tcp && is_gone(ctx, bound, &dst, &route) {
+            (route.local, route.errno) = opaque((0, ENETUNREACH));
+        }
         let owner = socket_owner::of(sk, active);
         let packet = opaque(Outgoing::routed(self.tcp, &bound.addr, dst, ctx.port(), &route, owner));
         let errno = if self.tcp {
@@ -68,4 +72,19 @@ impl Outbound {
         self.decision = opaque(decision::outgoing(active.policy, active, &packet));
         true
     }
+}
+
+/// Whether an address of the namespace has left it since user space read the routes: the host that has it now must not be
+/// reached past the proxy. The kernel knows: it binds the socket to the address, which would be the source anyway.
+/// Where the application has bound the socket, or the address is link-local (a bind takes the interface), the snapshot
+/// is believed; and of local prefixes and anycast addresses, which IPv6 binds to no socket (`inet6_bind`).
+#[inline(always)]
+fn is_gone(ctx: &SockAddr, bound: &mut Bound, dst: &Addr, route: &Route) -> bool {
+    let own = route.local != 0 && route.source.is_unspecified() && !dst.is_loopback();
+    if !own || !bound.addr.is_unspecified() || bound.port != 0 || dst.is_link_local() {
+        return false;
+    }
+    let is_bound = opaque(ctx.bind(dst));
+    bound.ours |= is_bound;
+    !is_bound
 }

@@ -32,8 +32,11 @@ fn choose(ctx: &Lookup) -> u32 {
     if guests && maps::is_probed(ctx.remote_port(), ctx.local_port()) {
         return SK_DROP;
     }
-    let answer =
-        if opaque(is_from_lo(ctx, &active)) { from_lo(ctx, &active) } else { from_network(ctx, &active) };
+    let answer = match from_pod(ctx, &active) {
+        None => from_network(ctx, &active),
+        Some(Ok((verdict, rule))) => to_proxy(ctx, &active, verdict, rule),
+        Some(Err(other)) => Err(other),
+    };
     let wanted = match answer {
         Ok(wanted) => opaque(wanted),
         Err(Other::Pass) => return SK_PASS,
@@ -83,11 +86,6 @@ const PASS: u16 = Verdict::Pass as u16;
 
 #[inline(always)]
 fn from_network(ctx: &Lookup, active: &ActivePolicy) -> Result<Wanted, Other> {
-    if active.has(flag::TPROXY)
-        && let Some(other) = from_proxy(ctx, active)
-    {
-        return Err(other);
-    }
     let dst = opaque(ctx.local());
     if !dst.is_v4() && !active.has(flag::IPV6) {
         return Err(Other::Pass);
@@ -116,15 +114,33 @@ fn decide(active: &ActivePolicy, incoming: &Incoming) -> u64 {
     packed(decision::incoming(active.policy, active, incoming))
 }
 
-/// The proxy's own connection to the app in TPROXY mode, with the client's source address: it is known by its entry, and
-/// one that has none, because it could not be stored, must not go to the proxy again.
+/// Verdict and rule of a connection that a process of the pod has begun: the decision was taken in connect(). None: it comes from
+/// the network.
+///
+/// Only what cannot be forged tells: the loopback interface, a loopback address, which the network can neither send from nor to
+/// (`fib_validate_source`, `ip6_rcv_core`), or what connect() has stored. Not an address of the namespace as sender: over IPv6 anybody may
+/// write it, and it may have left the namespace. Nor the interface: of a packet to such an address it is the one that has it,
+/// although the packet came over lo (`ip_route_output_key_hash_rcu` sets rt_iif so).
 #[inline(always)]
-fn from_proxy(ctx: &Lookup, active: &ActivePolicy) -> Option<Other> {
-    let key = key(ctx);
-    if maps::flow(active.instance, &key).is_some() {
-        return Some(Other::Pass);
+fn from_pod(ctx: &Lookup, active: &ActivePolicy) -> Option<Result<(u16, u32), Other>> {
+    let (to, port) = (ctx.local(), ctx.local_port());
+    if let Some(original) = destinations::original(active.instance, &to, port) {
+        return Some(Ok(opaque((original.verdict, original.rule))));
     }
-    take_refused(active, &key).then_some(Other::Drop)
+    let key = key(ctx);
+    if let Some(flow) = maps::flow(active.instance, &key) {
+        return Some(if flow.verdict == PASS {
+            Err(Other::Pass)
+        } else {
+            Ok(opaque((flow.verdict, flow.rule)))
+        });
+    }
+    // One that could not be stored must not go to the proxy as if it came from the network.
+    if take_refused(active, &key) {
+        return Some(Err(Other::Drop));
+    }
+    let lo = interface(ctx) == LOOPBACK_IFINDEX || to.is_loopback() || key.client.is_loopback();
+    lo.then_some(Err(Other::Pass))
 }
 
 /// Whether a connection could not be stored; asked once.
@@ -138,42 +154,18 @@ fn take_refused(active: &ActivePolicy, key: &FlowKey) -> bool {
     refused
 }
 
-/// Whether the SYN came over lo. For 127.0.0.1 the interface tells; for an address of another
-/// interface it is that interface, although the packet used lo (`ip_route_output_key_hash_rcu`
-/// sets rt_iif so). But then the sender's address is one of the namespace's own, which no
-/// packet from the network may have (`fib_validate_source`). Nor may it have a loopback address, which is
-/// all that tells where the interface is not known.
-#[inline(always)]
-fn is_from_lo(ctx: &Lookup, active: &ActivePolicy) -> bool {
-    let remote = ctx.remote();
-    interface(ctx) == LOOPBACK_IFINDEX
-        || !maps::has_ingress_ifindex() && remote.is_loopback()
-        || active.is_local(remote)
-}
-
 /// Index of the interface, 0 before 5.17; a policy that needs it is not attached there.
 #[inline(always)]
 fn interface(ctx: &Lookup) -> u32 {
     if maps::has_ingress_ifindex() { ctx.ingress_ifindex() } else { 0 }
 }
 
-/// On lo the decision was taken in connect(); what is left is to find the listener whatever
-/// loopback address the connection was sent to.
+/// What is left is to find the listener whatever address the connection was sent to.
 #[inline(always)]
-fn from_lo(ctx: &Lookup, active: &ActivePolicy) -> Result<Wanted, Other> {
-    let (to, port) = (ctx.local(), ctx.local_port());
-    let (verdict, rule) = if let Some(original) = destinations::original(active.instance, &to, port) {
-        (original.verdict, original.rule)
-    } else {
-        let key = key(ctx);
-        let Some(flow) = maps::flow(active.instance, &key) else {
-            return Err(if take_refused(active, &key) { Other::Drop } else { Other::Pass });
-        };
-        (flow.verdict, flow.rule)
-    };
+fn to_proxy(ctx: &Lookup, active: &ActivePolicy, verdict: u16, rule: u32) -> Result<Wanted, Other> {
+    let to = ctx.local();
     let role = match verdict {
-        PASS => return Err(Other::Pass),
-        DIRECT => ListenerRole::of_port(active.policy, port).map_or(0, |role| role as u32),
+        DIRECT => ListenerRole::of_port(active.policy, ctx.local_port()).map_or(0, |role| role as u32),
         verdict => u32::from(verdict),
     };
     // TPROXY leaves the address; to the usual lookup the connection would be the app's. Otherwise, if none is registered

@@ -2,7 +2,7 @@
 //! the proxy accepts, and the proxy's listeners are registered.
 
 use aya_ebpf::bindings::{
-    BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
     BPF_SOCK_OPS_TCP_LISTEN_CB,
 };
 use redirector_common::abi::{Flow, FlowKey, SockKind, SockState, UNTAKEN_LEN};
@@ -10,7 +10,7 @@ use redirector_common::rule::{Counter, Verdict};
 
 use crate::ctx::{Ops, TCP_CLOSE, TCP_SYN_SENT};
 use crate::instance::Instance;
-use crate::maps::{self, FLOWS, REFUSED, SEQUENCE, UNTAKEN, count};
+use crate::maps::{self, FLOWS, REFUSED, SEQUENCE, UNTAKEN, count, whole};
 use crate::{destinations, listeners, socket_state};
 
 pub fn handle(ops: &Ops) {
@@ -56,7 +56,7 @@ fn connecting(ops: &Ops) {
             closed: 0,
         },
         // Its SYN looks as if it came from the network; this tells sk_lookup that it did not.
-        SockKind::TRANSPARENT => Flow {
+        SockKind::LOCAL => Flow {
             addr: key.proxy,
             port: key.proxy_port,
             verdict: Verdict::Pass as u16,
@@ -66,11 +66,12 @@ fn connecting(ops: &Ops) {
         },
         _ => return,
     };
-    let untaken = maps::flow(instance, &key).is_some_and(|flow| flow.closed != 0);
-    let insert = |flags| FLOWS.of(instance).is_some_and(|flows| flows.insert(&key, &value, flags).is_ok());
-    if insert(BPF_NOEXIST.into()) || untaken && insert(0) {
+    // One that nobody has taken when its client closed counts no more.
+    let counts = maps::flow(instance, &key).is_some_and(|flow| flow.closed == 0);
+    let stored = FLOWS.of(instance).is_some_and(|flows| flows.insert(&whole(&key), &value, 0).is_ok());
+    if stored && !counts {
         maps::add_live(instance, 1);
-    } else if !insert(0) {
+    } else if !stored {
         count(instance, Counter::RefusedUnstored);
         if let Some(refused) = REFUSED.of(instance) {
             let _ = refused.insert(&key, &1, 0);
@@ -100,17 +101,15 @@ fn accepted(ops: &Ops) {
     // A listener that takes connections from the network has its state cloned into this socket. Any other connection has
     // a flow or is not ours. Not the port tells: the policy may have changed since connect().
     let known = socket_state::get(sk, instance);
-    let Some(original) = take(instance, &key) else {
-        // From the network: it is asked for the port when the kernel has forgotten it, too.
+    let original = take(instance, &key).filter(|flow| flow.verdict != Verdict::Pass as u16);
+    let Some(original) = original else {
+        // Not redirected in connect(): it is asked for the port when the kernel has forgotten it, too.
         if let Some(state) = known {
             state.orig = key.proxy;
             state.orig_port = key.proxy_port;
         }
         return;
     };
-    if original.verdict == Verdict::Pass as u16 {
-        return;
-    }
     let state = match known {
         Some(state) => state,
         None => match socket_state::get_or_create(sk, instance) {
@@ -135,7 +134,7 @@ fn accepted(ops: &Ops) {
 /// The flow of an accepted socket, which gets its own copy.
 #[inline(always)]
 fn take(instance: Instance, key: &FlowKey) -> Option<&'static mut Flow> {
-    let mut flow = FLOWS.get(instance, key)?;
+    let mut flow = FLOWS.get(instance, &whole(key))?;
     // SAFETY: freed after an RCU grace period; `taken` is written here alone.
     let flow = unsafe { flow.as_mut() };
     flow.taken = 1;
@@ -151,22 +150,23 @@ fn closed(ops: &Ops) {
     }
     let Some(instance) = Instance::of_ops(ops) else { return };
     let Some(state) = socket_state::get(sk, instance) else { return };
-    if state.kind != SockKind::REDIRECTED && state.kind != SockKind::TRANSPARENT {
+    if state.kind != SockKind::REDIRECTED && state.kind != SockKind::LOCAL {
         return;
     }
     state.kind = SockKind::NONE;
     if state.pending != 0 {
         return;
     }
-    let key = key_of_client(ops);
-    let Some(flows) = FLOWS.of(instance) else { return };
+    let (client, Some(flows)) = (key_of_client(ops), FLOWS.of(instance)) else { return };
+    let key = whole(&client);
     let Some(mut flow) = flows.get(&key) else { return };
     // SAFETY: freed after an RCU grace period; `closed` is written here alone.
     let flow = unsafe { flow.as_mut() };
     maps::add_live(instance, -1);
-    if flow.taken == 0 && ops.arg(0) != TCP_SYN_SENT {
+    // Of one that passes nobody asks.
+    if flow.taken == 0 && flow.verdict != Verdict::Pass as u16 && ops.arg(0) != TCP_SYN_SENT {
         flow.closed = 1;
-        return keep(instance, &key);
+        return keep(instance, &client);
     }
     flows.remove(&key);
 }
@@ -189,6 +189,7 @@ fn keep(instance: Instance, key: &FlowKey) {
     // Another connection may have the same addresses and ports by now.
     let Some(flows) = FLOWS.of(instance) else { return };
     // SAFETY: values are freed after an RCU grace period.
+    let before = whole(&before);
     if flows.get(&before).is_some_and(|flow| unsafe { flow.as_ref() }.closed != 0) {
         flows.remove(&before);
     }

@@ -143,7 +143,7 @@ fn by_address(connection: &mut Connection, destinations: &HashMap<Addr, Original
 fn told_by(connection: &mut Connection, state: &SockState) -> bool {
     let rule = Counter::ALL.get(state.rule as usize).map(|rule| rule.name());
     match state.kind {
-        SockKind::PASSED | SockKind::TRANSPARENT => {
+        SockKind::PASSED | SockKind::LOCAL => {
             connection.fate = Fate::Passed;
             connection.rule = rule;
         }

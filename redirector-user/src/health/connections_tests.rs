@@ -76,7 +76,7 @@ fn what_the_kernel_holds_of_a_socket_decides() {
     for (kind, expected) in [
         (SockKind::REDIRECTED, Fate::Captured),
         (SockKind::PASSED, Fate::Passed),
-        (SockKind::TRANSPARENT, Fate::Passed),
+        (SockKind::LOCAL, Fate::Passed),
         (SockKind::ACCEPTED, Fate::AtProxy),
         (SockKind::LISTENER, Fate::AtProxy),
     ] {

@@ -333,11 +333,15 @@ impl Gathered {
                 owners.insert(socket.inode, (process.pid, process.name.clone(), process.gid));
             }
         }
+        let destinations = self.instance.original_dst()?;
+        let destinations = destinations.iter().filter_map(std::result::Result::ok);
         let pod = connections::Pod {
             policy: &self.policy,
             in_force: &self.in_force,
             cgroups: self.cgroups.clone(),
-            destinations: self.instance.original_dst()?.iter().filter_map(std::result::Result::ok).collect(),
+            destinations: destinations
+                .map(|(addr, original)| (redirector_common::Addr::v4(addr.data()), original))
+                .collect(),
             listening: listeners.list.iter().map(|socket| socket.local.port()).collect(),
             owners,
         };

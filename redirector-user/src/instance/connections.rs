@@ -4,17 +4,18 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
+use aya::maps::MapError;
 use redirector_common::Addr;
-use redirector_common::abi::{self, DIRECT, OriginalDst, may_be_virtual};
+use redirector_common::abi::{self, DIRECT, FlowKey, OriginalDst, may_be_virtual};
 use redirector_common::rule::{Counter, Verdict};
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::directory::Directory;
 use super::find;
-use super::maps::Instance;
+use super::maps::{Instance, whole};
 use crate::base::error::{Context, Result};
-use crate::netlink::sock_diag;
+use crate::netlink::sock_diag::{self, Socket};
 use crate::sys::netns::NetNs;
 
 /// A captured connection.
@@ -32,48 +33,54 @@ pub struct Flow {
     pub rule: &'static str,
 }
 
-/// Original destinations of the connections that are alive.
+/// Original destinations of the connections that are alive: of the clients' sockets in the namespace.
 pub fn original_dst(root: &Directory, name: &str) -> Result<Vec<Flow>> {
     let instance = Instance::open(root, name)?;
-    let mut flows = stored(&instance)?;
-    if let Some(netns) = find::netns(root, name) {
-        flows.extend(by_address(&instance, &netns)?);
-    }
+    let Some(netns) = find::netns(root, name) else { return Ok(Vec::new()) };
+    let sockets = netns.run(sock_diag::connections)?;
+    let mut flows = by_address(&instance, &sockets)?;
+    flows.extend(stored(&instance, &sockets)?);
     flows.sort_by_key(|f| (f.client, f.proxy));
     Ok(flows)
 }
 
 /// How many captured connections are alive.
 pub(super) fn alive(instance: &Instance, netns: Option<&NetNs>) -> Result<u64> {
-    let by_address = netns.map_or(Ok(0), |netns| by_address(instance, netns).map(|flows| flows.len()))?;
-    Ok(instance.live()? + by_address as u64)
+    let Some(netns) = netns else { return instance.live() };
+    let by_address = by_address(instance, &netns.run(sock_diag::connections)?)?;
+    Ok(instance.live()? + by_address.len() as u64)
 }
 
-/// Those whose destination is stored for them alone.
-fn stored(instance: &Instance) -> Result<Vec<Flow>> {
-    let mut flows = Vec::new();
-    for entry in instance.flows()?.iter() {
-        match entry {
+/// Those whose destination is stored for them alone. (A walk through `FLOWS` may miss some while others go:
+/// `trie_get_next_key`.)
+fn stored(instance: &Instance, sockets: &[Socket]) -> Result<Vec<Flow>> {
+    let map = instance.flows()?;
+    let of = |socket: &Socket| {
+        let key = FlowKey {
+            client: socket.local.ip().into(),
+            proxy: socket.remote.ip().into(),
+            client_port: socket.local.port(),
+            proxy_port: socket.remote.port(),
+        };
+        match map.get(&whole(key), 0) {
             // The proxy's own connections in TPROXY mode were not redirected.
-            Ok((_, value)) if value.verdict == Verdict::Pass as u16 || value.closed != 0 => {}
-            Ok((key, value)) => flows.push(Flow {
-                client: at(key.client, key.client_port),
-                proxy: at(key.proxy, key.proxy_port),
-                original: at(value.addr, value.port),
-                traffic: traffic(value.verdict),
-                rule: rule(value.rule),
-            }),
-            // An entry that went away during the walk.
-            Err(aya::maps::MapError::KeyNotFound) => {}
-            Err(e) => return Err(e).context(|| format!("read FLOWS of {}", instance.name)),
+            Ok(flow) if flow.verdict == Verdict::Pass as u16 || flow.closed != 0 => None,
+            Ok(flow) => Some(Ok(Flow {
+                client: socket.local,
+                proxy: socket.remote,
+                original: at(flow.addr, flow.port),
+                traffic: traffic(flow.verdict),
+                rule: rule(flow.rule),
+            })),
+            Err(MapError::KeyNotFound) => None,
+            Err(e) => Some(Err(e).context(|| format!("read FLOWS of {}", instance.name))),
         }
-    }
-    Ok(flows)
+    };
+    sockets.iter().filter_map(of).collect()
 }
 
-/// Those that go to a virtual destination: the clients' sockets in the namespace, whose peer it is.
-fn by_address(instance: &Instance, netns: &NetNs) -> Result<Vec<Flow>> {
-    let sockets = netns.run(sock_diag::connections)?;
+/// Those that go to a virtual destination: the clients' sockets, whose peer it is.
+fn by_address(instance: &Instance, sockets: &[Socket]) -> Result<Vec<Flow>> {
     let map = instance.original_dst()?;
     let mut known: HashMap<Addr, Option<OriginalDst>> = HashMap::new();
     let mut flows = Vec::new();
@@ -83,7 +90,7 @@ fn by_address(instance: &Instance, netns: &NetNs) -> Result<Vec<Flow>> {
         if !may_be_virtual(&addr) || socket.inode == 0 {
             continue;
         }
-        let original = *known.entry(addr).or_insert_with(|| map.get(&addr, 0).ok());
+        let original = *known.entry(addr).or_insert_with(|| map.get(&whole(addr.v4_be()), 0).ok());
         if let Some(original) = original.filter(|original| original.proxy_port == socket.remote.port()) {
             flows.push(Flow {
                 client: socket.local,

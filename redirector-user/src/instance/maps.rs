@@ -3,9 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapInfo, PerCpuArray, SkStorage};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, LpmTrie, Map, MapData, MapInfo, PerCpuArray, SkStorage};
 use redirector_common::abi::{
-    ABI_VERSION, ActiveWord, Addr, Flow, FlowKey, ListKey, Meta, OriginalDst, Policy, Route, Sequence, Slot,
+    ABI_VERSION, ActiveWord, Flow, FlowKey, ListKey, Meta, OriginalDst, Policy, Route, Sequence, Slot,
     SockState, name,
 };
 
@@ -110,20 +111,17 @@ impl Instance {
 
     /// Lists and routes.
     pub fn tables(&self) -> Result<LpmTrie<MapData, ListKey, Route>> {
-        let data = self.map(name::TABLES, 4 + size_of::<ListKey>(), size_of::<Route>())?;
-        LpmTrie::try_from(Map::LpmTrie(data)).context(|| "open TABLES".into())
+        self.trie(name::TABLES)
     }
 
-    /// Address → original destination.
-    pub fn original_dst(&self) -> Result<HashMap<MapData, Addr, OriginalDst>> {
-        let data = self.map(name::ORIGINAL_DST, size_of::<Addr>(), size_of::<OriginalDst>())?;
-        HashMap::try_from(Map::HashMap(data)).context(|| "open ORIGINAL_DST".into())
+    /// Address, network byte order → original destination.
+    pub fn original_dst(&self) -> Result<LpmTrie<MapData, u32, OriginalDst>> {
+        self.trie(name::ORIGINAL_DST)
     }
 
     /// Connection → original destination, where the address stands for none.
-    pub fn flows(&self) -> Result<HashMap<MapData, FlowKey, Flow>> {
-        let data = self.map(name::FLOWS, size_of::<FlowKey>(), size_of::<Flow>())?;
-        HashMap::try_from(Map::HashMap(data)).context(|| "open FLOWS".into())
+    pub fn flows(&self) -> Result<LpmTrie<MapData, FlowKey, Flow>> {
+        self.trie(name::FLOWS)
     }
 
     /// The addresses that are given next.
@@ -160,9 +158,19 @@ impl Instance {
         sums.collect::<Result<_, _>>().context(|| "read COUNTERS".into())
     }
 
+    fn trie<K: aya::Pod, V: aya::Pod>(&self, name: &str) -> Result<LpmTrie<MapData, K, V>> {
+        let data = self.map(name, size_of::<Key<K>>(), size_of::<V>())?;
+        LpmTrie::try_from(Map::LpmTrie(data)).context(|| format!("open {name}"))
+    }
+
     fn map(&self, name: &str, key: usize, value: usize) -> Result<MapData> {
         open_map(&self.dir.join(name), key, value)
     }
+}
+
+/// The key of a trie that means `key` alone.
+pub fn whole<K: aya::Pod>(key: K) -> Key<K> {
+    Key::new(8 * size_of::<K>() as u32, key)
 }
 
 /// META of version 0.1 was shorter.

@@ -54,7 +54,8 @@ pub struct OwnFlags {
         value_parser = clap::value_parser!(u32).range(0..=i64::from(MAX_DESTINATIONS))
     )]
     pub max_destinations: Option<u32>,
-    /// Captured connections that may be open at once, of those to other destinations (28672)
+    /// Connections that may be open at once of those that are stored: captured ones to other destinations, and those between
+    /// addresses of the pod (131072)
     #[arg(
         long, help_heading = WHOLE, value_name = "N",
         value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CONNECTIONS))

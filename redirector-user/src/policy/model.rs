@@ -186,7 +186,7 @@ impl Policy {
             drop_invalid: false,
             ipv6: true,
             // As many as one IPv6 address has source ports; with room to spare, the map has 32,768 buckets.
-            max_connections: 28_672,
+            max_connections: 131_072,
             max_destinations: 16384,
         }
     }

@@ -6,13 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::MapData;
 use aya_obj::generated::bpf_map_type::{
-    BPF_MAP_TYPE_ARRAY as ARRAY, BPF_MAP_TYPE_HASH as HASH, BPF_MAP_TYPE_LPM_TRIE as LPM_TRIE,
-    BPF_MAP_TYPE_LRU_HASH as LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY as PERCPU_ARRAY,
-    BPF_MAP_TYPE_SOCKMAP as SOCKMAP,
+    BPF_MAP_TYPE_ARRAY as ARRAY, BPF_MAP_TYPE_LPM_TRIE as LPM_TRIE, BPF_MAP_TYPE_LRU_HASH as LRU_HASH,
+    BPF_MAP_TYPE_PERCPU_ARRAY as PERCPU_ARRAY, BPF_MAP_TYPE_SOCKMAP as SOCKMAP,
 };
 use aya_obj::generated::{BPF_F_NO_PREALLOC as NO_PREALLOC, bpf_map_type};
 use redirector_common::abi::{
-    Addr, Destination, Flow, FlowKey, INSTANCES, LISTENERS_LEN, ListKey, Meta, OriginalDst, Policy, Route,
+    Destination, Flow, FlowKey, INSTANCES, LISTENERS_LEN, ListKey, Meta, OriginalDst, Policy, Route,
     Sequence, UNTAKEN_LEN, name,
 };
 use redirector_common::rule::Counter;
@@ -69,9 +68,9 @@ pub fn all(destinations: u32, connections: u32, flags: u32) -> [Definition; name
         map::<u32, u64>(name::LISTENERS, SOCKMAP, LISTENERS_LEN, 0),
         map::<FlowKey, u32>(name::REFUSED, LRU_HASH, REFUSED, 0),
         guests(flags),
-        map::<Addr, OriginalDst>(name::ORIGINAL_DST, HASH, destinations, NO_PREALLOC),
-        map::<Destination, u32>(name::DESTINATIONS, HASH, destinations, NO_PREALLOC),
-        map::<FlowKey, Flow>(name::FLOWS, HASH, flows, NO_PREALLOC),
+        map::<Lpm<u32>, OriginalDst>(name::ORIGINAL_DST, LPM_TRIE, destinations, NO_PREALLOC),
+        map::<Lpm<Destination>, u32>(name::DESTINATIONS, LPM_TRIE, destinations, NO_PREALLOC),
+        map::<Lpm<FlowKey>, Flow>(name::FLOWS, LPM_TRIE, flows, NO_PREALLOC),
         map::<u32, FlowKey>(name::UNTAKEN, PERCPU_ARRAY, UNTAKEN_LEN as u32, 0),
         map::<u32, Sequence>(name::SEQUENCE, ARRAY, 1, 0),
     ]
