@@ -7,6 +7,7 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{
     bpf_get_prandom_u32, bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_sock_map_update,
 };
+use aya_log_ebpf::warn;
 use redirector_common::Addr;
 use redirector_common::abi::{LISTENER_SLOTS, LOOPBACK_IFINDEX, ListenerRole, SockKind, flag};
 use redirector_common::rule::Counter;
@@ -60,6 +61,7 @@ pub fn register(ops: &Ops) {
     let any = unsafe { bpf_get_prandom_u32() } % LISTENER_SLOTS;
     if !put(ops, registry, first + any, BPF_ANY) {
         active.count(Counter::ListenerNotRegistered);
+        warn!(ops, "the kernel registers no listener of this kind (port {})", port);
     }
 }
 

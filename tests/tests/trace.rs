@@ -7,7 +7,9 @@ use std::process::Stdio;
 use anyhow::Context;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::scenario::Udp;
+use redirector_tests::harness::probe::serve::Listen;
 use redirector_tests::harness::product::agent::{Agent, Home, target};
+use redirector_tests::harness::server::any4;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -55,6 +57,21 @@ fn decisions_are_told() -> anyhow::Result<()> {
         }
         assert_eq!(ended.context("it goes on for nobody")?.code(), Some(code));
     }
+    Ok(())
+}
+
+/// What troubles the programs is told, too: the kernel registers no listener of MPTCP.
+#[test]
+fn troubles_are_told() -> anyhow::Result<()> {
+    require_root!();
+    let tested = TestPod::with(&Setup { proxy: Vec::new(), ..Setup::default() })?;
+    tested.attach(&["--trace"])?;
+    let tracer = Daemon::start("trace", &mut tested.bpffs.command(&[], &["trace", NAME]))?;
+    tracer.wait_for(0, |line| line.contains("waiting").then_some(()))?;
+    let listener = Listen { mptcp: true, ..Listen::on(any4(OUTBOUND)) };
+    let _proxy = tested.pod().serve(PROXY, "proxy", vec![listener])?;
+    tracer
+        .wait_for(0, |line| line.contains("registers no listener of this kind (port 15001)").then_some(()))?;
     Ok(())
 }
 

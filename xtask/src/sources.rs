@@ -24,7 +24,7 @@ const INPUTS: [&str; 4] = [
 ];
 
 /// Crates whose version in `Cargo.lock` changes the object.
-const CRATES: [&str; 2] = ["aya-ebpf", "bytemuck"];
+const CRATES: [&str; 3] = ["aya-ebpf", "aya-log", "bytemuck"];
 
 /// sha256 in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {

@@ -5,6 +5,7 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
     BPF_SOCK_OPS_TCP_LISTEN_CB,
 };
+use aya_log_ebpf::warn;
 use redirector_common::abi::{Flow, FlowKey, SockKind, SockState, UNTAKEN_LEN};
 use redirector_common::rule::{Counter, Verdict};
 
@@ -73,6 +74,7 @@ fn connecting(ops: &Ops) {
         maps::add_live(instance, 1);
     } else if !stored {
         count(instance, Counter::RefusedUnstored);
+        warn!(ops, "no memory for a connection from port {}: it is refused", key.client_port);
         if let Some(refused) = REFUSED.of(instance) {
             let _ = refused.insert(&key, &1, 0);
         }

@@ -52,8 +52,6 @@ fn log(instance: &str, told: &Told<'_>) {
             let redirected = redirected.map(tracing::field::display);
             tracing::debug!(instance, event, %client, %destination, redirected, verdict, rule, refused, "decided");
         }
-        Told::Lost(number) => {
-            tracing::debug!(instance, "{number} decisions were not told: they came too fast")
-        }
+        Told::Trouble(text) => tracing::debug!(instance, "{text}"),
     }
 }

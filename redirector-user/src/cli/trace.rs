@@ -119,8 +119,8 @@ fn follow(env: &Env, args: &Args, name: &str) -> Result<ExitCode> {
         let event = match told {
             Told::Decision(event) if args.wants(event) => event,
             Told::Decision(_) => return true,
-            Told::Lost(number) => {
-                note(format, &format!("{number} events were dropped: they came faster than they were read"));
+            Told::Trouble(text) => {
+                note(format, text);
                 return true;
             }
         };

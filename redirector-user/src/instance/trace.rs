@@ -1,11 +1,15 @@
-//! Decisions of an instance, live: its programs write them into a ring buffer, if they are those that tell.
+//! Decisions of an instance, live: its programs write them into a ring buffer, if they are those that tell; and by aya-log
+//! what troubles them.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aya::maps::{Map, MapData, MapInfo, PerCpuArray, RingBuf};
 use aya::programs::ProgramInfo;
+use aya_log::EbpfLogger;
+use log::{Log, Metadata, Record};
 use redirector_common::abi::{meta_flag, name};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -23,6 +27,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The ring buffer of an instance. It has one reader: of two, each gets a part.
 pub struct Trace {
     ring: RingBuf<MapData>,
+    troubles: EbpfLogger<Words>,
+    words: Troubles,
     lost: PerCpuArray<MapData, u64>,
     /// How many have been lost that nobody was told of.
     known_lost: u64,
@@ -36,8 +42,28 @@ pub struct Trace {
 pub enum Told<'a> {
     /// A decision.
     Decision(&'a Event),
-    /// So many more were dropped, because nobody had read those before.
-    Lost(u64),
+    /// Trouble of the programs, in words; also that decisions were dropped, because nobody had read those before.
+    Trouble(&'a str),
+}
+
+/// Trouble that nobody has been told of.
+type Troubles = Arc<Mutex<Vec<String>>>;
+
+/// Keeps what aya-log reads.
+struct Words(Troubles);
+
+impl Log for Words {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if let Ok(mut words) = self.0.lock() {
+            words.push(record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 /// Why there are no more.
@@ -61,6 +87,10 @@ impl Trace {
             return Err(Error::input(format!("{name} was attached without --trace"))
                 .usage("detach it and attach it with --trace"));
         }
+        let sockops = instance.dir.join(hooks::SOCKOPS.program_pin());
+        let of_sockops = ProgramInfo::from_pin(&sockops)
+            .map_err(|e| Error::failed(format!("inspect {}: {}", sockops.display(), chain(&e))))?
+            .id();
         let hook = hooks::ALL.iter().find(|hook| hook.netns);
         let hook = hook.ok_or_else(|| Error::failed("no hook of the network namespace"))?;
         let link = instance.dir.join(hook.link_pin());
@@ -70,8 +100,13 @@ impl Trace {
         let ring = RingBuf::try_from(Map::RingBuf(ring)).context(|| "open the ring buffer".into())?;
         let lost = PerCpuArray::try_from(Map::PerCpuArray(lost)).context(|| "open LOST".into())?;
         let reader = Reader::of(instance)?;
-        let mut this = Self { ring, lost, known_lost: 0, reader, link, program };
+        let words = Troubles::default();
+        let troubles = EbpfLogger::init_from_id_with_logger(of_sockops, Words(words.clone()));
+        let troubles =
+            troubles.map_err(|e| Error::failed(format!("open the log of {name}: {}", chain(&e))))?;
+        let mut this = Self { ring, troubles, words, lost, known_lost: 0, reader, link, program };
         while this.ring.next().is_some() {}
+        let _ = this.troubles();
         this.known_lost = this.lost()?;
         Ok(this)
     }
@@ -79,6 +114,12 @@ impl Trace {
     /// How many events the ring buffer had no room for.
     fn lost(&self) -> Result<u64> {
         Ok(self.lost.get(&0, 0).context(|| "read LOST".into())?.iter().sum())
+    }
+
+    /// What troubles the programs, since this was asked last.
+    fn troubles(&mut self) -> Vec<String> {
+        self.troubles.flush();
+        self.words.lock().map_or_else(|_| Vec::new(), |mut words| std::mem::take(&mut *words))
     }
 
     /// Tells decisions until there are no more, `stop` is ready, or `tell` wants no more.
@@ -102,11 +143,15 @@ impl Trace {
                     if !info.is_ok_and(|info| info.program == self.program && info.target != 0) {
                         return Ok(End::Replaced);
                     }
-                    let lost = self.lost()?;
-                    if lost > self.known_lost && !tell(&Told::Lost(lost - self.known_lost)) {
+                    let now = self.lost()?;
+                    let lost = now - std::mem::replace(&mut self.known_lost, now);
+                    let mut troubles = self.troubles();
+                    if lost > 0 {
+                        troubles.push(format!("{lost} events were dropped: they came faster than they were read"));
+                    }
+                    if !troubles.iter().all(|trouble| tell(&Told::Trouble(trouble))) {
                         return Ok(End::Closed);
                     }
-                    self.known_lost = lost;
                 }
                 ready = ready.readable() => {
                     ready.context(|| what.clone())?.clear_ready();

@@ -60,6 +60,9 @@ const fn dns(program: &'static str, at: AttachType) -> Hook {
     Hook { program, at, netns: false, dns: true }
 }
 
+/// What happens to TCP sockets.
+pub const SOCKOPS: Hook = cgroup("rd_sockops", AttachType::SockOps);
+
 /// All hooks. Those that read a socket's state come before connect, which writes it.
 pub const ALL: [Hook; 13] = [
     cgroup("rd_getsockopt", AttachType::Getsockopt),
@@ -72,7 +75,7 @@ pub const ALL: [Hook; 13] = [
     dns("rd_recvmsg6", AttachType::Recvmsg6),
     dns("rd_sendmsg4", AttachType::Sendmsg4),
     dns("rd_sendmsg6", AttachType::Sendmsg6),
-    cgroup("rd_sockops", AttachType::SockOps),
+    SOCKOPS,
     cgroup("rd_connect4", AttachType::Connect4),
     cgroup("rd_connect6", AttachType::Connect6),
 ];

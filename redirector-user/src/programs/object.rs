@@ -58,6 +58,8 @@ impl Loaded {
     /// [`Error::unsupported`] if the kernel refuses a map, with its reason.
     pub fn without_programs(constants: &ProgramConstants, maps: Maps<'_>, trace: bool) -> Result<Self> {
         let tells = u32::from(trace);
+        // Levels of aya-log: 0 is below all of them, 2 is a warning.
+        let level = 2 * u8::from(trace);
         // It parses the kernel's BTF (30 ms), of which this object needs nothing, unless it does not find it.
         let loader = without_files(EbpfLoader::new);
         let mut loader = loader.map_err(|e| Error::os("start a thread for the loader", e))?;
@@ -68,6 +70,8 @@ impl Loaded {
             true,
         );
         loader.override_global(name::TELLS, &tells, true);
+        loader.override_global("AYA_LOG_LEVEL", &level, true);
+        loader.map_max_entries("AYA_LOGS", 4096);
         if !trace {
             // A ring buffer cannot be smaller.
             loader.map_max_entries(name::EVENTS, 4096);
