@@ -29,7 +29,7 @@ fn rules_of_others_that_came_later() -> anyhow::Result<()> {
     let _proxy = setup.proxy()?;
     setup.attach(&[])?;
     let netns = &setup.world.pod().netns;
-    let cases: [(&[&str], &str, &[&str]); 6] = [
+    let cases: [(&[&str], &str, &[&str]); 7] = [
         (
             &["filter", "INPUT", "-p", "tcp", "--dport", "15001", "-j", "DROP"],
             "netfilter_drops",
@@ -53,6 +53,11 @@ fn rules_of_others_that_came_later() -> anyhow::Result<()> {
         ),
         (&["filter", "OUTPUT", "-d", "127.0.0.0/8", "-j", "DROP"], "netfilter_drops", &["to loopback DROP"]),
         (&["filter", "INPUT", "-i", "lo", "-j", "DROP"], "netfilter_drops", &["on lo DROP"]),
+        (
+            &["filter", "OUTPUT", "-o", "eth0", "-m", "owner", "--uid-owner", "1337", "-j", "DROP"],
+            "netfilter_drops",
+            &["the proxy sends", "from uid 1337 DROP"],
+        ),
         (
             &["nat", "OUTPUT", "-p", "tcp", "-j", "REDIRECT", "--to-ports", "4140"],
             "netfilter_redirects",
@@ -157,5 +162,43 @@ fn rules_of_nftables() -> anyhow::Result<()> {
     }
     guard("", "input", "ct state invalid drop")?;
     setup.expect_fault("netfilter_drops", &["out (policy): on lo DROP"])?;
+    Ok(())
+}
+
+/// By the proxy's user; and those of a device, which come before any other chain.
+#[test]
+fn rules_by_user_and_of_devices() -> anyhow::Result<()> {
+    let Some(nft) = require_program("nft") else { return Ok(()) };
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let netns = &setup.world.pod().netns;
+    let load = |table: &str| run(netns.command(&nft).args(["-f", "-"]), table);
+    for (uid, is_proxy) in [(1000, false), (1337, true)] {
+        load(&format!(
+            "add table inet of\ndelete table inet of\ntable inet of {{\n chain of {{ type filter hook output priority 0; \n oif eth0 meta skuid {uid} drop\n}}\n}}"
+        ))?;
+        if is_proxy {
+            setup.expect_fault("netfilter_drops", &["the proxy sends", "from uid 1337 DROP"])?;
+        } else {
+            setup.expect_well()?;
+        }
+    }
+    load("delete table inet of\n")?;
+    for (chain, words) in [
+        ("device \"lo\" priority 0; policy drop;", "(policy): on lo DROP"),
+        ("device \"lo\" priority 0; drop", "of: on lo DROP"),
+        ("device \"eth0\" priority 0; drop", ""),
+    ] {
+        let table = format!(
+            "add table netdev of\ndelete table netdev of\ntable netdev of {{\n chain of {{ type filter hook ingress {chain}\n}}\n}}"
+        );
+        load(&table)?;
+        if words.is_empty() {
+            setup.expect_well()?;
+        } else {
+            setup.expect_found("netfilter_drops", &[words])?;
+        }
+    }
     Ok(())
 }

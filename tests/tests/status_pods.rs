@@ -8,6 +8,7 @@ use anyhow::Context;
 use redirector_tests::harness::kernel;
 use redirector_tests::harness::names;
 use redirector_tests::harness::probe::hold::Held;
+use redirector_tests::harness::probe::scenario::Owner;
 use redirector_tests::harness::probe::serve::Listen;
 use redirector_tests::harness::probe::sys;
 use redirector_tests::harness::process::{Daemon, Place};
@@ -91,12 +92,17 @@ fn an_app_of_the_proxys_user() -> anyhow::Result<()> {
     setup.expect_fault("app_as_proxy_user", &["uid 1337", "not the proxy"])?;
     drop(held);
     setup.expect_well()?;
+    let by_group = Place { owner: Owner { uid: 1000, ..PROXY }, ..setup.world.pod().place(APP)? };
+    let held = Held::start(&by_group, at(VIP4, 80))?;
+    setup.expect_fault("app_as_proxy_user", &["uid 1000, gid 1337", "not the proxy"])?;
+    drop(held);
+    setup.expect_well()?;
     // A process gives itself its name, which need not be text.
     let dir = tempfile::tempdir()?;
     let program = dir.path().join(OsStr::from_bytes(b"app\xff"));
     std::fs::copy("/bin/sleep", &program)?;
     let _app = Daemon::start("app", place.program(&program).arg("600"))?;
-    let found = || setup.expect_fault("app_as_proxy_user", &["app\u{fffd} (uid 1337)"]).ok();
+    let found = || setup.expect_fault("app_as_proxy_user", &["app\u{fffd} (uid 1337, gid 1337)"]).ok();
     retry::until("it to be found", found)?;
     Ok(())
 }
@@ -148,6 +154,30 @@ fn a_program_of_others_at_the_same_cgroup() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// At hooks that we do not use: one that drops what is sent to the proxy, one that lets it through, one that may refuse
+/// sockets.
+#[test]
+fn a_program_of_others_that_refuses() -> anyhow::Result<()> {
+    const MULTI: u32 = 2;
+    const EGRESS: (u32, u32) = (8, 1);
+    const SOCK_CREATE: (u32, u32) = (9, 2);
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let app = setup.world.pod().cgroup.child("app")?;
+    sys::attach_foreign(File::open(&app)?, "accounting", EGRESS, MULTI, 1)?;
+    sys::attach_foreign(File::open(&app)?, "quota", SOCK_CREATE, MULTI, 1)?;
+    let notices = setup.expect_well()?;
+    let told = notices.iter().filter(|notice| notice["kind"] == "foreign_program").collect::<Vec<_>>();
+    assert!(told.len() == 1 && told[0].to_string().contains("quota"), "{notices:#?}");
+    sys::attach_foreign(File::open(setup.world.pod().cgroup.directory())?, "firewall", EGRESS, MULTI, 0)?;
+    setup.expect_fault(
+        "foreign_program",
+        &["egress", "firewall drops what is sent to the proxy", "bpftool"],
+    )?;
+    Ok(())
+}
+
 #[test]
 fn a_second_instance_of_another_bpffs() -> anyhow::Result<()> {
     let Some(setup) = Setup::new()? else { return Ok(()) };
@@ -188,14 +218,15 @@ fn lo_is_down() -> anyhow::Result<()> {
     let netns = &setup.world.pod().netns;
     netns.ip("link set lo down\n")?;
     setup.node.run(&["refresh", NAME])?.expect(exit::OK)?;
-    setup.expect_found("loopback_down", &["lo is down", "time out", "ip link set lo up"])?;
+    // Also where verify can try nothing.
+    setup.expect_fault("loopback_down", &["lo is down", "time out", "ip link set lo up"])?;
     netns.ip("link set lo up\n")?;
     setup.node.run(&["refresh", NAME])?.expect(exit::OK)?;
     setup.expect_well()?;
     if kernel::has_ipv6() {
         netns.ip("address del ::1/128 dev lo\n")?;
         setup.node.run(&["refresh", NAME])?.expect(exit::OK)?;
-        setup.expect_found("loopback_down", &["::1", "over IPv6"])?;
+        setup.expect_fault("loopback_down", &["::1", "over IPv6", "disable_ipv6"])?;
     }
     Ok(())
 }

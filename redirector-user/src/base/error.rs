@@ -70,7 +70,10 @@ impl Error {
             io::ErrorKind::PermissionDenied => Kind::Unsupported,
             _ => Kind::Failed,
         };
-        Self { why: Some(why), ..Self::new(kind, what) }
+        let remedy = (why.kind() == io::ErrorKind::ReadOnlyFilesystem).then(|| {
+            "the file system is mounted read-only: mount it writable (mount -o remount,rw DIR)".into()
+        });
+        Self { why: Some(why), remedy, ..Self::new(kind, what) }
     }
 
     /// What to do about it, in words that fit everywhere: on the command line, in a log, in an Event.

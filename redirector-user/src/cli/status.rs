@@ -138,6 +138,9 @@ fn node_line(node: &NodeHealth, instances: &[Health]) -> String {
 fn instance_line(health: &Health) -> String {
     let faults = health.findings.iter().filter(|finding| finding.level == health::Level::Fault).count();
     let well = match faults {
+        0 if health.findings.iter().any(|finding| finding.level == health::Level::Unknown) => {
+            "not all is known".to_owned()
+        }
         0 => "nothing is wrong".to_owned(),
         1 => "1 fault".to_owned(),
         more => format!("{more} faults"),

@@ -134,6 +134,7 @@ fn conclusion(report: &Report) -> &'static str {
             "FAILED: the programs are right, and the proxy does not get what they send it"
         }
         (false, true) => "FAILED: the connections tried are right, and others are not",
+        (false, false) if report.probes.is_empty() => "FAILED: no connection could be tried",
         (false, false) => "FAILED: the instance does not do what its policy says",
     }
 }

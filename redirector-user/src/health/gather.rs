@@ -13,7 +13,7 @@ use super::listeners::{self, Listener, Role, Surroundings};
 use super::processes::{self, NodeProcesses, Process};
 use super::proxy_user::{self, Owner};
 use super::snapshot::{self, Difference};
-use super::{captures, hooks, netfilter, room, routing};
+use super::{captures, hooks, netfilter, refusers, room, routing};
 use crate::base::error::{Context, Error, Result};
 use crate::compile::id_map::as_the_kernel_counts;
 use crate::compile::mapped_policy::IdMappedPolicy;
@@ -186,6 +186,7 @@ impl Gathered {
             self.cgroups.values().filter(|path| **path != self.target.cgroup.path).cloned().collect();
         let foreign = hooks::foreign(&status.hooks, &self.target.cgroup, self.target.netns.as_fd(), &below);
         add("programs of others", foreign.map(|foreign| hooks::judge_foreign(name, &foreign)));
+        add("programs that refuse", refusers::judge(&self.target.cgroup, &below, &self.policy));
         add("listeners", self.listeners(status));
         add("processes", self.judge_processes());
         add("connections", self.judge_connections());
@@ -258,7 +259,7 @@ impl Gathered {
         findings.extend(processes::judge_impostors(
             &self.processes,
             &listening,
-            &self.policy.proxy_uids,
+            (&self.policy.proxy_uids, &self.policy.proxy_gids),
             whole.rsplit('/').next().unwrap_or_default(),
         ));
         Ok(findings)

@@ -13,6 +13,7 @@ mod netfilter;
 pub mod node;
 mod processes;
 mod proxy_user;
+mod refusers;
 mod room;
 mod routing;
 pub mod snapshot;

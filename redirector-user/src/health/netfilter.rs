@@ -24,6 +24,7 @@ pub(super) fn judge(netns: &NetNs, policy: &Policy) -> Result<Vec<Finding>> {
     })?;
     let mut findings: Vec<Finding> = judge_meshes(&chains).into_iter().collect();
     findings.extend(judge_drops(&rules, policy));
+    findings.extend(judge_drops_of_the_proxy(&rules, policy));
     if chains.is_empty() {
         findings.extend(judge_redirects(&rules, policy));
     }
@@ -67,7 +68,7 @@ fn judge_drops(rules: &[Rule], policy: &Policy) -> Option<Finding> {
         let named = names_proxy(rule, policy);
         let is_broad = rule.is_of_lo() && rule.is_unconditional() || named && rule.is_broad();
         matches!(rule.action, Action::Drop | Action::Reject)
-            && if is_broad { !rule.other && !has_exceptions(&rule.table) } else { named }
+            && if is_broad { !rule.is_particular() && !has_exceptions(&rule.table) } else { named }
     };
     let found: Vec<String> = rules.iter().filter(stops).map(Rule::told).collect();
     (!found.is_empty() && !to_proxy(policy).is_empty()).then(|| {
@@ -75,6 +76,27 @@ fn judge_drops(rules: &[Rule], policy: &Policy) -> Option<Finding> {
             "netfilter_drops",
             format!("netfilter stops what is sent to the proxy: {}", some_of(&found, 4)),
             "captured connections are refused or time out",
+            "remove the rule: nft list ruleset, or iptables-save, shows it in the namespace".into(),
+        )
+    })
+}
+
+/// Rules by user, as a pod has them that keeps its application from the network.
+fn judge_drops_of_the_proxy(rules: &[Rule], policy: &Policy) -> Option<Finding> {
+    let stops = |rule: &&Rule| {
+        matches!(rule.action, Action::Drop | Action::Reject)
+            && (rule.user.is_some_and(|uid| policy.proxy_uids.contains(&uid))
+                || rule.group.is_some_and(|gid| policy.proxy_gids.contains(&gid)))
+    };
+    let found: Vec<String> = rules.iter().filter(stops).map(Rule::told).collect();
+    let is_whole = |rule: &Rule| !rule.other && rule.ports.is_none();
+    let level = if rules.iter().filter(stops).any(is_whole) { Level::Fault } else { Level::Notice };
+    (!found.is_empty()).then(|| {
+        Finding::new(
+            level,
+            "netfilter_drops",
+            format!("netfilter stops what the proxy sends: {}", some_of(&found, 4)),
+            "what it makes for captured connections, or answers, is refused or times out",
             "remove the rule: nft list ruleset, or iptables-save, shows it in the namespace".into(),
         )
     })
@@ -139,6 +161,11 @@ mod tests {
             "nobody knows which comes first"
         );
         assert!(!stops(&[all.clone(), Rule { action: Action::Accept, ..all }]));
+        let of_proxy = |rule: Rule| judge_drops_of_the_proxy(&[rule], &policy).map(|finding| finding.level);
+        let by = |user| Rule { user: Some(user), is_of_interface: true, ..rule(None, Action::Drop) };
+        assert_eq!([1000, 1337].map(|user| of_proxy(by(user))), [None, Some(Level::Fault)]);
+        assert_eq!(of_proxy(Rule { other: true, ..by(1337) }), Some(Level::Notice));
+        assert!(!stops(&[by(1337)]), "it is not sent to the proxy");
         let level = |rule: Rule| judge_redirects(&[rule], &policy).first().map(|finding| finding.level);
         let to = || Action::Redirect("REDIRECT".into());
         assert_eq!(level(rule(None, to())), Some(Level::Fault));

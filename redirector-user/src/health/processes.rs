@@ -99,17 +99,18 @@ pub(super) fn judge_sandbox(process: String) -> Finding {
     )
 }
 
-/// Processes that run as the proxy's user and are not the proxy: not related to one that listens on a port of the proxy, and
+/// Processes that run as the proxy's user or group and are not the proxy: not related to one that listens on a port of the proxy, and
 /// not in its container.
 pub(super) fn judge_impostors(
     processes: &[Process],
     listening: &HashSet<u32>,
-    proxy_uids: &[u32],
+    (uids, gids): (&[u32], &[u32]),
     whole: &str,
 ) -> Option<Finding> {
+    let is_known = |p: &Process| uids.contains(&p.uid) || gids.contains(&p.gid);
     let by_pid: HashMap<u32, &Process> = processes.iter().map(|p| (p.pid, p)).collect();
     let proxies: Vec<&Process> =
-        processes.iter().filter(|p| listening.contains(&p.pid) && proxy_uids.contains(&p.uid)).collect();
+        processes.iter().filter(|p| listening.contains(&p.pid) && is_known(p)).collect();
     if proxies.is_empty() {
         // Nobody knows which of them is the proxy.
         return None;
@@ -133,17 +134,18 @@ pub(super) fn judge_impostors(
         |p: &Process| proxies.iter().any(|proxy| proxy.cgroup == p.cgroup && !p.cgroup.ends_with(whole));
     let impostors: Vec<String> = processes
         .iter()
-        .filter(|p| proxy_uids.contains(&p.uid) && !related(p) && !same_container(p))
-        .map(|p| format!("{} (uid {})", p.told(), p.uid))
+        .filter(|p| is_known(p) && !related(p) && !same_container(p))
+        .map(|p| format!("{} (uid {}, gid {})", p.told(), p.uid, p.gid))
         .collect();
     if impostors.is_empty() {
         return None;
     }
     Some(Finding::fault(
         "app_as_proxy_user",
-        format!("runs as the proxy's user and is not the proxy: {}", some_of(&impostors, 8)),
+        format!("runs as the proxy's user or group and is not the proxy: {}", some_of(&impostors, 8)),
         "its connections are taken for the proxy's own and go past it",
-        "run the application as another user, or attach with --proxy-cgroup in place of -u".into(),
+        "run the application as another user and group, or attach with --proxy-cgroup in place of -u and -g"
+            .into(),
     ))
 }
 
@@ -159,19 +161,22 @@ mod tests {
     fn the_proxys_relatives_are_the_proxy() {
         let listening = HashSet::from([20]);
         let of = |processes: &[Process]| {
-            judge_impostors(processes, &listening, &[1337], "pod").map(|finding| finding.what)
+            judge_impostors(processes, &listening, (&[1337], &[1338]), "pod").map(|finding| finding.what)
         };
         let agent_and_envoy =
             [process(10, 1337, 1, "/pod"), process(20, 1337, 10, "/pod"), process(21, 1337, 20, "/pod")];
         assert_eq!(of(&agent_and_envoy), None);
         let mut with_app = agent_and_envoy.to_vec();
         with_app.push(process(30, 1337, 1, "/pod"));
-        assert!(of(&with_app).is_some_and(|what| what.contains("pid 30 p30 (uid 1337)")));
+        assert!(of(&with_app).is_some_and(|what| what.contains("pid 30 p30 (uid 1337, gid 0)")));
         // kubectl exec into the proxy's container.
         let contained = [process(20, 1337, 1, "/pod/proxy"), process(30, 1337, 1, "/pod/proxy")];
         assert_eq!(of(&contained), None);
         let apart = [process(20, 1337, 1, "/pod/proxy"), process(30, 1337, 1, "/pod/app")];
         assert!(of(&apart).is_some());
+        // Its group tells the proxy, too.
+        let by_group = Process { gid: 1338, ..process(31, 1000, 1, "/pod/app") };
+        assert!(of(&[process(20, 1337, 1, "/pod/proxy"), by_group]).is_some());
         // Another user, and a pod whose proxy nobody knows.
         assert_eq!(of(&[process(20, 1337, 1, "/pod"), process(30, 1000, 1, "/pod")]), None);
         assert_eq!(of(&[process(30, 1337, 1, "/pod")]), None);

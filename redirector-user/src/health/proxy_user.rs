@@ -70,8 +70,11 @@ pub(super) fn judge(
     let Some(to) = captured_destination(policy, in_force, routes) else { return Vec::new() };
     // One process has several listeners.
     let mut ports_of: Vec<(Owner, BTreeSet<u16>)> = Vec::new();
+    let mut is_there = false;
     for owners in listeners {
-        if owners.is_empty() || owners.iter().any(|owner| !is_captured(policy, in_force, to, Some(owner))) {
+        let is_proxy = owners.iter().any(|owner| !is_captured(policy, in_force, to, Some(owner)));
+        is_there |= is_proxy;
+        if owners.is_empty() || is_proxy {
             continue;
         }
         let same = |(other, _): &&mut (Owner, BTreeSet<u16>)| {
@@ -82,10 +85,11 @@ pub(super) fn judge(
             None => ports_of.push((owners[0].clone(), BTreeSet::from([owners[0].port]))),
         }
     }
-    ports_of.iter().map(|(owner, ports)| looping(policy, owner, ports)).collect()
+    ports_of.iter().map(|(owner, ports)| foreign(policy, owner, ports, is_there)).collect()
 }
 
-fn looping(policy: &Policy, owner: &Owner, ports: &BTreeSet<u16>) -> Finding {
+/// A port that is not of the proxy's user. Where the proxy has others of its ports, this is not the proxy.
+fn foreign(policy: &Policy, owner: &Owner, ports: &BTreeSet<u16>, is_there: bool) -> Finding {
     let list = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let known = match (&policy.proxy_cgroup, policy.proxy_uids.as_slice()) {
         (Some(cgroup), _) => format!("the proxy's cgroup is {}", cgroup.display()),
@@ -106,12 +110,21 @@ fn looping(policy: &Policy, owner: &Owner, ports: &BTreeSet<u16>) -> Finding {
         level,
         "proxy_user",
         format!("{ports} to uid {}{whose}, and {known}", owner.uid),
-        "the proxy's own connections are captured and loop",
-        format!(
-            "run the proxy as the user that the policy names, or attach with -u {} -g {}",
-            owner.uid,
-            owner.gid.unwrap_or(owner.uid)
-        ),
+        if is_there {
+            "what is captured goes to it, and not to the proxy"
+        } else {
+            "the proxy's own connections are captured and loop"
+        },
+        if is_there {
+            "have it listen on another port, and the proxy on this one; or attach with another port (-p, -z)"
+                .into()
+        } else {
+            let gid = owner.gid.unwrap_or(owner.uid);
+            format!(
+                "run the proxy as the user that the policy names, or attach with -u {} -g {gid}",
+                owner.uid
+            )
+        },
     )
 }
 
@@ -170,6 +183,16 @@ mod tests {
             found[0].what.starts_with("ports 15001 and 15006 belong to uid 2000 (pid 7 envoy)"),
             "{found:?}"
         );
+    }
+
+    /// The application has taken a port of the proxy, which has the other.
+    #[test]
+    fn a_port_of_the_application() {
+        let (policy, offline) = (Policy::default(), Offline::new(&Policy::default(), &[], &[]));
+        let app = Owner { port: 15006, ..owner(1000, Some(1000)) };
+        let found = judge(&policy, &offline, &[], &[vec![owner(1337, Some(1337))], vec![app]]);
+        assert_eq!((found.len(), found[0].consequence.contains("loop")), (1, false), "{found:?}");
+        assert!(found[0].what.contains("15006") && found[0].remedy.contains("-z"), "{found:?}");
     }
 
     /// A pod whose only route is that to its own network.

@@ -1,7 +1,7 @@
 //! Whether there is room for more connections, and whether anything is captured at all.
 
 use super::captures;
-use super::finding::Finding;
+use super::finding::{Finding, Level, some_of};
 use crate::instance::status::Status;
 use crate::policy::{Dns, Policy};
 use crate::routes::{Interface, RouteSnapshot};
@@ -11,7 +11,13 @@ pub(super) fn judge(status: &Status, now: &RouteSnapshot) -> Vec<Finding> {
     let policy = &status.record.policy;
     let room = judge_room(&status.name, status.stored_connections, policy.max_connections.into());
     let destinations = judge_destinations(&status.name, status.destinations, policy);
-    room.into_iter().chain(destinations).chain(judge_nothing(policy, &now.interfaces)).collect()
+    let nothing = judge_nothing(policy, &now.interfaces);
+    let mistakes = if nothing.as_ref().is_some_and(|it| it.level == Level::Fault) {
+        Vec::new()
+    } else {
+        judge_mistakes(policy, &now.interfaces)
+    };
+    room.into_iter().chain(destinations).chain(nothing).chain(mistakes).collect()
 }
 
 fn judge_room(instance: &str, live: u64, most: u64) -> Option<Finding> {
@@ -37,6 +43,48 @@ fn judge_destinations(instance: &str, given: u64, policy: &Policy) -> Option<Fin
             format!("detach {instance}, and attach again with a larger --max-destinations"),
         )
     })
+}
+
+/// What a policy may mean, and mostly does not.
+fn judge_mistakes(policy: &Policy, interfaces: &[Interface]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let whole = |v6| {
+        policy.outbound_exclude_cidrs.iter().any(|net| net.prefix_len() == 0 && net.addr().is_ipv6() == v6)
+    };
+    let families: Vec<&str> = [(false, "IPv4"), (true, "IPv6")]
+        .into_iter()
+        .filter_map(|(v6, name)| (whole(v6) && (!v6 || policy.ipv6)).then_some(name))
+        .collect();
+    if captures::outbound(policy) && !families.is_empty() {
+        findings.push(Finding::notice(
+            "outbound_excluded",
+            format!("every destination over {} is excluded (-x)", families.join(" and ")),
+            "outbound connections go past the proxy",
+            "attach again with narrower networks, or with -i '' if nothing outbound is meant".into(),
+        ));
+    }
+    if policy.proxy_uids.contains(&0) && policy.proxy_cgroup.is_none() {
+        findings.push(Finding::notice(
+            "proxy_is_root",
+            "the proxy's user is root (-u 0)".into(),
+            "what any process of root in the pod sends goes past the proxy",
+            "run the proxy as a user of its own, or attach with --proxy-cgroup in place of -u".into(),
+        ));
+    }
+    let named = policy.exclude_interfaces.iter().chain(&policy.virtual_interfaces);
+    let missing: Vec<String> = named
+        .filter(|name| !name.ends_with('+') && !interfaces.iter().any(|it| it.name == **name))
+        .cloned()
+        .collect();
+    if !missing.is_empty() {
+        findings.push(Finding::notice(
+            "interface_missing",
+            format!("the pod has no interface {} (-c, -k)", some_of(&missing, 4)),
+            "what the policy says of it has no effect until there is one",
+            "see `ip link` in the pod for its name, and attach again".into(),
+        ));
+    }
+    findings
 }
 
 /// A policy that captures nothing is a mistake.
@@ -80,6 +128,27 @@ mod tests {
         let policy = |most| Policy { max_destinations: most, ..Policy::default() };
         let found = |given, most| judge_destinations("n1", given, &policy(most)).is_some();
         assert_eq!([found(99, 100), found(100, 100), found(0, 0)], [false, true, false]);
+    }
+
+    #[test]
+    fn what_is_mostly_not_meant() {
+        let eth0 = Interface { index: 2, name: "eth0".into(), addresses: Vec::new(), loopback: false };
+        let kinds = |policy: Policy| -> Vec<&str> {
+            judge_mistakes(&policy, std::slice::from_ref(&eth0)).iter().map(|found| found.kind).collect()
+        };
+        let plain = Policy::default;
+        assert!(kinds(plain()).is_empty());
+        let nets = |nets: &[&str]| nets.iter().map(|net| net.parse().unwrap()).collect();
+        assert!(kinds(Policy { outbound_exclude_cidrs: nets(&["0.0.0.0/1"]), ..plain() }).is_empty());
+        let all = Policy { outbound_exclude_cidrs: nets(&["10.0.0.0/8", "::/0"]), ..plain() };
+        assert_eq!(kinds(all), ["outbound_excluded"]);
+        assert_eq!(kinds(Policy { proxy_uids: vec![1337, 0], ..plain() }), ["proxy_is_root"]);
+        let interfaces = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        assert!(kinds(Policy { exclude_interfaces: interfaces(&["eth0"]), ..plain() }).is_empty());
+        assert_eq!(
+            kinds(Policy { virtual_interfaces: interfaces(&["docker0"]), ..plain() }),
+            ["interface_missing"]
+        );
     }
 
     #[test]

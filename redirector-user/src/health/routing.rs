@@ -23,9 +23,17 @@ pub(super) fn judge_loopback(policy: &Policy, now: &RouteSnapshot) -> Option<Fin
         route.is_some_and(|route| matches!(route.outcome, Outcome::Local { .. }))
     };
     let ipv6 = IpAddr::V6(Ipv6Addr::LOCALHOST);
-    let (ip, family) = match (is_local(Ipv4Addr::LOCALHOST.into()), is_local(ipv6)) {
-        (false, _) => (IpAddr::V4(Ipv4Addr::LOCALHOST), "IPv4"),
-        (true, false) if policy.ipv6 && others_use_ipv6(now) => (ipv6, "IPv6"),
+    let (ip, family, remedy) = match (is_local(Ipv4Addr::LOCALHOST.into()), is_local(ipv6)) {
+        (false, _) => (
+            IpAddr::V4(Ipv4Addr::LOCALHOST),
+            "IPv4",
+            "in the namespace: ip link set lo up, or ip route add local 127.0.0.0/8 dev lo table local",
+        ),
+        (true, false) if policy.ipv6 && others_use_ipv6(now) => (
+            ipv6,
+            "IPv6",
+            "in the namespace: ip link set lo up; if IPv6 is off there: sysctl -w net.ipv6.conf.lo.disable_ipv6=0; or attach with --ipv6 off",
+        ),
         _ => return None,
     };
     captures::outbound(policy).then(|| {
@@ -33,8 +41,7 @@ pub(super) fn judge_loopback(policy: &Policy, now: &RouteSnapshot) -> Option<Fin
             "loopback_down",
             format!("{ip} is not reachable in the pod: lo is down, or its route is gone"),
             &format!("captured connections over {family} do not reach the proxy and time out"),
-            "in the namespace: ip link set lo up, or ip route add local 127.0.0.0/8 dev lo table local"
-                .into(),
+            remedy.into(),
         )
     })
 }

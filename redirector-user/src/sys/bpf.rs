@@ -27,9 +27,16 @@ const BPF_NOEXIST: u64 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the kernel's names")]
 pub enum AttachType {
+    Ingress = 0,
+    Egress = 1,
+    SockCreate = 2,
     SockOps = 3,
+    Bind4 = 8,
+    Bind6 = 9,
     Connect4 = 10,
     Connect6 = 11,
+    PostBind4 = 12,
+    PostBind6 = 13,
     Sendmsg4 = 14,
     Sendmsg6 = 15,
     Recvmsg4 = 19,

@@ -69,17 +69,26 @@ fn query(target: BorrowedFd<'_>, at: AttachType, flags: u32) -> io::Result<Attac
     Ok(Attached { ids, flags: attr.attach_flags })
 }
 
+/// A loaded program.
+///
+/// # Errors
+///
+/// ENOENT if it has been unloaded.
+pub fn open(id: u32) -> io::Result<OwnedFd> {
+    // {prog_id, next_id, open_flags}
+    let mut by_id = [id, 0, 0];
+    let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut by_id)?;
+    // SAFETY: a descriptor that bpf(2) has just made for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
 /// Name of a loaded program; empty if it has none.
 ///
 /// # Errors
 ///
 /// ENOENT if it has been unloaded.
 pub fn name(id: u32) -> io::Result<String> {
-    // {prog_id, next_id, open_flags}
-    let mut by_id = [id, 0, 0];
-    let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut by_id)?;
-    // SAFETY: a descriptor that bpf(2) has just made for us.
-    let program = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    let program = open(id)?;
     // The first 80 bytes of struct bpf_prog_info.
     #[repr(C)]
     #[derive(Default)]

@@ -1,4 +1,4 @@
-//! BPF_PROG_TEST_RUN: what an sk_lookup program would do with a SYN, without one.
+//! BPF_PROG_TEST_RUN: what a program would do with a SYN, without one.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -41,27 +41,45 @@ struct Ctx {
     tail: u32,
 }
 
+#[repr(C)]
+#[derive(Default)]
+struct Attr {
+    prog_fd: u32,
+    retval: u32,
+    data_size: [u32; 2],
+    data: [u64; 2],
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags_cpu_batch_pad: [u32; 4],
+}
+
+/// Whether a program at a cgroup's ingress or egress lets a packet through, which begins with its Ethernet header.
+///
+/// # Errors
+///
+/// The kernel's: of another program, or of a packet that is too short.
+pub fn lets_through(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<bool> {
+    let mut attr = Attr {
+        prog_fd: program.as_raw_fd() as u32,
+        data_size: [packet.len() as u32, 0],
+        data: [packet.as_ptr() as u64, 0],
+        ..Attr::default()
+    };
+    bpf(BPF_PROG_TEST_RUN, &mut attr)?;
+    // Egress may add congestion by the second bit (BPF_PROG_CGROUP_INET_EGRESS_RUN_ARRAY).
+    Ok(attr.retval & 1 != 0)
+}
+
 /// Runs an sk_lookup program in the calling thread's network namespace.
 ///
 /// # Errors
 ///
 /// The kernel's: it offers this since 5.14.
 pub fn sk_lookup(program: BorrowedFd<'_>, from: SocketAddr, to: SocketAddr) -> io::Result<Lookup> {
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attr {
-        prog_fd: u32,
-        retval: u32,
-        data_size: [u32; 2],
-        data: [u64; 2],
-        repeat: u32,
-        duration: u32,
-        ctx_size_in: u32,
-        ctx_size_out: u32,
-        ctx_in: u64,
-        ctx_out: u64,
-        flags_cpu_batch_pad: [u32; 4],
-    }
     let mut ctx = Ctx {
         family: if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u32,
         protocol: libc::IPPROTO_TCP as u32,

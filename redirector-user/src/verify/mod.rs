@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use helper::{Helper, Room};
 use plan::{Attempt, Skipped, User};
+use redirector_common::abi::Slot;
 use redirector_common::rule::Counter;
 use schemars::JsonSchema;
 pub use seen::{Expected, Probe, Seen, Status};
@@ -25,7 +26,7 @@ use serde::Serialize;
 
 use crate::base::error::{Context, Error, Result};
 use crate::compile::id_map;
-use crate::health::{self, Finding, Health, Level, NodeProcesses};
+use crate::health::{self, Finding, Health, Level, NodeProcesses, has_fault};
 use crate::instance::directory::Directory;
 use crate::instance::maps::Instance;
 use crate::instance::phase::Phase;
@@ -97,10 +98,36 @@ pub fn verify(root: &Directory, name: &str, options: &Options) -> Result<Report>
         );
     };
     // First: helpers of ours in the pod would be among what is found.
-    let health = match options.scope {
+    let mut health = match options.scope {
         Scope::Probes => None,
         _ => Some(health::instance(root, name, &NodeProcesses::read()?)?),
     };
+    let probes = match (probes(root, name, options, instance, slot), &mut health) {
+        (Ok(probes), _) => probes,
+        // What is wrong may be why none can be tried.
+        (Err(e), Some(health)) if has_fault(&health.findings) => {
+            health.findings.push(Finding::unknown("connections of verify's own", &e));
+            Vec::new()
+        }
+        (Err(e), _) => return Err(e),
+    };
+    let probes_ok = probes.iter().all(|probe| probe.status != Status::Failed)
+        && probes.iter().any(|probe| probe.status == Status::Ok);
+    let programs_only = options.scope == Scope::Programs;
+    let counts =
+        |finding: &Finding| finding.level == Level::Fault && !(programs_only && finding.is_about_the_proxy());
+    let ok = probes_ok && !health.as_ref().is_some_and(|health| health.findings.iter().any(counts));
+    Ok(Report { name: name.to_owned(), ok, probes_ok, health, probes })
+}
+
+fn probes(
+    root: &Directory,
+    name: &str,
+    options: &Options,
+    instance: Instance,
+    slot: Slot,
+) -> Result<Vec<Probe>> {
+    let meta = instance.meta()?;
     let record = record::read(&instance.dir, slot)?;
     let target = find::target_of(name, &record, &meta)?;
     let snapshot = routes::read(&target.netns)?;
@@ -133,13 +160,7 @@ pub fn verify(root: &Directory, name: &str, options: &Options) -> Result<Report>
             Err(Skipped { kind, v6, why }) => Probe::skipped(kind, v6, why),
         });
     }
-    let probes_ok = probes.iter().all(|probe| probe.status != Status::Failed)
-        && probes.iter().any(|probe| probe.status == Status::Ok);
-    let programs_only = options.scope == Scope::Programs;
-    let counts =
-        |finding: &Finding| finding.level == Level::Fault && !(programs_only && finding.is_about_the_proxy());
-    let ok = probes_ok && !health.as_ref().is_some_and(|health| health.findings.iter().any(counts));
-    Ok(Report { name: name.to_owned(), ok, probes_ok, health, probes })
+    Ok(probes)
 }
 
 /// A run of verify. The helpers end before their room goes.

@@ -222,6 +222,11 @@ impl Probe {
         }
         if came == Some(true) || answered_by.is_some() {
             self.expect("the sender of the answer", answered_by.as_ref(), &attempt.to);
+            if answered_by.is_some_and(|by| by != attempt.to && !by.ip().is_loopback()) {
+                self.why.push(
+                    "the server has to answer from the address that was asked: let it listen on 127.0.0.1 (and ::1)".into(),
+                );
+            }
         }
     }
 

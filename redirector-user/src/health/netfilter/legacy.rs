@@ -66,9 +66,9 @@ fn rule(entry: &[u8], target: usize, layout: &Layout) -> Option<Result<Rule, Str
     let named = |at| interface(at).is_some_and(|name| name.iter().any(|byte| *byte != 0));
     let is_lo = |at| interface(at).is_some_and(|name| name.starts_with(b"lo\0"));
     rule.is_everything_on_lo = is_lo(0) || is_lo(1);
+    rule.is_of_interface = (0..2).any(|at| named(at) && !is_lo(at));
     rule.is_to_loopback = is_to_loopback(entry.get(..layout.addresses)?);
     rule.other = entry[..layout.addresses].iter().any(|byte| *byte != 0) && !rule.is_to_loopback
-        || (0..2).any(|at| named(at) && !is_lo(at))
         || entry.get(layout.inverted) != Some(&0);
     let mut at = layout.len;
     while at < target {

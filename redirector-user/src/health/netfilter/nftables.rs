@@ -13,18 +13,41 @@ use crate::netlink::{Payload, attributes, nf_tables};
 /// Those of the calling thread's namespace, and the policies of its chains.
 pub(super) fn rules(chains: &[Vec<u8>]) -> Result<Vec<Rule>> {
     let mut all: Vec<Rule> = chains.iter().filter_map(|chain| policy_of_chain(chain)).collect();
+    let of_lo: Vec<Name> = chains.iter().filter_map(|chain| of_device_lo(chain)).collect();
     let mut sets = Sets::default();
     for payload in nf_tables::payloads("the rules of nf_tables", nf_tables::GETRULE)? {
-        all.extend(rules_of(&payload, &mut sets)?);
+        let family = payload.first().copied().unwrap_or_default();
+        all.extend(rules_of(&payload, &mut sets)?.into_iter().map(|rule| {
+            let is_of =
+                |(own, table, chain): &Name| *own == family && *table == rule.table && *chain == rule.chain;
+            Rule { is_everything_on_lo: rule.is_everything_on_lo || of_lo.iter().any(is_of), ..rule }
+        }));
     }
     Ok(all)
 }
 
-/// The policy of a base chain at INPUT or OUTPUT, if that drops.
+/// Family, table and name of a chain.
+type Name = (u8, String, String);
+const TABLE: u16 = 1;
+const NAME: u16 = 3;
+const HOOK: u16 = 4;
+
+/// A base chain of the device lo (family netdev, and inet at its ingress).
+fn of_device_lo(payload: &[u8]) -> Option<Name> {
+    const DEVICE: u16 = 3;
+    const DEVICES: u16 = 4;
+    let chain = Payload::split(payload, nf_tables::HEADER)?;
+    let hook = chain.get(HOOK)?;
+    let is_lo = |name: &[u8]| name == b"lo\0";
+    let several = || attributes(at(hook, &[DEVICES]).unwrap_or_default()).any(|(_, name)| is_lo(name));
+    (at(hook, &[DEVICE]).is_some_and(is_lo) || several()).then(|| {
+        let table = format!("nftables {}", text(chain.get(TABLE).unwrap_or_default()));
+        (chain.byte(0), table, text(chain.get(NAME).unwrap_or_default()))
+    })
+}
+
+/// The policy of a base chain at INPUT or OUTPUT, or of the device lo, if that drops.
 fn policy_of_chain(payload: &[u8]) -> Option<Rule> {
-    const TABLE: u16 = 1;
-    const NAME: u16 = 3;
-    const HOOK: u16 = 4;
     const POLICY: u16 = 5;
     const HOOKNUM: u16 = 1;
     const LOCAL_IN: u32 = 1;
@@ -33,7 +56,10 @@ fn policy_of_chain(payload: &[u8]) -> Option<Rule> {
     let chain = Payload::split(payload, nf_tables::HEADER)?;
     let hook = big(at(chain.get(HOOK)?, &[HOOKNUM])?)?;
     let drops = big(chain.get(POLICY)?)? == NF_DROP;
-    (drops && matches!(hook, LOCAL_IN | LOCAL_OUT)).then(|| Rule {
+    let is_of_device = at(chain.get(HOOK)?, &[3]).is_some() || at(chain.get(HOOK)?, &[4]).is_some();
+    let stops =
+        if is_of_device { of_device_lo(payload).is_some() } else { matches!(hook, LOCAL_IN | LOCAL_OUT) };
+    (drops && stops).then(|| Rule {
         table: format!("nftables {}", text(chain.get(TABLE).unwrap_or_default())),
         chain: format!("{} (policy)", text(chain.get(NAME).unwrap_or_default())),
         is_everything_on_lo: true,
@@ -53,6 +79,8 @@ enum Loaded {
     },
     InterfaceName,
     InterfaceIndex,
+    User,
+    Group,
     /// IPv4 or IPv6: no condition of its own.
     Family,
     Other,
@@ -227,10 +255,12 @@ fn of_verdict(code: u32) -> Action {
 fn what_is_loaded(expression: &str, data: &[u8]) -> Loaded {
     let number = |kind| at(data, &[kind]).and_then(big);
     if expression == "meta" {
-        // NFTA_META_KEY: NFT_META_IIF and _OIF, _IIFNAME and _OIFNAME, _NFPROTO, _L4PROTO.
+        // NFTA_META_KEY: NFT_META_IIF and _OIF, _IIFNAME and _OIFNAME, _SKUID, _SKGID, _NFPROTO, _L4PROTO.
         return match number(2) {
             Some(4 | 5) => Loaded::InterfaceIndex,
             Some(6 | 7) => Loaded::InterfaceName,
+            Some(10) => Loaded::User,
+            Some(11) => Loaded::Group,
             Some(15) => Loaded::Family,
             Some(16) => Loaded::Protocol,
             _ => Loaded::Other,
@@ -270,6 +300,11 @@ fn compare(rule: &mut Rule, loaded: Loaded, data: &[u8]) {
             rule.other |= !rule.is_to_loopback;
         }
         (Loaded::Family, ..) => {}
+        (Loaded::User | Loaded::Group, Some(EQ), _) => {
+            let id = value.first_chunk().map(|four| u32::from_ne_bytes(*four));
+            if loaded == Loaded::User { rule.user = id } else { rule.group = id }
+        }
+        (Loaded::InterfaceName | Loaded::InterfaceIndex, Some(EQ), _) => rule.is_of_interface = true,
         (Loaded::DestinationPort, Some(EQ), Some(port)) => rule.ports = Some(vec![(port, port)]),
         (Loaded::DestinationPort, Some(NEQ), Some(port)) => rule.ports = Some(all_but(vec![(port, port)])),
         (Loaded::DestinationPort, Some(GTE), Some(port)) => rule.ports = Some(vec![(port, to)]),

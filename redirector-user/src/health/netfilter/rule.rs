@@ -53,7 +53,13 @@ pub(super) struct Rule {
     pub is_everything_on_lo: bool,
     /// It takes what is sent to 127.0.0.1, or `::1`, by their address.
     pub is_to_loopback: bool,
-    /// It has conditions beside protocol, port, lo and loopback's address.
+    /// It is about another interface than lo.
+    pub is_of_interface: bool,
+    /// It is about sockets of this user.
+    pub user: Option<u32>,
+    /// The same of a group.
+    pub group: Option<u32>,
+    /// It has conditions beside these.
     pub other: bool,
     pub action: Action,
 }
@@ -75,7 +81,12 @@ impl Rule {
 
     /// Whether it takes all of its protocol.
     pub(super) fn is_unconditional(&self) -> bool {
-        self.ports.is_none() && !self.other
+        self.ports.is_none() && !self.is_particular()
+    }
+
+    /// Whether it has conditions beside protocol, port, lo and loopback's address.
+    pub(super) fn is_particular(&self) -> bool {
+        self.other || self.is_of_interface || self.user.is_some() || self.group.is_some()
     }
 
     /// Whether it names ports by leaving some out: rules before it may let through what it takes.
@@ -123,6 +134,16 @@ impl Rule {
                 }
                 self.ports = Some(ports);
             }
+            // struct xt_owner_match_info: first and last uid, first and last gid, what is matched, what is inverted.
+            "owner" => {
+                let id =
+                    |at: usize| data.get(at..at + 4)?.first_chunk().map(|four| u32::from_ne_bytes(*four));
+                let flags = data.get(16..18);
+                let one =
+                    |at, bit| id(at).filter(|first| flags == Some(&[bit, 0]) && id(at + 4) == Some(*first));
+                (self.user, self.group) = (one(0, 1), one(8, 2));
+                self.other |= self.user.is_none() && self.group.is_none();
+            }
             "comment" => {}
             _ => self.other = true,
         }
@@ -152,6 +173,11 @@ impl Rule {
             (false, true) => " to loopback",
             (false, false) => "",
         };
+        let owner = match (self.user, self.group) {
+            (Some(user), _) => format!(" from uid {user}"),
+            (None, Some(group)) => format!(" from gid {group}"),
+            (None, None) => String::new(),
+        };
         let action = match &self.action {
             Action::Accept => "ACCEPT",
             Action::Drop => "DROP",
@@ -159,6 +185,6 @@ impl Rule {
             Action::Redirect(name) => name,
             Action::Other => "other",
         };
-        format!("{text}:{protocol}{ports}{lo} {action}")
+        format!("{text}:{protocol}{ports}{owner}{lo} {action}")
     }
 }

@@ -214,10 +214,24 @@ pub fn attach_foreign_connect4(cgroup: impl AsFd, name: &str) -> io::Result<()> 
 
 /// The same with other flags, of which some suffer no program beside it.
 pub fn attach_foreign_connect4_with(cgroup: impl AsFd, name: &str, flags: u32) -> io::Result<()> {
-    const BPF_PROG_LOAD: i32 = 5;
-    const BPF_PROG_ATTACH: i32 = 8;
     const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
     const BPF_CGROUP_INET4_CONNECT: u32 = 10;
+    attach_foreign(cgroup, name, (BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_CGROUP_INET4_CONNECT), flags, 1)
+}
+
+/// Attaches a program of some type, at some hook of a cgroup, that returns a number.
+///
+/// # Errors
+/// What `bpf` says.
+pub fn attach_foreign(
+    cgroup: impl AsFd,
+    name: &str,
+    (kind, at): (u32, u32),
+    flags: u32,
+    returns: u32,
+) -> io::Result<()> {
+    const BPF_PROG_LOAD: i32 = 5;
+    const BPF_PROG_ATTACH: i32 = 8;
     /// The head of `union bpf_attr` for BPF_PROG_LOAD.
     #[repr(C)]
     struct Load {
@@ -231,14 +245,14 @@ pub fn attach_foreign_connect4_with(cgroup: impl AsFd, name: &str, flags: u32) -
         interface: u32,
         attach_type: u32,
     }
-    // r0 = 1; exit
-    let code: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
+    // r0 = returns; exit
+    let code: [u64; 2] = [u64::from(returns) << 32 | 0xb7, 0x95];
     let mut text = [0; 16];
     for (to, from) in text.iter_mut().take(15).zip(name.bytes()) {
         *to = from;
     }
     let mut load = Load {
-        kind: BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
+        kind,
         instructions: 2,
         code: code.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
@@ -246,14 +260,14 @@ pub fn attach_foreign_connect4_with(cgroup: impl AsFd, name: &str, flags: u32) -
         version_and_flags: [0; 2],
         name: text,
         interface: 0,
-        attach_type: BPF_CGROUP_INET4_CONNECT,
+        attach_type: at,
     };
     // SAFETY: the attributes and what they point to live through the call.
     let program = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw mut load, size_of::<Load>()) };
     if program < 0 {
         return Err(io::Error::last_os_error());
     }
-    let mut attach = [cgroup.as_fd().as_raw_fd() as u32, program as u32, BPF_CGROUP_INET4_CONNECT, flags];
+    let mut attach = [cgroup.as_fd().as_raw_fd() as u32, program as u32, at, flags];
     // SAFETY: as above.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw mut attach, size_of_val(&attach)) };
