@@ -129,7 +129,10 @@ fn binary(arch: Arch, target: &str, directory: &Path) -> Result<PathBuf> {
         bail!("{} is not static: it asks for a dynamic loader", built.display());
     }
     let placed = directory.join(program_name(arch));
-    fs::copy(&built, &placed).with_context(|| placed.display().to_string())?;
+    // Renamed: the one before was executed a moment ago, and whoever looks at that process keeps it from being written.
+    let fresh = placed.with_extension("new");
+    fs::copy(&built, &fresh).with_context(|| fresh.display().to_string())?;
+    fs::rename(&fresh, &placed).with_context(|| placed.display().to_string())?;
     Ok(placed)
 }
 
