@@ -3,7 +3,8 @@
 
 use redirector_common::Addr;
 use redirector_common::abi::Route;
-use redirector_common::decision::{Decision, Incoming, Outgoing};
+use redirector_common::decision::{Decision, Incoming};
+use redirector_common::routing::Owner;
 
 use crate::hooks::sk_lookup::Wanted;
 use crate::listeners::RedirectedTo;
@@ -76,7 +77,7 @@ macro_rules! structs {
     )* };
 }
 structs! {
-    Outgoing { dst, dport, src, tcp, lo, oif, uid, gid, proxy, mark }
+    Owner { uid, gid, proxy, mark }
     Incoming { dst, dport, iif, local }
     Route { source, oif, errno, local }
     Bound { addr, port, ours }

@@ -75,7 +75,11 @@ fn handle(ctx: &SockAddr) -> Result<(), u16> {
     }
     let mut outbound = Outbound::undecided(active, bound, opaque(tcp));
     let o = &mut outbound;
-    let decided = by_family!(ctx, decide(ctx.raw(), sk, o));
+    let mut decided = by_family!(ctx, decide(ctx.raw(), sk, o));
+    if o.own && by_family!(ctx, is_still_own(ctx.raw(), o)) == 0 {
+        o.still_local = opaque(0);
+        decided = by_family!(ctx, decide(ctx.raw(), sk, o));
+    }
     let errno = match (decided, o.tcp) {
         (0, true) => 0,
         (_, true) => by_family!(ctx, carry_out(ctx.raw(), sk, o)),
@@ -93,6 +97,16 @@ fn handle(ctx: &SockAddr) -> Result<(), u16> {
 #[inline(never)]
 fn decide<const FAMILY: u8>(ctx: *mut bpf_sock_addr, sk: Sock, o: &mut Outbound) -> u32 {
     opaque(u32::from(o.decide(&SockAddr::of::<FAMILY>(ctx), sk)))
+}
+
+/// Whether an address of the namespace has left it since user space read the routes: the host that has it now must not be
+/// reached past the proxy. The kernel knows: it binds the socket to the address, which would be the source anyway. Where the
+/// application has bound the socket the snapshot is believed.
+#[inline(never)]
+fn is_still_own<const FAMILY: u8>(ctx: *mut bpf_sock_addr, o: &mut Outbound) -> u32 {
+    let bound = SockAddr::of::<FAMILY>(ctx).bind(&o.dst);
+    o.bound.ours = opaque(o.bound.ours || bound);
+    opaque(u32::from(bound))
 }
 
 /// Returns an errno or 0.

@@ -21,6 +21,10 @@ pub struct Outbound {
     pub tcp: bool,
     /// Whether its packets leave on lo.
     pub lo: bool,
+    /// Whether the kernel can be asked if the destination is an address of the namespace: by a bind.
+    pub own: bool,
+    /// 0 if it has answered no.
+    pub still_local: u16,
     pub dport: u16,
     /// By which routing refuses it, 0 if it does not.
     pub errno: u16,
@@ -39,6 +43,8 @@ impl Outbound {
             bound,
             tcp,
             lo: false,
+            own: false,
+            still_local: opaque(1),
             dport: 0,
             errno: 0,
             dst: bound.addr,
@@ -50,41 +56,35 @@ impl Outbound {
     /// Decides. False if the policy is not about the destination's family.
     #[inline(always)]
     pub fn decide(&mut self, ctx: &SockAddr, sk: Sock) -> bool {
-        let (active, bound) = (&self.active, &mut self.bound);
+        let (active, bound) = (&self.active, &self.bound);
         let dst = opaque(effective(ctx.addr(), &bound.addr));
         if !dst.is_v4() && !active.has(flag::IPV6) {
             return false;
         }
         let mut route = opaque(*active.route(dst));
-        if self.tcp && is_gone(ctx, bound, &dst, &route) {
-            (route.local, route.errno) = opaque((0, ENETUNREACH));
-        }
+        route.local &= self.still_local;
         let owner = socket_owner::of(sk, active);
-        let packet = opaque(Outgoing::routed(self.tcp, &bound.addr, dst, ctx.port(), &route, owner));
+        let mut packet = Outgoing::routed(self.tcp, &bound.addr, dst, ctx.port(), &route, opaque(owner));
+        packet.lo = opaque(packet.lo);
         let errno = if self.tcp {
             routing::unroutable(&dst, &bound.addr, &route, packet.lo)
         } else {
             routing::refused(&dst, &bound.addr, &route, packet.lo)
         };
-        self.errno = opaque(errno.unwrap_or(0));
+        let unreachable = (self.still_local ^ 1) * ENETUNREACH;
+        self.errno = opaque(errno.unwrap_or(0) | unreachable);
         self.source = opaque(route.source_for(&dst));
         (self.dst, self.dport, self.lo) = (dst, packet.dport, packet.lo);
+        self.own = opaque(self.tcp && self.is_own(&route));
         self.decision = opaque(decision::outgoing(active.policy, active, &packet));
         true
     }
-}
 
-/// Whether an address of the namespace has left it since user space read the routes: the host that has it now must not be
-/// reached past the proxy. The kernel knows: it binds the socket to the address, which would be the source anyway.
-/// Where the application has bound the socket, or the address is link-local (a bind takes the interface), the snapshot
-/// is believed; and of local prefixes and anycast addresses, which IPv6 binds to no socket (`inet6_bind`).
-#[inline(always)]
-fn is_gone(ctx: &SockAddr, bound: &mut Bound, dst: &Addr, route: &Route) -> bool {
-    let own = route.local != 0 && route.source.is_unspecified() && !dst.is_loopback();
-    if !own || !bound.addr.is_unspecified() || bound.port != 0 || dst.is_link_local() {
-        return false;
+    /// Whether the destination is an address of the namespace, as far as user space knows, and the source would be the same.
+    /// (IPv6 binds no socket to local prefixes and anycast addresses, `inet6_bind`; to a link-local one it takes the interface.)
+    #[inline(always)]
+    fn is_own(&self, route: &Route) -> bool {
+        let own = route.local != 0 && route.source.is_unspecified() && !self.dst.is_loopback();
+        own && self.bound.addr.is_unspecified() && self.bound.port == 0 && !self.dst.is_link_local()
     }
-    let is_bound = opaque(ctx.bind(dst));
-    bound.ours |= is_bound;
-    !is_bound
 }
