@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::Context;
+use redirector_tests::harness::command::run;
 use redirector_tests::harness::kernel;
 use redirector_tests::harness::names;
 use redirector_tests::harness::probe::hold::Held;
@@ -16,10 +17,11 @@ use redirector_tests::harness::product::bpffs::Bpffs;
 use redirector_tests::harness::product::health::{NAME, Setup};
 use redirector_tests::harness::product::objects::detach_link;
 use redirector_tests::harness::product::{self, Run, exit};
+use redirector_tests::harness::requirements::require_program;
 use redirector_tests::harness::retry;
 use redirector_tests::harness::server::{Server, any4, proxy_listeners};
 use redirector_tests::harness::world::cgroup::Cgroup;
-use redirector_tests::harness::world::{APP, PROXY, VIP4, at};
+use redirector_tests::harness::world::{APP, PROXY, TRANSPARENT_PROXY, VIP4, World, at};
 
 fn outside(setup: &Setup, cgroup: &Cgroup) -> Place {
     Place {
@@ -228,6 +230,56 @@ fn lo_is_down() -> anyhow::Result<()> {
         setup.node.run(&["refresh", NAME])?.expect(exit::OK)?;
         setup.expect_fault("loopback_down", &["::1", "over IPv6", "disable_ipv6"])?;
     }
+    Ok(())
+}
+
+/// Rules, routes and parameters of TPROXY mode, and the classifier of `-k`; a refresh makes them again.
+#[test]
+fn what_attach_had_changed_is_taken_back() -> anyhow::Result<()> {
+    let (Some(setup), Some(tc)) = (Setup::new()?, require_program("tc")) else { return Ok(()) };
+    if !kernel::is_at_least(5, 17) {
+        return Ok(());
+    }
+    let netns = &setup.world.pod().netns;
+    netns.ip(
+        "link add guest type veth peer name other\nlink set guest up\naddress add 10.79.0.1/24 dev guest\n",
+    )?;
+    let listeners =
+        proxy_listeners(1).into_iter().map(|listen| Listen { transparent: true, ..listen }).collect();
+    let _proxy = setup.world.pod().serve(TRANSPARENT_PROXY, "proxy", listeners)?;
+    let mend = || -> anyhow::Result<()> {
+        setup.node.run(&["refresh", NAME])?.expect(exit::OK)?;
+        setup.expect_well().map(drop)
+    };
+    setup.attach(&["-m", "TPROXY"])?;
+    netns.ip("rule del fwmark 1337\nroute flush table 133\n")?;
+    netns.sysctl(&[("ipv4/tcp_fwmark_accept", "0")])?;
+    setup.expect_fault(
+        "change_undone",
+        &["IPv4 rule of TPROXY", "IPv4 route", "tcp_fwmark_accept", "refresh"],
+    )?;
+    mend()?;
+    setup.node.run(&["detach", NAME])?.expect(exit::OK)?;
+    setup.attach(&["-k", "guest"])?;
+    setup.expect_well()?;
+    run(netns.command(&tc).args(["qdisc", "del", "dev", "guest", "clsact"]), "")?;
+    setup.expect_fault("change_undone", &["tc classifier of guest"])?;
+    mend()
+}
+
+/// Two pods that share a cgroup are no second instance of one.
+#[test]
+fn another_pod_in_the_same_cgroup() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let (_proxy, other) = (setup.proxy()?, World::new()?);
+    setup.attach(&[])?;
+    let netns = other.pod().netns.file().to_string_lossy().into_owned();
+    let cgroup = setup.world.pod().cgroup.directory().to_string_lossy().into_owned();
+    let attach = ["attach", "--netns", &netns, "--cgroup", &cgroup, "--name", "other", "--allow-partial"];
+    setup.node.run(&attach)?.expect(exit::OK)?;
+    setup.expect_well()?;
+    let told = setup.node.run(&["status", "other"])?.looked()?.stdout;
+    assert!(!told.contains("second_instance"), "{told}");
     Ok(())
 }
 

@@ -134,6 +134,7 @@ fn told_by_status(name: &str, problem: &str) -> Finding {
 
 /// What was read of an active instance.
 struct Gathered {
+    root: Directory,
     instance: Instance,
     slot: Slot,
     target: Target,
@@ -172,7 +173,8 @@ impl Gathered {
         let processes: Vec<Process> = pids.iter().filter_map(|pid| Process::read(*pid)).collect();
         let (owners, _) = descriptors::owners_of_sockets(processes.iter().map(|process| process.pid));
         let outside = outside.into_iter().collect();
-        Ok(Self { instance, slot, target, policy, in_force, now, cgroups, processes, outside, owners })
+        let root = root.clone();
+        Ok(Self { root, instance, slot, target, policy, in_force, now, cgroups, processes, outside, owners })
     }
 
     fn judge(&self, status: &Status, findings: &mut Vec<Finding>) {
@@ -185,6 +187,8 @@ impl Gathered {
         let below: Vec<PathBuf> =
             self.cgroups.values().filter(|path| **path != self.target.cgroup.path).cloned().collect();
         let foreign = hooks::foreign(&status.hooks, &self.target.cgroup, self.target.netns.as_fd(), &below);
+        let foreign =
+            foreign.map(|foreign| hooks::without(foreign, || find::programs_of_others(&self.root, name)));
         add("programs of others", foreign.map(|foreign| hooks::judge_foreign(name, &foreign)));
         add("programs that refuse", refusers::judge(&self.target.cgroup, &below, &self.policy));
         add("listeners", self.listeners(status));
@@ -194,6 +198,10 @@ impl Gathered {
         add("addresses and routes", self.difference(status).map(stale));
         add("rules of netfilter", netfilter::judge(&self.target.netns, &self.policy));
         add("rules of routing", routing::judge(&self.target.netns));
+        let noted = self.instance.meta().map(|meta| meta.flags);
+        let undone =
+            noted.and_then(|noted| routing::judge_undone(name, &self.target.netns, &self.policy, noted));
+        add("what attach has changed", undone.map(|found| found.into_iter().collect()));
         findings.extend(routing::judge_loopback(&self.policy, &self.now));
         findings.extend(room::judge(status, &self.now));
         match telling::is_left_telling(&self.instance) {
@@ -245,7 +253,7 @@ impl Gathered {
         let around = self.surroundings(status);
         let mut findings = listeners::judge(&self.policy, &of_ports, &around);
         let servers = self.sockets(Kind::UdpServers)?.list;
-        findings.extend(listeners::judge_udp(&self.policy, &servers, around.young));
+        findings.extend(listeners::judge_udp(&self.policy, &servers, &around));
         let transparent = status.listeners.iter().filter_map(|l| l.problem.as_ref());
         findings.extend(transparent.filter(|problem| problem.contains("transparent")).map(|problem| {
             let remedy = format!("redirector refresh {}", status.name);

@@ -1,6 +1,6 @@
 //! The hooks of an instance: whether the kernel runs our programs, and whose programs run beside them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,12 @@ pub(super) struct Foreign {
     pub order: Order,
     /// The cgroup below ours that it is attached to; None: ours, one above it, or the namespace.
     pub below: Option<PathBuf>,
+}
+
+impl Foreign {
+    fn is_of_redirector(&self) -> bool {
+        hooks::ALL.iter().any(|hook| hook.program == self.name)
+    }
 }
 
 /// Programs of others at the hooks that this instance uses.
@@ -56,6 +62,16 @@ pub(super) fn foreign(
         found.extend(attached_below(ours, path));
     }
     Ok(found)
+}
+
+/// Without the programs of instances that capture other namespaces by the same cgroup, or one above it: each leaves alone
+/// what is not of its own.
+pub(super) fn without(foreign: Vec<Foreign>, elsewhere: impl FnOnce() -> HashSet<u32>) -> Vec<Foreign> {
+    if !foreign.iter().any(Foreign::is_of_redirector) {
+        return foreign;
+    }
+    let elsewhere = elsewhere();
+    foreign.into_iter().filter(|program| !elsewhere.contains(&program.id)).collect()
 }
 
 /// Those of a cgroup below ours run first (`compute_effective_progs` goes from the cgroup to the root).
@@ -119,7 +135,7 @@ fn directs(hook: &str) -> bool {
 pub(super) fn judge_foreign(instance: &str, foreign: &[Foreign]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let (ours, others): (Vec<&Foreign>, Vec<&Foreign>) =
-        foreign.iter().partition(|program| hooks::ALL.iter().any(|hook| hook.program == program.name));
+        foreign.iter().partition(|program| program.is_of_redirector());
     if !ours.is_empty() {
         let shown: Vec<String> = ours.iter().map(|program| one(program)).collect();
         findings.push(Finding::fault(

@@ -271,11 +271,31 @@ fn beyond_the_registry(role: Role, port: u16, listeners: &[&Listener]) -> Option
 }
 
 /// What is to be said of the DNS servers on UDP.
-pub(super) fn judge_udp(policy: &Policy, servers: &[Socket], young: bool) -> Option<Finding> {
-    if policy.dns == Dns::Off || servers.iter().any(|s| s.local.port() == policy.dns_port && reaches(s)) {
+pub(super) fn judge_udp(policy: &Policy, servers: &[Socket], around: &Surroundings) -> Option<Finding> {
+    let answers = |s: &Socket| s.local.port() == policy.dns_port && reaches(s);
+    let level = if around.young { Level::Starting } else { Level::Fault };
+    if policy.dns == Dns::Off {
         return None;
     }
-    let level = if young { Level::Starting } else { Level::Fault };
+    if servers.iter().any(answers) {
+        // A server that answers over IPv4 alone is enough where nobody is asked over IPv6.
+        let level = match &policy.dns {
+            Dns::Servers(asked) if asked.iter().any(IpAddr::is_ipv6) => level,
+            Dns::All => Level::Notice,
+            _ => return None,
+        };
+        let some = policy.ipv6 && around.has_ipv6 && !servers.iter().any(|s| answers(s) && takes(s, true));
+        return some.then(|| {
+            Finding::new(
+                level,
+                "no_dns_server",
+                format!("nobody answers on port {} (UDP) over IPv6", policy.dns_port),
+                "DNS queries to IPv6 servers get no answer",
+                "let the proxy's DNS server listen on ::1 too, or name IPv4 servers alone in resolv.conf"
+                    .into(),
+            )
+        });
+    }
     let elsewhere: Vec<String> = servers
         .iter()
         .filter(|s| s.local.port() == policy.dns_port)

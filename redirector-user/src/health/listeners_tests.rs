@@ -141,7 +141,17 @@ fn more_than_the_registry_holds() {
 fn dns_over_udp() {
     let policy = Policy { dns: Dns::All, ..Policy::default() };
     let server = |at: &str| vec![listener(at).socket];
-    assert_eq!(judge_udp(&policy, &server("127.0.0.1:15053"), false), None);
+    let judge_udp = |policy: &Policy, servers: &[Socket], young| {
+        super::judge_udp(policy, servers, &Surroundings { young, has_ipv6: true, ..around() })
+    };
+    let level = |dns: Dns, servers: &[Socket]| {
+        judge_udp(&Policy { dns, ..Policy::default() }, servers, false).map(|finding| finding.level)
+    };
+    let (v4, v6) = ("10.96.0.10".parse().unwrap(), "fd00::10".parse().unwrap());
+    assert_eq!(level(Dns::Servers(vec![v4]), &server("127.0.0.1:15053")), None);
+    assert_eq!(level(Dns::Servers(vec![v4, v6]), &server("127.0.0.1:15053")), Some(Level::Fault));
+    assert_eq!(level(Dns::All, &server("127.0.0.1:15053")), Some(Level::Notice));
+    assert_eq!(level(Dns::All, &[server("127.0.0.1:15053"), server("[::1]:15053")].concat()), None);
     assert_eq!(judge_udp(&Policy::default(), &[], false), None);
     let nobody = judge_udp(&policy, &[], false).unwrap();
     assert_eq!((nobody.level, nobody.kind), (Level::Fault, "no_dns_server"));

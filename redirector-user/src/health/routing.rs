@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::captures;
 use super::finding::{Finding, Level, some_of};
 use crate::base::error::Result;
+use crate::netdev;
 use crate::policy::Policy;
 use crate::routes::rules::{self, UnknownRule};
 use crate::routes::{Outcome, RouteSnapshot};
@@ -13,6 +14,24 @@ use crate::sys::netns::NetNs;
 /// What is to be said of them.
 pub(super) fn judge(netns: &NetNs) -> Result<Vec<Finding>> {
     rules::unknown_to_snapshot(netns).map(|rules| judge_rules(&rules))
+}
+
+/// What attach has changed in the namespace, and somebody has taken back.
+pub(super) fn judge_undone(
+    instance: &str,
+    netns: &NetNs,
+    policy: &Policy,
+    noted: u32,
+) -> Result<Option<Finding>> {
+    let gone = netdev::gone(netns, policy, noted)?;
+    Ok((!gone.is_empty()).then(|| {
+        Finding::fault(
+            "change_undone",
+            format!("somebody has taken back what attach had changed in the pod: {}", some_of(&gone, 7)),
+            "TPROXY mode, or virtual interfaces (-k), cannot do without: connections time out, or go past the proxy",
+            format!("redirector refresh {instance}"),
+        )
+    }))
 }
 
 /// Captured connections go to 127.0.0.0/8, and over IPv6 to `::1`.

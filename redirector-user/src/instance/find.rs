@@ -1,6 +1,7 @@
 //! Which instance belongs to a network namespace, and which namespace to an instance; also when
 //! half of its pins are gone.
 
+use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -60,6 +61,20 @@ pub fn by_file(root: &Directory, path: &Path) -> Result<Option<String>> {
     let was_given =
         |name: &String| any_record(&root.instance(name)).is_some_and(|record| record.netns == path);
     Ok(root.names()?.into_iter().find(was_given))
+}
+
+/// Ids of the programs that the other instances have attached. Each captures a namespace of its own.
+pub fn programs_of_others(root: &Directory, name: &str) -> HashSet<u32> {
+    let others = root.names().unwrap_or_default().into_iter().filter(|other| other != name);
+    let links = others.flat_map(|other| {
+        let dir = root.instance(&other);
+        hooks::ALL.iter().map(move |hook| dir.join(hook.link_pin()))
+    });
+    // One that is missing, or just being removed, runs no program.
+    links
+        .filter_map(|pin| Link::open(&pin).and_then(|link| link.info()).ok())
+        .map(|info| info.program)
+        .collect()
 }
 
 /// The cgroup that an instance was given.

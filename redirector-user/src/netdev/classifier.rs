@@ -75,6 +75,21 @@ pub(super) fn add(netns: &NetNs, interfaces: &[String], program: &OwnedFd) -> Re
     })
 }
 
+/// Those of the interfaces that are there without it.
+pub(super) fn missing(netns: &NetNs, interfaces: &[String]) -> Result<Vec<String>> {
+    netlink::within(netns, |netlink| {
+        let mut missing = Vec::new();
+        for Interface { index, name, .. } in
+            list_interfaces(netlink, &[])?.into_iter().filter(|it| interfaces.contains(&it.name))
+        {
+            if ours(netlink, index)?.is_none() {
+                missing.push(name);
+            }
+        }
+        Ok(missing)
+    })
+}
+
 /// Takes the classifier from all other interfaces.
 pub(super) fn keep(netns: &NetNs, interfaces: &[String]) -> Result<()> {
     netlink::within(netns, |netlink| {

@@ -77,7 +77,9 @@ fn make(
     }
     let policy = &Policy { ipv6: needs.ipv6, ..policy.clone() };
     let noted = journal.noted()?;
-    let missing = tproxy::changes_of(policy) & !noted;
+    let needed = tproxy::changes_of(policy);
+    let gone = tproxy::gone(netns, policy, needed & noted)?;
+    let missing = gone.iter().fold(needed & !noted, |missing, (flag, _)| missing | flag);
     if missing != 0 {
         journal.note(noted | missing)?;
         let made = tproxy::apply(netns, policy, missing);
@@ -92,6 +94,21 @@ fn make(
         virtual_interfaces::add(netns, policy)?;
     }
     Ok(())
+}
+
+/// What was changed for a policy and somebody has taken back, in words.
+///
+/// # Errors
+///
+/// If the namespace cannot be looked at.
+pub fn gone(netns: &NetNs, policy: &Policy, noted: u32) -> Result<Vec<String>> {
+    let changes = tproxy::gone(netns, policy, noted & tproxy::changes_of(policy))?;
+    let mut gone: Vec<String> = changes.into_iter().map(|(_, what)| what).collect();
+    if noted & meta_flag::VIRTUAL != 0 {
+        let missing = classifier::missing(netns, &policy.virtual_interfaces)?;
+        gone.extend(missing.into_iter().map(|name| format!("the tc classifier of {name}")));
+    }
+    Ok(gone)
 }
 
 /// Takes back, as far as possible, what was changed since `before` for a policy that does not come into force. Virtual

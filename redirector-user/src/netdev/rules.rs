@@ -118,6 +118,23 @@ pub(super) fn interface_rules(
     }))?)
 }
 
+/// Whether there is a rule like [`Change::mark_rule`].
+pub(super) fn has_mark_rule(
+    netlink: &mut Netlink,
+    what: &'static str,
+    v6: bool,
+    mark: u32,
+    table: u32,
+) -> Result<bool> {
+    let request = Message::new(libc::RTM_GETRULE, 0, &family_header::<HEADER>(family(v6)));
+    let found = if_present(netlink.list(what, &request, |payload| {
+        let rule = Payload::split(payload, HEADER)?;
+        let same = (rule.get_number(FRA_FWMARK), rule.get_number(FRA_TABLE)) == (Some(mark), Some(table));
+        (same && rule.byte(0) == family(v6)).then_some(())
+    }))?;
+    Ok(!found.is_empty())
+}
+
 /// Networks of the routes in a table that have a protocol number.
 pub(super) fn routes_in(
     netlink: &mut Netlink,

@@ -62,6 +62,32 @@ pub(super) fn apply(netns: &NetNs, policy: &Policy, changes: u32) -> Result<u32>
     })
 }
 
+/// Of these changes, those that somebody has taken back, with words for each.
+pub(super) fn gone(netns: &NetNs, policy: &Policy, changes: u32) -> Result<Vec<(u32, String)>> {
+    let (mark, table) = (policy.tproxy_mark, policy.tproxy_table);
+    netlink::within(netns, |netlink| {
+        let mut gone = Vec::new();
+        for (flag, path) in SYSCTLS.into_iter().filter(|(flag, _)| changes & flag != 0) {
+            let value = std::fs::read_to_string(path).context(|| format!("read {path}"))?;
+            if value.trim() == "0" {
+                let name = path.strip_prefix("/proc/sys/").unwrap_or(path).replace('/', ".");
+                gone.push((flag, format!("{name} = 1")));
+            }
+        }
+        for (flag, v6, what) in RULES_AND_ROUTES.into_iter().filter(|(flag, ..)| changes & flag != 0) {
+            let is_there = match what {
+                "rule" => rules::has_mark_rule(netlink, WHAT, v6, mark, table)?,
+                _ => !rules::routes_in(netlink, WHAT, v6, table, RTPROT_BOOT)?.is_empty(),
+            };
+            if !is_there {
+                let version = if v6 { "IPv6" } else { "IPv4" };
+                gone.push((flag, format!("the {version} {what} of TPROXY mode (table {table})")));
+            }
+        }
+        Ok(gone)
+    })
+}
+
 /// Takes back what was changed. No error if it is gone already.
 pub(super) fn undo(netns: &NetNs, policy: &Policy, changes: u32) -> Result<()> {
     if changes & ALL_CHANGES == 0 {
