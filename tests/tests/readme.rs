@@ -4,6 +4,7 @@ use anyhow::{Context, ensure};
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::product;
 use redirector_tests::harness::product::agent::Home;
+use rustix::process::{Pid, Signal, kill_process};
 
 const README: &str = include_str!("../../README.md");
 
@@ -58,6 +59,9 @@ fn usage_from_top_to_bottom() -> anyhow::Result<()> {
             }
             let daemon = Daemon::start(words[1], &mut command)?;
             daemon.wait_for(0, |line| line.contains(first).then_some(()))?;
+            // As a user ends it.
+            kill_process(Pid::from_raw(daemon.pid().cast_signed()).context("a pid")?, Signal::INT)?;
+            retry::until("it to end", || daemon.has_ended().then_some(()))?;
             continue;
         }
         let run = Run::of(&mut command)?.expect(exit::OK)?;
@@ -72,7 +76,7 @@ fn usage_from_top_to_bottom() -> anyhow::Result<()> {
     assert_eq!(
         labels(printed.iter().copied()),
         labels(shown.lines()),
-        "README shows an output of another version"
+        "README shows an output of another version: {shown}"
     );
     Ok(())
 }

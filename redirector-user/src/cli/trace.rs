@@ -100,20 +100,38 @@ impl Args {
 pub fn run(env: &Env, args: &Args) -> Result<ExitCode> {
     kernel::privileges::require()?;
     let name = args.which().require(env)?;
-    let telling = Telling::begin(&env.root, &name)?;
-    let result = follow(env, args, &name);
-    telling.map_or(Ok(()), Telling::end)?;
-    result
-}
-
-fn follow(env: &Env, args: &Args, name: &str) -> Result<ExitCode> {
-    let format = env.format;
-    let trace = Trace::open(&env.root, name)?;
-    note(format, "waiting for connections; interrupt to end");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context(|| "start the runtime".into())?;
+    // Before the programs are swapped: an interrupt would leave them in.
+    let [mut interrupted, mut terminated] = {
+        let _inside = runtime.enter();
+        let of = |kind| signal(kind).context(|| "wait for signals".into());
+        [of(SignalKind::interrupt())?, of(SignalKind::terminate())?]
+    };
+    let stop = async {
+        tokio::select! {
+            _ = interrupted.recv() => {}
+            _ = terminated.recv() => {}
+        }
+    };
+    let telling = Telling::begin(&env.root, &name)?;
+    let result = follow(env, args, &name, &runtime, stop);
+    telling.map_or(Ok(()), Telling::end)?;
+    result
+}
+
+fn follow(
+    env: &Env,
+    args: &Args,
+    name: &str,
+    runtime: &tokio::runtime::Runtime,
+    stop: impl Future,
+) -> Result<ExitCode> {
+    let format = env.format;
+    let trace = Trace::open(&env.root, name)?;
+    note(format, "waiting for connections; interrupt to end");
     let mut unwritten = None;
     let tell = |told: &Told<'_>| {
         let event = match told {
@@ -131,16 +149,7 @@ fn follow(env: &Env, args: &Args, name: &str) -> Result<ExitCode> {
         // A reader that has closed the pipe (`| head`) wants no more.
         writeln!(std::io::stdout(), "{line}").map_err(|e| unwritten = Some(e)).is_ok()
     };
-    let ended = runtime.block_on(async {
-        let mut terminated = signal(SignalKind::terminate()).context(|| "wait for signals".into())?;
-        let stop = async {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminated.recv() => {}
-            }
-        };
-        trace.follow(stop, tell).await
-    })?;
+    let ended = runtime.block_on(trace.follow(stop, tell))?;
     if ended == End::Replaced {
         note(format, "the programs that were traced are gone: detached, or others were swapped in");
     }
