@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::many::LoadReport;
+use redirector_tests::harness::probe::storm::End;
 
 /// This many different services exist outside; all lead to different original destinations.
 fn services4(count: u16) -> impl Iterator<Item = SocketAddr> {
@@ -29,7 +30,7 @@ fn share(count: u16) -> u16 {
 fn run(
     by: Redirection,
     destinations: Vec<SocketAddr>,
-    hold: bool,
+    end: End,
     ports: Option<&str>,
 ) -> anyhow::Result<LoadReport> {
     let same_port = !matches!(by, Redirection::Iptables(_));
@@ -37,7 +38,7 @@ fn run(
     if let Some(range) = ports {
         fixture.pod().netns.sysctl(&[("ipv4/ip_local_port_range", range)])?;
     }
-    let report = fixture.pod().load(APP, &Load { destinations, threads: 16, hold, same_port })?;
+    let report = fixture.pod().load(APP, &Load { destinations, threads: 16, end, same_port })?;
     if let Some(proxy) = &fixture.proxy {
         assert_eq!(proxy.accepted().len(), report.right + report.wrong, "{report:#?}");
     }
@@ -50,10 +51,10 @@ fn assert_all_right(by: &Redirection, report: &LoadReport, expected: usize) {
     assert_eq!(report.reached.get("proxy:15001"), Some(&expected), "{}: {report:#?}", by.label());
 }
 
-fn both(destinations: &[SocketAddr], hold: bool, ports: Option<&str>) -> anyhow::Result<()> {
+fn both(destinations: &[SocketAddr], end: End, ports: Option<&str>) -> anyhow::Result<()> {
     require_root!();
     for by in [Redirection::iptables(), Redirection::redirector()] {
-        let report = run(by.clone(), destinations.to_vec(), hold, ports)?;
+        let report = run(by.clone(), destinations.to_vec(), end, ports)?;
         assert_all_right(&by, &report, destinations.len());
     }
     Ok(())
@@ -62,18 +63,18 @@ fn both(destinations: &[SocketAddr], hold: bool, ports: Option<&str>) -> anyhow:
 /// Ten thousand connections of both families from many threads.
 #[test]
 fn ten_thousand_connections() -> anyhow::Result<()> {
-    both(&services(share(5000)), false, None)
+    both(&services(share(5000)), End::Reset, None)
 }
 
 /// Two thousand at the same time.
 #[test]
 fn two_thousand_open_connections() -> anyhow::Result<()> {
-    both(&services(share(1000)), true, None)
+    both(&services(share(1000)), End::Keep, None)
 }
 
 /// Ports are a client's per destination: with ten of them thirty services can be connected to at the same time, though
 /// all connections end at the same proxy.
 #[test]
 fn more_destinations_than_source_ports() -> anyhow::Result<()> {
-    both(&services4(30).collect::<Vec<_>>(), true, Some("40000 40009"))
+    both(&services4(30).collect::<Vec<_>>(), End::Keep, Some("40000 40009"))
 }

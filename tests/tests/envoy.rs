@@ -10,6 +10,7 @@ use anyhow::Context;
 use redirector_tests::harness::oracle::options::Tproxy;
 use redirector_tests::harness::pair::matrix::SIDECAR_PORTS;
 use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::probe::storm::{End, last_ack};
 use redirector_tests::harness::world::TRANSPARENT_PROXY;
 
 /// How Envoy listens.
@@ -230,6 +231,24 @@ fn dual_stack() -> anyhow::Result<()> {
 #[test]
 fn tproxy() -> anyhow::Result<()> {
     check(Listening::Tproxy)
+}
+
+/// The proxy's sockets get the last answer of IPv6 clients that have closed (T1 of docs/faults.md).
+#[test]
+fn closed_by_ipv6_clients() -> anyhow::Result<()> {
+    const CONNECTIONS: usize = 1000;
+    let (true, true, Some(envoy)) = (require_root(), kernel::has_ipv6(), require_envoy()) else {
+        return Ok(());
+    };
+    let fixture = Fixture::with(Redirection::redirector(), &Setup { proxy: Vec::new(), ..Setup::default() })?;
+    let envoy = Envoy::start(&envoy, &fixture, Listening::DualStack)?;
+    let load = Load { end: End::Close, ..Load::to(vec![at(VIP6, SERVED); CONNECTIONS]) };
+    let seen = fixture.pod().load(APP, &load)?;
+    assert_eq!(seen.reached.get("remote:8080"), Some(&CONNECTIONS), "{seen:#?}");
+    assert_eq!(fixture.pod().netns.enter(last_ack)?, 0);
+    let through = |line: &String| line.starts_with("OUT ") && line.ends_with("upstream [fd00:96::10]:8080");
+    assert_eq!(envoy.log(CONNECTIONS)?.iter().filter(|line| through(line)).count(), CONNECTIONS);
+    Ok(())
 }
 
 /// What a user does first: curl out of the pod and curl into it, with web servers at both ends and no netfilter rule

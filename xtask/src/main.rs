@@ -178,6 +178,23 @@ Examples:
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CAMPAIGN ARGS")]
         args: Vec<String>,
     },
+    /// Make millions of connections through one instance, within and beyond its quota, then attach and detach (root)
+    ///
+    /// Exits 1 if an original destination is wrong or missing, if the instance grows, or if anything is left of it.
+    #[command(after_help = "\
+Examples:
+  cargo xtask endure                                    10,000,000 connections twice, 10,000 attaches
+  cargo xtask endure --connections 0                    only attaches
+  cargo xtask endure --connections 1000000 --cycles 0   only connections
+  cargo xtask endure --debug --cycles 100               with the programs of the tests")]
+    Endure {
+        /// Not the release build
+        #[arg(long)]
+        debug: bool,
+        /// Arguments for the command
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ENDURE ARGS")]
+        args: Vec<String>,
+    },
     /// Check the manifests and the chart in deploy/, and the workflow files, against their schemas
     #[command(after_help = "\
 Examples:
@@ -321,6 +338,9 @@ fn dispatch(verb: Verb) -> Result<()> {
             run::tool("parity", Profile::Dev, &args)
         }
         Verb::Campaign { args } => run::tool("campaign", Profile::Dev, &args),
+        Verb::Endure { debug, args } => {
+            run::tool("endure", if debug { Profile::Dev } else { Profile::Release }, &args)
+        }
         Verb::Fuzz { target, seconds, input } => fuzz::run(target, seconds, input.as_deref()),
         Verb::Vm(options) => vm::run(&options),
         Verb::Deny { advisories } => deny::check(advisories),

@@ -7,11 +7,13 @@
 //! * [`pair`] puts the same connections through two worlds, the reference and the subject, and compares every field.
 //! * [`parity`] does so for many combinations of options.
 //! * [`campaign`] injects faults under load.
+//! * [`endure`] counts what is wrong or has grown after very many connections and attaches.
 //! * [`kubelet`], [`apiserver`] and [`machine`] stand for the parts of a Kubernetes node.
 
 pub mod apiserver;
 pub mod campaign;
 pub mod command;
+pub mod endure;
 pub mod envoy;
 pub mod image;
 pub mod kernel;

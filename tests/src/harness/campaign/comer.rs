@@ -9,10 +9,11 @@ use super::planted::Moment;
 use super::{Campaign, PANICKED};
 use crate::harness::load::during;
 use crate::harness::probe::many::{Load, LoadReport};
+use crate::harness::probe::storm::End;
 use crate::harness::process::Daemon;
 use crate::harness::product::agent::{Agent, Home, target};
 use crate::harness::product::bpffs::Bpffs;
-use crate::harness::product::objects::{Objects, has_lo6, links_of};
+use crate::harness::product::objects::{Objects, expect_untouched};
 use crate::harness::product::{Run, exit};
 use crate::harness::retry;
 use crate::harness::strace::{At, Fault, injecting, with};
@@ -71,7 +72,7 @@ impl Campaign {
         let flags = ["--max-destinations", &room, "--max-connections", &room];
         bpffs.attach(self.comer(), COMER, &flags)?.expect(exit::OK)?;
         self.plant_at(Moment::Quotas);
-        let many = Load { hold: true, ..Load::services(20 * ROOM) };
+        let many = Load { end: End::Keep, ..Load::services(20 * ROOM) };
         let load = self.comer().load(APP, &many)?;
         is_captured(&load, |failure| failure == "ENOBUFS")?;
         ensure!(
@@ -164,8 +165,7 @@ impl Campaign {
         let staging = self.tested.bpffs.instance(&format!("NEW-{COMER}"));
         ensure!(!staging.exists(), "{} is left", staging.display());
         self.elsewhere.expect_empty()?;
-        retry::until("its links to be freed", || (links_of(comer).ok()? == [0, 0]).then_some(()))?;
-        ensure!(!has_lo6(&comer.netns)?, "::6 is left on its lo");
+        expect_untouched(comer)?;
         let load = comer.load(APP, &Load::services(2 * ROOM))?;
         ensure!(load.reached.keys().all(|server| server.starts_with("remote:")), "captured still: {load:?}");
         Ok(())

@@ -143,7 +143,8 @@ pub fn run(seed: u64, limit: Duration, planted: Option<&'static Planted>) -> any
     Ok(report)
 }
 
-fn kernel_memory() -> anyhow::Result<u64> {
+/// KiB that the kernel holds for itself.
+pub fn kernel_memory() -> anyhow::Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo")?;
     let of = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;

@@ -1,7 +1,7 @@
 //! Bugs that a campaign has to find. What each would do to the kernel's objects, or to the pod, is done from outside, so that
 //! no release holds any of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
@@ -74,7 +74,7 @@ pub static ALL: [Planted; 23] = [
         set_meta(&directory(campaign), 4, 3 - campaign.active_word()?).map(drop)
     }),
     step("forget the listeners", forget_listeners),
-    step("give an address a second meaning", second_meaning),
+    step("give an address a second meaning", |campaign| second_meaning(&directory(campaign))),
     Planted { name: "leave a link", moment: Moment::BeforeDetach, plant: |campaign| keep(campaign, "link") },
     Planted { name: "leave a map", moment: Moment::BeforeDetach, plant: |campaign| keep(campaign, "map") },
     Planted {
@@ -140,8 +140,8 @@ fn forget_listeners(campaign: &Campaign) -> anyhow::Result<()> {
 }
 
 /// Two destinations swap their entries: each address has the other's meaning.
-fn second_meaning(campaign: &Campaign) -> anyhow::Result<()> {
-    let pin = directory(campaign).join("ORIGINAL_DST");
+pub fn second_meaning(instance: &Path) -> anyhow::Result<()> {
+    let pin = instance.join("ORIGINAL_DST");
     let dump = run(Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(&pin), "")?;
     let dump: serde_json::Value = serde_json::from_str(&dump)?;
     let bytes = |entry: usize, of: &str| -> anyhow::Result<Vec<String>> {

@@ -11,6 +11,7 @@ use rustix::net::sockopt::set_socket_linger;
 use serde::{Deserialize, Serialize};
 
 use super::connect::greeting;
+use super::storm::End;
 use crate::harness::pair::matrix::SERVED;
 use crate::harness::probe::observation::{Accepted, errno_name};
 use crate::harness::retry::long_enough;
@@ -24,8 +25,7 @@ pub struct Load {
     pub destinations: Vec<SocketAddr>,
     /// From so many threads.
     pub threads: usize,
-    /// Keep the connections open until all are made.
-    pub hold: bool,
+    pub end: End,
     /// Whether the proxy must see the client's own source port. netfilter replaces it when its NAT tuple is taken.
     pub same_port: bool,
 }
@@ -33,7 +33,7 @@ pub struct Load {
 impl Load {
     /// Short connections from two threads.
     pub fn to(destinations: Vec<SocketAddr>) -> Self {
-        Self { destinations, threads: 2, hold: false, same_port: true }
+        Self { destinations, threads: 2, end: End::Reset, same_port: true }
     }
 
     /// To so many services outside the pod, of IPv4.
@@ -70,11 +70,11 @@ pub fn run(load: &Load) -> LoadReport {
         for _ in 0..load.threads {
             scope.spawn(|| {
                 while let Some(destination) = load.destinations.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let result = one(*destination);
+                    let result = one(*destination, load.end);
                     let Ok(mut report) = report.lock() else { return };
                     let open = note(&mut report, load, *destination, result);
                     drop(report);
-                    if let (true, Some(open), Ok(mut held)) = (load.hold, open, held.lock()) {
+                    if let (true, Some(open), Ok(mut held)) = (load.end == End::Keep, open, held.lock()) {
                         held.push(open);
                     }
                 }
@@ -91,9 +91,11 @@ struct Connected {
     accepted: Result<Accepted, String>,
 }
 
-fn one(destination: SocketAddr) -> io::Result<Connected> {
+fn one(destination: SocketAddr, end: End) -> io::Result<Connected> {
     let stream = TcpStream::connect(destination)?;
-    set_socket_linger(&stream, Some(Duration::ZERO))?;
+    if end != End::Close {
+        set_socket_linger(&stream, Some(Duration::ZERO))?;
+    }
     stream.set_read_timeout(Some(long_enough(Duration::from_secs(10))))?;
     let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
     let accepted = greeting(&mut BufReader::new(stream.try_clone()?));

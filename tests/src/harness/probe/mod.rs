@@ -13,6 +13,7 @@ pub mod scenario;
 pub mod sequence;
 pub mod serve;
 pub mod storm;
+pub mod surge;
 pub mod sys;
 pub mod udp;
 pub mod validate;
@@ -67,6 +68,8 @@ enum Action {
     Many,
     /// Read a `Storm` (JSON) from stdin: many short connections, the process being client and proxy; print an `Outcome`
     Storm,
+    /// Read a `Surge` (JSON) from stdin: any number of connections, the process being client and proxy; print a `SurgeReport`
+    Surge,
     /// Make one connection, and tell its names when asked on stdin; end with it
     Hold {
         /// Destination
@@ -119,6 +122,10 @@ pub fn main() -> anyhow::Result<()> {
         Action::Storm => {
             let storm = serde_json::from_reader(std::io::stdin().lock()).context("a storm")?;
             print_line(&storm::run(&storm)?)
+        }
+        Action::Surge => {
+            let surge = serde_json::from_reader(std::io::stdin().lock()).context("a surge")?;
+            print_line(&surge::run(&surge)?)
         }
         Action::Hold { to } => hold::hold(to),
         Action::Validate { validation } => {

@@ -20,9 +20,9 @@ use crate::harness::server::OUTBOUND;
 /// How a client ends its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum End {
-    /// It resets it at once.
+    /// It resets it, at once if it has nothing to wait for.
     Reset,
-    /// It closes it at once.
+    /// It closes it, likewise.
     Close,
     /// It keeps it until all are made.
     Keep,
@@ -104,8 +104,8 @@ fn client(storm: &Storm, to: SocketAddr) -> Result<OwnedFd, String> {
     Ok(fd)
 }
 
-/// Those that are still there after a moment in which all others have got their last answer.
-fn last_ack() -> anyhow::Result<usize> {
+/// The thread's namespace's sockets in state LAST-ACK; those that are still there after a moment in which all others have got their last answer.
+pub fn last_ack() -> anyhow::Result<usize> {
     let end = Instant::now() + long_enough(Duration::from_secs(3));
     loop {
         let mut count = 0;

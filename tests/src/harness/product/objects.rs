@@ -1,14 +1,15 @@
-//! The kernel's objects of an instance, by `bpftool`.
+//! The kernel's objects of an instance, by their pins and by `bpftool`.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use super::bpffs::Bpffs;
+use super::runs;
 use crate::harness::command::{output, run};
 use crate::harness::retry;
 use crate::harness::world::Pod;
@@ -44,27 +45,42 @@ impl Objects {
         Self::pinned(&bpffs.instance("NODE-2"))
     }
 
-    fn pinned(directory: &Path) -> anyhow::Result<Self> {
+    /// Those of a directory's pins.
+    pub fn pinned(directory: &Path) -> anyhow::Result<Self> {
         let mut objects = Self::default();
         for entry in std::fs::read_dir(directory).with_context(|| directory.display().to_string())? {
-            let path = entry?.path();
+            let entry = entry?;
+            let path = entry.path();
             if path.is_dir() {
-                let below = Self::pinned(&path)?;
-                objects.programs.extend(below.programs);
-                objects.maps.extend(below.maps);
+                objects.extend(Self::pinned(&path)?);
                 continue;
             }
-            let (kind, ids) = match path.file_name().and_then(|name| name.to_str()).unwrap_or_default() {
-                // `prog_array_map_clear` loses a reference if another process lists all maps meanwhile: the kernel keeps it.
-                name if name.starts_with("SK_LOOKUP") => continue,
-                name if name.starts_with("prog_") => ("prog", &mut objects.programs),
-                name if name.starts_with("link_") => ("link", &mut objects.links),
-                _ => ("map", &mut objects.maps),
-            };
-            let shown = ask(&[kind, "show", "pinned", &path.display().to_string()])?;
-            ids.insert(shown["id"].as_u64().with_context(|| format!("{}: {shown}", path.display()))?);
+            // `prog_array_map_clear` loses a reference if another process lists all maps meanwhile: the kernel keeps it.
+            if entry.file_name().to_string_lossy().starts_with("SK_LOOKUP") {
+                continue;
+            }
+            let object = runs::pinned_object(&path).with_context(|| path.display().to_string())?;
+            // A link tells its program, too.
+            let kinds = [
+                ("link_id", &mut objects.links),
+                ("map_id", &mut objects.maps),
+                ("prog_id", &mut objects.programs),
+            ];
+            for (name, ids) in kinds {
+                if let Some(id) = runs::fdinfo(&object, name)? {
+                    ids.insert(id);
+                    break;
+                }
+            }
         }
         Ok(objects)
+    }
+
+    /// Takes in those of another instance.
+    pub fn extend(&mut self, other: Self) {
+        self.programs.extend(other.programs);
+        self.maps.extend(other.maps);
+        self.links.extend(other.links);
     }
 
     /// Those that the kernel still has.
@@ -87,6 +103,18 @@ impl Objects {
         })
         .with_context(|| format!("the kernel still has {left:?}"))
     }
+}
+
+/// How many programs, maps and links the whole machine has.
+pub fn counts() -> anyhow::Result<[usize; 3]> {
+    Ok([list("prog")?.len(), list("map")?.len(), list("link")?.len()])
+}
+
+/// Requires that nothing of any instance is left at a pod.
+pub fn expect_untouched(pod: &Pod) -> anyhow::Result<()> {
+    retry::until("links to be freed", || (links_of(pod).ok()? == [0, 0]).then_some(()))?;
+    ensure!(!has_lo6(&pod.netns)?, "::6 is left on lo");
+    Ok(())
 }
 
 /// The links at a pod: those to its cgroups, and those to its namespace.

@@ -1,8 +1,11 @@
 //! What the kernel counts of an instance's programs and maps: runs, run time, memory, calls of helpers.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::Context;
 use serde_json::Value;
@@ -40,6 +43,26 @@ pub fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// The object of a pin.
+pub fn pinned_object(path: &Path) -> anyhow::Result<OwnedFd> {
+    const BPF_OBJ_GET: libc::c_long = 7;
+    /// The head of `union bpf_attr` for BPF_OBJ_GET.
+    #[repr(C)]
+    struct Attr {
+        path: u64,
+        descriptor_and_flags: [u32; 2],
+    }
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    Ok(bpf(BPF_OBJ_GET, &Attr { path: path.as_ptr() as u64, descriptor_and_flags: [0; 2] })?)
+}
+
+/// What the kernel says of an object's descriptor.
+pub fn fdinfo(object: &OwnedFd, name: &str) -> anyhow::Result<Option<u64>> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", object.as_raw_fd()))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    Ok(line.map(|line| line.trim().parse()).transpose()?)
+}
+
 /// The kernel's counts of a program while [`ProgramStats`] are on.
 #[derive(Clone, Copy, Debug)]
 pub struct RunCount {
@@ -71,11 +94,14 @@ pub fn hooks(shown: &Value) -> anyhow::Result<Vec<(String, u64)>> {
 
 /// Bytes of kernel memory that programs and maps are charged for.
 pub fn memory(objects: &Objects) -> anyhow::Result<u64> {
-    let ids = [("prog", &objects.programs), ("map", &objects.maps)];
-    let each = ids.iter().flat_map(|(kind, ids)| ids.iter().map(move |id| (kind, id)));
-    each.map(|(kind, id)| {
-        let shown = ask(&[kind, "show", "id", &id.to_string()])?;
-        shown["bytes_memlock"].as_u64().with_context(|| format!("{kind} {id} without memory: {shown}"))
+    const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
+    const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
+    let ids = [(BPF_PROG_GET_FD_BY_ID, &objects.programs), (BPF_MAP_GET_FD_BY_ID, &objects.maps)];
+    let each = ids.iter().flat_map(|(command, ids)| ids.iter().map(move |id| (*command, *id as u32)));
+    each.map(|(command, id)| {
+        // The head of `union bpf_attr`: the id, the one to go on from, flags.
+        let object = bpf(command, &[id, 0, 0]).with_context(|| format!("object {id}"))?;
+        fdinfo(&object, "memlock")?.with_context(|| format!("object {id} without memory"))
     })
     .sum()
 }

@@ -1,13 +1,11 @@
 //! A pod for a test to attach to, on a bpffs of the test's own.
 
-use anyhow::ensure;
 use serde_json::Value;
 
 use super::bpffs::Bpffs;
-use super::objects::{has_lo6, links_of};
+use super::objects::expect_untouched;
 use super::{Run, exit};
 use crate::harness::pair::fixture::{Fixture, Redirection, Setup};
-use crate::harness::retry;
 use crate::harness::world::{Pod, SERVICE};
 
 /// The instance's name.
@@ -79,9 +77,7 @@ impl TestPod {
     /// Nothing in the bpffs, nothing attached, no `::6`.
     pub fn expect_nothing(&self) -> anyhow::Result<()> {
         self.bpffs.expect_empty()?;
-        retry::until("links to be freed", || (links_of(self.pod()).ok()? == [0, 0]).then_some(()))?;
-        ensure!(!has_lo6(&self.pod().netns)?, "::6 is left on lo");
-        Ok(())
+        expect_untouched(self.pod())
     }
 }
 
