@@ -78,7 +78,8 @@ fn mean(instance: Instance, addr: &Addr, meaning: &OriginalDst) -> bool {
     // Whoever had the claim before has written the meaning before it gave the claim back.
     let key = whole(&addr.v4_be());
     let given = meanings.get(&key).is_none() && meanings.insert(&key, meaning, 0).is_ok();
-    let _ = CLAIMS.remove(claim);
+    // Between 5.11 and 6.0 it may say EBUSY where it is preempted (`htab_lock_bucket`).
+    let _ = CLAIMS.remove(claim).or_else(|_| CLAIMS.remove(claim));
     if given {
         // SAFETY: an element of an array map.
         add_one(unsafe { &raw mut (*sequence).given });

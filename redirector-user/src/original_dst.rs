@@ -86,7 +86,7 @@ fn found<T>(entry: std::result::Result<T, MapError>, map: &str) -> Result<Option
     }
 }
 
-/// A connection of the proxy in TPROXY mode was not redirected.
+/// A connection that passes between addresses of the pod was not redirected.
 fn found_flow(entry: std::result::Result<Flow, MapError>) -> Result<Option<Flow>> {
     Ok(found(entry, "FLOWS")?.filter(|flow| flow.verdict != Verdict::Pass as u16))
 }

@@ -85,12 +85,18 @@ fn a_pod_with_a_kernel_of_its_own() -> anyhow::Result<()> {
 }
 
 /// Two more addresses of the pod, which come to another host.
-const MOVING: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::new(10, 77, 0, 50)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 0x50))];
+const MOVING: [IpAddr; 3] = [
+    IpAddr::V4(Ipv4Addr::new(10, 77, 0, 50)),
+    IpAddr::V4(Ipv4Addr::new(10, 77, 0, 51)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 0x50)),
+];
 
 fn in_the_pod() -> Setup {
-    let extra = MOVING
-        .map(|addr| format!("address add {addr} dev eth0{}\n", if addr.is_ipv6() { " nodad" } else { "" }));
+    // The second is a secondary address of the first's network, whose source is the first.
+    let extra = MOVING.map(|addr| {
+        let rest = if addr.is_ipv6() { "/128 dev eth0 nodad" } else { "/28 dev eth0" };
+        format!("address add {addr}{rest}\n")
+    });
     Setup { pod: PodOptions { extra: extra.concat(), ..PodOptions::default() }, ..Setup::default() }
 }
 
@@ -101,16 +107,17 @@ fn an_address_that_moves_away() -> anyhow::Result<()> {
     require_root!();
     let tested = TestPod::attached_with(&in_the_pod(), &[])?;
     let (world, pod) = (&tested.fixture.world, tested.pod());
-    let own = [IpAddr::from(pod.v4()), pod.v6().into()];
+    let own = [IpAddr::from(pod.v4()), pod.v4().into(), pod.v6().into()];
     let reached = |from: Owner, to: IpAddr| {
         let seen =
             pod.observe(from, &[Scenario::to(at(to, SERVED))])?.pop().context("nothing was observed")?;
         anyhow::Ok(seen.summary())
     };
-    for addr in MOVING {
+    for addr in MOVING.into_iter().rev() {
         assert_eq!(reached(APP, addr)?, format!("app:{SERVED}"));
         let gateway = if addr.is_ipv4() { "10.77.0.1" } else { "fd00:77::1" };
-        pod.netns.ip(&format!("address del {addr} dev eth0\nroute add {addr} via {gateway}\n"))?;
+        let length = if addr.is_ipv4() { 28 } else { 128 };
+        pod.netns.ip(&format!("address del {addr}/{length} dev eth0\nroute add {addr} via {gateway}\n"))?;
         let nodad = if addr.is_ipv6() { "nodad" } else { "" };
         world.client.ip(&format!("address add {addr} dev lo {nodad}\n"))?;
     }
@@ -139,10 +146,45 @@ fn an_address_of_the_pod_from_outside() -> anyhow::Result<()> {
     for addr in forged {
         client.ip(&format!("address add {addr}/128 dev lo nodad\n"))?;
         let before = tested.counter("in_all")?;
-        let syn = Scenario::to(at(MOVING[1], SERVED)).bound(at(addr, 0));
+        let syn = Scenario::to(at(MOVING[2], SERVED)).bound(at(addr, 0));
         let seen = tested.fixture.world.observe_from_outside(&[syn])?;
         assert!(seen[0].reached.is_none(), "{seen:#?}");
         assert!(tested.counter("in_all")? > before, "{addr}");
     }
     Ok(())
+}
+
+/// With `route_localnet` the network reaches 127.0.0.0/8 in the pod. It is captured there, too, and no address that redirector gives
+/// is the network's way to the proxy's outbound listener.
+#[test]
+fn the_network_at_a_loopback_address() -> anyhow::Result<()> {
+    require_root!();
+    let tested = TestPod::attached(&[])?;
+    let (world, pod) = (&tested.fixture.world, tested.pod());
+    pod.netns.sysctl(&[("ipv4/conf/all/route_localnet", "1")])?;
+    world.client.sysctl(&[("ipv4/conf/all/route_localnet", "1")])?;
+    let mut held = Held::start(&pod.place(APP)?, SERVICE)?;
+    let given = held.names()?;
+    let range = tested.show()?["virtual_destinations"].as_str().context("a range")?.to_owned();
+    world.client.ip(&format!(
+        "rule add pref 1 to {range} lookup 77\nrule add pref 1 to 127.9.9.9 lookup 77\n\
+        rule add pref 2 lookup local\nrule del pref 0\nroute add 127.0.0.0/8 via {} table 77\n",
+        pod.v4()
+    ))?;
+    let from = at(Ipv4Addr::new(10, 77, 0, 1), 0);
+    let connections = connections_to_given(&tested)?;
+    assert!(!connections.is_empty(), "{given:?}");
+    for to in connections.into_iter().chain([at(Ipv4Addr::new(127, 9, 9, 9), SERVED)]) {
+        let seen = world.observe_from_outside(&[Scenario::to(to).bound(from)])?;
+        let told = seen[0].summary();
+        assert!(told.starts_with("proxy:15006"), "{to}: {seen:#?}");
+    }
+    Ok(())
+}
+
+/// Where the pod's connections were really sent.
+fn connections_to_given(tested: &TestPod) -> anyhow::Result<Vec<std::net::SocketAddr>> {
+    let flows = tested.bpffs.run(&["original-dst", NAME])?.json()?;
+    let sent = flows.as_array().cloned().unwrap_or_default();
+    Ok(sent.iter().filter_map(|flow| flow["proxy"].as_str()?.parse().ok()).collect())
 }

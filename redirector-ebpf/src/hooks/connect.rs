@@ -76,7 +76,7 @@ fn handle(ctx: &SockAddr) -> Result<(), u16> {
     let mut outbound = Outbound::undecided(active, bound, opaque(tcp));
     let o = &mut outbound;
     let mut decided = by_family!(ctx, decide(ctx.raw(), sk, o));
-    if o.own && by_family!(ctx, is_still_own(ctx.raw(), o)) == 0 {
+    if by_family!(ctx, is_still_own(ctx.raw(), o)) == 0 {
         o.still_local = opaque(0);
         decided = by_family!(ctx, decide(ctx.raw(), sk, o));
     }
@@ -104,6 +104,9 @@ fn decide<const FAMILY: u8>(ctx: *mut bpf_sock_addr, sk: Sock, o: &mut Outbound)
 /// application has bound the socket the snapshot is believed.
 #[inline(never)]
 fn is_still_own<const FAMILY: u8>(ctx: *mut bpf_sock_addr, o: &mut Outbound) -> u32 {
+    if !o.is_own() {
+        return opaque(1);
+    }
     let bound = SockAddr::of::<FAMILY>(ctx).bind(&o.dst);
     o.bound.ours = opaque(o.bound.ours || bound);
     opaque(u32::from(bound))
@@ -128,16 +131,13 @@ fn errno(result: Result<(), u16>) -> u32 {
 
 #[inline(always)]
 fn decided(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
-    if o.decision.is_pass() {
-        if !means_another(&o.active, &o.dst, o.dport) {
-            return pass(ctx, sk, o);
-        }
-    } else if o.errno != 0 {
+    if !o.decision.is_pass() && o.errno != 0 {
         // netfilter sees a packet only after routing has accepted it, so routing's errors come first.
         o.active.count(Counter::RefusedByRoute);
         return Err(o.errno);
     }
-    let result = redirect(ctx, sk, o);
+    let passes = o.decision.is_pass() && !means_another(&o.active, &o.dst, o.dport);
+    let result = if opaque(passes) { pass(ctx, sk, o) } else { redirect(ctx, sk, o) };
     if result.is_err() {
         o.bound.undo(ctx, sk, o.active.instance);
     }

@@ -1,7 +1,7 @@
 //! The outbound decision about a socket that connects or sends.
 
 use redirector_common::Addr;
-use redirector_common::abi::{Route, flag};
+use redirector_common::abi::flag;
 use redirector_common::decision::{self, Decision, Outgoing};
 use redirector_common::routing::{self, effective};
 use redirector_common::rule::Counter;
@@ -21,9 +21,7 @@ pub struct Outbound {
     pub tcp: bool,
     /// Whether its packets leave on lo.
     pub lo: bool,
-    /// Whether the kernel can be asked if the destination is an address of the namespace: by a bind.
-    pub own: bool,
-    /// 0 if it has answered no.
+    /// 0 if the kernel says that the destination is no address of the namespace any more.
     pub still_local: u16,
     pub dport: u16,
     /// By which routing refuses it, 0 if it does not.
@@ -43,7 +41,6 @@ impl Outbound {
             bound,
             tcp,
             lo: false,
-            own: false,
             still_local: opaque(1),
             dport: 0,
             errno: 0,
@@ -75,16 +72,17 @@ impl Outbound {
         self.errno = opaque(errno.unwrap_or(0) | unreachable);
         self.source = opaque(route.source_for(&dst));
         (self.dst, self.dport, self.lo) = (dst, packet.dport, packet.lo);
-        self.own = opaque(self.tcp && self.is_own(&route));
         self.decision = opaque(decision::outgoing(active.policy, active, &packet));
         true
     }
 
-    /// Whether the destination is an address of the namespace, as far as user space knows, and the source would be the same.
-    /// (IPv6 binds no socket to local prefixes and anycast addresses, `inet6_bind`; to a link-local one it takes the interface.)
+    /// Whether the destination is an address of the namespace, as far as user space knows, to which an unbound socket can be bound.
+    /// (IPv6 binds none to local prefixes and anycast addresses, `inet6_bind`, whose source is another; to a link-local one it
+    /// takes the interface.)
     #[inline(always)]
-    fn is_own(&self, route: &Route) -> bool {
-        let own = route.local != 0 && route.source.is_unspecified() && !self.dst.is_loopback();
-        own && self.bound.addr.is_unspecified() && self.bound.port == 0 && !self.dst.is_link_local()
+    pub fn is_own(&self) -> bool {
+        let own = self.tcp && self.lo && !self.dst.is_loopback() && !self.dst.is_link_local();
+        let unbound = self.bound.addr.is_unspecified() && self.bound.port == 0;
+        own && unbound && (self.dst.is_v4() || self.source.same(&self.dst))
     }
 }

@@ -117,17 +117,18 @@ fn decide(active: &ActivePolicy, incoming: &Incoming) -> u64 {
 /// Verdict and rule of a connection that a process of the pod has begun: the decision was taken in connect(). None: it comes from
 /// the network.
 ///
-/// Only what cannot be forged tells: the loopback interface, a loopback address, which the network can neither send from nor to
-/// (`fib_validate_source`, `ip6_rcv_core`), or what connect() has stored. Not an address of the namespace as sender: over IPv6 anybody may
-/// write it, and it may have left the namespace. Nor the interface: of a packet to such an address it is the one that has it,
-/// although the packet came over lo (`ip_route_output_key_hash_rcu` sets rt_iif so).
+/// Only what cannot be forged tells: the loopback interface, a loopback address as sender, which the kernel takes from no network
+/// (`fib_validate_source`, `ip6_rcv_core`), or what connect() has stored. Not a loopback address as destination, to which
+/// `route_localnet` lets the network send. Not an address of the namespace as sender: over IPv6 anybody may write it, and it may have
+/// left the namespace. Nor the interface: of a packet to such an address it is the one that has it, although the packet came
+/// over lo (`ip_route_output_key_hash_rcu` sets rt_iif so).
 #[inline(always)]
 fn from_pod(ctx: &Lookup, active: &ActivePolicy) -> Option<Result<(u16, u32), Other>> {
-    let (to, port) = (ctx.local(), ctx.local_port());
-    if let Some(original) = destinations::original(active.instance, &to, port) {
+    let key = key(ctx);
+    let lo = opaque(is_on_lo(ctx, active, &key));
+    if lo && let Some(original) = destinations::original(active.instance, &key.proxy, key.proxy_port) {
         return Some(Ok(opaque((original.verdict, original.rule))));
     }
-    let key = key(ctx);
     if let Some(flow) = maps::flow(active.instance, &key) {
         return Some(if flow.verdict == PASS {
             Err(Other::Pass)
@@ -139,8 +140,17 @@ fn from_pod(ctx: &Lookup, active: &ActivePolicy) -> Option<Result<(u16, u32), Ot
     if take_refused(active, &key) {
         return Some(Err(Other::Drop));
     }
-    let lo = interface(ctx) == LOOPBACK_IFINDEX || to.is_loopback() || key.client.is_loopback();
-    lo.then_some(Err(Other::Pass))
+    (lo || key.client.is_loopback()).then_some(Err(Other::Pass))
+}
+
+/// Whether a SYN came over lo and enters there. Before 5.17 that is not told; then a loopback address as destination does, together with
+/// a sender that is the namespace's, which IPv4 takes from no network (`fib_validate_source`).
+#[inline(always)]
+fn is_on_lo(ctx: &Lookup, active: &ActivePolicy, key: &FlowKey) -> bool {
+    if maps::has_ingress_ifindex() {
+        return ctx.ingress_ifindex() == LOOPBACK_IFINDEX;
+    }
+    key.proxy.is_loopback() && (key.client.is_loopback() || active.is_local(key.client))
 }
 
 /// Whether a connection could not be stored; asked once.

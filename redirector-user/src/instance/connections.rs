@@ -47,8 +47,8 @@ pub fn original_dst(root: &Directory, name: &str) -> Result<Vec<Flow>> {
 /// How many captured connections are alive.
 pub(super) fn alive(instance: &Instance, netns: Option<&NetNs>) -> Result<u64> {
     let Some(netns) = netns else { return instance.live() };
-    let by_address = by_address(instance, &netns.run(sock_diag::connections)?)?;
-    Ok(instance.live()? + by_address.len() as u64)
+    let sockets = netns.run(sock_diag::connections)?;
+    Ok((by_address(instance, &sockets)?.len() + stored(instance, &sockets)?.len()) as u64)
 }
 
 /// Those whose destination is stored for them alone. (A walk through `FLOWS` may miss some while others go:
@@ -63,7 +63,7 @@ fn stored(instance: &Instance, sockets: &[Socket]) -> Result<Vec<Flow>> {
             proxy_port: socket.remote.port(),
         };
         match map.get(&whole(key), 0) {
-            // The proxy's own connections in TPROXY mode were not redirected.
+            // One that passes between addresses of the pod was not redirected.
             Ok(flow) if flow.verdict == Verdict::Pass as u16 || flow.closed != 0 => None,
             Ok(flow) => Some(Ok(Flow {
                 client: socket.local,
