@@ -16,7 +16,7 @@ use redirector_tests::harness::process::{Daemon, Place};
 use redirector_tests::harness::product::bpffs::Bpffs;
 use redirector_tests::harness::product::health::{NAME, Setup};
 use redirector_tests::harness::product::objects::detach_link;
-use redirector_tests::harness::product::{self, Run, exit};
+use redirector_tests::harness::product::{self, exit};
 use redirector_tests::harness::requirements::require_program;
 use redirector_tests::harness::retry;
 use redirector_tests::harness::server::{Server, any4, proxy_listeners};
@@ -350,51 +350,6 @@ fn states_of_an_instance() -> anyhow::Result<()> {
     setup.expect_found("draining", &["go past the proxy", "redirector detach"])?;
     drop(held);
     assert!(drain.wait()?.success());
-    Ok(())
-}
-
-/// The whole node: its instances, and the agent that somebody counts on.
-#[test]
-fn the_node() -> anyhow::Result<()> {
-    let Some(setup) = Setup::new()? else { return Ok(()) };
-    let dir = setup.node.path().with_extension("agent");
-    let (run_dir, targets, cni) = (dir.join("run"), dir.join("targets"), dir.join("cni"));
-    for dir in [&run_dir, &targets, &cni] {
-        std::fs::create_dir_all(dir)?;
-    }
-    let paths = [&run_dir, &targets, &cni].map(|path| path.display().to_string());
-    let node = || {
-        setup.node.run(&[
-            "status",
-            "--run-dir",
-            &paths[0],
-            "--config",
-            &paths[1],
-            "--cni-conf-dir",
-            &paths[2],
-        ])
-    };
-    let well = node()?.expect(exit::OK)?.json()?;
-    assert_eq!((&well["node"]["agent"], &well["ok"]), (&false.into(), &true.into()), "{well:#}");
-    std::fs::write(targets.join("shop.toml"), "unit = \"shop.service\"\n")?;
-    let missing = node()?.expect(exit::FAILED)?.json()?;
-    let finding = &missing["node"]["findings"][0];
-    assert_eq!((&finding["kind"], &finding["level"]), (&"no_agent".into(), &"fault".into()), "{missing:#}");
-    assert!(finding["what"].as_str().context("what")?.contains("no agent holds"), "{finding:#}");
-    std::fs::remove_file(targets.join("shop.toml"))?;
-    setup.attach(&[])?;
-    let faulty = node()?.expect(exit::FAILED)?.json()?;
-    assert_eq!(faulty["instances"][0]["findings"][0]["kind"], "no_listener", "{faulty:#}");
-    // For people, with the remedy on a line of its own.
-    let bpffs = setup.node.path().display().to_string();
-    let text = Run::of(product::command(&[]).args(["--bpffs", &bpffs, "status", NAME]))?
-        .expect(exit::FAILED)?
-        .stdout;
-    let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines[0], "pod: active, 2 faults", "{text}");
-    assert!(lines[2].starts_with("  FAULT     nobody listens on port 15001: outbound"), "{text}");
-    assert!(lines[3].trim_start().starts_with("-> start the proxy"), "{text}");
-    std::fs::remove_dir_all(dir)?;
     Ok(())
 }
 
