@@ -161,7 +161,7 @@ fn damaged() -> anyhow::Result<()> {
         assert_eq!(list.len(), 1, "{pins:?}: {list:#?}");
         assert_eq!(
             list[0]["state"] == "damaged",
-            pins.contains(&"META") || pins.iter().any(|p| ["LIVE", "RECORD_1", "ORIGINAL_DST"].contains(p))
+            pins.iter().any(|pin| ["META", "RECORD_1", "ORIGINAL_DST"].contains(pin))
         );
         let by: [&str; 2] = match turn % 3 {
             0 => ["--pid", &pid],
