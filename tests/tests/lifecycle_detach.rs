@@ -116,8 +116,10 @@ fn after_the_pod_has_gone() -> anyhow::Result<()> {
     for by in ["--name", "--netns"] {
         let (world, objects, netns) = attached()?;
         drop(world);
-        let list = bpffs.list()?;
-        assert!(list[0]["problem"].as_str().is_some_and(|text| text.contains("gone")), "{list:#?}");
+        // The kernel takes a namespace down in the background (`cleanup_net`).
+        retry::until("the list to tell", || {
+            bpffs.list().ok()?[0]["problem"].as_str()?.contains("gone").then_some(())
+        })?;
         assert_eq!(bpffs.show(NAME)?["effective"], false);
         assert_eq!(names(&detach(&bpffs, &[by, if by == "--name" { NAME } else { &netns }])?), [NAME]);
         objects.expect_gone()?;
