@@ -17,6 +17,7 @@ use redirector_tests::harness::process::Place;
 use redirector_tests::harness::server::{Server, any4, proxy_listeners};
 use redirector_tests::harness::world::{PROXY, ROOT};
 use redirector_tests::harness::{product, retry};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::cni::{self, Sandbox};
@@ -115,7 +116,7 @@ impl RuntimeNode {
                     if number >= count {
                         return Ok(());
                     }
-                    let met = self.one(&list, number).with_context(|| format!("pod {number}"))?;
+                    let met = self.one(plugin, &list, number).with_context(|| format!("pod {number}"))?;
                     let mut report = report.lock().map_err(|_| anyhow::anyhow!("another thread panicked"))?;
                     met.count(&mut report);
                 }
@@ -137,7 +138,9 @@ impl RuntimeNode {
         Ok(report)
     }
 
-    fn one(&self, list: &Value, number: u32) -> anyhow::Result<Met> {
+    fn one(&self, plugin: Plugin, list: &Value, number: u32) -> anyhow::Result<Met> {
+        // It would see the pod's object and be quicker than the late plugin.
+        let paused = (plugin == Plugin::Late).then(|| Paused::new(self.agent.pid()?)).transpose()?;
         let pod = StartedPod::make(self, number)?;
         let before = Instant::now();
         let result = cni::add(&self.machine, list, &pod.sandbox)?;
@@ -145,7 +148,7 @@ impl RuntimeNode {
         let proxy = number.is_multiple_of(WITH_PROXY);
         let server = proxy.then(|| pod.proxy(self)).transpose()?;
         let (code, said) = pod.run(self)?;
-        drop(server);
+        drop((server, paused));
         cni::del(&self.machine, list, &result, &pod.sandbox)?;
         pod.remove(self)?;
         let what = match code {
@@ -155,6 +158,23 @@ impl RuntimeNode {
             other => bail!("the container ended with {other:?} (proxy: {proxy}) and said {said:?}"),
         };
         Ok(Met { what, add })
+    }
+}
+
+/// A process that does nothing until this is dropped.
+struct Paused(Pid);
+
+impl Paused {
+    fn new(pid: u32) -> anyhow::Result<Self> {
+        let pid = Pid::from_raw(pid.cast_signed()).context("a pid")?;
+        kill_process(pid, Signal::STOP)?;
+        Ok(Self(pid))
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::CONT);
     }
 }
 
