@@ -57,12 +57,12 @@ struct Attr {
     flags_cpu_batch_pad: [u32; 4],
 }
 
-/// Whether a program at a cgroup's ingress or egress lets a packet through, which begins with its Ethernet header.
+/// What a program returns for a packet, which begins with its Ethernet header.
 ///
 /// # Errors
 ///
-/// The kernel's: of another program, or of a packet that is too short.
-pub fn lets_through(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<bool> {
+/// The kernel's: of a program that it does not run so, or of a packet that is too short.
+pub fn packet(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
     let mut attr = Attr {
         prog_fd: program.as_raw_fd() as u32,
         data_size: [packet.len() as u32, 0],
@@ -70,8 +70,17 @@ pub fn lets_through(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<bool> 
         ..Attr::default()
     };
     bpf(BPF_PROG_TEST_RUN, &mut attr)?;
+    Ok(attr.retval)
+}
+
+/// Whether a program at a cgroup's ingress or egress lets a packet through.
+///
+/// # Errors
+///
+/// As [`packet`].
+pub fn lets_through(program: BorrowedFd<'_>, syn: &[u8]) -> io::Result<bool> {
     // Egress may add congestion by the second bit (BPF_PROG_CGROUP_INET_EGRESS_RUN_ARRAY).
-    Ok(attr.retval & 1 != 0)
+    Ok(packet(program, syn)? & 1 != 0)
 }
 
 /// Runs an sk_lookup program in the calling thread's network namespace.

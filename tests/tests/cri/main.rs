@@ -41,8 +41,7 @@ fn containers_are_captured_from_their_first_instruction() -> anyhow::Result<()> 
     for _ in 0..STARTS / RESTARTS {
         let mut pod = Pod::start(node)?;
         for _ in 0..RESTARTS {
-            let met = pod.first(node)?;
-            ensure!(met == Met::Refused, "{met:?}: {}", pod.logs());
+            refused(node, &mut pod)?;
         }
         pod.remove(node)?;
     }
@@ -71,6 +70,13 @@ fn a_native_sidecar_serves_the_first_instruction() -> anyhow::Result<()> {
     nothing_left(node)
 }
 
+/// The application is refused: no proxy listens.
+fn refused(node: &mut Node, pod: &mut Pod) -> anyhow::Result<()> {
+    let met = pod.first(node)?;
+    ensure!(met == Met::Refused, "{met:?}: {}", pod.logs());
+    Ok(())
+}
+
 /// The application is served by the proxy. It listens some time after its start: until then the application is refused.
 fn served(node: &mut Node, pod: &mut Pod) -> anyhow::Result<()> {
     let met = retry::until("the proxy to listen", || match pod.first(node) {
@@ -86,8 +92,7 @@ fn served(node: &mut Node, pod: &mut Pod) -> anyhow::Result<()> {
 fn a_pod_with_users_of_its_own() -> anyhow::Result<()> {
     let node = &mut *node()?;
     let mut pod = Pod::with_own_users(node)?;
-    let met = pod.first(node)?;
-    ensure!(met == Met::Refused, "{met:?}: {}", pod.logs());
+    refused(node, &mut pod)?;
     let proxy = pod.proxy(node)?;
     served(node, &mut pod)?;
     node.runtime.remove(&proxy)?;
@@ -101,12 +106,10 @@ fn a_pods_next_sandbox_is_captured() -> anyhow::Result<()> {
     let node = &mut *node()?;
     let mut pod = Pod::start(node)?;
     for _ in 0..2 {
-        let met = pod.first(node)?;
-        ensure!(met == Met::Refused, "{met:?}: {}", pod.logs());
+        refused(node, &mut pod)?;
         pod.restart_sandbox(node)?;
     }
-    let met = pod.first(node)?;
-    ensure!(met == Met::Refused, "{met:?}: {}", pod.logs());
+    refused(node, &mut pod)?;
     pod.remove(node)?;
     node.nobody_reached_it()?;
     nothing_left(node)
@@ -128,8 +131,7 @@ fn an_agent_in_a_container() -> anyhow::Result<()> {
     agent.run(node)?;
     served(node, &mut pod)?;
     let mut next = Pod::start(node)?;
-    let met = next.first(node)?;
-    ensure!(met == Met::Refused, "{met:?}: {}", next.logs());
+    refused(node, &mut next)?;
     node.runtime.remove(&proxy)?;
     [pod, next].into_iter().try_for_each(|pod| pod.remove(node))?;
     node.nobody_reached_it()?;
