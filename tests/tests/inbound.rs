@@ -1,5 +1,11 @@
 //! Inbound capture while the proxy's listeners come and go. Each property is shown to hold with real iptables, too.
 
+use std::io::Read;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::ops::RangeInclusive;
+use std::process::Command;
+
+use anyhow::ensure;
 use redirector_tests::harness::pair::fixture::under_each;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::serve::Listen;
@@ -220,6 +226,43 @@ fn the_port_of_a_captured_connection() -> anyhow::Result<()> {
     })
 }
 
+/// A host outside uses every port of the pod up (H1): the pod ends its connections first, and each stays in TIME_WAIT.
+#[test]
+fn a_flood_leaves_ports_to_the_pod() -> anyhow::Result<()> {
+    // With 50051 among them, where an application of Istio's may listen later.
+    const PORTS: RangeInclusive<u16> = 50_000..=50_999;
+    require_root!();
+    // The kernel looks for a free port among the even ones first, or among the odd ones.
+    let ports = PORTS.step_by(2).chain(PORTS.skip(1).step_by(2));
+    for by in [Redirection::iptables(), Redirection::redirector()] {
+        let setup = Setup { proxy: everywhere(&[OUTBOUND]), ..Setup::default() };
+        let world = World::new()?;
+        world.pod().netns.sysctl(&[("ipv4/ip_local_port_range", "50000 50999")])?;
+        let fixture = Fixture::in_world(by.clone(), &setup, world)?;
+        let pod = fixture.pod();
+        let sequence = |owner, what, to: SocketAddr| -> anyhow::Result<Command> {
+            Ok(pod.place(owner)?.probe(&["sequence", what, &to.to_string()]))
+        };
+        let to = pod.v4();
+        let proxy = Daemon::start("proxy", &mut sequence(PROXY, "end-first", at(to, INBOUND))?)?;
+        proxy.wait_for(0, |line| (line == "ready").then_some(()))?;
+        fixture.world.client.enter(|| {
+            for port in ports.clone() {
+                let end = TcpStream::connect((to, port))?.read(&mut [0]);
+                ensure!(matches!(end, Ok(0)), "{port}: {end:?}");
+            }
+            Ok(())
+        })?;
+        for address in [at(Ipv4Addr::UNSPECIFIED, 0), at(Ipv6Addr::UNSPECIFIED, 0)] {
+            assert_eq!(run(&mut sequence(APP, "bind", address)?, "")?, "ok\n", "{}", by.label());
+        }
+        let to = [SERVICE, at(VIP6, SERVED)].map(Scenario::to);
+        let seen = pod.observe(APP, &to)?;
+        assert!(seen.iter().all(|it| it.summary().starts_with("proxy:15001")), "{}: {seen:#?}", by.label());
+    }
+    Ok(())
+}
+
 /// The client resets the connection before the proxy has asked where it was going.
 #[test]
 fn reset_before_the_proxy_asks() -> anyhow::Result<()> {
@@ -240,8 +283,8 @@ fn reset_before_the_proxy_asks() -> anyhow::Result<()> {
 /// A proxy that listens on loopback only: what comes from the network cannot reach it, and must not reach the app.
 #[test]
 fn a_listener_on_loopback_is_out_of_reach() -> anyhow::Result<()> {
-    let v4 = at(std::net::Ipv4Addr::LOCALHOST, INBOUND);
-    let v6 = at(std::net::Ipv6Addr::LOCALHOST, INBOUND);
+    let v4 = at(Ipv4Addr::LOCALHOST, INBOUND);
+    let v6 = at(Ipv6Addr::LOCALHOST, INBOUND);
     under_each(&Setup { proxy: vec![Listen::on(v4), Listen::on(v6)], ..Setup::default() }, |fixture| {
         assert_eq!(knock(fixture)?, ["ECONNREFUSED"]);
         Ok(())

@@ -1,5 +1,5 @@
-//! TPROXY mode and virtual interfaces change rules, routes and kernel parameters of the pod: these come and go with
-//! them, however it ends.
+//! TPROXY mode and virtual interfaces change rules, routes and kernel parameters of the pod, and every attach its bound on
+//! TIME_WAIT sockets: these come and go with them, however it ends.
 
 use std::process::Command;
 
@@ -94,7 +94,19 @@ impl Changed {
         ])
     }
 
+    /// Its bound on TIME_WAIT sockets, and that of a namespace that nobody has changed.
+    fn time_wait_bounds(&self) -> anyhow::Result<[u32; 2]> {
+        let read = |netns: &Netns| {
+            netns.enter(|| {
+                Ok(std::fs::read_to_string("/proc/sys/net/ipv4/tcp_max_tw_buckets")?.trim().parse()?)
+            })
+        };
+        Ok([read(self.netns())?, read(&self.0.fixture.world.client)?])
+    }
+
     fn expect_nothing(&self) -> anyhow::Result<()> {
+        let [bound, untouched] = self.time_wait_bounds()?;
+        ensure!(bound == untouched, "tcp_max_tw_buckets is {bound}, was {untouched}");
         ensure!(self.changes()? == NONE, "left in the namespace: {:?}", self.changes()?);
         self.0.expect_nothing()
     }
@@ -161,6 +173,39 @@ fn it_comes_and_goes() -> anyhow::Result<()> {
     changed.0.refresh()?;
     changed.0.bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
     assert_eq!(changed.changes()?, [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    Ok(())
+}
+
+#[test]
+fn time_wait_sockets_are_bounded() -> anyhow::Result<()> {
+    let Some(changed) = Changed::new()? else { return Ok(()) };
+    let set = |name: &str, value: &str| changed.netns().sysctl(&[(name, value)]);
+    let expect = |bound: u32| -> anyhow::Result<()> {
+        ensure!(changed.time_wait_bounds()?[0] == bound, "{:?}, not {bound}", changed.time_wait_bounds()?);
+        Ok(())
+    };
+    set("ipv4/ip_local_port_range", "50000 50999")?;
+    // Listed ports alone keep no port of the pod's choice, and a later policy may.
+    changed.attach(&["-b", "8080"])?;
+    expect(changed.time_wait_bounds()?[1])?;
+    changed.attach(&[])?;
+    expect(500)?;
+    changed.0.refresh()?;
+    changed.0.bpffs.run(&["upgrade", NAME])?.expect(exit::OK)?;
+    changed.attach(&REDIRECT)?;
+    expect(500)?;
+    changed.detach()?;
+
+    // Another's stays, and so does a lower one.
+    changed.attach(&[])?;
+    for bound in [600, 100] {
+        set("ipv4/tcp_max_tw_buckets", &bound.to_string())?;
+        changed.attach(&REDIRECT)?;
+        changed.0.refresh()?;
+        expect(bound)?;
+        changed.0.bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+        expect(bound)?;
+    }
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use super::lock::WriteLock;
 use super::maps::Instance;
 use super::phase::Phase;
 use super::programs::{self, Programs};
-use super::record::{self, Record};
+use super::record::Record;
 pub use super::request::{Attached, Outcome, Request};
 use super::virtual_ranges::{self, VirtualRanges};
 use super::{change, detach, find, journal, links, listeners, others, own_maps, phase, sweep};
@@ -243,14 +243,14 @@ fn create(root: &Directory, request: &Request<'_>, putting: &mut Option<Putting>
     let mut instance = open_staged(&dir, name, &meta, &ranges)?;
     compiled.write(&mut instance.tables()?, Slot::FIRST)?;
     instance.write_policy(Slot::FIRST, compiled.policy)?;
-    record::write(&dir, Slot::FIRST, &Record::of(target, policy))?;
+    let bound = journal::write_record(&dir, Slot::FIRST, target, &mut Record::of(target, policy))?;
     *putting = Some(own_maps::publish(&instance, &node, &kernel)?);
     programs.pin(&dir, |_, _| Ok(()))?;
     links::attach_missing(&dir, target, policy)?;
     journal::apply(&mut instance, target, policy, needs)?;
     // After the links: from then on sockops registers what listens.
     let mut notes = netdev::without_effect(policy, &snapshot);
-    notes.extend(ranges.remark(policy));
+    notes.extend(ranges.remark(policy).into_iter().chain(bound));
     notes.extend(listeners::register(&instance, target, policy, Slot::FIRST, true)?);
 
     let home = root.instance(name);

@@ -34,10 +34,12 @@ pub(super) fn change(mut instance: Instance, request: &Request<'_>, lock: &Write
     }
     check_capacity(&instance, policy)?;
     let mut record = Record::of(target, policy);
-    let (programs, pod) = before.map(|record| (record.programs, record.pod)).unwrap_or_default();
-    record.programs = programs;
-    // A change by hand does not name the pod.
-    record.pod = record.pod.or(pod);
+    if let Some(before) = before {
+        record.programs = before.programs;
+        record.time_wait = before.time_wait;
+        // A change by hand does not name the pod.
+        record.pod = record.pod.or(before.pod);
+    }
     let swapped = Swap { instance, target, record, mapped, snapshot: None }.run(slot, lock)?;
     let repaired = !repairs.is_empty();
     let notes = repairs.into_iter().chain(swapped.notes).collect();

@@ -9,7 +9,7 @@ use super::phase::Phase;
 use super::record::{self, Record};
 use super::{find, listeners};
 use crate::base::error::{Context, Error, Result};
-use crate::netdev::{self, Journal, Needs};
+use crate::netdev::{self, Journal, Needs, time_wait};
 use crate::pod::Target;
 use crate::pod::cgroup::Cgroup;
 use crate::policy::{Mode, Policy};
@@ -25,6 +25,24 @@ impl Journal for Instance {
         let meta = self.meta()?;
         self.set_meta(&Meta { flags: meta.flags & !netdev::ALL_CHANGES | changes, ..meta })
     }
+}
+
+/// Writes the record of a slot and, if nobody has yet, bounds the namespace's TIME_WAIT sockets, which the record notes; says why
+/// they could not be bounded.
+pub(super) fn write_record(
+    dir: &Path,
+    slot: Slot,
+    target: &Target,
+    record: &mut Record,
+) -> Result<Option<String>> {
+    if record.time_wait.is_some() || !time_wait::is_wanted(&record.policy) {
+        return record::write(dir, slot, record).map(|()| None);
+    }
+    let refused = time_wait::lower(&target.netns, |change| {
+        record.time_wait = change;
+        record::write(dir, slot, record)
+    })?;
+    Ok(refused.map(|e| format!("connections from outside to every port may use up the pod's own ports: {e}")))
 }
 
 /// Makes the changes a policy needs; all of them or none. The policy's record must have been written, for whoever cleans
@@ -122,7 +140,7 @@ pub(super) fn restore(dir: &Path, meta: &Meta) -> Vec<String> {
     let noted = meta.flags & netdev::ALL_CHANGES;
     // A namespace that is gone has taken all of it with it. Before 5.14 a later one may have its number, and be found in its
     // place.
-    if noted == 0 || find::netns_is_gone(dir, meta) {
+    if find::netns_is_gone(dir, meta) {
         return Vec::new();
     }
     // Two, if a change of policy was killed.
@@ -139,6 +157,11 @@ pub(super) fn restore(dir: &Path, meta: &Meta) -> Vec<String> {
     };
     let policies: Vec<&Policy> = records.iter().map(|record| &record.policy).collect();
     let mut left = netdev::restore(&netns, noted, &policies);
+    if let Some(change) = records.iter().find_map(|record| record.time_wait)
+        && let Err(e) = time_wait::restore(&netns, change)
+    {
+        left.push(format!("net.ipv4.tcp_max_tw_buckets is not {} again: {e}", change.before));
+    }
     // Without a cgroup there is no process, and no listener.
     if noted & meta_flag::VIRTUAL != 0
         && let Some(cgroup) = records.first().and_then(|record| Cgroup::open(&record.cgroup).ok())

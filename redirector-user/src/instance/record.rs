@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::base::error::{Context, Error, Result, chain};
+use crate::netdev::time_wait::TimeWaitBound;
 use crate::pod::Target;
 use crate::pod::name::PodName;
 use crate::policy::Policy;
@@ -30,6 +31,9 @@ pub struct Record {
     /// The pod of Kubernetes that it is, if it is known to be one.
     #[serde(default)]
     pub pod: Option<PodName>,
+    /// What attach made of the namespace's bound on TIME_WAIT sockets, if it lowered it.
+    #[serde(default)]
+    pub time_wait: Option<TimeWaitBound>,
     /// The policy after all defaults.
     pub policy: Policy,
 }
@@ -44,6 +48,7 @@ impl Record {
             cgroup: target.cgroup.path.clone(),
             pid: target.pid,
             pod: target.pod.clone(),
+            time_wait: None,
             policy: policy.clone(),
         }
     }

@@ -72,7 +72,7 @@ fn renew(root: &Directory, name: &str, snapshot: Option<RouteSnapshot>, programs
         && (record.programs.as_str(), record.version.as_str()) != (object::ID, env!("CARGO_PKG_VERSION"));
     if programs {
         upgrade::replace_programs(&mut instance, meta.program_flags)?;
-        record = Record::of(&target, &record.policy);
+        record = Record { time_wait: record.time_wait, ..Record::of(&target, &record.policy) };
     }
     let mapped = &IdMappedPolicy::new(record.policy.clone(), &target)?;
     let swapped = Swap { instance, target: &target, record, mapped, snapshot }.run(slot, &lock)?;

@@ -10,7 +10,7 @@ use super::{connections, detach, journal, links, listeners, upgrade};
 use crate::base::error::{Error, Result};
 use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::compile::tables;
-use crate::netdev::{self, Journal as _};
+use crate::netdev::{self, Journal as _, time_wait};
 use crate::pod::Target;
 use crate::policy::{Mode, Policy};
 use crate::programs::hooks;
@@ -62,6 +62,7 @@ impl Swap<'_> {
     pub(super) fn run(mut self, old: Slot, _lock: &WriteLock) -> Result<Swapped> {
         let new = old.other();
         let noted = self.instance.noted()?;
+        let bounded = self.record.time_wait.is_some();
         let before = record::find(&self.instance.dir, old)?.map(|record| record.policy);
         if before.is_none() && journal::needs_old(&self.instance, &self.record.policy)? {
             return Err(Error::failed(format!(
@@ -82,6 +83,9 @@ impl Swap<'_> {
             }
             Err(e) => {
                 journal::take_back(&mut self.instance, self.target, &self.record.policy, noted);
+                if !bounded && let Some(change) = self.record.time_wait {
+                    let _ = time_wait::restore(&self.target.netns, change);
+                }
                 // What cannot be cleared now is cleared by the next change.
                 let _ = listeners::clear(&self.instance, new);
                 let _ = self.instance.tables().and_then(|mut tables| tables::clear(&mut tables, new));
@@ -94,11 +98,11 @@ impl Swap<'_> {
     /// Makes everything the policy needs, in the slot that is not in force.
     fn prepare(&mut self, new: Slot) -> Result<Swapped> {
         let Self { instance, target, record, mapped, snapshot } = self;
-        let policy = &record.policy;
         // A command that was killed half-way may have left something in the slot.
         let mut tables = instance.tables()?;
         tables::clear(&mut tables, new)?;
-        record::write(&instance.dir, new, record)?;
+        let bound = journal::write_record(&instance.dir, new, target, record)?;
+        let policy = &record.policy;
         let mut snapshot = match snapshot.take() {
             Some(snapshot) => snapshot,
             None => routes::read(&target.netns)?,
@@ -110,8 +114,8 @@ impl Swap<'_> {
             // Other programs for the same policy; only then the other policy, and what it needs.
             let flags = meta.program_flags | compiled.policy.flags;
             upgrade::replace_programs(instance, flags)?;
-            let record = Record { pod: record.pod.clone(), ..Record::of(target, policy) };
-            record::write(&instance.dir, new, &record)?;
+            let (pod, time_wait) = (record.pod.clone(), record.time_wait);
+            record::write(&instance.dir, new, &Record { pod, time_wait, ..Record::of(target, policy) })?;
             instance.set_meta(&Meta { program_flags: flags, ..instance.meta()? })?;
         }
         journal::apply(instance, target, policy, needs)?;
@@ -124,7 +128,9 @@ impl Swap<'_> {
         listeners::register(instance, target, policy, new, false)?;
         // A hook that only the new policy needs does nothing under the old one.
         links::attach_missing(&instance.dir, target, policy)?;
-        Ok(Swapped { notes: netdev::without_effect(policy, &snapshot), routes: snapshot })
+        let mut notes = netdev::without_effect(policy, &snapshot);
+        notes.extend(bound);
+        Ok(Swapped { notes, routes: snapshot })
     }
 
     /// The new policy is in force: what goes wrong from here on is no failure of the change.

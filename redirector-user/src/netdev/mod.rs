@@ -1,13 +1,15 @@
-//! Changes to the pod's namespace beside the hooks: `::6` on lo, and what TPROXY mode and virtual interfaces need.
+//! Changes to the pod's namespace beside the hooks: `::6` on lo, what TPROXY mode and virtual interfaces need, and a bound on
+//! TIME_WAIT sockets.
 //!
-//! A change is noted in the [`Journal`] before it is made, so that whoever cleans up after a command that was killed
-//! knows of it.
+//! A change is noted before it is made, in the [`Journal`] or in the record, so that whoever cleans up after a command that was
+//! killed knows of it.
 
 mod classifier;
 mod needs;
 pub mod passthrough;
 mod rules;
 mod sysctl;
+pub mod time_wait;
 mod tproxy;
 mod virtual_interfaces;
 
@@ -173,5 +175,6 @@ pub fn possible_changes(policy: &Policy) -> Vec<&'static str> {
         .then_some("rules and routes for TPROXY (`ip rule`, `ip -6 rule`), and tcp_fwmark_accept and fwmark_reflect in net.ipv4 and net.ipv6");
     let guests = (!policy.virtual_interfaces.is_empty())
         .then_some("rules and routes of table 15001 (`ip rule`, `ip -6 rule`) and tc filters (`tc filter show dev IF ingress`)");
-    lo6.into_iter().chain(tproxy).chain(guests).collect()
+    let time_wait = time_wait::is_wanted(policy).then_some("net.ipv4.tcp_max_tw_buckets");
+    lo6.into_iter().chain(tproxy).chain(guests).chain(time_wait).collect()
 }

@@ -37,6 +37,8 @@ pub enum Sequence {
     ResetAtOnce,
     /// The inbound proxy's part of that alone.
     AcceptReset,
+    /// The inbound proxy ends every connection at once, before its client does.
+    EndFirst,
     /// A server binds its port, without SO_REUSEADDR.
     Bind,
     /// A client's socket becomes a listener.
@@ -67,6 +69,7 @@ pub fn tell(sequence: Sequence, to: SocketAddr) -> anyhow::Result<Vec<String>> {
         Sequence::ResetByClient => reset_by_client(to),
         Sequence::ResetAtOnce => reset_at_once(to),
         Sequence::AcceptReset => accept_reset(to),
+        Sequence::EndFirst => end_first(to),
         Sequence::Bind => Ok(vec![outcome(bind(&socket(to, SocketFlags::empty())?, &to))]),
         Sequence::ClientListens => client_listens(to),
         Sequence::Neighbours => neighbours(to),
@@ -190,6 +193,14 @@ fn accept_reset(to: SocketAddr) -> anyhow::Result<Vec<String>> {
     let proxy = TcpListener::bind(SocketAddr::new(unspecified(to), INBOUND))?;
     println!("ready");
     of_reset(&proxy)
+}
+
+fn end_first(to: SocketAddr) -> anyhow::Result<Vec<String>> {
+    let proxy = TcpListener::bind(SocketAddr::new(unspecified(to), INBOUND))?;
+    println!("ready");
+    loop {
+        drop(proxy.accept()?);
+    }
 }
 
 fn client_listens(to: SocketAddr) -> anyhow::Result<Vec<String>> {
