@@ -40,17 +40,36 @@ impl Owner {
     pub const NOBODY: u32 = u32::MAX;
 }
 
+/// How packets to a destination leave.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    /// The source address routing would choose.
+    pub source: Addr,
+    /// Index of the interface.
+    pub oif: u32,
+    /// On lo: the destination is loopback or an address of the namespace.
+    pub lo: bool,
+}
+
+impl Way {
+    /// To a destination by its route.
+    #[inline(always)]
+    pub const fn of(route: &Route, dst: &Addr) -> Self {
+        Self { source: route.source_for(dst), oif: route.oif, lo: route.local != 0 || dst.is_loopback() }
+    }
+}
+
 impl Outgoing {
     /// The first packet of a socket bound to `bound` (unspecified: to nothing), as routing sends it.
     #[inline(always)]
-    pub const fn routed(tcp: bool, bound: &Addr, dst: Addr, dport: u16, route: &Route, owner: Owner) -> Self {
+    pub const fn routed(tcp: bool, bound: &Addr, dst: Addr, dport: u16, way: Way, owner: Owner) -> Self {
         Self {
             dst,
             dport,
-            src: if bound.is_unspecified() { route.source_for(&dst) } else { *bound },
+            src: if bound.is_unspecified() { way.source } else { *bound },
             tcp,
-            lo: route.local != 0 || dst.is_loopback(),
-            oif: route.oif,
+            lo: way.lo,
+            oif: way.oif,
             uid: owner.uid,
             gid: owner.gid,
             proxy: owner.proxy,

@@ -116,7 +116,7 @@ counters! {
     RefusedFull "refused_full" REFUSED: "connect() fails: --max-connections are alive"
     RefusedUnstored "refused_unstored" REFUSED: "the connection fails: its original destination could not be stored"
     RefusedNoListener "refused_no_listener" REFUSED: "the connection fails: the proxy does not listen"
-    SourceNotBound "source_not_bound" OTHER: "the source address could not be bound: the proxy sees a loopback peer"
+    SourceNotBound "source_not_bound" OTHER: "the source address is link-local: the proxy sees a loopback peer"
     ListenerNotRegistered "listener_not_registered" OTHER: "a listener of the proxy could not be registered"
     OutProxyCgroupLoopback "out_proxy_cgroup_loopback" INBOUND:
         "the proxy's container calls its own pod: its inbound listener gets that (--proxy-cgroup)"
@@ -127,6 +127,9 @@ counters! {
     DestinationsFull "destinations_full" OTHER:
         "the quota of destinations is used up: the original destination is handed over for the connection alone"
     OriginalDstUnknown "original_dst_unknown" OTHER: "SO_ORIGINAL_DST was asked and is not known: ENOENT"
+    RefusedWithoutSource "refused_without_source" REFUSED:
+        "connect() fails: the source address has left the namespace since the last refresh (EADDRNOTAVAIL)"
+    RefusedSourceRoute "refused_source_route" REFUSED: "setsockopt() fails: it asks for source routing (EPERM)"
 }
 
 impl Counter {

@@ -3,7 +3,7 @@
 use redirector_common::abi::{ActiveWord, Meta, ProgramConstants, Slot};
 
 use crate::active_policy::ActivePolicy;
-use crate::ctx::{Ops, Sock, SockAddr, Sockopt};
+use crate::ctx::{OfSocket, Sock};
 use crate::maps::{META, NAMESPACES, POLICIES, TABLES, constant, looked_up};
 use crate::socket_owner::{address_of, read};
 
@@ -17,22 +17,10 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// For connect, sendmsg and the like.
+    /// Of the socket that a hook of the cgroup is about.
     #[inline(always)]
-    pub fn of(ctx: &SockAddr) -> Option<Self> {
-        of_socket(|| ctx.netns_cookie(), || ctx.sock())
-    }
-
-    /// For sockops.
-    #[inline(always)]
-    pub fn of_ops(ctx: &Ops) -> Option<Self> {
-        of_socket(|| ctx.netns_cookie(), || ctx.sock())
-    }
-
-    /// For getsockopt.
-    #[inline(always)]
-    pub fn of_sockopt(ctx: &Sockopt) -> Option<Self> {
-        of_socket(|| ctx.netns_cookie(), || ctx.sock())
+    pub fn of(ctx: &impl OfSocket) -> Option<Self> {
+        of_netns(if by_cookie() { ctx.netns_cookie() } else { inode(ctx.sock()) })
     }
 
     /// For what is attached to the network namespace, or to its interfaces.
@@ -79,11 +67,6 @@ impl Instance {
         // SAFETY: a slot is not written while a program that found it active may be running.
         Some(ActivePolicy { policy: unsafe { &*policy.as_ptr() }, tables, instance: self, slot })
     }
-}
-
-#[inline(always)]
-fn of_socket(cookie: impl FnOnce() -> u64, sk: impl FnOnce() -> Option<Sock>) -> Option<Instance> {
-    of_netns(if by_cookie() { cookie() } else { inode(sk()) })
 }
 
 /// A constant to the verifier: of the helper that a kernel lacks (before 5.15) it sees nothing.

@@ -13,7 +13,7 @@ use redirector_common::abi::{LISTENER_SLOTS, LOOPBACK_IFINDEX, ListenerRole, Soc
 use redirector_common::rule::Counter;
 
 use crate::active_policy::ActivePolicy;
-use crate::ctx::{AF_INET6, Family, Lookup, Ops, Sock};
+use crate::ctx::{AF_INET6, Family, Lookup, OfSocket, Ops, Sock};
 use crate::instance::Instance;
 use crate::maps::{LISTENERS, MapOf};
 use crate::socket_state;
@@ -26,7 +26,7 @@ type Registry = MapOf<u32, u64>;
 #[inline(always)]
 pub fn register(ops: &Ops) {
     // Also while the instance is being made: user space has looked for older listeners, or will.
-    let Some(active) = Instance::of_ops(ops).and_then(Instance::active_or_next) else { return };
+    let Some(active) = Instance::of(ops).and_then(Instance::active_or_next) else { return };
     let Some(sk) = ops.sock() else { return };
     let (address, port) = (ops.local(), ops.local_port());
     let role = ListenerRole::of_port(active.policy, port);

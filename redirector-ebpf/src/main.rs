@@ -21,7 +21,7 @@ mod verifier;
 use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, classifier, sk_lookup, sock_ops};
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext, TcContext};
 use ctx::{Family, Lookup, Ops, Packet, SockAddr, Sockopt};
-use hooks::{connect, getsockopt, sk_lookup as lookup, sock_names, sockops, tc_guest, udp_dns};
+use hooks::{connect, getsockopt, setsockopt, sk_lookup as lookup, sock_names, sockops, tc_guest, udp_dns};
 
 /// connect() on an IPv4 socket, before the route is looked up (4.17).
 #[cgroup_sock_addr(connect4)]
@@ -101,6 +101,12 @@ pub fn rd_sockops(c: SockOpsContext) -> u32 {
 pub fn rd_getsockopt(c: SockoptContext) -> i32 {
     getsockopt::answer(&Sockopt::new(c.sockopt));
     1
+}
+
+/// setsockopt() before the kernel carries it out (5.3).
+#[cgroup_sockopt(setsockopt)]
+pub fn rd_setsockopt(c: SockoptContext) -> i32 {
+    setsockopt::check(&Sockopt::new(c.sockopt))
 }
 
 /// Which listener gets a SYN (5.9).

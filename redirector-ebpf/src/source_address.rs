@@ -10,6 +10,8 @@ use crate::hooks::outbound::Outbound;
 use crate::instance::Instance;
 use crate::{destinations, socket_state};
 
+pub const EADDRNOTAVAIL: u16 = 99;
+
 /// What the application has bound before connect().
 #[derive(Clone, Copy)]
 pub struct Bound {
@@ -49,25 +51,47 @@ impl Bound {
 /// Binds the source address that routing would choose, if the application has bound none. Returns the address that the
 /// connection comes from, unspecified where the kernel chooses it; None: the socket has a port, and bpf_bind takes no
 /// such socket.
+///
+/// # Errors
+///
+/// That of [`bind_source`].
 #[inline(always)]
-pub fn bind(ctx: &SockAddr, sk: Sock, o: &Outbound, state: &mut SockState) -> Option<Addr> {
-    let (bound, source) = (&o.bound, &o.source);
+pub fn bind(ctx: &SockAddr, sk: Sock, o: &Outbound, state: &mut SockState) -> Result<Option<Addr>, u16> {
+    let (bound, source) = (&o.bound, &o.way.source);
     if !bound.addr.is_unspecified() {
-        return Some(bound.addr);
+        return Ok(Some(bound.addr));
     }
     if !is_worth_binding(source) {
         bound.undo(ctx, sk, o.active.instance);
-        return Some(Addr::UNSPECIFIED);
+        return Ok(Some(Addr::UNSPECIFIED));
     }
     if bound.port != 0 {
-        return None;
+        return Ok(None);
     }
-    if !ctx.bind(source) {
-        o.active.count(Counter::SourceNotBound);
-        return Some(Addr::UNSPECIFIED);
+    if !bind_source(ctx, o)? {
+        return Ok(Some(Addr::UNSPECIFIED));
     }
     state.bound_by_us = 1;
-    Some(*source)
+    Ok(Some(*source))
+}
+
+/// Binds the source address. False if the kernel binds none of its kind: for a link-local one it wants the interface
+/// (`__inet6_bind`).
+///
+/// # Errors
+///
+/// EADDRNOTAVAIL: it has left the namespace, or IPv6 is not sure of it yet. The proxy would see a loopback peer.
+#[inline(always)]
+pub fn bind_source(ctx: &SockAddr, o: &Outbound) -> Result<bool, u16> {
+    if ctx.bind(&o.way.source) {
+        return Ok(true);
+    }
+    if o.way.source.is_link_local() {
+        o.active.count(Counter::SourceNotBound);
+        return Ok(false);
+    }
+    o.active.count(Counter::RefusedWithoutSource);
+    Err(EADDRNOTAVAIL)
 }
 
 /// Whether the source address of a TCP socket without a port was bound for it.

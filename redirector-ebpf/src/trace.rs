@@ -16,6 +16,7 @@ use redirector_common::rule::Counter;
 use crate::ctx::{Family, IPPROTO_TCP, IPPROTO_UDP, Lookup, SockAddr};
 use crate::hooks::connect::ECONNREFUSED;
 use crate::hooks::outbound::Outbound;
+use crate::source_address::EADDRNOTAVAIL;
 use crate::verifier::opaque;
 
 const LEN: usize = 128 * 1024;
@@ -69,7 +70,7 @@ fn tell_outgoing<const FAMILY: u8>(ctx: *mut bpf_sock_addr, o: &Outbound, kind: 
         (*event).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
         (*event).uid = bpf_get_current_uid_gid() as u32;
         bpf_get_current_comm((&raw mut (*event).comm).cast(), 16);
-        (*event).client = if o.bound.addr.is_unspecified() { o.source } else { o.bound.addr };
+        (*event).client = if o.bound.addr.is_unspecified() { o.way.source } else { o.bound.addr };
         (*event).client_port = o.bound.port;
         (*event).destination = if decided { o.dst } else { to.addr() };
         (*event).destination_port = if decided { o.dport } else { to.port() };
@@ -92,6 +93,7 @@ fn refusal(o: &Outbound, errno: u16) -> u32 {
         0 => NO_RULE,
         errno if errno == o.errno => Counter::RefusedByRoute as u32,
         ECONNREFUSED => Counter::RefusedNoListener as u32,
+        EADDRNOTAVAIL => Counter::RefusedWithoutSource as u32,
         _ if o.tcp && o.active.is_full() => Counter::RefusedFull as u32,
         _ => Counter::RefusedUnstored as u32,
     }

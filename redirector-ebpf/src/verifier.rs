@@ -4,7 +4,7 @@
 use redirector_common::Addr;
 use redirector_common::abi::Route;
 use redirector_common::decision::{Decision, Incoming};
-use redirector_common::routing::Owner;
+use redirector_common::routing::{Owner, Way};
 
 use crate::hooks::sk_lookup::Wanted;
 use crate::listeners::RedirectedTo;
@@ -80,6 +80,7 @@ structs! {
     Owner { uid, gid, proxy, mark }
     Incoming { dst, dport, iif, local }
     Route { source, oif, errno, local }
+    Way { source, oif, lo }
     Bound { addr, port, ours }
     RedirectedTo { addr, interface }
     Wanted { role, rule, to, else_pass }

@@ -12,9 +12,9 @@ const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
 
 /// Program type and attach type of each hook of a cgroup: sock_addr (connect, getpeername, getsockname of both
-/// families), sock_ops, getsockopt.
-const CGROUP_HOOKS: [(u32, u32); 8] =
-    [(18, 10), (18, 11), (18, 29), (18, 30), (18, 31), (18, 32), (13, 3), (25, 21)];
+/// families), sock_ops, getsockopt, setsockopt.
+const CGROUP_HOOKS: [(u32, u32); 9] =
+    [(18, 10), (18, 11), (18, 29), (18, 30), (18, 31), (18, 32), (13, 3), (25, 21), (25, 22)];
 /// sk_lookup, a hook of the namespace.
 const NETNS_HOOK: (u32, u32) = (30, 36);
 

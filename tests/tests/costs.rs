@@ -11,17 +11,24 @@ use redirector_tests::harness::product::runs::{ProgramStats, RunCount, helper_ca
 const CONNECTIONS: u64 = 20;
 
 /// Runs of each hook for one outbound connection of a client and a server that ask for all names.
-const OUTBOUND_RUNS: [(&str, u64); 6] = [
+const OUTBOUND_RUNS: [(&str, u64); 7] = [
     ("connect4", 1),
     ("getsockopt", 4),
     ("peername4", 3),
+    ("setsockopt", 4),
     ("sk_lookup", 1),
     ("sockname4", 3),
     ("sockops", 9),
 ];
 /// The same inbound; the client is no process of the pod.
-const INBOUND_RUNS: [(&str, u64); 5] =
-    [("getsockopt", 2), ("peername4", 2), ("sk_lookup", 1), ("sockname4", 1), ("sockops", 4)];
+const INBOUND_RUNS: [(&str, u64); 6] = [
+    ("getsockopt", 2),
+    ("peername4", 2),
+    ("setsockopt", 1),
+    ("sk_lookup", 1),
+    ("sockname4", 1),
+    ("sockops", 4),
+];
 
 /// Calls of map operations that stand in the programs of these hooks, without look-ups in arrays.
 const MAP_OPERATIONS: [(&str, u64); 5] =

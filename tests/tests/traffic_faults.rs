@@ -1,9 +1,10 @@
 //! Faults of traffic that users of such software have met and that only rules of others bring about: attach and status say so.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Context;
 use redirector_tests::harness::prelude::*;
+use redirector_tests::harness::probe::scenario::SocketOption;
 use serde_json::Value;
 
 fn finding(tested: &TestPod, kind: &str) -> anyhow::Result<Option<Value>> {
@@ -133,6 +134,95 @@ fn an_address_that_moves_away() -> anyhow::Result<()> {
     for addr in MOVING {
         assert!(reached(APP, addr)?.starts_with("proxy:15001"), "{addr}");
     }
+    Ok(())
+}
+
+/// The pod's addresses are replaced, and nobody tells redirector: no connection goes to the proxy from another address than it
+/// would have under iptables. It is refused, as long as the snapshot names the source that is gone.
+#[test]
+fn an_address_that_is_replaced() -> anyhow::Result<()> {
+    require_root!();
+    for flags in [&[][..], &["--max-destinations", "0"]] {
+        let tested = TestPod::attached(flags)?;
+        let pod = tested.pod();
+        let new = [
+            IpAddr::from(Ipv4Addr::new(10, 77, 0, 60)),
+            Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 0x60).into(),
+        ];
+        // The second address of an IPv4 network leaves with the first.
+        pod.netns.ip(&format!(
+            "address del {}/24 dev eth0\naddress add {}/24 dev eth0\nroute replace default via 10.77.0.1\n\
+             address del {}/64 dev eth0\naddress add {}/64 dev eth0 nodad\nroute replace default via fd00:77::1\n",
+            pod.v4(),
+            new[0],
+            pod.v6(),
+            new[1]
+        ))?;
+        let to = [SERVICE, at(VIP6, SERVED)];
+        for to in to {
+            let seen = observe_one(&pod.place(APP)?, to)?;
+            assert_eq!(seen.summary(), kernel::refusal("EADDRNOTAVAIL"), "{flags:?}: {seen:#?}");
+        }
+        assert_eq!(tested.counter("refused_without_source")?, 2);
+        tested.refresh()?.expect(exit::OK)?;
+        for (to, new) in to.into_iter().zip(new) {
+            let seen = observe_one(&pod.place(APP)?, to)?;
+            let peer = seen.reached.as_ref().and_then(|reached| reached.peer.address());
+            assert_eq!(peer.map(|peer| peer.ip()), Some(new), "{flags:?}: {seen:#?}");
+        }
+    }
+    Ok(())
+}
+
+/// No process of the pod sends its packets by way of a host that it names, whatever connect() decides; other options of sockets
+/// work as before, also with buffers of more than a page.
+#[test]
+fn source_routes_are_refused() -> anyhow::Result<()> {
+    require_root!();
+    let tested = TestPod::attached(&[])?;
+    let pod = tested.pod();
+    let (rthdr, pktoptions) = (libc::IPV6_RTHDR, 6);
+    // Type 4 (segment routing) to fd00:77::1 first.
+    let mut header = vec![0, 4, 4, 1, 1, 0, 0, 0];
+    header.extend([0; 16]);
+    header.extend(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 1).octets());
+    // `struct cmsghdr`, then the same.
+    let mut ancillary = (16 + header.len()).to_ne_bytes().to_vec();
+    ancillary.extend([libc::IPPROTO_IPV6, rthdr].map(i32::to_ne_bytes).concat());
+    ancillary.extend(&header);
+    let loose = vec![131, 7, 4, 10, 77, 0, 1, 0];
+    let strict = vec![137, 7, 4, 10, 77, 0, 1, 0];
+    let record = vec![7, 7, 4, 0, 0, 0, 0, 0];
+    let (ip, ip6) = (libc::SOL_IP, libc::SOL_IPV6);
+    let own6 = at(pod.v6(), SERVED);
+    let refused = [
+        (own6, ip6, rthdr, header.clone()),
+        (own6, ip6, pktoptions, ancillary),
+        (at(pod.v4(), SERVED), ip, libc::IP_OPTIONS, loose),
+        (SERVICE, ip, libc::IP_OPTIONS, strict),
+    ];
+    let kept = [
+        (own6, ip6, rthdr, Vec::new()),
+        (SERVICE, ip, libc::IP_OPTIONS, record),
+        (SERVICE, libc::SOL_SOCKET, libc::SO_KEEPALIVE, [1, 0, 0, 0].repeat(2048)),
+    ];
+    let place = pod.place(APP)?;
+    let observe = |(to, level, name, value): (SocketAddr, i32, i32, Vec<u8>)| {
+        let option = Some(SocketOption { level, name, value });
+        observe(&place, &[Scenario { option, ..Scenario::to(to) }])?.pop().context("nothing was observed")
+    };
+    for case in refused {
+        assert_eq!(observe(case.clone())?.summary(), "bind: option: EPERM", "{case:?}");
+    }
+    for case in kept {
+        let seen = observe(case.clone())?;
+        assert!(seen.reached.is_some(), "{case:?}: {seen:#?}");
+    }
+    assert_eq!(tested.counter("refused_source_route")?, 4);
+    // What is not captured is the kernel's.
+    tested.bpffs.run(&["detach", "--name", NAME])?.expect(exit::OK)?;
+    let seen = observe((own6, ip6, rthdr, header))?;
+    assert_ne!(seen.summary(), "bind: option: EPERM", "{seen:#?}");
     Ok(())
 }
 

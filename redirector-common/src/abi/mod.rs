@@ -36,7 +36,8 @@ pub const LOOPBACK_IFINDEX: u32 = 1;
 
 /// Names of maps and programs: at most 15 bytes, so that the kernel keeps them whole.
 pub mod name {
-    /// LPM_TRIE u32, an IPv4 address in network byte order → [`super::OriginalDst`]: what the addresses stand for that the instance has given. Exposed.
+    /// LPM_TRIE u32, an IPv4 address in network byte order → [`super::OriginalDst`]: what the addresses stand for that the
+    /// instance has given. Exposed.
     pub const ORIGINAL_DST: &str = "ORIGINAL_DST";
     /// LPM_TRIE [`super::Destination`] → u32, the IPv4 address in network byte order: the same the other way round.
     pub const DESTINATIONS: &str = "DESTINATIONS";

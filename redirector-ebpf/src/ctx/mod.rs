@@ -17,6 +17,25 @@ macro_rules! put {
     };
 }
 
+/// What a context has that is about a socket.
+macro_rules! of_socket {
+    ($context:ty, $pointer:tt, $($sk:tt)+) => {
+        impl super::OfSocket for $context {
+            #[inline(always)]
+            fn sock(&self) -> Option<super::Sock> {
+                let sk = get!(self.$pointer, $($sk)+);
+                if sk.is_null() { None } else { Some(super::Sock(sk)) }
+            }
+
+            #[inline(always)]
+            fn netns_cookie(&self) -> u64 {
+                // SAFETY: a helper of these hooks; the context is this run's.
+                unsafe { aya_ebpf::helpers::generated::bpf_get_netns_cookie(self.$pointer.cast()) }
+            }
+        }
+    };
+}
+
 mod lookup;
 mod ops;
 mod packet;
@@ -37,9 +56,18 @@ pub const AF_INET6: u32 = 10;
 pub const IPPROTO_TCP: u32 = 6;
 pub const IPPROTO_UDP: u32 = 17;
 pub const IPPROTO_MPTCP: u32 = 262;
+pub const SOL_IP: i32 = 0;
+pub const SOL_IPV6: i32 = 41;
 pub const TCP_SYN_SENT: u32 = 2;
 pub const TCP_CLOSE: u32 = 7;
 pub const TCP_LISTEN: u32 = 10;
+
+/// The context of a hook of the cgroup.
+pub trait OfSocket {
+    fn sock(&self) -> Option<Sock>;
+    /// Cookie of its network namespace. Every hook has the helper since 5.15.
+    fn netns_cookie(&self) -> u64;
+}
 
 /// Ends one of two branches that load different fields: LLVM would otherwise sink the loads
 /// into one, from a pointer chosen before, which is arithmetic on a context or socket pointer.

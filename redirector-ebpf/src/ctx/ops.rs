@@ -1,13 +1,15 @@
 //! sockops.
 
 use aya_ebpf::bindings::bpf_sock_ops;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set};
+use aya_ebpf::helpers::generated::bpf_sock_ops_cb_flags_set;
 use redirector_common::Addr;
 
-use super::{AF_INET6, Sock, keep_apart};
+use super::{AF_INET6, keep_apart};
 
 /// Context of sockops.
 pub struct Ops(*mut bpf_sock_ops);
+
+of_socket!(Ops, 0, __bindgen_anon_2.sk);
 
 impl Ops {
     #[inline(always)]
@@ -76,18 +78,6 @@ impl Ops {
     #[inline(always)]
     pub fn remote_port(&self) -> u16 {
         u32::from_be(get!(self.0, remote_port)) as u16
-    }
-
-    #[inline(always)]
-    pub fn sock(&self) -> Option<Sock> {
-        let sk = get!(self.0, __bindgen_anon_2.sk);
-        if sk.is_null() { None } else { Some(Sock(sk)) }
-    }
-
-    #[inline(always)]
-    pub fn netns_cookie(&self) -> u64 {
-        // SAFETY: helper of sock_ops programs (5.15).
-        unsafe { bpf_get_netns_cookie(self.0.cast()) }
     }
 
     /// Asks for BPF_SOCK_OPS_STATE_CB, keeping what other programs have asked for.

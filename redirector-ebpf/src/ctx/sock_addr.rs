@@ -1,10 +1,10 @@
 //! connect, getpeername, getsockname, sendmsg and recvmsg.
 
 use aya_ebpf::bindings::bpf_sock_addr;
-use aya_ebpf::helpers::generated::{bpf_bind, bpf_get_netns_cookie};
+use aya_ebpf::helpers::generated::bpf_bind;
 use redirector_common::Addr;
 
-use super::{AF_INET, AF_INET6, Family, Sock};
+use super::{AF_INET, AF_INET6, Family};
 
 /// Context of these hooks.
 pub struct SockAddr {
@@ -12,6 +12,8 @@ pub struct SockAddr {
     /// Of the socket.
     pub family: Family,
 }
+
+of_socket!(SockAddr, ctx, __bindgen_anon_1.sk);
 
 impl SockAddr {
     #[inline(always)]
@@ -73,18 +75,6 @@ impl SockAddr {
     pub fn set_name(&self, addr: &Addr, port: u16) {
         self.set_addr(addr);
         put!(self.ctx, u32::from(port.to_be()), user_port);
-    }
-
-    #[inline(always)]
-    pub fn sock(&self) -> Option<Sock> {
-        let sk = get!(self.ctx, __bindgen_anon_1.sk);
-        if sk.is_null() { None } else { Some(Sock(sk)) }
-    }
-
-    #[inline(always)]
-    pub fn netns_cookie(&self) -> u64 {
-        // SAFETY: helper of sock_addr programs (5.7).
-        unsafe { bpf_get_netns_cookie(self.ctx.cast()) }
     }
 
     /// sendmsg only: the source address of this datagram.

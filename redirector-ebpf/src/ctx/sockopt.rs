@@ -1,31 +1,18 @@
-//! getsockopt.
+//! getsockopt and setsockopt.
 
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::bpf_sockopt;
-use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 
-use super::Sock;
-
-/// Context of getsockopt.
+/// Context of both.
 pub struct Sockopt(*mut bpf_sockopt);
+
+of_socket!(Sockopt, 0, __bindgen_anon_1.sk);
 
 impl Sockopt {
     #[inline(always)]
     pub fn new(ctx: *mut bpf_sockopt) -> Self {
         Self(ctx)
-    }
-
-    #[inline(always)]
-    pub fn sock(&self) -> Option<Sock> {
-        let sk = get!(self.0, __bindgen_anon_1.sk);
-        if sk.is_null() { None } else { Some(Sock(sk)) }
-    }
-
-    #[inline(always)]
-    pub fn netns_cookie(&self) -> u64 {
-        // SAFETY: helper of getsockopt programs (5.15).
-        unsafe { bpf_get_netns_cookie(self.0.cast()) }
     }
 
     #[inline(always)]
@@ -66,6 +53,28 @@ impl Sockopt {
         let start = get!(self.0, __bindgen_anon_2.optval) as i64;
         let end = get!(self.0, __bindgen_anon_3.optval_end) as i64;
         end - start
+    }
+
+    /// Leaves the option to the kernel. A buffer of more than a page is copied only in part,
+    /// and the call would fail with EFAULT (before 6.6) unless the length says "keep out". Only then: a length
+    /// of 0 is seen by programs of parent cgroups too.
+    #[inline(always)]
+    pub fn leave_alone(&self) {
+        if self.optlen() as i64 > self.buffered() {
+            self.set_optlen(0);
+        }
+    }
+
+    /// A byte of the buffer; None behind its end.
+    #[inline(always)]
+    pub fn byte(&self, n: usize) -> Option<u8> {
+        let start: *mut u8 = get!(self.0, __bindgen_anon_2.optval).cast();
+        let end: *mut c_void = get!(self.0, __bindgen_anon_3.optval_end);
+        if start.wrapping_add(n + 1).cast::<c_void>() > end {
+            return None;
+        }
+        // SAFETY: the check above is the one the verifier asks for.
+        Some(unsafe { core::ptr::read_volatile(start.wrapping_add(n)) })
     }
 
     /// Writes the first `N` words of the buffer; false if it is shorter.

@@ -8,7 +8,7 @@ use redirector_common::rule::{Counter, Verdict};
 use super::outbound::Outbound;
 use super::{ALLOW, ENETUNREACH, ENOBUFS, refuse, udp_dns};
 use crate::active_policy::ActivePolicy;
-use crate::ctx::{Family, IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr};
+use crate::ctx::{Family, IPPROTO_TCP, IPPROTO_UDP, OfSocket, Sock, SockAddr};
 use crate::instance::Instance;
 use crate::maps;
 use crate::source_address::{self, Bound, is_worth_binding};
@@ -73,19 +73,18 @@ fn handle(ctx: &SockAddr) -> Result<(), u16> {
         udp_dns::pass(ctx, sk, active.instance, &bound);
         return Ok(());
     }
-    let mut outbound = Outbound::undecided(active, bound, opaque(tcp));
+    let mut outbound = Outbound::new(active, bound, opaque(tcp));
     let o = &mut outbound;
-    let mut decided = by_family!(ctx, decide(ctx.raw(), sk, o));
-    if by_family!(ctx, is_still_own(ctx.raw(), o)) == 0 {
-        o.still_local = opaque(0);
-        decided = by_family!(ctx, decide(ctx.raw(), sk, o));
+    let routed = by_family!(ctx, route(ctx.raw(), o));
+    if routed != 0 {
+        decide(sk, o);
     }
-    let errno = match (decided, o.tcp) {
+    let errno = match (routed, o.tcp) {
         (0, true) => 0,
         (_, true) => by_family!(ctx, carry_out(ctx.raw(), sk, o)),
-        (decided, false) => by_family!(ctx, carry_out_dns(ctx.raw(), sk, o, decided)),
+        (routed, false) => by_family!(ctx, carry_out_dns(ctx.raw(), sk, o, routed)),
     };
-    let outcome = if decided == 0 { trace::UNDECIDED } else { errno };
+    let outcome = if routed == 0 { trace::UNDECIDED } else { errno };
     trace::outgoing(ctx, o, EventKind::CONNECT, outcome);
     if errno == 0 { Ok(()) } else { Err(errno as u16) }
 }
@@ -94,22 +93,17 @@ fn handle(ctx: &SockAddr) -> Result<(), u16> {
 // return is opaque: where a constant decides a branch, kernels before 6.5 do not follow it back into a function, and take
 // every number for decisive instead (`mark_all_scalars_precise`); then no two paths are one.
 
+/// Whether the policy is about the destination.
 #[inline(never)]
-fn decide<const FAMILY: u8>(ctx: *mut bpf_sock_addr, sk: Sock, o: &mut Outbound) -> u32 {
-    opaque(u32::from(o.decide(&SockAddr::of::<FAMILY>(ctx), sk)))
+fn route<const FAMILY: u8>(ctx: *mut bpf_sock_addr, o: &mut Outbound) -> u32 {
+    let tcp = opaque(o.tcp);
+    opaque(u32::from(o.route(&SockAddr::of::<FAMILY>(ctx), tcp)))
 }
 
-/// Whether an address of the namespace has left it since user space read the routes: the host that has it now must not be
-/// reached past the proxy. The kernel knows: it binds the socket to the address, which would be the source anyway. Where the
-/// application has bound the socket the snapshot is believed.
 #[inline(never)]
-fn is_still_own<const FAMILY: u8>(ctx: *mut bpf_sock_addr, o: &mut Outbound) -> u32 {
-    if !o.is_own() {
-        return opaque(1);
-    }
-    let bound = SockAddr::of::<FAMILY>(ctx).bind(&o.dst);
-    o.bound.ours = opaque(o.bound.ours || bound);
-    opaque(u32::from(bound))
+fn decide(sk: Sock, o: &mut Outbound) -> u32 {
+    o.decide(sk);
+    opaque(0)
 }
 
 /// Returns an errno or 0.
@@ -120,8 +114,8 @@ fn carry_out<const FAMILY: u8>(ctx: *mut bpf_sock_addr, sk: Sock, o: &Outbound) 
 
 /// The same of a UDP socket.
 #[inline(never)]
-fn carry_out_dns<const FAMILY: u8>(ctx: *mut bpf_sock_addr, sk: Sock, o: &Outbound, decided: u32) -> u32 {
-    errno(udp_dns::connect(&SockAddr::of::<FAMILY>(ctx), sk, o, decided != 0))
+fn carry_out_dns<const FAMILY: u8>(ctx: *mut bpf_sock_addr, sk: Sock, o: &Outbound, routed: u32) -> u32 {
+    errno(udp_dns::connect(&SockAddr::of::<FAMILY>(ctx), sk, o, routed != 0))
 }
 
 #[inline(always)]
@@ -167,8 +161,8 @@ fn means_another(active: &ActivePolicy, dst: &Addr, port: u16) -> bool {
 /// entry sk_lookup tells it from one that does. Without the entry it would go to the proxy.
 #[inline(always)]
 fn looks_foreign(o: &Outbound) -> bool {
-    let source = if o.bound.addr.is_unspecified() { &o.source } else { &o.bound.addr };
-    o.lo && !o.dst.is_loopback() && !source.is_loopback()
+    let source = if o.bound.addr.is_unspecified() { &o.way.source } else { &o.bound.addr };
+    o.way.lo && !o.dst.is_loopback() && !source.is_loopback()
 }
 
 /// The connection goes its own way. What an earlier redirect left on the socket is undone.
@@ -202,7 +196,7 @@ fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
     let (port, verdict) = opaque((proxy_port(o), verdict(o)));
     let registered = opaque(listeners::is_registered(&o.active, opaque(role(o)), &o.dst));
     let eligible = opaque(!unchanged && registered && o.dst.is_v4());
-    if eligible && opaque(to_virtual_destination(ctx, sk, o, port, verdict)) {
+    if eligible && opaque(to_virtual_destination(ctx, sk, o, port, verdict)?) {
         o.active.count(o.decision.rule);
         return Ok(());
     }
@@ -223,11 +217,11 @@ fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
         return Ok(());
     }
     let itself = o.bound.port == port;
-    let proxy = match source_address::bind(ctx, sk, o, state) {
+    let proxy = match source_address::bind(ctx, sk, o, state)? {
         Some(from) => proxy_address(o, registered, if itself { &Addr::UNSPECIFIED } else { &from }),
         // To its own address the kernel chooses the same source as to the original destination; getsockname of the
         // proxy is repaired.
-        None if !itself => o.source,
+        None if !itself => o.way.source,
         None => {
             o.active.count(Counter::RefusedNoListener);
             return Err(ECONNREFUSED);
@@ -242,11 +236,17 @@ fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
 
 /// Sends a connection to the address that stands for its destination. False if it must be handed over by itself.
 #[inline(always)]
-fn to_virtual_destination(ctx: &SockAddr, sk: Sock, o: &Outbound, port: u16, verdict: u16) -> bool {
-    let bind = opaque(o.bound.addr.is_unspecified() && is_worth_binding(&o.source));
+fn to_virtual_destination(
+    ctx: &SockAddr,
+    sk: Sock,
+    o: &Outbound,
+    port: u16,
+    verdict: u16,
+) -> Result<bool, u16> {
+    let bind = opaque(o.bound.addr.is_unspecified() && is_worth_binding(&o.way.source));
     // bpf_bind takes no socket that has a port.
     if bind && o.bound.port != 0 || !o.active.has(flag::SPREAD) {
-        return false;
+        return Ok(false);
     }
     let wanted = Destination {
         addr: o.dst.v4_be(),
@@ -258,7 +258,7 @@ fn to_virtual_destination(ctx: &SockAddr, sk: Sock, o: &Outbound, port: u16, ver
     };
     let Some(proxy) = destinations::give(&o.active, &wanted) else {
         o.active.count(Counter::DestinationsFull);
-        return false;
+        return Ok(false);
     };
     // What an earlier connect() of this socket has left.
     if let Some(state) = socket_state::get(sk, o.active.instance) {
@@ -266,11 +266,11 @@ fn to_virtual_destination(ctx: &SockAddr, sk: Sock, o: &Outbound, port: u16, ver
     }
     if !bind {
         o.bound.undo(ctx, sk, o.active.instance);
-    } else if !ctx.bind(&o.source) {
-        o.active.count(Counter::SourceNotBound);
+    } else {
+        source_address::bind_source(ctx, o)?;
     }
     ctx.set_name(&proxy, port);
-    true
+    Ok(true)
 }
 
 #[inline(always)]

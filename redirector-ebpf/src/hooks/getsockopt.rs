@@ -5,15 +5,14 @@ use redirector_common::abi::{FlowKey, ListenerRole, SockKind, flag};
 use redirector_common::rule::Counter;
 
 use crate::ctx::{
-    AF_INET, AF_INET6, IPPROTO_MPTCP, IPPROTO_TCP, Sock, Sockopt, TCP_CLOSE, TCP_LISTEN, set_errno,
+    AF_INET, AF_INET6, IPPROTO_MPTCP, IPPROTO_TCP, OfSocket, SOL_IP, SOL_IPV6, Sock, Sockopt, TCP_CLOSE,
+    TCP_LISTEN, set_errno,
 };
 use crate::instance::Instance;
 use crate::maps::{self, count};
 use crate::verifier::opaque;
 use crate::{destinations, socket_state};
 
-const SOL_IP: i32 = 0;
-const SOL_IPV6: i32 = 41;
 /// SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST.
 const SO_ORIGINAL_DST: i32 = 80;
 const ENOENT: i32 = 2;
@@ -30,16 +29,14 @@ pub fn answer(ctx: &Sockopt) {
     }
 }
 
-/// Leaves the kernel's answer as it is. A buffer of more than a page is copied only in part,
-/// and the call would fail with EFAULT unless the length says "keep out". Only then: a length
-/// of 0 is seen by programs of parent cgroups too. And where the kernel refused before 5.18, because it copies to the caller
+/// Leaves the kernel's answer as it is. Also where the kernel refused before 5.18, because it copies to the caller
 /// all the same what it has not filled (`__cgroup_bpf_run_filter_getsockopt`): zeroes.
 #[inline(always)]
 fn untouched(ctx: &Sockopt) {
-    let overwrites = !maps::has_set_retval() && ctx.retval() != 0;
-    if overwrites || ctx.optlen() as i64 > ctx.buffered() {
+    if !maps::has_set_retval() && ctx.retval() != 0 {
         ctx.set_optlen(0);
     }
+    ctx.leave_alone();
 }
 
 /// True if the answer is ours.
@@ -50,7 +47,7 @@ fn tell(ctx: &Sockopt, level: i32) -> bool {
     if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP || level == SOL_IPV6 && sk.family() != AF_INET6 {
         return false;
     }
-    let Some(instance) = Instance::of_sockopt(ctx) else { return false };
+    let Some(instance) = Instance::of(ctx) else { return false };
     let retval = ctx.retval();
     // 0: conntrack is there and knows the connection. ENOENT: it does not. ENOPROTOOPT: there
     // is no conntrack in this kernel. Anything else (a short buffer) stands.

@@ -3,6 +3,7 @@
 pub mod connect;
 pub mod getsockopt;
 pub mod outbound;
+pub mod setsockopt;
 pub mod sk_lookup;
 pub mod sock_names;
 pub mod sockops;
@@ -17,6 +18,7 @@ const ALLOW: i32 = 1;
 /// The system call fails, with EPERM unless [`set_errno`] said better.
 const REFUSE: i32 = 0;
 
+const EPERM: u16 = 1;
 const ENETUNREACH: u16 = 101;
 const ENOBUFS: u16 = 105;
 

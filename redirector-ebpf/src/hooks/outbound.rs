@@ -3,7 +3,7 @@
 use redirector_common::Addr;
 use redirector_common::abi::flag;
 use redirector_common::decision::{self, Decision, Outgoing};
-use redirector_common::routing::{self, effective};
+use redirector_common::routing::{self, Way, effective};
 use redirector_common::rule::Counter;
 
 use super::ENETUNREACH;
@@ -19,60 +19,56 @@ pub struct Outbound {
     pub active: ActivePolicy,
     pub bound: Bound,
     pub tcp: bool,
-    /// Whether its packets leave on lo.
-    pub lo: bool,
-    /// 0 if the kernel says that the destination is no address of the namespace any more.
-    pub still_local: u16,
     pub dport: u16,
     /// By which routing refuses it, 0 if it does not.
     pub errno: u16,
     pub dst: Addr,
-    /// The source address routing would choose.
-    pub source: Addr,
+    pub way: Way,
     pub decision: Decision,
 }
 
 impl Outbound {
-    /// Before the decision. (Not with zeroes for addresses: LLVM would call memset.)
+    /// Before it is routed. (Not with zeroes for addresses: LLVM would call memset.)
     #[inline(always)]
-    pub fn undecided(active: ActivePolicy, bound: Bound, tcp: bool) -> Self {
+    pub fn new(active: ActivePolicy, bound: Bound, tcp: bool) -> Self {
         Self {
             active,
             bound,
             tcp,
-            lo: false,
-            still_local: opaque(1),
             dport: 0,
             errno: 0,
             dst: bound.addr,
-            source: bound.addr,
+            way: Way { source: bound.addr, oif: 0, lo: false },
             decision: Decision::by(Counter::OutDefault),
         }
     }
 
-    /// Decides. False if the policy is not about the destination's family.
+    /// Where the kernel sends it. False if the policy is not about the destination's family.
+    ///
+    /// An address may have left the namespace since user space read the routes: the host that has it now must not be reached
+    /// past the proxy. The kernel knows: it binds the socket to the address, which would be the source anyway. Where the
+    /// application has bound the socket the snapshot is believed.
     #[inline(always)]
-    pub fn decide(&mut self, ctx: &SockAddr, sk: Sock) -> bool {
-        let (active, bound) = (&self.active, &self.bound);
-        let dst = opaque(effective(ctx.addr(), &bound.addr));
-        if !dst.is_v4() && !active.has(flag::IPV6) {
+    pub fn route(&mut self, ctx: &SockAddr, tcp: bool) -> bool {
+        let bound = &self.bound.addr;
+        let dst = opaque(effective(ctx.addr(), bound));
+        if !dst.is_v4() && !self.active.has(flag::IPV6) {
             return false;
         }
-        let mut route = opaque(*active.route(dst));
-        route.local &= self.still_local;
-        let owner = socket_owner::of(sk, active);
-        let mut packet = Outgoing::routed(self.tcp, &bound.addr, dst, ctx.port(), &route, opaque(owner));
-        packet.lo = opaque(packet.lo);
-        let errno = if self.tcp {
-            routing::unroutable(&dst, &bound.addr, &route, packet.lo)
+        let route = opaque(*self.active.route(dst));
+        let way = opaque(Way::of(&route, &dst));
+        let refusal = if tcp {
+            routing::unroutable(&dst, bound, &route, way.lo)
         } else {
-            routing::refused(&dst, &bound.addr, &route, packet.lo)
+            routing::refused(&dst, bound, &route, way.lo)
         };
-        let unreachable = (self.still_local ^ 1) * ENETUNREACH;
-        self.errno = opaque(errno.unwrap_or(0) | unreachable);
-        self.source = opaque(route.source_for(&dst));
-        (self.dst, self.dport, self.lo) = (dst, packet.dport, packet.lo);
-        self.decision = opaque(decision::outgoing(active.policy, active, &packet));
+        let own = tcp && self.can_be_bound_to(&dst, &way);
+        let here = own && ctx.bind(&dst);
+        let left = opaque(own && !here);
+        self.bound.ours = opaque(self.bound.ours | here);
+        self.errno = opaque(refusal.unwrap_or(0) | (u16::from(left) * ENETUNREACH));
+        let way = Way { lo: way.lo & !left, ..way };
+        (self.dst, self.dport, self.way) = (opaque(dst), ctx.port(), opaque(way));
         true
     }
 
@@ -80,9 +76,19 @@ impl Outbound {
     /// (IPv6 binds none to local prefixes and anycast addresses, `inet6_bind`, whose source is another; to a link-local one it
     /// takes the interface.)
     #[inline(always)]
-    pub fn is_own(&self) -> bool {
-        let own = self.tcp && self.lo && !self.dst.is_loopback() && !self.dst.is_link_local();
+    fn can_be_bound_to(&self, dst: &Addr, way: &Way) -> bool {
+        let own = way.lo && !dst.is_loopback() && !dst.is_link_local();
         let unbound = self.bound.addr.is_unspecified() && self.bound.port == 0;
-        own && unbound && (self.dst.is_v4() || self.source.same(&self.dst))
+        own && unbound && (dst.is_v4() || way.source.same(dst))
+    }
+
+    /// Decides about what is routed.
+    #[inline(always)]
+    pub fn decide(&mut self, sk: Sock) {
+        let active = &self.active;
+        let owner = opaque(socket_owner::of(sk, active));
+        let mut packet = Outgoing::routed(self.tcp, &self.bound.addr, self.dst, self.dport, self.way, owner);
+        packet.src = opaque(packet.src);
+        self.decision = opaque(decision::outgoing(active.policy, active, &packet));
     }
 }

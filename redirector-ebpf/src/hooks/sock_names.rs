@@ -6,7 +6,7 @@ use redirector_common::decision::is_included;
 use redirector_common::rule::Counter;
 
 use crate::active_policy::ActivePolicy;
-use crate::ctx::{IPPROTO_MPTCP, Sock, SockAddr, TCP_CLOSE, TCP_LISTEN};
+use crate::ctx::{IPPROTO_MPTCP, OfSocket, Sock, SockAddr, TCP_CLOSE, TCP_LISTEN};
 use crate::instance::Instance;
 use crate::maps;
 use crate::source_address::{is_bound_by_us, unspecified};

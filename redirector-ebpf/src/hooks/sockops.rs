@@ -9,7 +9,7 @@ use aya_log_ebpf::warn;
 use redirector_common::abi::{Flow, FlowKey, SockKind, SockState, UNTAKEN_LEN};
 use redirector_common::rule::{Counter, Verdict};
 
-use crate::ctx::{Ops, TCP_CLOSE, TCP_SYN_SENT};
+use crate::ctx::{OfSocket, Ops, TCP_CLOSE, TCP_SYN_SENT};
 use crate::instance::Instance;
 use crate::maps::{self, FLOWS, REFUSED, SEQUENCE, UNTAKEN, count, whole};
 use crate::{destinations, listeners, socket_state};
@@ -44,7 +44,7 @@ fn connecting(ops: &Ops) {
     if !socket_state::has_any(sk) {
         return;
     }
-    let Some(instance) = Instance::of_ops(ops) else { return };
+    let Some(instance) = Instance::of(ops) else { return };
     let Some(state) = socket_state::get(sk, instance) else { return };
     let key = key_of_client(ops);
     let value = match state.kind {
@@ -89,7 +89,7 @@ fn connecting(ops: &Ops) {
 #[inline(always)]
 fn accepted(ops: &Ops) {
     let Some(sk) = ops.sock() else { return };
-    let Some(instance) = Instance::of_ops(ops) else { return };
+    let Some(instance) = Instance::of(ops) else { return };
     // Its address tells.
     if destinations::meaning(instance, &ops.local()).is_some() {
         return;
@@ -150,7 +150,7 @@ fn closed(ops: &Ops) {
     if !socket_state::has_any(sk) {
         return;
     }
-    let Some(instance) = Instance::of_ops(ops) else { return };
+    let Some(instance) = Instance::of(ops) else { return };
     let Some(state) = socket_state::get(sk, instance) else { return };
     if state.kind != SockKind::REDIRECTED && state.kind != SockKind::LOCAL {
         return;

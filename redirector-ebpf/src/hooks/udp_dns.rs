@@ -7,7 +7,7 @@ use redirector_common::rule::{Counter, Verdict};
 use super::outbound::Outbound;
 use super::{ALLOW, ENOBUFS, refuse};
 use crate::active_policy::ActivePolicy;
-use crate::ctx::{IPPROTO_UDP, Sock, SockAddr};
+use crate::ctx::{IPPROTO_UDP, OfSocket, Sock, SockAddr};
 use crate::instance::Instance;
 use crate::maps;
 use crate::socket_state;
@@ -18,17 +18,17 @@ use crate::verifier::opaque;
 /// The only port that is captured.
 pub const PORT: u16 = 53;
 
-/// connect() of a UDP socket. Not `decided`: it is of IPv6, and that is not captured.
+/// connect() of a UDP socket. Not `routed`: it is of IPv6, and that is not captured.
 #[inline(always)]
-pub fn connect(ctx: &SockAddr, sk: Sock, o: &Outbound, decided: bool) -> Result<(), u16> {
+pub fn connect(ctx: &SockAddr, sk: Sock, o: &Outbound, routed: bool) -> Result<(), u16> {
     let bound = &o.bound;
-    if !decided || !is_captured(o)? {
+    if !routed || !is_captured(o)? {
         pass(ctx, sk, o.active.instance, bound);
         return Ok(());
     }
     let state = remember(sk, o)?;
-    if bound.addr.is_unspecified() && bound.port == 0 && is_worth_binding(&o.source) {
-        if ctx.bind(&o.source) {
+    if bound.addr.is_unspecified() && bound.port == 0 && is_worth_binding(&o.way.source) {
+        if ctx.bind(&o.way.source) {
             state.bound_by_us = 1;
         } else {
             o.active.count(Counter::SourceNotBound);
@@ -64,10 +64,15 @@ fn send(ctx: &SockAddr) -> Result<(), u16> {
         return Ok(());
     }
     let bound = opaque(Bound::of(ctx, sk, active.instance, false));
-    let o = &mut Outbound::undecided(active, bound, false);
-    let decided = o.decide(ctx, sk);
-    let sent = if decided { redirect(ctx, sk, o) } else { Ok(()) };
-    let outcome = if decided { sent.err().unwrap_or(0).into() } else { trace::UNDECIDED };
+    let o = &mut Outbound::new(active, bound, false);
+    let routed = opaque(o.route(ctx, false));
+    let sent = if routed {
+        o.decide(sk);
+        redirect(ctx, sk, o)
+    } else {
+        Ok(())
+    };
+    let outcome = if routed { sent.err().unwrap_or(0).into() } else { trace::UNDECIDED };
     trace::outgoing(ctx, o, EventKind::SEND, outcome);
     sent
 }
@@ -82,8 +87,8 @@ fn redirect(ctx: &SockAddr, sk: Sock, o: &Outbound) -> Result<(), u16> {
         remember(sk, o)?;
     }
     // The proxy sees the address the query would have come from.
-    if o.bound.addr.is_unspecified() && is_worth_binding(&o.source) {
-        ctx.set_source(&o.source);
+    if o.bound.addr.is_unspecified() && is_worth_binding(&o.way.source) {
+        ctx.set_source(&o.way.source);
     }
     ctx.set_name(&o.dst.localhost(), o.active.policy.dns_port);
     Ok(())

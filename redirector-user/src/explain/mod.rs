@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 pub use offline::Offline;
 use redirector_common::Addr;
 use redirector_common::decision::{self, Incoming};
-use redirector_common::routing::{Owner, effective, unroutable};
+use redirector_common::routing::{Owner, Way, effective, unroutable};
 pub use report::Explanation;
 
 use crate::policy::Policy;
@@ -64,8 +64,8 @@ pub fn outgoing(policy: &Policy, offline: &Offline, query: &Outgoing) -> Explana
         proxy: query.proxy,
         mark: 0,
     };
-    let first =
-        decision::Outgoing::routed(query.protocol == Protocol::Tcp, &bound, dst, to.port(), &route, owner);
+    let (tcp, way) = (query.protocol == Protocol::Tcp, Way::of(&route, &dst));
+    let first = decision::Outgoing::routed(tcp, &bound, dst, to.port(), way, owner);
     let decision = decision::outgoing(&offline.compiled.policy, offline, &first);
     let source = (!first.src.is_unspecified()).then(|| IpAddr::from(first.src));
     let lo = first.lo;

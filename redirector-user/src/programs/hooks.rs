@@ -28,6 +28,7 @@ impl Hook {
     pub fn what(&self) -> &'static str {
         match self.short() {
             "getsockopt" => "SO_ORIGINAL_DST",
+            "setsockopt" => "refusal of source routing",
             "sk_lookup" => "inbound capture",
             "sockops" => "handing over the original destination",
             "connect4" | "connect6" => "outbound capture",
@@ -64,8 +65,9 @@ const fn dns(program: &'static str, at: AttachType) -> Hook {
 pub const SOCKOPS: Hook = cgroup("rd_sockops", AttachType::SockOps);
 
 /// All hooks. Those that read a socket's state come before connect, which writes it.
-pub const ALL: [Hook; 13] = [
+pub const ALL: [Hook; 14] = [
     cgroup("rd_getsockopt", AttachType::Getsockopt),
+    cgroup("rd_setsockopt", AttachType::Setsockopt),
     cgroup("rd_peername4", AttachType::Getpeername4),
     cgroup("rd_peername6", AttachType::Getpeername6),
     cgroup("rd_sockname4", AttachType::Getsockname4),

@@ -42,6 +42,7 @@ pub enum AttachType {
     Recvmsg4 = 19,
     Recvmsg6 = 20,
     Getsockopt = 21,
+    Setsockopt = 22,
     Getpeername4 = 29,
     Getpeername6 = 30,
     Getsockname4 = 31,

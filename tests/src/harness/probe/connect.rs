@@ -15,7 +15,7 @@ use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
 use super::sys;
 use crate::harness::probe::observation::{
-    Accepted, AddressOrErrno, Earlier, OK, Observation, Question, outcome,
+    Accepted, AddressOrErrno, Earlier, OK, Observation, Question, errno_name, outcome,
 };
 use crate::harness::probe::scenario::{Family, How, Owner, Scenario};
 use crate::harness::retry::long_enough;
@@ -47,6 +47,12 @@ fn run(scenario: &Scenario, fd: OwnedFd, seen: &mut Observation) {
         if seen.bind.as_deref() != Some(OK) {
             return;
         }
+    }
+    if let Some(option) = &scenario.option
+        && let Err(error) = sys::set_bytes(&fd, option.level, option.name, &option.value)
+    {
+        seen.bind = Some(format!("option: {}", errno_name(&error)));
+        return;
     }
     if scenario.full_memory
         && let Err(error) = sys::fill_option_memory(&fd)

@@ -57,6 +57,14 @@ pub struct Attempt {
     pub disconnect: bool,
 }
 
+/// An option of a socket, as the kernel is given it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketOption {
+    pub level: i32,
+    pub name: i32,
+    pub value: Vec<u8>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scenario {
     /// Names the scenario in reports; unique within a matrix.
@@ -73,6 +81,8 @@ pub struct Scenario {
     pub mptcp: bool,
     /// A UDP query and its answer, instead of a TCP connection.
     pub udp: Option<Udp>,
+    /// Set this option first; see [`Observation::bind`](super::observation::Observation::bind) for the outcome.
+    pub option: Option<SocketOption>,
     /// Use up the memory for the socket's options first.
     pub full_memory: bool,
     /// Effective ids while the socket is created. The probe must run as root.
@@ -99,6 +109,7 @@ impl Scenario {
             how: How::Blocking,
             mptcp: false,
             udp: None,
+            option: None,
             full_memory: false,
             created_by: None,
             connected_by: None,

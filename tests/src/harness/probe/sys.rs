@@ -144,16 +144,15 @@ pub fn bind_to_device(fd: impl AsFd, device: &str) -> io::Result<()> {
 }
 
 fn set(fd: impl AsFd, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the pointer is to a live int and the length is that of an int.
-    let result = unsafe {
-        libc::setsockopt(
-            fd.as_fd().as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
+    set_bytes(fd, level, name, &value.to_ne_bytes())
+}
+
+/// Sets an option to a value as the kernel is given it.
+pub fn set_bytes(fd: impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
+    // SAFETY: the value lives through the call, and the length is its own.
+    let result =
+        unsafe { libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, value.as_ptr().cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
