@@ -75,8 +75,8 @@ pub fn bind(ctx: &SockAddr, sk: Sock, o: &Outbound, state: &mut SockState) -> Re
     Ok(Some(*source))
 }
 
-/// Binds the source address. False if the kernel binds none of its kind: for a link-local one it wants the interface
-/// (`__inet6_bind`).
+/// Binds the source address. False if the kernel binds none of its kind (`__inet6_bind`): for a link-local one it wants the
+/// interface, and it refuses IPv4 to an IPV6_V6ONLY socket, whose connect() then fails by itself (`tcp_v6_connect`).
 ///
 /// # Errors
 ///
@@ -89,6 +89,12 @@ pub fn bind_source(ctx: &SockAddr, o: &Outbound) -> Result<bool, u16> {
     if o.way.source.is_link_local() {
         o.active.count(Counter::SourceNotBound);
         return Ok(false);
+    }
+    if matches!(ctx.family, Family::V6) && o.way.source.is_v4() {
+        if !ctx.bind(&Addr::LOOPBACK_V4) {
+            return Ok(false);
+        }
+        ctx.bind(&unspecified(ctx));
     }
     o.active.count(Counter::RefusedWithoutSource);
     Err(EADDRNOTAVAIL)

@@ -5,8 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use redirector_tests::harness::pair::matrix::CALLERS;
 use redirector_tests::harness::parity::addresses::dns_listeners;
 use redirector_tests::harness::prelude::*;
-use redirector_tests::harness::probe::scenario::How;
-use redirector_tests::harness::probe::scenario::Udp;
+use redirector_tests::harness::probe::scenario::{How, SocketOption, Udp};
 use redirector_tests::harness::server::{any4, any6};
 
 /// Destinations of every kind of verdict and error.
@@ -94,6 +93,21 @@ fn check_fast_open(how: How) -> anyhow::Result<()> {
 #[test]
 fn fast_open_by_sendto() -> anyhow::Result<()> {
     check_fast_open(How::FastOpenSend)
+}
+
+/// A socket for IPv6 alone is refused IPv4-mapped destinations by the kernel, whatever becomes of the connection.
+#[test]
+fn ipv6_alone() -> anyhow::Result<()> {
+    require_root!();
+    let pair = Pair::of_sidecars(&Setup::default())?;
+    let v6only = SocketOption { level: libc::SOL_IPV6, name: libc::IPV6_V6ONLY, value: vec![1, 0, 0, 0] };
+    let seen = pair.check(&parts(pair.reference.pod(), |mut scenario| {
+        scenario.option = (scenario.family != Family::V4).then(|| v6only.clone());
+        scenario
+    }))?;
+    let mapped = seen.iter().find(|seen| seen.scenario == "app to mapped vip");
+    assert_eq!(mapped.map(Observation::summary).as_deref(), Some("ENETUNREACH"));
+    Ok(())
 }
 
 #[test]
