@@ -6,6 +6,7 @@ use redirector_tests::harness::probe::serve::Listen;
 use redirector_tests::harness::product;
 use redirector_tests::harness::product::health::Setup as Broken;
 use redirector_tests::harness::server::any4;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, eth, ipproto, socket_with};
 use serde_json::Value;
 
 fn connections(broken: &Broken, more: &[&str]) -> anyhow::Result<Vec<Value>> {
@@ -134,5 +135,29 @@ fn explain_answers_for_the_programs() -> anyhow::Result<()> {
         (&"pass".into(), false),
         "{fresh:?}"
     );
+    Ok(())
+}
+
+/// What a container with CAP_NET_RAW may send, no hook sees: who has such a socket is named, and does no harm as long as it only
+/// listens.
+#[test]
+fn raw_and_packet_sockets() -> anyhow::Result<()> {
+    let Some(broken) = Broken::new()? else { return Ok(()) };
+    let _proxy = broken.proxy()?;
+    broken.attach(&[])?;
+    let named = || -> anyhow::Result<Vec<String>> {
+        let told = broken.expect_well()?.into_iter().filter(|notice| notice["kind"] == "raw_socket");
+        Ok(told.map(|notice| notice["what"].to_string()).collect())
+    };
+    assert_eq!(named()?, Vec::<String>::new());
+    let open = |family, protocol| socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol));
+    let sockets =
+        broken.world.pod().netns.enter(|| {
+            Ok([open(AddressFamily::INET, ipproto::RAW)?, open(AddressFamily::PACKET, eth::ALL)?])
+        })?;
+    // They are this program's, which is in another namespace.
+    assert_eq!(named()?, ["\"user 0: a packet socket, user 0: a raw socket\""]);
+    drop(sockets);
+    assert_eq!(named()?, Vec::<String>::new());
     Ok(())
 }

@@ -13,7 +13,7 @@ use super::listeners::{self, Listener, Role, Surroundings};
 use super::processes::{self, NodeProcesses, Process};
 use super::proxy_user::{self, Owner};
 use super::snapshot::{self, Difference};
-use super::{captures, hooks, netfilter, refusers, room, routing};
+use super::{captures, hooks, netfilter, raw_sockets, refusers, room, routing};
 use crate::base::error::{Context, Error, Result};
 use crate::compile::id_map::as_the_kernel_counts;
 use crate::compile::mapped_policy::IdMappedPolicy;
@@ -194,6 +194,9 @@ impl Gathered {
         add("listeners", self.listeners(status));
         add("processes", self.judge_processes());
         add("connections", self.judge_connections());
+        let owners = |inode| self.owners_of(inode).into_iter().map(Process::told).collect();
+        let raw = raw_sockets::judge(&self.target.netns, owners);
+        add("raw sockets", raw.map(|found| found.into_iter().collect()));
         let stale = |difference| snapshot::judge(name, &difference).into_iter().collect();
         add("addresses and routes", self.difference(status).map(stale));
         add("rules of netfilter", netfilter::judge(&self.target.netns, &self.policy));
@@ -230,8 +233,8 @@ impl Gathered {
         self.processes.iter().find(|process| process.pid == pid)
     }
 
-    fn owners_of(&self, socket: &Socket) -> Vec<&Process> {
-        let pids = self.owners.get(&socket.inode).map(Vec::as_slice).unwrap_or_default();
+    fn owners_of(&self, inode: u64) -> Vec<&Process> {
+        let pids = self.owners.get(&inode).map(Vec::as_slice).unwrap_or_default();
         pids.iter().filter_map(|pid| self.process(*pid)).collect()
     }
 
@@ -244,7 +247,7 @@ impl Gathered {
             .into_iter()
             .filter(|socket| ports.contains(&socket.local.port()))
             .map(|socket| Listener {
-                owner: self.owners_of(&socket).first().map(|process| process.told()),
+                owner: self.owners_of(socket.inode).first().map(|process| process.told()),
                 inside: self.is_inside(&socket),
                 registered: socket.cookie.map(|cookie| registered.contains(&cookie)),
                 socket,
@@ -262,7 +265,7 @@ impl Gathered {
         let owners: Vec<Vec<Owner>> = of_ports.iter().map(|listener| self.owners(listener)).collect();
         findings.extend(proxy_user::judge(&self.policy, &self.in_force, &self.now.routes, &owners));
         let listening: HashSet<u32> =
-            of_ports.iter().flat_map(|l| self.owners_of(&l.socket)).map(|process| process.pid).collect();
+            of_ports.iter().flat_map(|l| self.owners_of(l.socket.inode)).map(|process| process.pid).collect();
         let whole = self.target.cgroup.path.display().to_string();
         findings.extend(processes::judge_impostors(
             &self.processes,
@@ -278,7 +281,7 @@ impl Gathered {
         if let Some(id) = socket.cgroup {
             return Some(self.cgroups.contains_key(&id));
         }
-        let owners = self.owners_of(socket);
+        let owners = self.owners_of(socket.inode);
         (!owners.is_empty()).then(|| owners.iter().any(|process| !self.outside.contains(&process.pid)))
     }
 
@@ -289,7 +292,7 @@ impl Gathered {
             path.zip(self.policy.proxy_cgroup.as_ref()).is_some_and(|(path, proxy)| path.starts_with(proxy))
         };
         let proxy = socket.cgroup.is_some_and(in_proxy);
-        let processes = self.owners_of(socket);
+        let processes = self.owners_of(socket.inode);
         if processes.is_empty() {
             return vec![Owner { port, uid: socket.uid, gid: None, proxy, told: None }];
         }
@@ -338,7 +341,7 @@ impl Gathered {
         let sockets = self.sockets(Kind::TcpConnections)?;
         let mut owners = HashMap::new();
         for socket in &sockets.list {
-            if let Some(process) = self.owners_of(socket).first() {
+            if let Some(process) = self.owners_of(socket.inode).first() {
                 owners.insert(socket.inode, (process.pid, process.name.clone(), process.gid));
             }
         }

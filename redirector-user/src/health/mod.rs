@@ -13,6 +13,7 @@ mod netfilter;
 pub mod node;
 mod processes;
 mod proxy_user;
+mod raw_sockets;
 mod refusers;
 mod room;
 mod routing;
