@@ -3,8 +3,11 @@
 //! seeds and with what was once found.
 
 pub mod annotations;
+pub mod cni;
 mod connections;
 pub mod flags;
 pub mod import;
 pub mod policy;
+pub mod proc;
+pub mod request;
 mod round_trip;

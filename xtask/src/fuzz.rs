@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: the targets in `fuzz/`, run by libFuzzer.
 //!
 //! cargo-fuzz needs unstable flags of rustc, which RUSTC_BOOTSTRAP=1 allows to any compiler. Without a sanitizer: what
-//! is fuzzed has no unsafe code, and debug assertions and overflow checks are on.
+//! is fuzzed has no unsafe code, and debug assertions and overflow checks are on (`cargo xtask asan` is for what has).
 
 use std::{fs, path::Path};
 
@@ -23,6 +23,12 @@ pub enum Target {
     Import,
     /// A pod's annotations: downward API, JSON map, Pod
     Annotations,
+    /// What a client sends to the agent's socket
+    Request,
+    /// What a runtime tells the CNI plugin
+    Cni,
+    /// Files of /proc: mounts, cgroups, processes, sockets
+    Proc,
 }
 
 impl Target {
@@ -32,6 +38,9 @@ impl Target {
             Self::Policy => "policy",
             Self::Import => "import",
             Self::Annotations => "annotations",
+            Self::Request => "request",
+            Self::Cni => "cni",
+            Self::Proc => "proc",
         }
     }
 
@@ -42,6 +51,9 @@ impl Target {
             Self::Policy => "fuzz/seeds/policy",
             Self::Import => "redirector-user/src/import/testdata",
             Self::Annotations => "fuzz/seeds/annotations",
+            Self::Request => "fuzz/seeds/request",
+            Self::Cni => "fuzz/seeds/cni",
+            Self::Proc => "fuzz/seeds/proc",
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod apt;
 mod archive;
+mod asan;
 mod cmd;
 mod crates;
 mod deb;
@@ -261,6 +262,18 @@ Examples:
         #[arg(long, value_name = "FILE", requires = "target")]
         input: Option<std::path::PathBuf>,
     },
+    /// Run unit tests and, as root, end-to-end tests under AddressSanitizer
+    ///
+    /// Nothing of it may touch memory that is not its own. The eBPF programs are the kernel's verifier's matter.
+    #[command(after_help = "\
+Examples:
+  cargo xtask asan                  the tests that call most of the unsafe code
+  cargo xtask asan original_dst     another test file")]
+    Asan {
+        /// Test files; a choice of them if none is named
+        #[arg(value_name = "FILE")]
+        files: Vec<String>,
+    },
     /// Run the end-to-end tests on other kernels, in virtual machines
     ///
     /// Fetches the newest release of each series with apt, builds the tests, and boots each kernel in QEMU: with KVM where
@@ -342,6 +355,7 @@ fn dispatch(verb: Verb) -> Result<()> {
             run::tool("endure", if debug { Profile::Dev } else { Profile::Release }, &args)
         }
         Verb::Fuzz { target, seconds, input } => fuzz::run(target, seconds, input.as_deref()),
+        Verb::Asan { files } => asan::run(&files),
         Verb::Vm(options) => vm::run(&options),
         Verb::Deny { advisories } => deny::check(advisories),
         Verb::Lint { part } => lint::run(part),

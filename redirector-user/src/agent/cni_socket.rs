@@ -163,7 +163,11 @@ fn refuse(server: &CniServer, reason: Reason, why: String) -> Reply {
 }
 
 /// Takes a request, and the descriptor that came with it.
-fn receive(stream: &mut UnixStream) -> Result<(Request, Option<OwnedFd>), String> {
+///
+/// # Errors
+///
+/// Why it is none.
+pub fn receive(stream: &mut UnixStream) -> Result<(Request, Option<OwnedFd>), String> {
     let mut text = vec![0; MAX_MESSAGE_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -5,7 +5,7 @@
 //! Traffic does not depend on the agent: everything that captures is pinned, and stays while there is no agent.
 
 mod cni_server;
-mod cni_socket;
+pub mod cni_socket;
 mod daemonset;
 mod decisions;
 mod execute;

@@ -3,7 +3,7 @@
 mod error;
 mod message;
 pub(crate) mod nf_tables;
-mod proc_net;
+pub mod proc_net;
 pub mod sock_diag;
 mod socket;
 mod sockets;

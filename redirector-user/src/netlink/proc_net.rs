@@ -34,7 +34,7 @@ pub(super) fn has_no_tcp() -> bool {
 }
 
 /// `sl local remote state queues timer retransmits uid timeout inode …`
-fn parse(line: &str, v6: bool, kind: Kind) -> Option<Socket> {
+pub fn parse(line: &str, v6: bool, kind: Kind) -> Option<Socket> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (local, remote) = (address(fields.next()?)?, address(fields.next()?)?);
     let state = u8::from_str_radix(fields.next()?, 16).ok()?;

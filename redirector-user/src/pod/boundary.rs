@@ -59,7 +59,11 @@ pub fn cgroup_of(pids: &[u32]) -> Result<Cgroup> {
 
 /// The cgroup of the pod, unit or container that `inner` is in or is; `inner` itself if it is in none, and root alone
 /// manages it.
-fn bounded(mount: &Path, inner: &Path, is_delegated: impl Fn(&Path) -> bool) -> Result<PathBuf> {
+///
+/// # Errors
+///
+/// [`Error::input`] if it is a slice, or others than root manage it.
+pub fn bounded(mount: &Path, inner: &Path, is_delegated: impl Fn(&Path) -> bool) -> Result<PathBuf> {
     let refused = |path: &Path, why: &str| {
         Err(Error::input(format!("the processes have the cgroup {} in common, {why}", path.display()))
             .remedy("name the cgroup that is to be captured")

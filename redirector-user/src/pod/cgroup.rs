@@ -134,7 +134,7 @@ pub fn v1_mounts() -> Vec<PathBuf> {
 }
 
 /// Mount point of the first cgroup2 whose root is the whole tree, else of the first.
-fn find_mount(mountinfo: &str) -> Option<PathBuf> {
+pub fn find_mount(mountinfo: &str) -> Option<PathBuf> {
     let mounts: Vec<(&str, &str)> = mountinfo
         .lines()
         .filter_map(|line| {

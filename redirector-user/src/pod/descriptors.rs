@@ -23,7 +23,7 @@ pub const SEARCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a descriptor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Descriptor {
+pub enum Descriptor {
     /// A socket with this inode.
     Socket(u64),
     /// Anything else, or closed by now.
@@ -94,7 +94,7 @@ fn socket_inode(link: &str) -> Option<u64> {
 }
 
 /// From the text of an fdinfo: inodes of other mounts are other numbers.
-fn from_fdinfo(fdinfo: &str, sockets: u64) -> Descriptor {
+pub fn from_fdinfo(fdinfo: &str, sockets: u64) -> Descriptor {
     match (field(fdinfo, "ino:"), field(fdinfo, "mnt_id:")) {
         (Some(inode), Some(mount)) if mount == sockets => Descriptor::Socket(inode),
         _ => Descriptor::Other,

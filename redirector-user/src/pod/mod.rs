@@ -1,9 +1,9 @@
 //! What an instance is attached to: a network namespace and a cgroup.
 
-mod boundary;
+pub mod boundary;
 pub mod cgroup;
 pub mod cgroup_namespace;
-pub(crate) mod descriptors;
+pub mod descriptors;
 pub mod facts;
 pub mod kubernetes;
 pub mod listeners;

@@ -39,8 +39,8 @@ pub fn is_ending(pid: u32) -> bool {
         .map_or(true, |stat| says_exiting(&String::from_utf8_lossy(&stat)))
 }
 
-/// The second field, the name, may hold spaces and brackets; the last bracket ends it.
-fn says_exiting(stat: &str) -> bool {
+/// The same by the text of its `stat`. The second field, the name, may hold spaces and brackets; the last bracket ends it.
+pub fn says_exiting(stat: &str) -> bool {
     let flags =
         stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(6)?.parse().ok());
     flags.is_some_and(|flags: u64| flags & PF_EXITING != 0)

@@ -12,6 +12,7 @@ use crate::policy::annotations::key;
 
 /// CNI_COMMAND.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the words are the specification's")]
 pub enum Command {
     Add,
     Del,
@@ -116,7 +117,7 @@ fn pod(arguments: &str) -> Result<Option<PodName>, String> {
         };
         // They become parts of paths and of names.
         let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-        if value.len() > 253 || !value.chars().all(good) {
+        if value.len() > 253 || value.starts_with(['.', '-']) || !value.chars().all(good) {
             return Err(format!("CNI_ARGS has {key}={value:?}, which is no name of Kubernetes"));
         }
         *field = Some(value.to_owned()).filter(|value| !value.is_empty());

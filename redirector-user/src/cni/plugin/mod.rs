@@ -2,7 +2,7 @@
 //! pod before any of its processes runs. If that cannot be done the pod does not start.
 
 mod client;
-mod config;
+pub mod config;
 mod error;
 
 use std::io::{Read, Write};

@@ -27,7 +27,13 @@ fn the_pod_of_the_arguments() {
     let old = with("K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0").unwrap();
     assert_eq!(old.pod, Some(PodName { uid: None, ..pod }));
     assert_eq!(with("").unwrap().pod, None);
-    for wrong in ["K8S_POD_NAME=a", "nonsense", "K8S_POD_NAMESPACE=../..;K8S_POD_NAME=a", "K8S_POD_UID=A/b"] {
+    for wrong in [
+        "K8S_POD_NAME=a",
+        "nonsense",
+        "K8S_POD_NAMESPACE=../..;K8S_POD_NAME=a",
+        "K8S_POD_NAMESPACE=..;K8S_POD_NAME=a",
+        "K8S_POD_UID=A/b",
+    ] {
         assert_eq!(with(wrong).unwrap_err().code, code::INVALID_ENVIRONMENT, "{wrong}");
     }
 }
