@@ -9,6 +9,7 @@ use redirector_tests::harness::pair::matrix::SIDECAR_PORTS;
 use redirector_tests::harness::prelude::*;
 use redirector_tests::harness::probe::observation::Accepted;
 use redirector_tests::harness::world::TRANSPARENT_PROXY;
+use redirector_tests::harness::world::netns::Netns;
 
 fn tproxy(mark: u32, table: u32) -> Options {
     Options { tproxy: Some(Tproxy { mark, table }), ..Options::sidecar() }
@@ -139,7 +140,13 @@ fn attached_from_a_container() -> anyhow::Result<()> {
     };
     bpffs.attach_by(&by, world.pod(), "pod1", &["-m", "TPROXY"])?.expect(exit::OK)?;
     ensure!(marked()?.trim() == "1");
+    let bound = |netns: &Netns| {
+        let read = || Ok(std::fs::read_to_string("/proc/sys/net/ipv4/tcp_max_tw_buckets")?);
+        netns.enter(read)
+    };
+    ensure!(bound(&world.pod().netns)? != bound(&world.client)?, "tcp_max_tw_buckets is as it was");
     Run::of(&mut bpffs.command(&by, &["detach", "pod1"]))?.expect(exit::OK)?;
     ensure!(marked()?.trim() == "0");
+    ensure!(bound(&world.pod().netns)? == bound(&world.client)?);
     Ok(())
 }

@@ -65,7 +65,7 @@ readme = f"""# {chart["name"]} (Helm chart)
 {chart["description"]}. What the settings are for, platforms, and taking it off: [docs/node.md](../../../docs/node.md).
 
 ```sh
-helm install redirector deploy/helm/redirector --namespace redirector-system --create-namespace
+helm install redirector deploy/helm/redirector --namespace redirector-system --create-namespace --set image.repository=REGISTRY/redirector
 helm uninstall redirector --namespace redirector-system
 ```
 

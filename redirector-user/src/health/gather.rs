@@ -44,7 +44,11 @@ pub fn instance(root: &Directory, name: &str, node: &NodeProcesses) -> Result<He
     let status = match status::status(root, name) {
         Ok(status) => status,
         Err(e) if !root.instance(name).exists() => return Err(e),
-        Err(e) => return Ok(Health { pod: find::recorded_pod(root, name), ..unopened(name, &e) }),
+        Err(e) => {
+            let mut health = Health { pod: find::recorded_pod(root, name), ..unopened(name, &e) };
+            health.findings.splice(..0, room::read_only(root));
+            return Ok(health);
+        }
     };
     let mut findings = Vec::new();
     let policy = &status.record.policy;
@@ -191,6 +195,13 @@ impl Gathered {
             foreign.map(|foreign| hooks::without(foreign, || find::programs_of_others(&self.root, name)));
         add("programs of others", foreign.map(|foreign| hooks::judge_foreign(name, &foreign)));
         add("programs that refuse", refusers::judge(&self.target.cgroup, &below, &self.policy));
+        add("programs at lo", refusers::judge_loopback(&self.target.netns, &self.policy));
+        add("what is shared", hooks::judge_found(&self.instance));
+        let connections = self.sockets(Kind::TcpConnections);
+        add(
+            "ports",
+            connections.and_then(|connections| room::judge_ports(&self.target.netns, &connections.list)),
+        );
         add("listeners", self.listeners(status));
         add("processes", self.judge_processes());
         add("connections", self.judge_connections());
@@ -205,7 +216,7 @@ impl Gathered {
         let undone =
             noted.and_then(|noted| routing::judge_undone(name, &self.target.netns, &self.policy, noted));
         add("what attach has changed", undone.map(|found| found.into_iter().collect()));
-        findings.extend(routing::judge_loopback(&self.policy, &self.now));
+        add("lo", routing::judge_loopback(&self.target.netns, &self.policy, &self.now));
         findings.extend(room::judge(status, &self.now));
         match telling::is_left_telling(&self.instance) {
             Ok(true) => findings.push(Finding::notice(
@@ -266,6 +277,8 @@ impl Gathered {
         findings.extend(proxy_user::judge(&self.policy, &self.in_force, &self.now.routes, &owners));
         let listening: HashSet<u32> =
             of_ports.iter().flat_map(|l| self.owners_of(l.socket.inode)).map(|process| process.pid).collect();
+        let proxy: Vec<&Process> = listening.iter().filter_map(|pid| self.process(*pid)).collect();
+        findings.extend(processes::judge_stopped(&proxy, self.cgroups.values()));
         let whole = self.target.cgroup.path.display().to_string();
         findings.extend(processes::judge_impostors(
             &self.processes,

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::finding::{Finding, Level, some_of};
 use crate::base::error::{Context, Result};
+use crate::instance::maps::Instance;
+use crate::instance::own_maps;
 use crate::instance::status::HookStatus;
 use crate::pod::cgroup::Cgroup;
 use crate::programs::hooks::{self, Hook};
@@ -113,12 +115,38 @@ pub(super) fn judge_own(instance: &str, hooks: &[HookStatus]) -> Vec<Finding> {
     by_effect.into_iter().map(finding).collect()
 }
 
+/// Whether the programs find the instance among those that share them.
+pub(super) fn judge_found(instance: &Instance) -> Result<Vec<Finding>> {
+    let name = &instance.name;
+    let mut findings = Vec::new();
+    if !own_maps::are_found(instance)? {
+        findings.push(Finding::fault(
+            "not_found",
+            "somebody has removed the instance from what the node's instances share".into(),
+            "the programs do not find it, and all traffic goes past the proxy",
+            format!("redirector upgrade {name}"),
+        ));
+    }
+    if own_maps::lost_sk_lookup(instance)? {
+        findings.push(Finding::fault(
+            "not_found",
+            "the program behind sk_lookup is gone".into(),
+            "every connection to the pod and to the proxy is refused",
+            format!("redirector detach --name {name}, then attach again"),
+        ));
+    }
+    Ok(findings)
+}
+
 fn consequence(hook: &str) -> &'static str {
     match hook {
         "connect4" => "IPv4 connections of the pod go past the proxy",
         "connect6" => "IPv6 connections of the pod go past the proxy",
         "sk_lookup" => "connections from the network reach the application without the proxy",
         "getsockopt" => "the proxy is not told original destinations",
+        "setsockopt" => {
+            "source routing is not refused: connections to the pod's own address may leave for another host"
+        }
         "sockops" => "the proxy is not told original destinations, and its new listeners are not registered",
         "sendmsg4" | "sendmsg6" => "DNS queries over UDP go past the proxy",
         "recvmsg4" | "recvmsg6" => "answers to DNS queries show the proxy's address, and resolvers drop them",
@@ -154,6 +182,9 @@ pub(super) fn judge_foreign(instance: &str, foreign: &[Foreign]) -> Vec<Finding>
                 (Level::Fault, "it may change the destination, or refuse it, before our program decides")
             }
             (true, Order::After) => (Level::Notice, "it sees the destination that our program has written"),
+            (false, _) if program.hook == "setsockopt" => {
+                (Level::Notice, "it may refuse options of sockets, and the proxy's cannot listen then")
+            }
             (false, _) => (Level::Notice, "it may change what sockets of the pod are told"),
         };
         let remedy = match &program.below {

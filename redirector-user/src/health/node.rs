@@ -11,8 +11,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::finding::{Finding, Health};
-use super::gather;
 use super::processes::NodeProcesses;
+use super::{gather, room};
 use crate::base::error::{Context, Result};
 use crate::cni::plugin;
 use crate::cni::protocol::SOCKET;
@@ -81,6 +81,7 @@ pub fn node(root: &Directory, places: &Places, instances: &[Health], awaited: Ve
         let (what, remedy) = obstacle.split_once("; ").unwrap_or((&obstacle, ""));
         findings.push(Finding::fault("bpffs", what.into(), "nothing can be attached", remedy.into()));
     }
+    findings.extend(room::read_only(root));
     let plugin = installed_plugin(&places.cni_conf);
     let lock = places.run_dir.join("agent.lock");
     let held = is_locked(&lock).context(|| format!("lock {}", lock.display()));

@@ -1,7 +1,7 @@
 //! The processes of a pod: which are not captured, and which are taken for the proxy.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::finding::{Finding, some_of};
 use crate::base::error::{Context, Result};
@@ -43,6 +43,8 @@ pub(super) struct Process {
     pub uid: u32,
     pub gid: u32,
     pub parent: u32,
+    /// By a signal, or a debugger.
+    pub stopped: bool,
     /// Its cgroup (v2), from the root of the hierarchy.
     pub cgroup: PathBuf,
 }
@@ -63,6 +65,10 @@ impl Process {
             uid: number("Uid:", 1)?,
             gid: number("Gid:", 1)?,
             parent: number("PPid:", 0)?,
+            // "T (stopped)", "t (tracing stop)"
+            stopped: status
+                .lines()
+                .any(|line| line.strip_prefix("State:\t").is_some_and(|s| s.starts_with(['T', 't']))),
             cgroup: cgroup.into(),
         })
     }
@@ -147,6 +153,34 @@ pub(super) fn judge_impostors(
         "run the application as another user and group, or attach with --proxy-cgroup in place of -u and -g"
             .into(),
     ))
+}
+
+/// Processes of the proxy that do not run: the kernel accepts connections in their place, until their queues are full.
+pub(super) fn judge_stopped<'a>(
+    proxy: &[&Process],
+    cgroups: impl Iterator<Item = &'a PathBuf>,
+) -> Vec<Finding> {
+    let frozen: Vec<&PathBuf> = cgroups.filter(|path| is_frozen(path)).collect();
+    let finding = |process: &&Process| {
+        let own = process.cgroup.strip_prefix("/").unwrap_or(&process.cgroup);
+        let (how, remedy) = if process.stopped {
+            ("stopped".to_owned(), format!("kill -CONT {}", process.pid))
+        } else {
+            let path = frozen.iter().find(|path| path.ends_with(own))?.display();
+            let remedy = format!("echo 0 > {path}/cgroup.freeze, or of the cgroup above that is frozen");
+            (format!("frozen with its cgroup {path}"), remedy)
+        };
+        let what = format!("the proxy ({}) is {how}", process.told());
+        let effect = "captured connections are accepted and get no answer";
+        Some(Finding::fault("listener_stopped", what, effect, remedy))
+    };
+    proxy.iter().filter_map(finding).collect()
+}
+
+/// Whether a cgroup is, or one above it.
+fn is_frozen(cgroup: &Path) -> bool {
+    let events = input::of_the_kernel(cgroup.join("cgroup.events"));
+    events.is_ok_and(|events| events.lines().any(|line| line == "frozen 1"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Programs of others at hooks of a cgroup that ours do not use: they can refuse what sockets of the pod do.
+//! Programs of others at hooks that ours do not use, of a cgroup and of lo: they can refuse what sockets of the pod do.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use super::captures;
 use super::finding::Finding;
 use crate::base::error::{Context, Result};
+use crate::netlink::{self, Message, Netlink, Payload, attributes, number};
 use crate::pod::cgroup::Cgroup;
 use crate::policy::Policy;
 use crate::sys::bpf::AttachType;
+use crate::sys::netns::NetNs;
 use crate::sys::{program_query, test_run};
 
 /// Where packets are let through or dropped.
@@ -23,6 +25,13 @@ const SOCKETS: [(AttachType, &str); 5] = [
     (AttachType::PostBind4, "post_bind4"),
     (AttachType::PostBind6, "post_bind6"),
 ];
+const LOOPBACK: u32 = 1;
+/// Attributes of IFLA_XDP (uapi/linux/if_link.h): the program of each mode, or the only one.
+const IFLA_XDP: u16 = 43;
+const XDP_PROGRAMS: [u16; 4] = [4, 5, 6, 7];
+/// What such programs return for a packet that goes on: XDP_PASS; TCX_PASS, TCX_NEXT.
+const XDP_PASSES: [u32; 1] = [2];
+const TCX_PASSES: [u32; 2] = [0, u32::MAX];
 
 /// What is to be said of them. Programs for packets are asked what they would do with one to the proxy; those that let it
 /// through (firewalls and accounting of systemd, say) are nobody's affair.
@@ -62,10 +71,56 @@ fn attached(path: &Path, at: AttachType) -> Vec<u32> {
     ids.map(|attached| attached.ids).unwrap_or_default()
 }
 
-/// A program that cannot be asked lets them through.
+/// Programs at lo, which every captured connection passes, that do not let it through.
+pub(super) fn judge_loopback(netns: &NetNs, policy: &Policy) -> Result<Vec<Finding>> {
+    let packets = packets_to_proxy(policy);
+    let of_lo = netlink::within(netns, |netlink| {
+        let xdp = xdp_programs(netlink)?.into_iter().map(|id| ("XDP", id, &XDP_PASSES[..]));
+        let tcx = [(AttachType::TcxIngress, "tcx ingress"), (AttachType::TcxEgress, "tcx egress")];
+        // Before 6.6 there is no such hook.
+        let tcx = tcx.into_iter().flat_map(|(at, hook)| {
+            let ids = program_query::of_interface(LOOPBACK, at).unwrap_or_default();
+            ids.into_iter().map(move |id| (hook, id, &TCX_PASSES[..]))
+        });
+        Ok(xdp.chain(tcx).collect::<Vec<_>>())
+    })?;
+    let stops = |(hook, id, passes): (&str, u32, &[u32])| {
+        answers(id, &packets, |answer| !passes.contains(&answer)).then(|| {
+            Finding::fault(
+                "foreign_program",
+                format!("{} stops what is sent to the proxy", one(&format!("{hook} of lo"), id, None)),
+                "captured connections time out",
+                remedy(hook, id, None),
+            )
+        })
+    };
+    Ok(of_lo.into_iter().filter_map(stops).collect())
+}
+
+fn xdp_programs(netlink: &mut Netlink) -> Result<Vec<u32>> {
+    const HEADER: usize = 16;
+    let request = Message::new(libc::RTM_GETLINK, 0, &[0; HEADER]);
+    let links = netlink.list("the interfaces", &request, |payload| {
+        let link = Payload::split(payload, HEADER)?;
+        let xdp = (link.number(4) == LOOPBACK).then(|| link.get(IFLA_XDP)).flatten()?;
+        let of_modes = attributes(xdp).filter(|(kind, _)| XDP_PROGRAMS.contains(kind));
+        Some(of_modes.filter_map(|(_, id)| number(id)).collect::<Vec<_>>())
+    })?;
+    let mut ids = links.concat();
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
 fn drops(id: u32, packets: &[Vec<u8>]) -> bool {
+    // Egress may add congestion by the second bit (BPF_PROG_CGROUP_INET_EGRESS_RUN_ARRAY).
+    answers(id, packets, |answer| answer & 1 == 0)
+}
+
+/// A program that cannot be asked lets them through.
+fn answers(id: u32, packets: &[Vec<u8>], stops: impl Fn(u32) -> bool) -> bool {
     let Ok(program) = program_query::open(id) else { return false };
-    packets.iter().any(|packet| test_run::lets_through(program.as_fd(), packet).is_ok_and(|lets| !lets))
+    packets.iter().any(|packet| test_run::packet(program.as_fd(), packet).is_ok_and(&stops))
 }
 
 fn one(hook: &str, id: u32, path: Option<&Path>) -> String {

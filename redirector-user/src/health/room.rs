@@ -1,10 +1,19 @@
 //! Whether there is room for more connections, and whether anything is captured at all.
 
+use std::collections::HashSet;
+
+use rustix::fs::{StatVfsMountFlags, statvfs};
+
 use super::captures;
 use super::finding::{Finding, Level, some_of};
+use crate::base::error::{Context, Error, Result};
+use crate::base::input;
+use crate::instance::directory::Directory;
 use crate::instance::status::Status;
+use crate::netlink::sock_diag::Socket;
 use crate::policy::{Dns, Policy};
 use crate::routes::{Interface, RouteSnapshot};
+use crate::sys::netns::NetNs;
 
 /// What is to be said of it.
 pub(super) fn judge(status: &Status, now: &RouteSnapshot) -> Vec<Finding> {
@@ -30,6 +39,82 @@ fn judge_room(instance: &str, live: u64, most: u64) -> Option<Finding> {
         let what = format!("stored connections {live} of {most}: nearly full");
         Finding::notice("nearly_full", what, "beyond that they are refused (ENOBUFS)", raise)
     })
+}
+
+/// The kernel opens no map of a file system that is mounted read-only.
+pub(super) fn read_only(root: &Directory) -> Option<Finding> {
+    let bpffs = root.dir().parent()?;
+    let is_it = statvfs(bpffs).is_ok_and(|stat| stat.f_flag.contains(StatVfsMountFlags::RDONLY));
+    let bpffs = bpffs.display();
+    is_it.then(|| {
+        Finding::fault(
+            "bpffs",
+            format!("the bpffs {bpffs} is mounted read-only"),
+            "instances go on as they were, and follow no change of addresses and routes",
+            format!("mount -o remount,rw {bpffs}"),
+        )
+    })
+}
+
+/// What is to be said of the ports of a namespace with these connections.
+pub(super) fn judge_ports(netns: &NetNs, connections: &[Socket]) -> Result<Vec<Finding>> {
+    let used = connections.iter().map(|socket| socket.local.port()).collect();
+    Ok(netns.run(Ports::read)?.judge(&used).into_iter().collect())
+}
+
+/// The ports that the namespace chooses from, for a connection or bind(0).
+struct Ports {
+    first: u16,
+    last: u16,
+    reserved: Vec<(u16, u16)>,
+}
+
+impl Ports {
+    /// Of the calling thread's network namespace.
+    fn read() -> Result<Self> {
+        let read = |name: &str| {
+            let path = format!("/proc/sys/net/ipv4/{name}");
+            input::of_the_kernel(&path).context(|| format!("read {path}"))
+        };
+        let (range, reserved) = (read("ip_local_port_range")?, read("ip_local_reserved_ports")?);
+        let strange = || Error::failed(format!("strange ports: {range:?}, {reserved:?}"));
+        let number = |text: &str| text.parse().map_err(|_| strange());
+        let [first, last] = range.split_whitespace().collect::<Vec<_>>()[..] else { return Err(strange()) };
+        // "8080,9148-9160"
+        let pair = |text: &str| {
+            let (first, last) = text.split_once('-').unwrap_or((text, text));
+            Ok((number(first)?, number(last)?))
+        };
+        let reserved =
+            reserved.trim().split(',').filter(|text| !text.is_empty()).map(pair).collect::<Result<_>>()?;
+        Ok(Self { first: number(first)?, last: number(last)?, reserved })
+    }
+
+    /// `used`: local ports of connections. Over IPv4 connections to several destinations may share one.
+    fn judge(&self, used: &HashSet<u16>) -> Option<Finding> {
+        const FEW: usize = 64;
+        let is_reserved =
+            |port: &u16| self.reserved.iter().any(|(first, last)| (first..=last).contains(&port));
+        let all = (self.first..=self.last).filter(|port| !is_reserved(port)).collect::<HashSet<u16>>();
+        let free = all.difference(used).count();
+        let (level, effect) = match free {
+            0..FEW => (
+                Level::Fault,
+                "further connections of the pod, the proxy's among them, fail with EADDRNOTAVAIL",
+            ),
+            _ if free * 10 < all.len() => {
+                (Level::Notice, "without one connections of the pod fail with EADDRNOTAVAIL")
+            }
+            _ => return None,
+        };
+        Some(Finding::new(
+            level,
+            "ports_used_up",
+            format!("{free} of the pod's {} ports for connections are free", all.len()),
+            effect,
+            "in the namespace: sysctl -w net.ipv4.ip_local_port_range='1024 65535', and see what holds them: ss -tan".into(),
+        ))
+    }
 }
 
 /// What has no address any more takes room for each connection.
@@ -121,6 +206,15 @@ mod tests {
             [0, 89, 90, 99, 100, 101].map(kind),
             [None, None, Some("nearly_full"), Some("nearly_full"), Some("full"), Some("full")]
         );
+    }
+
+    #[test]
+    fn ports_that_are_left() {
+        let ports = Ports { first: 1000, last: 2000, reserved: vec![(1000, 1000), (1900, 3000)] };
+        let level = |used: u16| ports.judge(&(1000..1000 + used).collect()).map(|finding| finding.level);
+        assert_eq!([0, 800].map(level), [None, None]);
+        assert_eq!(level(820), Some(Level::Notice));
+        assert_eq!([837, 900].map(level), [Some(Level::Fault); 2]);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Rules of routing that the programs do not follow.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::captures;
 use super::finding::{Finding, Level, some_of};
-use crate::base::error::Result;
+use crate::base::error::{Context, Result};
 use crate::netdev;
+use crate::netlink::{self, Message, Netlink, Payload};
 use crate::policy::Policy;
 use crate::routes::rules::{self, UnknownRule};
 use crate::routes::{Outcome, RouteSnapshot};
@@ -34,42 +35,82 @@ pub(super) fn judge_undone(
     }))
 }
 
-/// Captured connections go to 127.0.0.0/8, and over IPv6 to `::1`.
-pub(super) fn judge_loopback(policy: &Policy, now: &RouteSnapshot) -> Option<Finding> {
+/// Whether captured connections reach the proxy over lo.
+pub(super) fn judge_loopback(netns: &NetNs, policy: &Policy, now: &RouteSnapshot) -> Result<Vec<Finding>> {
+    if !captures::outbound(policy) {
+        return Ok(Vec::new());
+    }
+    // What comes over lo is dropped then (net/ipv6/ip6_input.c: ip6_rcv_core).
+    const OFF: &str = "/proc/sys/net/ipv6/conf/lo/disable_ipv6";
+    let is_off = || match std::fs::read_to_string(OFF) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        other => other.map(|text| text.trim() != "0").context(|| format!("read {OFF}")),
+    };
+    let (is_up, ipv6_is_off) = netlink::within(netns, |netlink| Ok((is_up(netlink)?, is_off()?)))?;
+    let ipv6_is_off = ipv6_is_off && policy.ipv6 && others_use_ipv6(now);
+    Ok(judge_routes_of_loopback(policy, now, is_up, ipv6_is_off).into_iter().collect())
+}
+
+/// Its routes stay when lo is down.
+fn is_up(netlink: &mut Netlink) -> Result<bool> {
+    // struct ifinfomsg: family, type, index, flags, change.
+    const HEADER: usize = 16;
+    let request = Message::new(libc::RTM_GETLINK, 0, &[0; HEADER]);
+    let links = netlink.list("the interfaces", &request, |payload| {
+        let link = Payload::split(payload, HEADER)?;
+        let flags = link.number(8);
+        (flags & libc::IFF_LOOPBACK as u32 != 0).then_some(flags & libc::IFF_UP as u32 != 0)
+    })?;
+    Ok(links.contains(&true))
+}
+
+fn judge_routes_of_loopback(
+    policy: &Policy,
+    now: &RouteSnapshot,
+    is_up: bool,
+    ipv6_is_off: bool,
+) -> Option<Finding> {
     let is_local = |ip: IpAddr| {
         let to = now.routes.iter().filter(|route| route.prefix.contains(&ip));
         let route = to.max_by_key(|route| route.prefix.prefix_len());
         route.is_some_and(|route| matches!(route.outcome, Outcome::Local { .. }))
     };
-    let ipv6 = IpAddr::V6(Ipv6Addr::LOCALHOST);
-    let (ip, family, remedy) = match (is_local(Ipv4Addr::LOCALHOST.into()), is_local(ipv6)) {
-        (false, _) => (
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-            "IPv4",
-            "in the namespace: ip link set lo up, or ip route add local 127.0.0.0/8 dev lo table local",
-        ),
-        (true, false) if policy.ipv6 && others_use_ipv6(now) => (
-            ipv6,
-            "IPv6",
-            "in the namespace: ip link set lo up; if IPv6 is off there: sysctl -w net.ipv6.conf.lo.disable_ipv6=0; or attach with --ipv6 off",
-        ),
-        _ => return None,
-    };
-    captures::outbound(policy).then(|| {
-        Finding::fault(
+    if !is_up || !is_local(Ipv4Addr::LOCALHOST.into()) {
+        return Some(Finding::fault(
             "loopback_down",
-            format!("{ip} is not reachable in the pod: lo is down, or its route is gone"),
-            &format!("captured connections over {family} do not reach the proxy and time out"),
-            remedy.into(),
-        )
-    })
+            "127.0.0.1 is not reachable in the pod: lo is down, or its route is gone".into(),
+            "captured connections do not reach the proxy and time out",
+            "in the namespace: ip link set lo up, or ip route add local 127.0.0.0/8 dev lo table local"
+                .into(),
+        ));
+    }
+    if ipv6_is_off {
+        return Some(Finding::fault(
+            "loopback_down",
+            "IPv6 is off on the pod's lo".into(),
+            "captured connections over IPv6 do not reach the proxy and time out",
+            "in the namespace: sysctl -w net.ipv6.conf.lo.disable_ipv6=0; or attach with --ipv6 off".into(),
+        ));
+    }
+    // Captured connections over IPv6 go to the address that they come from.
+    let unreachable = global_ipv6(now).find(|ip| policy.ipv6 && !is_local(*ip))?;
+    Some(Finding::fault(
+        "own_address_unreachable",
+        format!("the pod's own address {unreachable} is not reachable in the pod"),
+        "captured connections over IPv6 that come from it do not reach the proxy",
+        "see `ip -6 rule` and `ip -6 route show table all` in the namespace: own addresses are to be looked up in table local first".into(),
+    ))
 }
 
 /// Whether another interface has an address of IPv6 that others can reach.
 pub(super) fn others_use_ipv6(now: &RouteSnapshot) -> bool {
-    let reachable = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if !v6.is_unicast_link_local());
+    global_ipv6(now).next().is_some()
+}
+
+fn global_ipv6(now: &RouteSnapshot) -> impl Iterator<Item = IpAddr> {
     let others = now.interfaces.iter().filter(|interface| !interface.loopback);
-    others.flat_map(|it| &it.addresses).any(|net| reachable(net.addr()))
+    let is_global = |ip: &IpAddr| matches!(ip, IpAddr::V6(v6) if !v6.is_unicast_link_local());
+    others.flat_map(|it| &it.addresses).map(ipnet::IpNet::addr).filter(is_global)
 }
 
 fn judge_rules(rules: &[UnknownRule]) -> Vec<Finding> {

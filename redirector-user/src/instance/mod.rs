@@ -17,7 +17,7 @@ pub mod listeners;
 pub mod lock;
 pub mod maps;
 mod others;
-mod own_maps;
+pub mod own_maps;
 pub mod phase;
 mod programs;
 pub mod record;

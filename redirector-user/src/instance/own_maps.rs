@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use aya::maps::MapInfo;
+use aya::programs::ProgramInfo;
 use redirector_common::abi::{Meta, meta_flag, name};
 
 use super::maps::Instance;
@@ -11,8 +12,9 @@ use super::programs;
 use crate::base::error::{Context, Error, Result, chain};
 use crate::kernel::Kernel;
 use crate::policy::Policy;
+use crate::programs::hooks;
 use crate::programs::maps::{self, Definition};
-use crate::programs::node::{Node, Putting};
+use crate::programs::node::{Node, Putting, SHARED_SK_LOOKUP};
 use crate::sys::bpf;
 
 fn make(map: &Definition, dir: &Path) -> Result<()> {
@@ -84,6 +86,51 @@ pub(super) fn find_place(instance: &mut Instance, node: &Node, kernel: &Kernel) 
     }
     pin_sockets(&instance.dir, node)?;
     publish(instance, node, kernel).map(drop)
+}
+
+/// Whether the programs of an instance find it. Where what instances share has been removed, they have it still.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn are_found(instance: &Instance) -> Result<bool> {
+    let (meta, node) = (instance.meta()?, Node::beside(&instance.dir));
+    let shared = if is_own(&meta) { name::META } else { name::NAMESPACES };
+    let ids = |pin: &str| ProgramInfo::from_pin(instance.dir.join(pin)).ok()?.map_ids().ok()?;
+    let used = hooks::ALL.iter().find_map(|hook| ids(&hook.program_pin()).filter(|_| !hook.netns));
+    let pinned = MapInfo::from_pin(node.dir().join(shared));
+    let (Some(used), Ok(pinned)) = (used, pinned) else { return Ok(true) };
+    if !used.contains(&pinned.id()) {
+        return Ok(true);
+    }
+    for name in name::MAPS {
+        let path = instance.dir.join(name);
+        let map = MapInfo::from_pin(&path).context(|| format!("open {}", path.display()))?;
+        if !node.is_at(meta.index, name, map.id())? {
+            return Ok(false);
+        }
+    }
+    let entered = |netns| node.is_entered(netns, meta.index);
+    Ok(is_own(&meta) || entered(meta.netns_cookie)? || entered(meta.netns_inode)?)
+}
+
+/// Whether the entry of sk_lookup finds no program to go on in.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn lost_sk_lookup(instance: &Instance) -> Result<bool> {
+    let what = || format!("read {}", instance.dir.display());
+    for entry in std::fs::read_dir(&instance.dir).context(what)? {
+        let path = entry.context(what)?.path();
+        let is_it = |name: &str| name.starts_with(SHARED_SK_LOOKUP);
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_it) {
+            let array = bpf::obj_get(&path).context(|| format!("open {}", path.display()))?;
+            let id = bpf::array_id(array.as_fd(), 0).context(|| format!("read {}", path.display()))?;
+            return Ok(id.is_none());
+        }
+    }
+    Ok(false)
 }
 
 fn is_own(meta: &Meta) -> bool {

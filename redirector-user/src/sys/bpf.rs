@@ -48,6 +48,8 @@ pub enum AttachType {
     Getsockname4 = 31,
     Getsockname6 = 32,
     SkLookup = 36,
+    TcxIngress = 46,
+    TcxEgress = 47,
 }
 
 /// `bpf(2)` with an attribute struct of our own; unused fields of the union are zero.

@@ -33,12 +33,21 @@ pub fn attached(target: BorrowedFd<'_>, at: AttachType) -> io::Result<Attached> 
     query(target, at, 0)
 }
 
+/// The programs at a hook of an interface of the calling thread's network namespace (6.6).
+pub fn of_interface(index: u32, at: AttachType) -> io::Result<Vec<u32>> {
+    query_of(index, at, 0).map(|attached| attached.ids)
+}
+
 fn query(target: BorrowedFd<'_>, at: AttachType, flags: u32) -> io::Result<Attached> {
+    query_of(target.as_raw_fd() as u32, at, flags)
+}
+
+fn query_of(target: u32, at: AttachType, flags: u32) -> io::Result<Attached> {
     // All of it, though the last four are not asked for: Linux 6.18 writes `revision` whatever size it
     // is told, and with less room over what stands behind.
     #[repr(C)]
     struct Attr {
-        target_fd: u32,
+        target: u32,
         attach_type: u32,
         query_flags: u32,
         attach_flags: u32,
@@ -52,7 +61,7 @@ fn query(target: BorrowedFd<'_>, at: AttachType, flags: u32) -> io::Result<Attac
     }
     let mut ids = vec![0_u32; MAX_PROGRAMS];
     let mut attr = Attr {
-        target_fd: target.as_raw_fd() as u32,
+        target,
         attach_type: at as u32,
         query_flags: flags,
         attach_flags: 0,

@@ -73,16 +73,6 @@ pub fn packet(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
     Ok(attr.retval)
 }
 
-/// Whether a program at a cgroup's ingress or egress lets a packet through.
-///
-/// # Errors
-///
-/// As [`packet`].
-pub fn lets_through(program: BorrowedFd<'_>, syn: &[u8]) -> io::Result<bool> {
-    // Egress may add congestion by the second bit (BPF_PROG_CGROUP_INET_EGRESS_RUN_ARRAY).
-    Ok(packet(program, syn)? & 1 != 0)
-}
-
 /// Runs an sk_lookup program in the calling thread's network namespace.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use crate::harness::probe::observation::{AddressOrErrno, Answer, OK, Question, errno_name};
 
@@ -229,8 +229,34 @@ pub fn attach_foreign(
     flags: u32,
     returns: u32,
 ) -> io::Result<()> {
-    const BPF_PROG_LOAD: i32 = 5;
     const BPF_PROG_ATTACH: i32 = 8;
+    let program = load_foreign(name, (kind, at), returns)?;
+    let mut attach = [cgroup.as_fd().as_raw_fd() as u32, program.as_raw_fd() as u32, at, flags];
+    // SAFETY: the attributes live through the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw mut attach, size_of_val(&attach)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Attaches such a program to an interface of this thread's network namespace, until the link is closed.
+///
+/// # Errors
+/// What `bpf` says.
+pub fn link_foreign(interface: u32, name: &str, (kind, at): (u32, u32), returns: u32) -> io::Result<OwnedFd> {
+    const BPF_LINK_CREATE: i32 = 28;
+    let program = load_foreign(name, (kind, at), returns)?;
+    let mut link = [program.as_raw_fd() as u32, interface, at, 0];
+    // SAFETY: the attributes live through the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw mut link, size_of_val(&link)) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor made just above.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn load_foreign(name: &str, (kind, at): (u32, u32), returns: u32) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: i32 = 5;
     /// The head of `union bpf_attr` for BPF_PROG_LOAD.
     #[repr(C)]
     struct Load {
@@ -266,14 +292,8 @@ pub fn attach_foreign(
     if program < 0 {
         return Err(io::Error::last_os_error());
     }
-    let mut attach = [cgroup.as_fd().as_raw_fd() as u32, program as u32, at, flags];
-    // SAFETY: as above.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw mut attach, size_of_val(&attach)) };
-    let result = if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-    // SAFETY: a descriptor made above, which nobody else has.
-    unsafe { libc::close(program as i32) };
-    result
+    // SAFETY: a descriptor made just above.
+    Ok(unsafe { OwnedFd::from_raw_fd(program as i32) })
 }
 
 #[cfg(test)]
