@@ -56,6 +56,9 @@ fn up_measure_down() -> anyhow::Result<()> {
     let (true, Some(_)) = (require_root(), require_envoy()) else { return Ok(()) };
     let example = Example(names::unique());
     check(&example.measured("up")?)?;
+    for app in ["user-app-v1", "user-app-v2"] {
+        redirector(&["status", &format!("redirmesh-{}-{app}", example.0)], &[])?.expect(exit::OK)?;
+    }
     let again = output(&mut example.command(&["up"]), "")?;
     let refusal = String::from_utf8_lossy(&again.stderr).into_owned();
     ensure!(!again.status.success() && refusal.contains("is up already"), "a second one: {refusal}");

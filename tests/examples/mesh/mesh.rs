@@ -57,8 +57,9 @@ impl Mesh {
         world.client.sysctl(&[("ipv4/ip_forward", "1")])?;
         let backends = [world.pods[0].v4(), world.pods[1].v4()];
         for (pod, name) in world.pods.iter().zip(PODS).take(2) {
-            // Before anything runs in the pod, as the CNI plugin does.
-            attach_run(pod, &self.instance(name), &[], &[])?.expect(exit::OK)?;
+            // Before anything runs in the pod, as the CNI plugin does. These Envoys listen on IPv4 alone.
+            let flags = ["--ipv6", "off"].map(str::to_owned);
+            attach_run(pod, &self.instance(name), &flags, &[])?.expect(exit::OK)?;
             self.app(pod, name)?;
             self.envoy(envoy, pod, name, &envoy::sidecar(backends))?;
         }
