@@ -49,7 +49,10 @@ pub fn without_plugin(kubernetes: &Kubernetes) -> anyhow::Result<()> {
     arguments
         .as_array_mut()
         .context("arguments")?
-        .retain(|word| word.as_str().is_some_and(|word| !word.starts_with("--cni-")));
+        // --daemonset is about the plugin, too, and refused without.
+        .retain(|word| {
+            word.as_str().is_some_and(|word| !["--cni-", "--daemonset"].iter().any(|it| word.starts_with(it)))
+        });
     let patch =
         json!({"spec": {"template": {"spec": {"containers": [{"name": "agent", "args": arguments}]}}}});
     kubernetes
