@@ -14,6 +14,9 @@ const LIMIT: u64 = 4 << 20;
 /// More than any target, pod or pid takes.
 const LIMIT_OF_FILE: u64 = 1 << 20;
 
+/// Most files of the kernel have less.
+const USUAL_BYTES: usize = 8192;
+
 /// A parser repeats names and values.
 const MAX_ERROR_BYTES: usize = 300;
 const MAX_KEY_BYTES: usize = 64;
@@ -24,7 +27,10 @@ const MAX_KEY_BYTES: usize = 64;
 ///
 /// If it cannot be read.
 pub fn of_the_kernel(file: impl AsRef<Path>) -> Result<String> {
-    std::fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    // Such files tell no length, and std would begin with reads of 32 bytes.
+    let mut bytes = Vec::with_capacity(USUAL_BYTES);
+    File::open(file)?.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
 }
 
 /// Reads a text file or pipe.

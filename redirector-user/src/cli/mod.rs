@@ -122,6 +122,7 @@ impl Verb {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    crate::sys::arenas::share_one();
     if istio_iptables::is_called(std::env::args_os().next().as_deref()) {
         return istio_iptables::main();
     }

@@ -22,7 +22,7 @@ use crate::base::error::{Context, Error, Kind, Result};
 use crate::kernel::Kernel;
 use crate::netdev;
 use crate::pod::{Target, sandbox};
-use crate::programs::node::{Node, Putting};
+use crate::programs::node::Node;
 use crate::routes;
 use crate::sys::bpf::AttachType;
 use crate::sys::program_query;
@@ -42,14 +42,11 @@ pub fn attach(root: &Directory, request: &Request<'_>) -> Result<Attached> {
     check_name(request.name)?;
     let mounted = root.create()?;
     let lock = WriteLock::take(root)?;
-    let mut putting = None;
-    let result = attach_locked(root, request, &lock, &mut putting);
+    let result = attach_locked(root, request, &lock);
     if result.is_err() {
         root.remove_if_empty();
     }
-    // Others need not wait with it.
     drop(lock);
-    drop(putting);
     result.map(|mut attached| {
         attached.notes.extend(rules_without_effect(request.target));
         attached.notes.extend(kernel_of_its_own(request.target));
@@ -79,12 +76,7 @@ fn kernel_of_its_own(target: &Target) -> Option<String> {
     ))
 }
 
-fn attach_locked(
-    root: &Directory,
-    request: &Request<'_>,
-    lock: &WriteLock,
-    putting: &mut Option<Putting>,
-) -> Result<Attached> {
+fn attach_locked(root: &Directory, request: &Request<'_>, lock: &WriteLock) -> Result<Attached> {
     let mut notes = sweep::sweep_staged(root)?;
     let attached = match existing(root, request, &mut notes)? {
         Some(there) => {
@@ -96,7 +88,7 @@ fn attach_locked(
             }
             change::change(there, request, lock)?
         }
-        None => create(root, request, putting)?,
+        None => create(root, request)?,
     };
     notes.extend(attached.notes);
     Ok(Attached { notes, ..attached })
@@ -203,7 +195,7 @@ impl Drop for Staging {
     }
 }
 
-fn create(root: &Directory, request: &Request<'_>, putting: &mut Option<Putting>) -> Result<Attached> {
+fn create(root: &Directory, request: &Request<'_>) -> Result<Attached> {
     let Request { name, target, policy: mapped, trace } = *request;
     others::refuse_second(target)?;
     let policy = &mapped.policy;
@@ -244,14 +236,15 @@ fn create(root: &Directory, request: &Request<'_>, putting: &mut Option<Putting>
     compiled.write(&mut instance.tables()?, Slot::FIRST)?;
     instance.write_policy(Slot::FIRST, compiled.policy)?;
     let bound = journal::write_record(&dir, Slot::FIRST, target, &mut Record::of(target, policy))?;
-    *putting = Some(own_maps::publish(&instance, &node, &kernel)?);
+    own_maps::publish(&instance, &node, &kernel)?;
     programs.pin(&dir, |_, _| Ok(()))?;
     links::attach_missing(&dir, target, policy)?;
     journal::apply(&mut instance, target, policy, needs)?;
     // After the links: from then on sockops registers what listens.
     let mut notes = netdev::without_effect(policy, &snapshot);
     notes.extend(ranges.remark(policy).into_iter().chain(bound));
-    notes.extend(listeners::register(&instance, target, policy, Slot::FIRST, true)?);
+    let listening = listeners::listening(target, policy)?;
+    notes.extend(listeners::register(&instance, target, policy, Slot::FIRST, listening, true)?);
 
     let home = root.instance(name);
     std::fs::rename(&dir, &home).context(|| format!("rename {} to {}", dir.display(), home.display()))?;

@@ -1,7 +1,6 @@
 //! Registering the proxy's listeners that were there before the attach.
 
 use std::collections::HashSet;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya::maps::{MapData, SkStorage};
@@ -10,6 +9,7 @@ use redirector_common::abi::{LISTENER_SLOTS, LISTENERS_OF_POLICY, ListenerRole, 
 
 use super::maps::Instance;
 use crate::base::error::{Context, Result};
+use crate::netlink::sock_diag::Socket;
 use crate::pod::Target;
 use crate::pod::cgroup::Cgroup;
 use crate::pod::listeners::{self, Found, Listener};
@@ -27,13 +27,19 @@ pub fn roles(policy: &Policy) -> [(u16, ListenerRole); 3] {
     })
 }
 
-/// Registers every listener of the policy's ports that is not registered in its slot yet;
+/// The listeners on the policy's ports.
+pub fn listening(target: &Target, policy: &Policy) -> Result<Vec<Socket>> {
+    listeners::listening(&target.netns, &roles(policy).map(|(port, _)| port))
+}
+
+/// Registers each of these listeners of the policy's ports that is not registered in its slot yet;
 /// returns what could not be. The registry of a `new` instance is not read: nothing can be in it.
 pub fn register(
     instance: &Instance,
     target: &Target,
     policy: &Policy,
     slot: Slot,
+    mut listening: Vec<Socket>,
     new: bool,
 ) -> Result<Vec<String>> {
     let roles = roles(policy);
@@ -41,8 +47,11 @@ pub fn register(
     let mut registry =
         Registry { map: instance.listeners()?, sockets: instance.sockets()?, generation, slot };
     // What is registered is not searched for, unless it has to be made transparent.
-    let registered = if new || needs_transparent(policy) { HashSet::new() } else { registry.cookies()? };
-    let found = listeners::find(&target.netns, &target.cgroup, &roles.map(|(port, _)| port), &registered)?;
+    if !new && !needs_transparent(policy) {
+        let registered = registry.cookies(&roles, &listening)?;
+        listening.retain(|socket| socket.cookie.is_none_or(|cookie| !registered.contains(&cookie)));
+    }
+    let found = listeners::take_over(listening, &target.cgroup)?;
     let mut notes = missing(&found, target, policy);
     for listener in &found.listeners {
         let role = roles.into_iter().find(|(port, _)| *port == listener.port);
@@ -103,13 +112,27 @@ struct Registry {
 }
 
 impl Registry {
-    /// Cookies of the sockets in it.
-    fn cookies(&self) -> Result<HashSet<u64>> {
-        let elements = elements(self.slot).map(|element| bpf::sockmap_cookie(self.map.as_fd(), element));
-        elements
-            .filter_map(io::Result::transpose)
-            .collect::<io::Result<_>>()
-            .context(|| "read LISTENERS".into())
+    /// Cookies of these listeners that are in it. Only elements where one can be are looked at, until all are found.
+    fn cookies(&self, roles: &[(u16, ListenerRole)], listening: &[Socket]) -> Result<HashSet<u64>> {
+        let mut registered = HashSet::new();
+        for ((port, role), v6) in roles.iter().flat_map(|role| [(role, false), (role, true)]) {
+            let of_port = |socket: &&Socket| socket.local.port() == *port && socket.v6 == v6;
+            let mut left: HashSet<u64> =
+                listening.iter().filter(of_port).filter_map(|socket| socket.cookie).collect();
+            let first = role.first_element(self.slot, v6);
+            for element in first..first + LISTENER_SLOTS {
+                if left.is_empty() {
+                    break;
+                }
+                let cookie = bpf::sockmap_cookie(self.map.as_fd(), element);
+                if let Some(cookie) = cookie.context(|| "read LISTENERS".into())?
+                    && left.remove(&cookie)
+                {
+                    registered.insert(cookie);
+                }
+            }
+        }
+        Ok(registered)
     }
 
     /// Adds a listener; false if it cannot be in any place.
@@ -168,7 +191,7 @@ fn is_made_transparent(
 /// Takes IP_TRANSPARENT from the listeners on `ports` to which [`register`] gave it.
 pub fn clear_transparent(instance: &Instance, netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<()> {
     let (mut sockets, generation) = (instance.sockets()?, instance.meta()?.generation);
-    for listener in listeners::find(netns, cgroup, ports, &HashSet::new())?.listeners {
+    for listener in listeners::find(netns, cgroup, ports)?.listeners {
         if !is_made_transparent(&sockets, generation, &listener) {
             continue;
         }
@@ -185,7 +208,7 @@ pub fn problem_of_transparency(netns: &NetNs, cgroup: &Cgroup, policy: &Policy) 
     if !needs_transparent(policy) {
         return None;
     }
-    let found = match listeners::find(netns, cgroup, &[policy.outbound_port], &HashSet::new()) {
+    let found = match listeners::find(netns, cgroup, &[policy.outbound_port]) {
         Ok(found) => found.listeners,
         Err(e) => return Some(format!("whether they are transparent (-k) is not known: {e}")),
     };
@@ -219,11 +242,19 @@ fn put(map: BorrowedFd<'_>, first: u32, socket: BorrowedFd<'_>) -> std::io::Resu
 
 /// Registers in a slot what is registered in the other one, under the same ports. A listener need not be found among the
 /// descriptors again: an application in the pod may have more of them than are searched.
-pub fn carry_over(instance: &Instance, policy: &Policy, old: &Policy, new: Slot) -> Result<()> {
+pub fn carry_over(
+    instance: &Instance,
+    policy: &Policy,
+    old: &Policy,
+    new: Slot,
+    listening: &[Socket],
+) -> Result<()> {
     let map = instance.listeners()?;
     let same = roles(policy).into_iter().zip(roles(old)).filter(|(new, old)| new == old);
-    for ((_, role), _) in same {
-        for first in [false, true].map(|v6| role.first_element(new.other(), v6)) {
+    for ((port, role), _) in same {
+        let is_there = |v6: &bool| listening.iter().any(|it| it.local.port() == port && it.v6 == *v6);
+        for first in [false, true].into_iter().filter(is_there).map(|v6| role.first_element(new.other(), v6))
+        {
             let to = new.index() * LISTENERS_OF_POLICY;
             let from = new.other().index() * LISTENERS_OF_POLICY;
             for element in first..first + LISTENER_SLOTS {

@@ -52,15 +52,21 @@ pub(super) fn refuse_second(target: &Target) -> Result<()> {
 pub(super) fn refuse_override(target: &Target, hook: &Hook) -> Result<()> {
     const ALLOW_OVERRIDE: u32 = 1;
     const ALLOW_MULTI: u32 = 2;
+    let path = &target.cgroup.path;
+    let running = program_query::effective(target.cgroup.as_fd(), hook.at);
+    // Where none runs none is attached, there or above.
+    if running.context(|| format!("ask what runs at {}", path.display()))?.is_empty() {
+        return Ok(());
+    }
     let root = cgroup::mount()?;
-    for dir in target.cgroup.path.ancestors().take_while(|dir| dir.starts_with(&root)) {
+    for dir in path.ancestors().take_while(|dir| dir.starts_with(&root)) {
         let Attached { ids, flags } = attached(dir, hook)?;
         let Some(id) = ids.first() else { continue };
         if flags & ALLOW_MULTI != 0 {
             break;
         }
         let name = program_query::name(*id).unwrap_or_default();
-        let effect = if flags & ALLOW_OVERRIDE != 0 && dir != target.cgroup.path {
+        let effect = if flags & ALLOW_OVERRIDE != 0 && dir != *path {
             "with BPF_F_ALLOW_OVERRIDE, and would run no more for the pod"
         } else {
             "without BPF_F_ALLOW_MULTI, which forbids every other there and below"

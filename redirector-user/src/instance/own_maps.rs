@@ -14,7 +14,7 @@ use crate::kernel::Kernel;
 use crate::policy::Policy;
 use crate::programs::hooks;
 use crate::programs::maps::{self, Definition};
-use crate::programs::node::{Node, Putting, SHARED_SK_LOOKUP};
+use crate::programs::node::{Node, SHARED_SK_LOOKUP};
 use crate::sys::bpf;
 
 fn make(map: &Definition, dir: &Path) -> Result<()> {
@@ -85,7 +85,7 @@ pub(super) fn find_place(instance: &mut Instance, node: &Node, kernel: &Kernel) 
         instance.set_meta(&Meta { index, generation: node.next_generation()?, ..meta })?;
     }
     pin_sockets(&instance.dir, node)?;
-    publish(instance, node, kernel).map(drop)
+    publish(instance, node, kernel)
 }
 
 /// Whether the programs of an instance find it. Where what instances share has been removed, they have it still.
@@ -147,17 +147,14 @@ fn key(meta: &Meta, kernel: &Kernel) -> u64 {
 /// # Errors
 ///
 /// The kernel's.
-pub(super) fn publish(instance: &Instance, node: &Node, kernel: &Kernel) -> Result<Putting> {
+pub(super) fn publish(instance: &Instance, node: &Node, kernel: &Kernel) -> Result<()> {
     let meta = instance.meta()?;
     let opened = name::MAPS.map(|name| {
         let path = instance.dir.join(name);
         bpf::obj_get(&path).context(|| format!("open {}", path.display())).map(|map| (name, map))
     });
-    let putting = node.put_maps(meta.index, opened.into_iter().collect::<Result<Vec<_>>>()?)?;
-    if !is_own(&meta) {
-        node.enter(key(&meta, kernel), meta.index)?;
-    }
-    Ok(putting)
+    node.put_maps(meta.index, opened.into_iter().collect::<Result<Vec<_>>>()?)?;
+    if is_own(&meta) { Ok(()) } else { node.enter(key(&meta, kernel), meta.index) }
 }
 
 /// Ends that, once nothing of the instance is attached any more. Afterwards its number may be another's.

@@ -141,8 +141,9 @@ pub fn status(root: &Directory, name: &str) -> Result<Status> {
     let meta = instance.meta()?;
     let phase = Phase::of(&meta);
     let record = any_record(&instance, phase)?;
+    let cgroup = Cgroup::open(&record.cgroup);
     let hooks: Vec<HookStatus> =
-        hooks::needed_by(&record.policy).map(|hook| hook_status(&instance, &hook, &record)).collect();
+        hooks::needed_by(&record.policy).map(|hook| hook_status(&instance, &hook, &cgroup)).collect();
     let slot = if let Phase::Active(slot) = phase { slot } else { Slot::FIRST };
     let policy = &record.policy;
     let dns = policy.dns != crate::policy::Dns::Off;
@@ -183,16 +184,16 @@ pub fn status(root: &Directory, name: &str) -> Result<Status> {
     })
 }
 
-fn hook_status(instance: &Instance, hook: &Hook, record: &Record) -> HookStatus {
+fn hook_status(instance: &Instance, hook: &Hook, cgroup: &Result<Cgroup>) -> HookStatus {
     let mut status =
         HookStatus { hook: hook.short(), program: None, effective: false, before: Vec::new(), problem: None };
-    if let Err(e) = inspect(instance, hook, record, &mut status) {
+    if let Err(e) = inspect(instance, hook, cgroup, &mut status) {
         status.problem = Some(e.on_command_line());
     }
     status
 }
 
-fn inspect(instance: &Instance, hook: &Hook, record: &Record, status: &mut HookStatus) -> Result<()> {
+fn inspect(instance: &Instance, hook: &Hook, cgroup: &Result<Cgroup>, status: &mut HookStatus) -> Result<()> {
     let path = instance.dir.join(hook.link_pin());
     let link = Link::open(&path).context(|| format!("open {}", path.display()))?;
     let info = link.info().context(|| format!("inspect {}", path.display()))?;
@@ -202,9 +203,15 @@ fn inspect(instance: &Instance, hook: &Hook, record: &Record, status: &mut HookS
     } else if hook.netns {
         status.effective = true;
     } else {
-        let cgroup = Cgroup::open(&record.cgroup)?;
+        let cgroup = match cgroup {
+            Ok(cgroup) => cgroup,
+            Err(e) => {
+                status.problem = Some(e.on_command_line());
+                return Ok(());
+            }
+        };
         let running = program_query::effective(cgroup.as_fd(), hook.at)
-            .context(|| format!("ask for the effective programs of {}", record.cgroup.display()))?;
+            .context(|| format!("ask for the effective programs of {}", cgroup.path.display()))?;
         match running.iter().position(|id| *id == info.program) {
             Some(at) => {
                 status.effective = true;

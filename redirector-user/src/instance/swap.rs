@@ -86,10 +86,10 @@ impl Swap<'_> {
                 if !bounded && let Some(change) = self.record.time_wait {
                     let _ = time_wait::restore(&self.target.netns, change);
                 }
-                // What cannot be cleared now is cleared by the next change.
-                let _ = listeners::clear(&self.instance, new);
-                let _ = self.instance.tables().and_then(|mut tables| tables::clear(&mut tables, new));
-                let _ = record::remove(&self.instance.dir, new);
+                // What cannot be cleared now is cleared by the next change, which the record tells that there is something.
+                let _ = listeners::clear(&self.instance, new)
+                    .and_then(|()| tables::clear(&mut self.instance.tables()?, new))
+                    .and_then(|()| record::remove(&self.instance.dir, new));
                 Err(e)
             }
         }
@@ -98,9 +98,12 @@ impl Swap<'_> {
     /// Makes everything the policy needs, in the slot that is not in force.
     fn prepare(&mut self, new: Slot) -> Result<Swapped> {
         let Self { instance, target, record, mapped, snapshot } = self;
-        // A command that was killed half-way may have left something in the slot.
         let mut tables = instance.tables()?;
-        tables::clear(&mut tables, new)?;
+        // A command that was killed half-way has left its record, which goes last.
+        if instance.dir.join(record::pin_name(new)).exists() {
+            tables::clear(&mut tables, new)?;
+            listeners::clear(instance, new)?;
+        }
         let bound = journal::write_record(&instance.dir, new, target, record)?;
         let policy = &record.policy;
         let mut snapshot = match snapshot.take() {
@@ -121,11 +124,11 @@ impl Swap<'_> {
         journal::apply(instance, target, policy, needs)?;
         compiled.write(&mut tables, new)?;
         instance.write_policy(new, compiled.policy)?;
-        listeners::clear(instance, new)?;
+        let listening = listeners::listening(target, policy)?;
         if let Some(before) = record::find(&instance.dir, new.other())? {
-            listeners::carry_over(instance, policy, &before.policy, new)?;
+            listeners::carry_over(instance, policy, &before.policy, new, &listening)?;
         }
-        listeners::register(instance, target, policy, new, false)?;
+        listeners::register(instance, target, policy, new, listening, false)?;
         // A hook that only the new policy needs does nothing under the old one.
         links::attach_missing(&instance.dir, target, policy)?;
         let mut notes = netdev::without_effect(policy, &snapshot);
@@ -137,7 +140,8 @@ impl Swap<'_> {
     fn finish(&mut self, old: Slot, before: Option<&Policy>, notes: &mut Vec<String>) {
         let Self { instance, target, record: Record { policy, .. }, .. } = self;
         // Listeners that appeared meanwhile were registered under the old policy.
-        match listeners::register(instance, target, policy, old.other(), false) {
+        let newest = listeners::listening(target, policy);
+        match newest.and_then(|it| listeners::register(instance, target, policy, old.other(), it, false)) {
             Ok(more) => notes.extend(more),
             Err(e) => {
                 notes.push(format!("the proxy's newest listeners may not be registered: {e}; run `refresh`"));

@@ -1,4 +1,5 @@
-//! Offsets that were found in the kernel's BTF, kept until the next boot: to look for them takes 7 ms of each attach.
+//! What the kernel offers, kept until the next boot: to look for it in its BTF, and to load a program for each question,
+//! would take most of an attach.
 //!
 //! Only what does not depend on the moment is kept. A file that is not root's alone, of another boot or of another
 //! kernel counts for nothing, and one that cannot be written is done without.
@@ -11,7 +12,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, open};
 use serde::{Deserialize, Serialize};
 
-use super::btf::{self, Offsets};
+use super::Kernel;
 use crate::base::error::Result;
 
 const FILE: &str = "/run/redirector-offsets.json";
@@ -23,29 +24,31 @@ struct Kept {
     version: String,
     boot: String,
     kernel: String,
-    offsets: Offsets,
+    #[serde(flatten)]
+    facts: Kernel,
 }
 
-/// The offsets of the running kernel.
+/// What the running kernel offers: as it was told before, else as `ask` tells.
 ///
 /// # Errors
 ///
-/// As [`btf::offsets`].
-pub fn offsets() -> Result<Offsets> {
-    let read = |file: &str| std::fs::read_to_string(format!("/proc/sys/kernel/{file}")).unwrap_or_default();
-    let (boot, kernel) = (read("random/boot_id"), read("version") + &read("osrelease"));
+/// `ask`'s.
+pub(super) fn kernel(ask: impl FnOnce() -> Result<Kernel>) -> Result<Kernel> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let name = rustix::system::uname();
+    let kernel = format!("{} {}", name.version().to_string_lossy(), name.release().to_string_lossy());
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let file = Path::new(FILE);
     let kept =
         kept(file).filter(|kept| (&kept.version, &kept.boot, &kept.kernel) == (&version, &boot, &kernel));
     if let Some(kept) = kept {
-        return Ok(kept.offsets);
+        return Ok(kept.facts);
     }
-    let offsets = btf::offsets(Path::new("/sys/kernel/btf/vmlinux"))?;
+    let facts = ask()?;
     if !boot.is_empty() {
-        keep(file, &Kept { version, boot, kernel, offsets });
+        keep(file, &Kept { version, boot, kernel, facts });
     }
-    Ok(offsets)
+    Ok(facts)
 }
 
 fn kept(file: &Path) -> Option<Kept> {
@@ -75,14 +78,16 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::kernel::btf::Offsets;
 
     #[test]
     fn only_a_file_of_roots_alone_counts() {
         let file = std::env::temp_dir().join(format!("redirector-offsets-{}", std::process::id()));
         let offsets = Offsets { sock_socket: 7, ..Offsets::default() };
-        keep(&file, &Kept { version: "1".into(), boot: "b".into(), kernel: "k".into(), offsets });
+        let facts = Kernel { offsets, has_set_retval: true, has_netns_cookie: false };
+        keep(&file, &Kept { version: "1".into(), boot: "b".into(), kernel: "k".into(), facts });
         let root = rustix::process::geteuid().is_root();
-        assert_eq!(kept(&file).map(|kept| kept.offsets), root.then_some(offsets));
+        assert_eq!(kept(&file).map(|kept| kept.facts), root.then_some(facts));
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o622)).unwrap();
         assert!(kept(&file).is_none());
         std::fs::remove_file(&file).unwrap();

@@ -4,15 +4,18 @@ pub mod btf;
 mod cache;
 pub mod privileges;
 
+use std::path::Path;
+
 use aya::programs::ProgramType;
 use aya::sys::is_helper_supported;
 use aya_obj::generated::bpf_func_id;
 use redirector_common::abi::{ProgramConstants, flag};
+use serde::{Deserialize, Serialize};
 
 use crate::base::error::{Error, Result, chain};
 
 /// Facts of the running kernel that programs are loaded with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernel {
     pub(crate) offsets: btf::Offsets,
     pub(crate) has_set_retval: bool,
@@ -22,7 +25,7 @@ pub struct Kernel {
 /// Whether softirqs may be preempted (PREEMPT_RT).
 pub fn is_realtime() -> bool {
     // Only the patches before 6.12 had a file of its own (/sys/kernel/realtime).
-    std::fs::read_to_string("/proc/sys/kernel/version").is_ok_and(|version| version.contains("PREEMPT_RT"))
+    rustix::system::uname().version().to_string_lossy().contains("PREEMPT_RT")
 }
 
 impl Kernel {
@@ -33,7 +36,11 @@ impl Kernel {
     /// [`Error::unsupported`] without BTF (CONFIG_DEBUG_INFO_BTF), or if there is no way to tell the
     /// network namespace of a socket.
     pub fn probe() -> Result<Self> {
-        let offsets = cache::offsets()?;
+        cache::kernel(Self::ask)
+    }
+
+    fn ask() -> Result<Self> {
+        let offsets = btf::offsets(Path::new("/sys/kernel/btf/vmlinux"))?;
         let has = |kind, helper, name| {
             is_helper_supported(kind, helper)
                 .map_err(|e| Error::failed(format!("cannot probe the helper {name}: {}", chain(&e))))

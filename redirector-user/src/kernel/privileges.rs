@@ -3,6 +3,7 @@
 use rustix::process::{Resource, getrlimit};
 
 use crate::base::error::{Error, Result};
+use crate::base::input;
 
 /// What attach and detach need, and why; the same table is in SECURITY.md.
 pub const NEEDED: [(&str, u32, &str); 5] = [
@@ -24,7 +25,7 @@ pub const NEEDED_TO_VERIFY: [(&str, u32, &str); 2] = [
 const OLD: (&str, u32) = ("CAP_SYS_RESOURCE (or an unlimited RLIMIT_MEMLOCK: this is Linux before 5.11)", 24);
 
 fn read(file: &str) -> String {
-    std::fs::read_to_string(file).unwrap_or_default()
+    input::of_the_kernel(file).unwrap_or_default()
 }
 
 /// Names of the capabilities that are missing.

@@ -92,7 +92,7 @@ impl AsFd for Cgroup {
 fn collect(dir: &Path, pids: &mut BTreeSet<u32>) -> Result<()> {
     let gone = |e: &std::io::Error| matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
     // cgroup.procs of a threaded cgroup cannot be read; its threads' processes are listed above it.
-    match std::fs::read_to_string(dir.join("cgroup.procs")) {
+    match input::of_the_kernel(dir.join("cgroup.procs")) {
         Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
         Err(e) if gone(&e) || e.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
         Err(e) => return Err(e).context(|| format!("read {}/cgroup.procs", dir.display())),

@@ -1,7 +1,7 @@
 //! The proxy's listening sockets that are older than the attach: found in /proc and taken
 //! over with pidfd_getfd (5.6).
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -50,11 +50,13 @@ pub struct Found {
     pub incomplete: bool,
 }
 
-/// Listeners on `ports` in the namespace, taken from the processes in the cgroup; not those with a cookie of `known`.
-pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16], known: &HashSet<u64>) -> Result<Found> {
-    let unknown = listening(netns, ports)?.into_iter();
-    let unknown = unknown.filter(|socket| socket.cookie.is_none_or(|cookie| !known.contains(&cookie)));
-    let unknown: Vec<sock_diag::Socket> = unknown.collect();
+/// Listeners on `ports` in the namespace, taken from the processes in the cgroup.
+pub fn find(netns: &NetNs, cgroup: &Cgroup, ports: &[u16]) -> Result<Found> {
+    take_over(listening(netns, ports)?, cgroup)
+}
+
+/// Those of these listeners that are of processes in the cgroup, taken from them.
+pub fn take_over(unknown: Vec<sock_diag::Socket>, cgroup: &Cgroup) -> Result<Found> {
     let made_outside = made_outside(&unknown, cgroup);
     let mut wanted: HashMap<u64, (u16, bool)> =
         unknown.into_iter().map(|socket| (socket.inode, (socket.local.port(), socket.v6))).collect();
@@ -148,7 +150,7 @@ fn is_of_use(socket: &OwnedFd) -> bool {
 }
 
 /// The listeners on `ports` in the namespace.
-fn listening(netns: &NetNs, ports: &[u16]) -> Result<Vec<sock_diag::Socket>> {
+pub fn listening(netns: &NetNs, ports: &[u16]) -> Result<Vec<sock_diag::Socket>> {
     let mut sockets = netns.run(|| sock_diag::list(sock_diag::Kind::TcpListeners, None))?.list;
     sockets.retain(|socket| ports.contains(&socket.local.port()));
     Ok(sockets)

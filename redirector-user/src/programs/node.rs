@@ -3,11 +3,12 @@
 //!
 //! It is a cache of programs: an instance has pins of its own of all that it runs. It goes with the last instance.
 
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
@@ -20,6 +21,7 @@ use super::object::{self, Loaded, Maps};
 use crate::base::error::{Context, Error, Result, chain};
 use crate::sys::bpf;
 use crate::sys::sk_lookup_entry::load_entry;
+use crate::sys::workers::{self, Work};
 
 /// Upper case: no instance has such a name. The number is that of the layout of the maps.
 const DIRECTORY: &str = "NODE-2";
@@ -29,8 +31,9 @@ pub const SHARED_SK_LOOKUP: &str = "SK_LOOKUP";
 const GENERATION: &str = "GENERATION";
 /// A thread that puts a map somewhere needs less to begin, most times.
 const BEGINNING: Duration = Duration::from_micros(200);
-/// How long until the next look, if it needs more.
+/// How long until the next look, if it needs more; then twice as long each time, up to the longest.
 const LOOK_AGAIN: Duration = Duration::from_micros(100);
+const LONGEST_PAUSE: Duration = Duration::from_millis(2);
 /// Sets that are being made.
 const STAGING: &str = "NEW";
 
@@ -69,8 +72,10 @@ impl Node {
     pub fn set(&self, constants: &ProgramConstants) -> Result<Set> {
         let dir = self.dir.join(format!("SET-{:06x}-{}", constants.flags, object::ID));
         // The command that removed it may have been killed.
-        let whole = hooks::possible_for(constants.flags).all(|hook| dir.join(hook.program_pin()).exists());
-        if !whole || !dir.join(SHARED_SK_LOOKUP).exists() {
+        let there = names_in(&dir);
+        let is_there = |name: &str| there.contains(OsStr::new(name));
+        let whole = hooks::possible_for(constants.flags).all(|hook| is_there(&hook.program_pin()));
+        if !whole || !is_there(SHARED_SK_LOOKUP) {
             remove_tree(&dir).context(|| format!("remove {}", dir.display()))?;
             self.load_set(constants, &dir)?;
         }
@@ -131,7 +136,8 @@ impl Node {
     ///
     /// [`Error::unsupported`] if the kernel refuses one, with its reason.
     pub fn make_maps(&self, constants: &ProgramConstants) -> Result<()> {
-        if name::MAPS.iter().chain(&name::SHARED).all(|map| self.dir.join(map).exists()) {
+        let there = names_in(&self.dir);
+        if name::MAPS.iter().chain(&name::SHARED).all(|map| there.contains(OsStr::new(map))) {
             return Ok(());
         }
         // What is there of it is not what the programs of its sets use. Instances have pins of their own.
@@ -186,27 +192,30 @@ impl Node {
     /// Lets the programs find the maps of an instance, META first: while it is there no other instance gets the number.
     ///
     /// The kernel lets a thread that puts a map into an array wait until no program uses what was there before (10 to 30 ms).
-    /// Nothing was, so this does not wait with it.
+    /// Nothing was, so nobody waits with it.
     ///
     /// # Errors
     ///
     /// The kernel's.
-    pub fn put_maps(&self, index: u32, maps: Vec<(&'static str, OwnedFd)>) -> Result<Putting> {
-        let mut putting = Putting(Vec::new());
+    pub fn put_maps(&self, index: u32, maps: Vec<(&'static str, OwnedFd)>) -> Result<()> {
         let (meta, others): (Vec<_>, Vec<_>) = maps.into_iter().partition(|(name, _)| *name == name::META);
         for maps in [meta, others] {
-            let mut arrays = Vec::new();
-            for (name, map) in maps {
+            let begin = |(name, map): (&'static str, OwnedFd)| {
                 let array = self.open(name)?;
-                arrays.push((name, array.try_clone().context(|| self.told(name))?));
-                putting.0.push(std::thread::spawn(move || bpf::array_put(array.as_fd(), index, map.as_fd())));
-            }
+                let ours = array.try_clone().context(|| self.told(name))?;
+                let put = workers::begin(move || bpf::array_put(array.as_fd(), index, map.as_fd()));
+                Ok((name, ours, put.context(|| "start a thread".into())?))
+            };
+            let begun: Vec<Result<_>> = maps.into_iter().map(begin).collect();
             std::thread::sleep(BEGINNING);
-            arrays.into_iter().try_for_each(|(name, array)| {
-                putting.until_visible(array.as_fd(), index).context(|| self.told(name))
-            })?;
+            // All of them, whatever one says: none may appear once the failed attach has been taken back.
+            let ends = begun.into_iter().map(|begun| {
+                let (name, array, put) = begun?;
+                until_visible(array.as_fd(), index, put).context(|| self.told(name))
+            });
+            ends.collect::<Vec<Result<()>>>().into_iter().collect::<Result<()>>()?;
         }
-        Ok(putting)
+        Ok(())
     }
 
     /// Puts another map in place of one of an instance's, and waits until no program uses that.
@@ -255,16 +264,18 @@ impl Node {
         let array = self.open(name::META)?;
         // META last. All others at once: each waits until no program uses what it takes out.
         let others = name::MAPS.into_iter().filter(|name| *name != name::META && is_there(name));
-        let take = |name: &str| bpf::array_take(self.open(name)?.as_fd(), index).context(|| self.told(name));
-        std::thread::scope(|scope| {
-            let take = &take;
-            let threads: Vec<_> = others.map(|name| scope.spawn(move || take(name))).collect();
-            let ends = threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            // All of them, whatever one says.
-            ends.collect::<Vec<Result<()>>>().into_iter().collect::<Result<()>>()
-        })?;
+        let take = |name: &'static str| {
+            let array = self.open(name)?;
+            let work = workers::begin(move || bpf::array_take(array.as_fd(), index));
+            Ok((name, work.context(|| "start a thread".into())?))
+        };
+        let taking: Vec<Result<_>> = others.map(take).collect();
+        // All of them, whatever one says.
+        let ends = taking.into_iter().map(|taking| {
+            let (name, work) = taking?;
+            work.join().context(|| self.told(name))
+        });
+        ends.collect::<Vec<Result<()>>>().into_iter().collect::<Result<()>>()?;
         bpf::array_take(array.as_fd(), index).context(|| self.told(name::META))
     }
 
@@ -312,33 +323,24 @@ impl Node {
     }
 }
 
-/// Maps that programs find, while the kernel still lets those who have put them there wait.
-#[must_use = "dropping it waits"]
-pub struct Putting(Vec<JoinHandle<io::Result<()>>>);
-
-impl Putting {
-    /// Until something is at an index of an array, or the thread that puts it there has failed.
-    fn until_visible(&mut self, array: BorrowedFd<'_>, index: u32) -> io::Result<()> {
-        loop {
-            if bpf::array_id(array, index)?.is_some() {
-                return Ok(());
+/// Until something is at an index of an array, or the thread that puts it there has ended.
+fn until_visible(array: BorrowedFd<'_>, index: u32, put: Work<io::Result<()>>) -> io::Result<()> {
+    let mut pause = LOOK_AGAIN;
+    loop {
+        let end = put.take();
+        match (bpf::array_id(array, index), end) {
+            (Ok(Some(_)), _) => return Ok(()),
+            (Ok(None), None) => {
+                std::thread::sleep(pause);
+                pause = LONGEST_PAUSE.min(2 * pause);
             }
-            for done in self.0.extract_if(.., |thread| thread.is_finished()) {
-                done.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            (Ok(None), Some(end)) => return end.and(Err(io::ErrorKind::NotFound.into())),
+            (Err(e), end) => {
+                if end.is_none() {
+                    let _ = put.join();
+                }
+                return Err(e);
             }
-            if self.0.is_empty() && bpf::array_id(array, index)?.is_none() {
-                return Err(io::ErrorKind::NotFound.into());
-            }
-            std::thread::sleep(LOOK_AGAIN);
-        }
-    }
-}
-
-impl Drop for Putting {
-    fn drop(&mut self) {
-        for thread in self.0.drain(..) {
-            // What it has put there is visible; it has only waited.
-            let _ = thread.join();
         }
     }
 }
@@ -379,6 +381,11 @@ impl Set {
 
 fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<()> {
     bpf::obj_pin(object, path).context(|| format!("pin {}", path.display()))
+}
+
+/// What is in a directory; nothing if that cannot be read.
+fn names_in(dir: &Path) -> HashSet<OsString> {
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
 }
 
 fn remove_tree(dir: &Path) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! System calls that no library offers as we need them. All unsafe code of this crate is here.
 #![expect(unsafe_code, reason = "raw system calls; each with its SAFETY comment")]
 
+pub mod arenas;
 pub mod bpf;
 mod insn;
 pub mod netns;
@@ -13,4 +14,5 @@ pub mod sockopt;
 pub mod test_run;
 pub mod thread;
 pub mod userns;
+pub mod workers;
 pub mod xtables;

@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::thread::on_a_thread;
+use super::workers::{self, After};
 use crate::base::error::{Context, Result};
 
 /// What tells a network namespace from others.
@@ -64,21 +65,34 @@ impl NetNs {
         if kind != libc::CLONE_NEWNET {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a network namespace"));
         }
-        let id = match enter(file.as_fd(), cookie)? {
+        let id = match enter(file.as_fd(), After::Reusable, cookie)? {
             Err(e) if e.raw_os_error() == Some(libc::ENOPROTOOPT) => NetnsId::Inode(inode),
             other => NetnsId::Cookie(other?),
         };
         Ok(Self { file, inode, id })
     }
 
-    /// Runs `f` on a thread of its own inside the namespace. Every request of this program that depends on the
+    /// Runs `f` on another thread inside the namespace. Every request of this program that depends on the
     /// namespace goes through here.
     ///
     /// # Errors
     ///
     /// What `f` returns, or why the namespace could not be entered.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        enter(self.file.as_fd(), f)
+        self.run_and_leave(After::Reusable, f)
+    }
+
+    /// The same on a thread that ends afterwards, as one must that has started a process which asks to end with its parent.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run`].
+    pub fn run_to_the_end<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        self.run_and_leave(After::Spent, f)
+    }
+
+    fn run_and_leave<T: Send>(&self, after: After, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        enter(self.file.as_fd(), after, f)
             .context(|| "enter the network namespace (needs CAP_SYS_ADMIN over it)".into())?
     }
 }
@@ -100,20 +114,37 @@ impl AsFd for NetNs {
     }
 }
 
-fn enter<T: Send>(netns: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) -> io::Result<T> {
-    on_a_thread(move || {
-        if !is_current(netns) {
-            let network = Some(rustix::thread::LinkNameSpaceType::Network);
-            rustix::thread::move_into_link_name_space(netns, network)?;
-        }
-        Ok(f())
-    })
+fn enter<T: Send>(netns: BorrowedFd<'_>, after: After, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    workers::run(|| {
+        HOME.with(|home| {
+            // To enter where it is already would take privileges that reading does not.
+            if home.as_ref().is_some_and(|home| is_same(home.as_fd(), netns)) {
+                return (Ok(f()), after);
+            }
+            if let Err(e) = move_to(netns) {
+                return (Err(e), After::Spent);
+            }
+            let result = Ok(f());
+            // A thread that waits inside would keep the namespace alive.
+            let back = home.as_ref().is_some_and(|home| move_to(home.as_fd()).is_ok());
+            (result, if back { after } else { After::Spent })
+        })
+    })?
 }
 
-/// Whether the calling thread is in the namespace: to enter it again would take privileges that reading does not.
-fn is_current(netns: BorrowedFd<'_>) -> bool {
-    match (rustix::fs::fstat(netns), rustix::fs::stat("/proc/thread-self/ns/net")) {
-        (Ok(theirs), Ok(ours)) => (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino),
+thread_local! {
+    /// The namespace that a worker began in.
+    static HOME: Option<File> = File::open("/proc/thread-self/ns/net").ok();
+}
+
+fn move_to(netns: BorrowedFd<'_>) -> io::Result<()> {
+    let network = Some(rustix::thread::LinkNameSpaceType::Network);
+    Ok(rustix::thread::move_into_link_name_space(netns, network)?)
+}
+
+fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    match (rustix::fs::fstat(one), rustix::fs::fstat(other)) {
+        (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
         _ => false,
     }
 }

@@ -98,7 +98,7 @@ impl Helper {
         command.args([VERB, &uid.to_string(), &gid.to_string(), &std::process::id().to_string()]);
         command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped());
         // A child is in the namespace of the thread that made it.
-        let (maker, child) = target.netns.run(|| Ok((gettid(), command.spawn())))?;
+        let (maker, child) = target.netns.run_to_the_end(|| Ok((gettid(), command.spawn())))?;
         let mut child = child.context(what)?;
         let pipes = child.stdin.take().zip(child.stdout.take());
         let (orders, answers) = pipes.ok_or_else(|| Error::failed("a helper without pipes"))?;
