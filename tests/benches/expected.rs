@@ -119,8 +119,8 @@ pub fn check(rates: &[Rate], commands: &[CommandCost], node: &NodeCost) -> Vec<E
     let instances = node.instances;
     for (figure, found, limit) in [
         (
-            format!("{instances} attaches at once, of iptables"),
-            node.at_once_ms / node.iptables_at_once_ms,
+            format!("{instances} attaches at once by the agent, of iptables"),
+            node.by_agent_at_once_ms / node.iptables_at_once_ms,
             AT_ONCE,
         ),
         (

@@ -3,8 +3,10 @@
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
+use redirector_tests::harness::kubelet::{Call, Id, Kubelet};
 use redirector_tests::harness::names;
 use redirector_tests::harness::oracle::{self, options::Options};
+use redirector_tests::harness::product::agent::Home;
 use redirector_tests::harness::product::bpffs::Bpffs;
 use redirector_tests::harness::product::objects::Objects;
 use redirector_tests::harness::product::{exit, runs};
@@ -27,8 +29,10 @@ pub struct NodeCost {
     pub list_cpu_ms: [f64; 2],
     /// Kernel memory of programs and maps that one more idle instance adds, in KiB.
     pub memory_kib: f64,
-    /// Wall time of as many attaches at once, and of as many times iptables-restore for both families.
+    /// Wall time of as many attaches at once, by commands and by the CNI plugin and the agent behind it, and of as many
+    /// times iptables-restore for both families.
     pub at_once_ms: f64,
+    pub by_agent_at_once_ms: f64,
     pub iptables_at_once_ms: f64,
 }
 
@@ -78,8 +82,36 @@ pub fn measure(instances: usize) -> anyhow::Result<NodeCost> {
         list_cpu_ms: [few, all],
         memory_kib: memory as f64 / 1024.0,
         at_once_ms: at_once,
+        by_agent_at_once_ms: by_agent_at_once(&pods)?,
         iptables_at_once_ms: timed(|| iptables_at_once(&pods))?.0,
     })
+}
+
+/// As when a node starts: the runtime calls the plugin for all pods. The programs are there.
+fn by_agent_at_once(pods: &[EmptyPod]) -> anyhow::Result<f64> {
+    let (bpffs, home, kubelet) = (Bpffs::new()?, Home::new()?, Kubelet::new()?);
+    let ids: Vec<Id> = (0..pods.len() as u32).map(Id::new).collect();
+    for id in &ids {
+        kubelet.know(id, &id.object())?;
+        kubelet.make_cgroup(id)?;
+    }
+    let agent = kubelet.agent(&bpffs, &home, &[])?;
+    let calls: Vec<Call> =
+        ids.iter().zip(pods).map(|(id, pod)| Call::new("ADD", &home, id, pod.netns.file())).collect();
+    calls[0].succeed()?;
+    calls[0].clone().with("CNI_COMMAND", Some("DEL")).succeed()?;
+    let (wall, _) = timed(|| {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = calls.iter().map(|call| scope.spawn(|| call.succeed())).collect();
+            for thread in threads {
+                thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+            }
+            Ok(())
+        })
+    })?;
+    drop(agent);
+    bpffs.run(&["detach", "--all"])?.expect(exit::OK)?;
+    Ok(wall)
 }
 
 /// Starts all commands, then waits for all.

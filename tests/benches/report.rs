@@ -154,8 +154,9 @@ impl fmt::Display for NodeCost {
         writeln!(f, "kernel memory of one more idle instance: {} KiB", thousands(self.memory_kib))?;
         writeln!(
             f,
-            "{instances} at once, wall: attach {} ms, iptables-restore {} ms",
+            "{instances} at once, wall: attach {} ms, by the agent {} ms, iptables-restore {} ms",
             thousands(self.at_once_ms),
+            thousands(self.by_agent_at_once_ms),
             thousands(self.iptables_at_once_ms)
         )
     }

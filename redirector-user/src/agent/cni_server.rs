@@ -1,6 +1,7 @@
 //! Answers the CNI plugin.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ use crate::base::error::{Context, Result};
 use crate::cni::protocol::{Operation, Reply, Request, VERSION, code};
 use crate::instance::attach::Outcome;
 use crate::instance::directory::Directory;
-use crate::instance::inventory::{InstanceState, InventoryItem, take_inventory};
+use crate::instance::inventory::{InstanceState, InventoryItem, look_at, take_inventory};
 use crate::instance::{find, status};
 use crate::pod::name::PodName;
 use crate::pod::{Target, kubernetes, sandbox};
@@ -30,14 +31,16 @@ use crate::sys::netns::NetNs;
 
 /// The kubelet makes a pod's cgroup before its sandbox; this is for machines that stall.
 const CGROUP_TIMEOUT: Duration = Duration::from_secs(3);
+/// So many pods at most are attached at once.
+const PODS_AT_ONCE: usize = 32;
 /// Logged failures of different pods that are remembered.
 const MAX_REPORTED: usize = 1024;
 
 pub struct CniServer {
     pub executor: Arc<Executor>,
     pub health: Arc<Health>,
-    /// Held by the request that attaches.
-    pub attaching: Mutex<()>,
+    /// One is held by the request that attaches: the same one for the same pod.
+    pub attaching: [Mutex<()>; PODS_AT_ONCE],
     /// Failures that were logged, until they change.
     pub reported: Mutex<HashMap<(Operation, Option<PodName>), String>>,
 }
@@ -174,7 +177,9 @@ impl CniServer {
         };
         let policy = pods.make_policy(pod, &target)?;
         let name = pod.instance();
-        let _attaching = lock(&self.attaching);
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        let _attaching = lock(&self.attaching[hasher.finish() as usize % PODS_AT_ONCE]);
         if has_hung_up(plugin) {
             return Ok(None);
         }
@@ -191,7 +196,7 @@ impl CniServer {
 
     /// Detaches the instance of a sandbox that has ended: the pod's next one has another namespace.
     fn replace_sandbox(&self, name: &str, target: &Target) -> Result<()> {
-        let old = take_inventory(&self.executor.root)?.into_iter().find(|instance| instance.name == name);
+        let old = look_at(&self.executor.root, name)?;
         let Some(InventoryItem { identity, state, .. }) = old else { return Ok(()) };
         let is_another = match state {
             InstanceState::Active(active) => {
@@ -254,7 +259,7 @@ impl CniServer {
             return found.0.starts_with(POD_PREFIX).then_some(found);
         }
         let name = instance_name(request.pod.as_ref()?.uid.as_deref().filter(|uid| is_uid(uid))?);
-        let instance = take_inventory(root).ok()?.into_iter().find(|instance| instance.name == name)?;
+        let instance = look_at(root, &name).ok()??;
         instance.state.has_ended().then_some((name, instance.identity))
     }
 

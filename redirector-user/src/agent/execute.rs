@@ -101,7 +101,10 @@ impl Executor {
     ) -> Result<Attached> {
         netdev::check_virtual_interfaces(policy)?;
         let mapped = IdMappedPolicy::new(policy.clone(), target)?;
-        if let Some(strays) = target.describe_processes_outside()? {
+        // To look at all processes of the node only for a warning is too much for a pod that begins.
+        let begins = *allow_partial && target.cgroup.processes()?.is_empty();
+        let strays = if begins { None } else { target.describe_processes_outside()? };
+        if let Some(strays) = strays {
             if !allow_partial {
                 return Err(Error::input(format!(
                     "{strays}; name a cgroup that holds them all, or set allow_partial = true"
@@ -111,7 +114,7 @@ impl Executor {
         }
         live_rules::refuse_meshes(&target.netns)?;
         // Followed before the attach reads it, so that no later change is missed.
-        self.refresher.follow(&target.netns)?;
+        self.refresher.follow(&target.netns, name)?;
         let cookie = target.netns.id.number();
         let begin = Instant::now();
         let report = {

@@ -278,7 +278,7 @@ impl Work {
         let server = CniServer {
             executor: Arc::clone(&executor),
             health: Arc::clone(&health),
-            attaching: Mutex::default(),
+            attaching: Default::default(),
             reported: Mutex::default(),
         };
         passes.lock = Some(Arc::clone(&lock));

@@ -16,7 +16,7 @@ use super::sync::lock;
 use crate::base::error::Result;
 use crate::instance::directory::Directory;
 use crate::instance::find;
-use crate::instance::inventory::{InstanceState, InventoryItem, take_inventory};
+use crate::instance::inventory::{InstanceState, InventoryItem, look_at};
 use crate::instance::refresh::{self, Refreshed};
 use crate::instance::telling;
 use crate::routes::{self, RouteSnapshot};
@@ -32,6 +32,8 @@ pub struct Refresher {
     pub decisions: DecisionLog,
     /// How each followed namespace was when its instance last read it, by cookie.
     snapshots: Mutex<HashMap<u64, RouteSnapshot>>,
+    /// Names of their instances.
+    names: Mutex<HashMap<u64, String>>,
     /// Cookies of namespaces that have changed since.
     changed: Mutex<BTreeSet<u64>>,
     /// Held from reading a namespace into its instance until the snapshot is stored: the later read is stored later.
@@ -60,6 +62,7 @@ impl Refresher {
             namespaces: Namespaces::new()?,
             decisions: DecisionLog::default(),
             snapshots: Mutex::default(),
+            names: Mutex::default(),
             changed: Mutex::default(),
             reading: Mutex::default(),
         })
@@ -83,6 +86,7 @@ impl Refresher {
         let mut in_transition = false;
         for InventoryItem { name, state, .. } in inventory {
             let InstanceState::Active(active) = state else { continue };
+            lock(&self.names).insert(active.netns_cookie, name.clone());
             self.decisions.read(&self.root, name);
             match telling::mend(&self.root, name) {
                 Ok(true) => {
@@ -107,7 +111,8 @@ impl Refresher {
             };
             let adopted = {
                 let _reading = lock(&self.reading);
-                self.follow(&netns).and_then(|()| self.refreshed(name, refresh::refresh(&self.root, name)))
+                self.follow(&netns, name)
+                    .and_then(|()| self.refreshed(name, refresh::refresh(&self.root, name)))
             };
             self.health.step_done();
             match adopted {
@@ -122,12 +127,14 @@ impl Refresher {
             }
         }
         lock(&self.snapshots).retain(|cookie, _| self.namespaces.follows(*cookie));
+        lock(&self.names).retain(|cookie, _| self.namespaces.follows(*cookie));
         lock(&self.changed).retain(|cookie| self.namespaces.follows(*cookie));
         in_transition
     }
 
-    /// Receives the changes of a namespace from now on.
-    pub fn follow(&self, netns: &NetNs) -> Result<()> {
+    /// Receives the changes of an instance's namespace from now on.
+    pub fn follow(&self, netns: &NetNs, name: &str) -> Result<()> {
+        lock(&self.names).insert(netns.id.number(), name.to_owned());
         self.namespaces.follow(netns.as_fd(), netns.id.number())
     }
 
@@ -150,15 +157,15 @@ impl Refresher {
     fn refresh_changed(&self, changes: &Changes) {
         let cookies = if changes.lost { self.namespaces.followed() } else { changes.changed.clone() };
         lock(&self.changed).extend(&cookies);
-        let Ok(inventory) = take_inventory(&self.root) else {
-            self.wake.notify_one();
-            return;
-        };
-        for InventoryItem { name, state, .. } in inventory {
-            if let InstanceState::Active(active) = state
+        for cookie in cookies {
+            // Of the others nothing is read, however many there are.
+            let name = lock(&self.names).get(&cookie).cloned();
+            let found = name.and_then(|name| look_at(&self.root, &name).ok().flatten());
+            // One that is being attached catches up then; one that has another name by now is found by the next pass.
+            if let Some(InventoryItem { name, state: InstanceState::Active(active), .. }) = found
                 && active.netns_alive
-                && cookies.contains(&active.netns_cookie)
-                && !self.catch_up(&name, active.netns_cookie)
+                && active.netns_cookie == cookie
+                && !self.catch_up(&name, cookie)
             {
                 self.wake.notify_one();
             }

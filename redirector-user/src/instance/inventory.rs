@@ -88,13 +88,23 @@ pub struct ActiveInstance {
 ///
 /// Only if the directory of all instances cannot be read.
 pub fn take_inventory(root: &Directory) -> Result<Vec<InventoryItem>> {
-    let names = root.names()?.into_iter();
-    let look = |name: String| {
-        // Before the state: at worst it is that of an instance which is gone by now, and matches nothing.
-        let identity = root.identity(&name).unwrap_or(0);
-        InventoryItem { identity, state: state(root, &name), name }
-    };
-    Ok(names.map(look).collect())
+    Ok(root.names()?.into_iter().map(|name| item(root, name)).collect())
+}
+
+/// One instance, however many there are.
+///
+/// # Errors
+///
+/// Only if the directory of all instances cannot be read.
+pub fn look_at(root: &Directory, name: &str) -> Result<Option<InventoryItem>> {
+    let is_there = root.open()?.is_some() && root.instance(name).is_dir();
+    Ok(is_there.then(|| item(root, name.to_owned())))
+}
+
+fn item(root: &Directory, name: String) -> InventoryItem {
+    // Before the state: at worst it is that of an instance which is gone by now, and matches nothing.
+    let identity = root.identity(&name).unwrap_or(0);
+    InventoryItem { identity, state: state(root, &name), name }
 }
 
 /// The links that work, by the names of their instances.
