@@ -159,14 +159,18 @@ impl Refresher {
         lock(&self.changed).extend(&cookies);
         for cookie in cookies {
             // Of the others nothing is read, however many there are.
-            let name = lock(&self.names).get(&cookie).cloned();
-            let found = name.and_then(|name| look_at(&self.root, &name).ok().flatten());
+            let Some(name) = lock(&self.names).get(&cookie).cloned() else { continue };
             // One that is being attached catches up then; one that has another name by now is found by the next pass.
-            if let Some(InventoryItem { name, state: InstanceState::Active(active), .. }) = found
-                && active.netns_alive
-                && active.netns_cookie == cookie
-                && !self.catch_up(&name, cookie)
-            {
+            let caught_up = match look_at(&self.root, &name) {
+                Ok(Some(InventoryItem { state: InstanceState::Active(active), .. }))
+                    if active.netns_alive && active.netns_cookie == cookie =>
+                {
+                    self.catch_up(&name, cookie)
+                }
+                Ok(_) => true,
+                Err(_) => false,
+            };
+            if !caught_up {
                 self.wake.notify_one();
             }
         }

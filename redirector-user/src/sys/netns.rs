@@ -133,8 +133,14 @@ fn enter<T: Send>(netns: BorrowedFd<'_>, after: After, f: impl FnOnce() -> T + S
 }
 
 thread_local! {
-    /// The namespace that a worker began in.
-    static HOME: Option<File> = File::open("/proc/thread-self/ns/net").ok();
+    /// The namespace of the process, where a worker waits. One that was started from within another begins there.
+    static HOME: Option<File> =
+        File::open("/proc/self/ns/net").ok().filter(|home| is_or_moves_to(home.as_fd()));
+}
+
+fn is_or_moves_to(netns: BorrowedFd<'_>) -> bool {
+    let here = File::open("/proc/thread-self/ns/net");
+    here.is_ok_and(|here| is_same(here.as_fd(), netns)) || move_to(netns).is_ok()
 }
 
 fn move_to(netns: BorrowedFd<'_>) -> io::Result<()> {
@@ -158,4 +164,30 @@ fn cookie() -> io::Result<u64> {
     // SAFETY: a descriptor made just above.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     super::sockopt::netns_cookie(socket.as_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A worker that was started from within a namespace does not wait there, and so does not keep it.
+    #[test]
+    fn nobody_stays_inside() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let link = |path: &str| std::fs::read_link(path).unwrap();
+        let inside = in_new(|| {
+            // More at once than there are workers that wait.
+            let here = NetNs::open(Path::new("/proc/thread-self/ns/net")).unwrap();
+            let nested = || here.run(|| here.run(|| here.run(|| Ok(link("/proc/thread-self/ns/net")))));
+            nested()
+        });
+        let inside = inside.unwrap();
+        assert_ne!(inside, link("/proc/self/ns/net"));
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let still =
+            tasks.filter(|task| std::fs::read_link(task.path().join("ns/net")).is_ok_and(|it| it == inside));
+        assert_eq!(still.count(), 0);
+    }
 }
