@@ -91,15 +91,19 @@ pub fn measure(instances: usize) -> anyhow::Result<NodeCost> {
 fn by_agent_at_once(pods: &[EmptyPod]) -> anyhow::Result<f64> {
     let (bpffs, home, kubelet) = (Bpffs::new()?, Home::new()?, Kubelet::new()?);
     let ids: Vec<Id> = (0..pods.len() as u32).map(Id::new).collect();
-    for id in &ids {
+    for (id, pod) in ids.iter().zip(pods) {
         kubelet.know(id, &id.object())?;
         kubelet.make_cgroup(id)?;
+        // By its addresses the agent chooses the families.
+        pod.netns.ip("address add 10.88.0.2/32 dev lo\naddress add fd00:88::2/128 dev lo nodad\n")?;
     }
     let agent = kubelet.agent(&bpffs, &home, &[])?;
     let calls: Vec<Call> =
         ids.iter().zip(pods).map(|(id, pod)| Call::new("ADD", &home, id, pod.netns.file())).collect();
     calls[0].succeed()?;
     calls[0].clone().with("CNI_COMMAND", Some("DEL")).succeed()?;
+    // In a hybrid layout the agent takes it away with the pod.
+    kubelet.make_cgroup(&ids[0])?;
     let (wall, _) = timed(|| {
         std::thread::scope(|scope| {
             let threads: Vec<_> = calls.iter().map(|call| scope.spawn(|| call.succeed())).collect();
