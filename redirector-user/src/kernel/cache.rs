@@ -10,9 +10,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, open};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::Kernel;
 use crate::base::error::Result;
 
 const FILE: &str = "/run/redirector-offsets.json";
@@ -20,12 +20,12 @@ const FILE: &str = "/run/redirector-offsets.json";
 const MAX_BYTES: u64 = 4096;
 
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct Kept<T> {
     version: String,
     boot: String,
     kernel: String,
     #[serde(flatten)]
-    facts: Kernel,
+    facts: T,
 }
 
 /// What the running kernel offers: as it was told before, else as `ask` tells.
@@ -33,25 +33,25 @@ struct Kept {
 /// # Errors
 ///
 /// `ask`'s.
-pub(super) fn kernel(ask: impl FnOnce() -> Result<Kernel>) -> Result<Kernel> {
+pub(super) fn facts<T: Serialize + DeserializeOwned>(ask: impl FnOnce() -> Result<T>) -> Result<T> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let name = rustix::system::uname();
     let kernel = format!("{} {}", name.version().to_string_lossy(), name.release().to_string_lossy());
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let file = Path::new(FILE);
-    let kept =
-        kept(file).filter(|kept| (&kept.version, &kept.boot, &kept.kernel) == (&version, &boot, &kernel));
+    let kept = kept::<T>(file)
+        .filter(|kept| (&kept.version, &kept.boot, &kept.kernel) == (&version, &boot, &kernel));
     if let Some(kept) = kept {
         return Ok(kept.facts);
     }
-    let facts = ask()?;
-    if !boot.is_empty() {
-        keep(file, &Kept { version, boot, kernel, facts });
+    let asked = Kept { version, boot, kernel, facts: ask()? };
+    if !asked.boot.is_empty() {
+        keep(file, &asked);
     }
-    Ok(facts)
+    Ok(asked.facts)
 }
 
-fn kept(file: &Path) -> Option<Kept> {
+fn kept<T: DeserializeOwned>(file: &Path) -> Option<Kept<T>> {
     let file = open(file, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK, Mode::empty()).ok()?;
     let file = File::from(file);
     let metadata = file.metadata().ok()?;
@@ -64,7 +64,7 @@ fn kept(file: &Path) -> Option<Kept> {
 }
 
 /// Under another name first: nobody reads half of it.
-fn keep(file: &Path, kept: &Kept) {
+fn keep<T: Serialize>(file: &Path, kept: &Kept<T>) {
     let next = file.with_extension(format!("{}.new", std::process::id()));
     let written = File::options().write(true).create_new(true).mode(0o600).open(&next);
     let written = written.and_then(|file| Ok(serde_json::to_writer(file, kept)?));
@@ -84,15 +84,14 @@ mod tests {
     fn only_a_file_of_roots_alone_counts() {
         let file = std::env::temp_dir().join(format!("redirector-offsets-{}", std::process::id()));
         let offsets = Offsets { sock_socket: 7, ..Offsets::default() };
-        let facts = Kernel { offsets, has_set_retval: true, has_netns_cookie: false };
-        keep(&file, &Kept { version: "1".into(), boot: "b".into(), kernel: "k".into(), facts });
+        keep(&file, &Kept { version: "1".into(), boot: "b".into(), kernel: "k".into(), facts: offsets });
         let root = rustix::process::geteuid().is_root();
-        assert_eq!(kept(&file).map(|kept| kept.facts), root.then_some(facts));
+        assert_eq!(kept(&file).map(|kept| kept.facts), root.then_some(offsets));
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o622)).unwrap();
-        assert!(kept(&file).is_none());
+        assert!(kept::<Offsets>(&file).is_none());
         std::fs::remove_file(&file).unwrap();
         std::os::unix::fs::symlink("/dev/null", &file).unwrap();
-        assert!(kept(&file).is_none());
+        assert!(kept::<Offsets>(&file).is_none());
         std::fs::remove_file(&file).unwrap();
     }
 }

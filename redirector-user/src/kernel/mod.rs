@@ -36,7 +36,7 @@ impl Kernel {
     /// [`Error::unsupported`] without BTF (CONFIG_DEBUG_INFO_BTF), or if there is no way to tell the
     /// network namespace of a socket.
     pub fn probe() -> Result<Self> {
-        cache::kernel(Self::ask)
+        cache::facts(Self::ask)
     }
 
     fn ask() -> Result<Self> {
