@@ -97,7 +97,8 @@ fn by_agent_at_once(pods: &[EmptyPod]) -> anyhow::Result<f64> {
         // By its addresses the agent chooses the families.
         pod.netns.ip("address add 10.88.0.2/32 dev lo\naddress add fd00:88::2/128 dev lo nodad\n")?;
     }
-    let agent = kubelet.agent(&bpffs, &home, &[])?;
+    // Where decisions are logged each instance has programs of its own.
+    let agent = kubelet.agent(&bpffs, &home, &["--log-level", "info"])?;
     let calls: Vec<Call> =
         ids.iter().zip(pods).map(|(id, pod)| Call::new("ADD", &home, id, pod.netns.file())).collect();
     calls[0].succeed()?;

@@ -121,7 +121,10 @@ impl Agent {
         if !arguments.contains(&"--http") {
             all.extend(["--http", "127.0.0.1:0"]);
         }
-        all.extend(["--log-format", "json", "--log-level", "debug"]);
+        all.extend(["--log-format", "json"]);
+        if !arguments.contains(&"--log-level") {
+            all.extend(["--log-level", "debug"]);
+        }
         all.extend(arguments);
         bpffs.command_of(binary, by, &all)
     }
