@@ -137,7 +137,7 @@ fn an_address_that_moves_away() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The pod's addresses are replaced, and nobody tells redirector: no connection goes to the proxy from another address than it
+/// The pod's addresses are replaced, without a refresh: no connection goes to the proxy from another address than it
 /// would have under iptables. It is refused, as long as the snapshot names the source that is gone.
 #[test]
 fn an_address_that_is_replaced() -> anyhow::Result<()> {

@@ -88,7 +88,7 @@ pub fn instance(root: &Directory, name: &str, node: &NodeProcesses) -> Result<He
 pub fn connections_of(root: &Directory, name: &str) -> Result<Vec<Connection>> {
     let status = status::status(root, name)?;
     let gathered = Gathered::new(root, &status, &NodeProcesses::read()?)?;
-    Ok(gathered.connections()?.1)
+    gathered.connections(&gathered.sockets(Kind::TcpConnections)?)
 }
 
 /// The policy of an instance with the addresses, routes and interfaces that its programs know, and how those differ from the
@@ -197,14 +197,17 @@ impl Gathered {
         add("programs that refuse", refusers::judge(&self.target.cgroup, &below, &self.policy));
         add("programs at lo", refusers::judge_loopback(&self.target.netns, &self.policy));
         add("what is shared", hooks::judge_found(&self.instance));
-        let connections = self.sockets(Kind::TcpConnections);
-        add(
-            "ports",
-            connections.and_then(|connections| room::judge_ports(&self.target.netns, &connections.list)),
-        );
         add("listeners", self.listeners(status));
         add("processes", self.judge_processes());
-        add("connections", self.judge_connections());
+        match self.sockets(Kind::TcpConnections) {
+            Ok(sockets) => {
+                add("ports", room::judge_ports(&self.target.netns, &sockets.list));
+                add("connections", self.judge_connections(&sockets));
+            }
+            Err(e) => ["ports", "connections"]
+                .into_iter()
+                .for_each(|subject| add(subject, Ok(vec![Finding::unknown(subject, &e)]))),
+        }
         let owners = |inode| self.owners_of(inode).into_iter().map(Process::told).collect();
         let raw = raw_sockets::judge(&self.target.netns, owners);
         add("raw sockets", raw.map(|found| found.into_iter().collect()));
@@ -278,7 +281,7 @@ impl Gathered {
         let listening: HashSet<u32> =
             of_ports.iter().flat_map(|l| self.owners_of(l.socket.inode)).map(|process| process.pid).collect();
         let proxy: Vec<&Process> = listening.iter().filter_map(|pid| self.process(*pid)).collect();
-        findings.extend(processes::judge_stopped(&proxy, self.cgroups.values()));
+        findings.extend(processes::judge_stopped(&proxy, &self.cgroups));
         let whole = self.target.cgroup.path.display().to_string();
         findings.extend(processes::judge_impostors(
             &self.processes,
@@ -349,9 +352,8 @@ impl Gathered {
         Ok(outside.into_iter().chain(sandbox.map(processes::judge_sandbox)).collect())
     }
 
-    fn connections(&self) -> Result<(bool, Vec<Connection>)> {
+    fn connections(&self, sockets: &Sockets) -> Result<Vec<Connection>> {
         let listeners = self.sockets(Kind::TcpListeners)?;
-        let sockets = self.sockets(Kind::TcpConnections)?;
         let mut owners = HashMap::new();
         for socket in &sockets.list {
             if let Some(process) = self.owners_of(socket.inode).first() {
@@ -370,12 +372,12 @@ impl Gathered {
             listening: listeners.list.iter().map(|socket| socket.local.port()).collect(),
             owners,
         };
-        Ok((sockets.complete, connections::list(&pod, &sockets.list, sockets.complete)))
+        Ok(connections::list(&pod, &sockets.list, sockets.complete))
     }
 
-    fn judge_connections(&self) -> Result<Vec<Finding>> {
-        let (complete, connections) = self.connections()?;
-        if !complete {
+    fn judge_connections(&self, sockets: &Sockets) -> Result<Vec<Finding>> {
+        let connections = self.connections(sockets)?;
+        if !sockets.complete {
             return Err(Error::unsupported(
                 "the kernel has no sock_diag (modules inet_diag and tcp_diag), so which connections are captured is not told",
             ));

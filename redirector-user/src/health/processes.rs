@@ -156,17 +156,13 @@ pub(super) fn judge_impostors(
 }
 
 /// Processes of the proxy that do not run: the kernel accepts connections in their place, until their queues are full.
-pub(super) fn judge_stopped<'a>(
-    proxy: &[&Process],
-    cgroups: impl Iterator<Item = &'a PathBuf>,
-) -> Vec<Finding> {
-    let frozen: Vec<&PathBuf> = cgroups.filter(|path| is_frozen(path)).collect();
+pub(super) fn judge_stopped(proxy: &[&Process], cgroups: &HashMap<u64, PathBuf>) -> Vec<Finding> {
     let finding = |process: &&Process| {
         let own = process.cgroup.strip_prefix("/").unwrap_or(&process.cgroup);
         let (how, remedy) = if process.stopped {
             ("stopped".to_owned(), format!("kill -CONT {}", process.pid))
         } else {
-            let path = frozen.iter().find(|path| path.ends_with(own))?.display();
+            let path = cgroups.values().find(|path| path.ends_with(own) && is_frozen(path))?.display();
             let remedy = format!("echo 0 > {path}/cgroup.freeze, or of the cgroup above that is frozen");
             (format!("frozen with its cgroup {path}"), remedy)
         };

@@ -27,7 +27,7 @@ impl Journal for Instance {
     }
 }
 
-/// Writes the record of a slot and, if nobody has yet, bounds the namespace's TIME_WAIT sockets, which the record notes; says why
+/// Writes the record of a slot and, unless that is done, bounds the namespace's TIME_WAIT sockets, which the record notes; says why
 /// they could not be bounded.
 pub(super) fn write_record(
     dir: &Path,

@@ -1,8 +1,8 @@
 //! Changes to the pod's namespace beside the hooks: `::6` on lo, what TPROXY mode and virtual interfaces need, and a bound on
 //! TIME_WAIT sockets.
 //!
-//! A change is noted before it is made, in the [`Journal`] or in the record, so that whoever cleans up after a command that was
-//! killed knows of it.
+//! A change is noted before it is made, in the [`Journal`] or in the record, so that the command that cleans up after a killed one
+//! knows of it.
 
 mod classifier;
 mod needs;

@@ -60,7 +60,7 @@ fn needed() -> Result<Option<TimeWaitBound>> {
     Ok((now < before).then_some(TimeWaitBound { before, now }))
 }
 
-/// Gives the namespace its own bound back, unless somebody has set another one.
+/// Gives the namespace its own bound back, unless another one has been set.
 ///
 /// # Errors
 ///

@@ -192,7 +192,7 @@ impl Node {
     /// Lets the programs find the maps of an instance, META first: while it is there no other instance gets the number.
     ///
     /// The kernel lets a thread that puts a map into an array wait until no program uses what was there before (10 to 30 ms).
-    /// Nothing was, so nobody waits with it.
+    /// Nothing was, so the caller does not wait with it.
     ///
     /// # Errors
     ///

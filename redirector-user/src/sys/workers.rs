@@ -82,7 +82,7 @@ fn job<'a, T: Send + 'a>(work: impl FnOnce() -> (T, After) + Send + 'a) -> (Borr
         };
         // First, so that the next request of the one who waits finds this thread.
         leave(after);
-        // Nobody waits for it any more if that fails.
+        // If that fails, the caller has stopped waiting.
         let _ = answer.send(outcome);
     });
     (job, Work(answered))
@@ -105,7 +105,7 @@ fn hand_out(mut job: Job) -> io::Result<()> {
     worker.send(message).map_err(|_| io::ErrorKind::BrokenPipe.into())
 }
 
-/// Until nobody knows the way here any more.
+/// Until no sender is left.
 fn work_off(messages: &Receiver<Message>) {
     while let Ok(Message { job, worker }) = messages.recv() {
         let mut worker = Some(worker);
