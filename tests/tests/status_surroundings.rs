@@ -1,6 +1,9 @@
 //! `redirector status` of what is around a pod's sockets: programs of others, ports, routes, and what instances share.
 
+use std::ffi::CString;
 use std::fs::File;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use redirector_tests::harness::kernel;
@@ -36,6 +39,68 @@ fn programs_at_lo() -> anyhow::Result<()> {
             .expect_fault("foreign_program", &[hook, "of lo", "lo_guard stops what is sent to the proxy"])?;
     }
     Ok(())
+}
+
+/// Filters of `tc` as they were before tcx, and policies of xfrm; on lo, which every captured connection passes.
+#[test]
+fn filters_at_lo() -> anyhow::Result<()> {
+    const SCHED_CLS: u32 = 3;
+    let (Some(setup), Some(tc)) = (Setup::new()?, requirements::require_program("tc")) else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let netns = &setup.world.pod().netns;
+    let tc = |words: &str| command::run(netns.command(&tc).args(words.split(' ')), "");
+    tc("qdisc add dev lo clsact")?;
+    // TC_ACT_OK and TC_ACT_SHOT.
+    for (name, returns) in [("passes", 0), ("drops", 2)] {
+        let pin = setup.node.path().join(name);
+        let path = CString::new(pin.as_os_str().as_encoded_bytes())?;
+        sys::pin_foreign(&path, name, SCHED_CLS, returns)?;
+        tc(&format!("filter add dev lo egress bpf da object-pinned {}", pin.display()))?;
+        match returns {
+            0 => drop(setup.expect_well()?),
+            _ => drop(setup.expect_fault("packets_dropped", &["egress of lo (bpf)", "tc filter show"])?),
+        }
+        tc("filter del dev lo egress")?;
+        std::fs::remove_file(pin)?;
+    }
+    let steal = "filter add dev lo ingress protocol ip u32 match ip dport 15001 0xffff action mirred egress redirect dev eth0";
+    // Not every kernel has it.
+    if tc(steal).is_ok() {
+        setup.expect_fault("packets_dropped", &["ingress of lo (u32)"])?;
+        tc("filter del dev lo ingress")?;
+    }
+    setup.expect_well()?;
+
+    for direction in ["in", "out"] {
+        netns.ip(&format!("xfrm policy add dir {direction} src ::/0 dst ::/0 action block\n"))?;
+        setup.expect_fault("packets_dropped", &["xfrm", "IPv6"])?;
+        netns.ip("xfrm policy flush\n")?;
+    }
+    // IPv4 asks for none at lo.
+    netns.ip("xfrm policy add dir out src 0.0.0.0/0 dst 0.0.0.0/0 action block\n")?;
+    setup.expect_well().map(drop)
+}
+
+#[test]
+fn a_queue_at_lo_that_drops() -> anyhow::Result<()> {
+    let (Some(setup), Some(tc)) = (Setup::new()?, requirements::require_program("tc")) else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let netns = &setup.world.pod().netns;
+    let tbf = "qdisc add dev lo root tbf rate 1kbit burst 1b latency 1ms";
+    if command::run(netns.command(&tc).args(tbf.split(' ')), "").is_err() {
+        return Ok(()); // Not every kernel has it.
+    }
+    let findings = setup.expect_well()?;
+    let told = findings.iter().any(|it| it["kind"] == "packets_dropped" && it.to_string().contains("tbf"));
+    ensure!(told, "a queue is not told: {findings:#?}");
+    netns.enter(|| {
+        let to = SocketAddr::from(([127, 0, 0, 1], 15001));
+        ensure!(TcpStream::connect_timeout(&to, Duration::from_millis(100)).is_err(), "it drops nothing");
+        Ok(())
+    })?;
+    setup.expect_fault("packets_dropped", &["tbf", "dropped", "tc qdisc del dev lo root"]).map(drop)
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::listeners::{self, Listener, Role, Surroundings};
 use super::processes::{self, NodeProcesses, Process};
 use super::proxy_user::{self, Owner};
 use super::snapshot::{self, Difference};
-use super::{captures, hooks, netfilter, raw_sockets, refusers, room, routing};
+use super::{captures, hooks, netfilter, raw_sockets, refusers, room, routing, traffic_control};
 use crate::base::error::{Context, Error, Result};
 use crate::compile::id_map::as_the_kernel_counts;
 use crate::compile::mapped_policy::IdMappedPolicy;
@@ -196,6 +196,7 @@ impl Gathered {
         add("programs of others", foreign.map(|foreign| hooks::judge_foreign(name, &foreign)));
         add("programs that refuse", refusers::judge(&self.target.cgroup, &below, &self.policy));
         add("programs at lo", refusers::judge_loopback(&self.target.netns, &self.policy));
+        add("traffic control", traffic_control::judge(&self.target.netns, &self.policy));
         add("what is shared", hooks::judge_found(&self.instance));
         add("listeners", self.listeners(status));
         add("processes", self.judge_processes());

@@ -18,6 +18,7 @@ mod refusers;
 mod room;
 mod routing;
 pub mod snapshot;
+mod traffic_control;
 
 pub use finding::{Finding, Health, Level, has_fault};
 pub use gather::{connections_of, instance, known_to_programs};

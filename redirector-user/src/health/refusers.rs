@@ -25,7 +25,7 @@ const SOCKETS: [(AttachType, &str); 5] = [
     (AttachType::PostBind4, "post_bind4"),
     (AttachType::PostBind6, "post_bind6"),
 ];
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 /// Attributes of IFLA_XDP (uapi/linux/if_link.h): the program of each mode, or the only one.
 const IFLA_XDP: u16 = 43;
 const XDP_PROGRAMS: [u16; 4] = [4, 5, 6, 7];
@@ -118,7 +118,7 @@ fn drops(id: u32, packets: &[Vec<u8>]) -> bool {
 }
 
 /// A program that cannot be asked lets them through.
-fn answers(id: u32, packets: &[Vec<u8>], stops: impl Fn(u32) -> bool) -> bool {
+pub(super) fn answers(id: u32, packets: &[Vec<u8>], stops: impl Fn(u32) -> bool) -> bool {
     let Ok(program) = program_query::open(id) else { return false };
     packets.iter().any(|packet| test_run::packet(program.as_fd(), packet).is_ok_and(&stops))
 }
@@ -139,7 +139,7 @@ fn remedy(hook: &str, id: u32, path: Option<&PathBuf>) -> String {
 }
 
 /// The SYNs of captured connections, each with an Ethernet header.
-fn packets_to_proxy(policy: &Policy) -> Vec<Vec<u8>> {
+pub(super) fn packets_to_proxy(policy: &Policy) -> Vec<Vec<u8>> {
     if !captures::outbound(policy) {
         return Vec::new();
     }

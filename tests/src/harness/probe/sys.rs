@@ -1,5 +1,6 @@
 //! System calls that no safe crate offers in the raw form the tests need. All `unsafe` of the package is here.
 
+use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -253,6 +254,19 @@ pub fn link_foreign(interface: u32, name: &str, (kind, at): (u32, u32), returns:
     }
     // SAFETY: a descriptor made just above.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Pins such a program in a bpffs, for a tool to attach it.
+///
+/// # Errors
+/// What `bpf` says.
+pub fn pin_foreign(path: &CStr, name: &str, kind: u32, returns: u32) -> io::Result<()> {
+    const BPF_OBJ_PIN: i32 = 6;
+    let program = load_foreign(name, (kind, 0), returns)?;
+    let mut pin = [path.as_ptr() as u64, program.as_raw_fd() as u64];
+    // SAFETY: the attributes and the path live through the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_PIN, &raw mut pin, size_of_val(&pin)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn load_foreign(name: &str, (kind, at): (u32, u32), returns: u32) -> io::Result<OwnedFd> {
