@@ -203,10 +203,12 @@ fn an_instance_that_is_not_found() -> anyhow::Result<()> {
     let entries: serde_json::Value = serde_json::from_str(&by(&["dump"], &namespaces)?)?;
     let key: Vec<&str> =
         entries[0]["key"].as_array().context("a key")?.iter().filter_map(|byte| byte.as_str()).collect();
-    by(&[&["delete", "key"], &key[..]].concat(), &namespaces)?;
-    setup.expect_fault("not_found", &["past the proxy", "redirector upgrade"])?;
-    setup.node.run(&["upgrade", NAME])?.expect(exit::OK)?;
-    setup.expect_well()?;
+    for verb in ["refresh", "upgrade"] {
+        by(&[&["delete", "key"], &key[..]].concat(), &namespaces)?;
+        setup.expect_fault("not_found", &["past the proxy", "redirector refresh"])?;
+        setup.node.run(&[verb, NAME])?.expect(exit::OK)?;
+        setup.expect_well()?;
+    }
     // What all share may go: the programs have it still.
     std::fs::remove_dir_all(instances.join("NODE-2"))?;
     setup.expect_well()?;

@@ -124,7 +124,7 @@ pub(super) fn judge_found(instance: &Instance) -> Result<Vec<Finding>> {
             "not_found",
             "somebody has removed the instance from what the node's instances share".into(),
             "the programs do not find it, and all traffic goes past the proxy",
-            format!("redirector upgrade {name}"),
+            format!("redirector refresh {name}"),
         ));
     }
     if own_maps::lost_sk_lookup(instance)? {

@@ -23,7 +23,7 @@ pub(super) fn change(mut instance: Instance, request: &Request<'_>, lock: &Write
     }
     journal::settle(&mut instance, target, slot)?;
     telling::mend_locked(&mut instance, lock)?;
-    let repairs = repair(&instance, slot, target, policy)?;
+    let repairs = repair(&mut instance, slot, target, policy)?;
     // The same path may lead to another cgroup of the proxy by now.
     let same_proxy = mapped.proxy_cgroup() == instance.policy(slot)?.proxy_cgroup;
     // While a hook was away listeners may have come that nobody has registered. Without its record nobody knows the

@@ -114,6 +114,23 @@ pub fn are_found(instance: &Instance) -> Result<bool> {
     Ok(is_own(&meta) || entered(meta.netns_cookie)? || entered(meta.netns_inode)?)
 }
 
+/// Lets the programs find an instance again whose entry somebody has removed. False if there was no need.
+///
+/// # Errors
+///
+/// The kernel's.
+pub(super) fn enter_again(instance: &mut Instance) -> Result<bool> {
+    let (meta, node) = (instance.meta()?, Node::beside(&instance.dir));
+    // The question that costs little first: it is asked at each refresh.
+    let may_be_lost = !is_own(&meta) && node.dir().join(name::NAMESPACES).exists();
+    let entered = |netns| node.is_entered(netns, meta.index);
+    if !may_be_lost || entered(meta.netns_cookie)? || entered(meta.netns_inode)? || are_found(instance)? {
+        return Ok(false);
+    }
+    find_place(instance, &node, &Kernel::probe()?)?;
+    Ok(true)
+}
+
 /// Whether the entry of sk_lookup finds no program to go on in.
 ///
 /// # Errors

@@ -62,7 +62,7 @@ fn renew(root: &Directory, name: &str, snapshot: Option<RouteSnapshot>, programs
     let meta = instance.meta()?;
     let target = target_of(name, &record, &meta)?;
     journal::settle(&mut instance, &target, slot)?;
-    let mut notes = repair(&instance, slot, &target, &record.policy)?;
+    let mut notes = repair(&mut instance, slot, &target, &record.policy)?;
     if programs {
         telling::forget_killed(&mut instance, &lock)?;
     } else {

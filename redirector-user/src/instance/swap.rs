@@ -6,7 +6,7 @@ use redirector_common::abi::{Meta, Slot};
 use super::lock::WriteLock;
 use super::maps::Instance;
 use super::record::{self, Record};
-use super::{connections, detach, journal, links, listeners, upgrade};
+use super::{connections, detach, journal, links, listeners, own_maps, upgrade};
 use crate::base::error::{Error, Result};
 use crate::compile::mapped_policy::IdMappedPolicy;
 use crate::compile::tables;
@@ -17,9 +17,9 @@ use crate::programs::hooks;
 use crate::routes::{self, RouteSnapshot};
 use crate::sys::bpf;
 
-/// Attaches again what somebody has detached behind our back; says what.
+/// Makes again what somebody has taken away behind our back, hooks and the instance's entry; says what.
 pub(super) fn repair(
-    instance: &Instance,
+    instance: &mut Instance,
     slot: Slot,
     target: &Target,
     policy: &Policy,
@@ -32,13 +32,18 @@ pub(super) fn repair(
             missing.push(hook.short());
         }
     }
+    let mut notes = Vec::new();
+    if own_maps::enter_again(instance)? {
+        notes.push("the node's programs did not find the instance, and do again".to_owned());
+    }
     if missing.is_empty() {
-        return Ok(Vec::new());
+        return Ok(notes);
     }
     links::attach_missing(&instance.dir, target, &in_force).map_err(|e| {
         Error::failed(format!("the instance {} is damaged; detach it and attach again: {e}", instance.name))
     })?;
-    Ok(vec![format!("attached again what had been detached: {}", missing.join(", "))])
+    notes.push(format!("attached again what had been detached: {}", missing.join(", ")));
+    Ok(notes)
 }
 
 /// What comes into force.
