@@ -37,6 +37,24 @@ fn a_mount_whose_name_is_no_text() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `ip netns add` of newer iproute2 mounts where an agent in a mount namespace of its own sees nothing: an empty file is there.
+#[test]
+fn a_mount_that_has_not_reached_the_command() -> anyhow::Result<()> {
+    let Some((bpffs, world)) = world()? else { return Ok(()) };
+    let netns = world.pod().netns.file().to_string_lossy().into_owned();
+    let script = "umount \"$0\" && ! nsenter --net=\"$0\" true 2>/dev/null && exec \"$@\"";
+    // The first process is one that we may look at.
+    let first = "unshare --mount sh -c \"$0\" \"$@\"; exit $?";
+    let by = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", first, script, &netns];
+    bpffs.attach_by(&by, world.pod(), NAME, &[])?.expect(exit::OK)?;
+    for arguments in [&["refresh", NAME][..], &["status", "--netns", &netns]] {
+        let run = Run::of(&mut bpffs.command(&by, arguments))?;
+        let told = format!("{run:?}");
+        assert!(!told.contains("is gone") && !told.contains("cannot"), "{told}");
+    }
+    Ok(())
+}
+
 fn summary(seen: &[Observation]) -> String {
     seen.first().map(Observation::summary).unwrap_or_default()
 }

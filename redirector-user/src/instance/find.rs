@@ -49,9 +49,9 @@ fn is_of(root: &Directory, name: &str, netns: &NetNs) -> Result<bool> {
     match linked_to(&dir) {
         Some(inode) => Ok(inode == netns.inode),
         None if unread.is_no_verdict() => Err(unread),
-        None => Ok(record::all(&dir)?
-            .first()
-            .is_some_and(|record| NetNs::open(&record.netns).is_ok_and(|given| given.id == netns.id))),
+        None => Ok(record::all(&dir)?.first().is_some_and(|record| {
+            NetNs::open_of_node(&record.netns).is_ok_and(|given| given.id == netns.id)
+        })),
     }
 }
 
@@ -177,7 +177,7 @@ fn cgroup_of(record: &Record, meta: &Meta) -> Result<Option<Cgroup>> {
 
 /// The instance's namespace, by the file it was given, or by any process that is in it; None if it is gone.
 pub(super) fn netns_of(record: &Record, meta: &Meta) -> Result<Option<NetNs>> {
-    let same = |path: &Path| match NetNs::open(path) {
+    let same = |path: &Path| match NetNs::open_of_node(path) {
         Ok(netns) => Ok(Some(netns).filter(|netns| netns.id == netns_id(meta))),
         // Gone, or no file of a namespace any more.
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => Ok(None),

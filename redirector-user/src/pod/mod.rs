@@ -228,7 +228,7 @@ fn outermost(namespaces: Vec<(NetNs, u32)>) -> std::io::Result<Vec<(NetNs, u32)>
 
 /// Opens a namespace file; a wrong one is the user's error.
 pub fn open_netns(path: &Path, missing: impl FnOnce() -> String) -> Result<NetNs> {
-    match NetNs::open(path) {
+    match NetNs::open_of_node(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::input(missing())),
         Err(e) if e.kind() == std::io::ErrorKind::InvalidInput || e.raw_os_error() == Some(libc::ENOTTY) => {
             Err(Error::input(format!("{} is not a network namespace", path.display()))

@@ -72,6 +72,19 @@ impl NetNs {
         Ok(Self { file, inode, id })
     }
 
+    /// Opens a file of the node. Where a mount has not reached this process, it is opened as the first process sees it: `ip netns
+    /// add` of newer iproute2 makes `/run/netns` a mount in a peer group of its own, and a process whose mount namespace is
+    /// older sees none of the mounts in it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub fn open_of_node(path: &Path) -> io::Result<Self> {
+        let as_init_sees_it =
+            || Self::open(&Path::new("/proc/1/root").join(path.strip_prefix("/").ok()?)).ok();
+        Self::open(path).or_else(|e| as_init_sees_it().ok_or(e))
+    }
+
     /// Runs `f` on another thread inside the namespace. Every request of this program that depends on the
     /// namespace goes through here.
     ///

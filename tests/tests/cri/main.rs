@@ -3,6 +3,7 @@
 
 mod agent;
 mod install;
+mod libcni;
 mod node;
 mod pod;
 mod runtime;
@@ -138,6 +139,63 @@ fn an_agent_in_a_container() -> anyhow::Result<()> {
     nothing_left(node)?;
     agent.remove(node)?;
     node.agent(true)
+}
+
+/// What changes a pod's namespace beside the hooks: parameters, routes and rules, and a filter at an interface.
+#[test]
+fn an_agent_in_a_container_changes_namespaces() -> anyhow::Result<()> {
+    let node = &mut *node()?;
+    sh("systemctl stop redirector-agent")?;
+    let mut agent = AgentPod::start(node)?;
+    agent.run(node)?;
+    for annotation in
+        [("sidecar.istio.io/interceptionMode", "TPROXY"), ("istio.io/reroute-virtual-interfaces", "eth0")]
+    {
+        let mut pod = Pod::annotated(node, &[annotation])?;
+        let proxy = pod.proxy(node)?;
+        served(node, &mut pod)?;
+        node.runtime.remove(&proxy)?;
+        pod.remove(node)?;
+    }
+    node.nobody_reached_it()?;
+    nothing_left(node)?;
+    agent.remove(node)?;
+    node.agent(true)
+}
+
+/// Runtimes other than containerd call CHECK and GC. The agent answers both: without it they fail.
+#[test]
+fn libcni_adds_checks_deletes_and_collects() -> anyhow::Result<()> {
+    let node = &mut *node()?;
+    let pod = Pod::start(node)?;
+    // It is the only one, and this the name that the runtime has for it.
+    let netns = sh("echo /var/run/netns/cni-*")?;
+    let check_pod = || libcni::call("check", &[&pod.sandbox, netns.trim()]);
+    check_pod()?;
+
+    let sandbox = libcni::Sandbox::add(node)?;
+    ensure!(node::list()?.len() == 2, "{:?}", node::list()?);
+    libcni::call("check", &[&sandbox.container])?;
+    libcni::call("del", &[&sandbox.container])?;
+    ensure!(node::list()?.len() == 1, "{:?}", node::list()?);
+    sandbox.remove()?;
+
+    // It has died without a DEL.
+    let sandbox = libcni::Sandbox::add(node)?;
+    sandbox.remove()?;
+    sh("systemctl stop redirector-agent")?;
+    let checked = check_pod();
+    let collected = libcni::collect(&[&pod.sandbox]);
+    node.agent(true)?;
+    ensure!(checked.is_err_and(|e| format!("{e:#}").contains("the agent cannot be asked")));
+    ensure!(collected.is_err() == node::knows_status()?, "{collected:?}");
+    libcni::collect(&[&pod.sandbox])?;
+    let lost = libcni::call("check", &[&sandbox.container]);
+    ensure!(lost.is_err_and(|e| format!("{e:#}").contains("the cache has no")));
+    ensure!(node::list()?.len() == 1, "{:?}", node::list()?);
+    check_pod()?;
+    pod.remove(node)?;
+    nothing_left(node)
 }
 
 /// A runtime that asks plugins for their STATUS, as containerd 2 does, tells the kubelet that the network is not ready

@@ -25,14 +25,14 @@ pub const FIRST: &str = "local.test/first:1";
 pub const PROBE: &str = "local.test/probe:1";
 /// Directory of the pods' objects, in the place of an API server.
 pub const OBJECTS: &str = "/var/lib/pods";
-const CONFLIST: &str = "/etc/cni/net.d/10-network.conflist";
+pub const CONFLIST: &str = "/etc/cni/net.d/10-network.conflist";
 const AGENT: &str = "redirector-agent.service";
 /// What a node needs beside the targets of files; the unit's own command is in its place otherwise.
 const WITH_PODS: &str =
     "--config /etc/redirector/targets.d --run-dir /run/redirector-agent --pods /var/lib/pods";
 const WITH_PLUGIN: &str = "--cni-bin-dir /opt/cni/bin --cni-conf-dir /etc/cni/net.d";
 /// The directory of the tests' programs.
-const PROGRAMS: &str = "/t";
+pub const PROGRAMS: &str = "/t";
 /// What `cargo xtask dist` has made.
 pub const DIST: &str = "/t/dist";
 
@@ -131,11 +131,14 @@ impl Node {
     }
 
     /// The kubelet's part before it calls the runtime: the pod's object is known, its slice is there.
-    pub fn announce(&mut self) -> anyhow::Result<[String; 3]> {
+    pub fn announce(&mut self, annotations: &[(&str, &str)]) -> anyhow::Result<[String; 3]> {
         self.pods += 1;
         let (name, uid) =
             (format!("web-{}", self.pods), format!("0a1b2c3d-0000-4000-8000-{:012}", self.pods));
-        let object = kubelet::injected(&name, &uid, [FIRST, PROBE]);
+        let mut object = kubelet::injected(&name, &uid, [FIRST, PROBE]);
+        for (key, value) in annotations {
+            object["metadata"]["annotations"][key] = (*value).into();
+        }
         std::fs::write(format!("{OBJECTS}/{name}.new"), object.to_string())?;
         std::fs::rename(format!("{OBJECTS}/{name}.new"), format!("{OBJECTS}/{name}.json"))?;
         let slice = format!("kubepods-besteffort-pod{}.slice", uid.replace('-', "_"));

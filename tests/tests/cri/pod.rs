@@ -25,18 +25,26 @@ pub struct Pod {
 
 impl Pod {
     pub fn start(node: &mut Node) -> anyhow::Result<Self> {
-        Self::with(node, None)
+        Self::with(node, None, &[])
     }
 
     /// With users of its own, as the kubelet chooses them for `hostUsers: false`.
     pub fn with_own_users(node: &mut Node) -> anyhow::Result<Self> {
         let ids = vec![IdMapping { host_id: 1 << 16, container_id: 0, length: 1 << 16 }];
         let users = UserNamespace { mode: NamespaceMode::Pod.into(), uids: ids.clone(), gids: ids };
-        Self::with(node, Some(users))
+        Self::with(node, Some(users), &[])
     }
 
-    fn with(node: &mut Node, userns_options: Option<UserNamespace>) -> anyhow::Result<Self> {
-        let [name, uid, slice] = node.announce()?;
+    pub fn annotated(node: &mut Node, annotations: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::with(node, None, annotations)
+    }
+
+    fn with(
+        node: &mut Node,
+        userns_options: Option<UserNamespace>,
+        annotations: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        let [name, uid, slice] = node.announce(annotations)?;
         let namespaces = NamespaceOption {
             network: NamespaceMode::Pod.into(),
             pid: NamespaceMode::Container.into(),

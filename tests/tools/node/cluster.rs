@@ -115,6 +115,16 @@ impl Cluster {
         Kubernetes::address(mesh.first().context("a pod")?)
     }
 
+    /// It is served at the address that it has now.
+    pub(super) fn answers_now(&self) -> anyhow::Result<()> {
+        self.answers(self.mesh()?, "now")
+    }
+
+    /// How many connections have reached the service.
+    pub(super) fn accepted(&self) -> usize {
+        self.service.accepted().len()
+    }
+
     fn answers(&self, mesh: Ipv4Addr, when: &str) -> anyhow::Result<()> {
         let answer = self.kubernetes.machine.sh(&format!("curl -sf --max-time 5 http://{mesh}:9090/"));
         let answer = answer.with_context(|| self.state()).with_context(|| when.to_owned())?;
@@ -160,7 +170,7 @@ impl Cluster {
     ) -> anyhow::Result<Duration> {
         let started = Instant::now();
         let over = AtomicBool::new(false);
-        let before = self.service.accepted().len();
+        let before = self.accepted();
         std::thread::scope(|scope| -> anyhow::Result<()> {
             let disturber = scope.spawn(|| disturb(&self.kubernetes, &over));
             let result = self.all_refused(series, count);
@@ -168,7 +178,7 @@ impl Cluster {
             disturber.join().map_err(|_| anyhow::anyhow!("the disturbing thread panicked"))??;
             result
         })?;
-        let reached = self.service.accepted().len() - before;
+        let reached = self.accepted() - before;
         ensure!(reached == 0, "{reached} connections reached the service past the proxy");
         self.delete(series)?;
         Ok(started.elapsed())
@@ -250,18 +260,29 @@ impl Cluster {
         machine.write(CONFLIST, &late(machine, serde_json::from_str(&before)?)?.to_string())?;
         let mut escaped = [0, 0];
         for (series, escaped) in ["late", "killed"].into_iter().zip(&mut escaped) {
-            let accepted = self.service.accepted().len();
+            let accepted = self.accepted();
             let found = match series {
-                "late" => self.first_instructions(series, count, |_, _| Ok(())).map(drop),
+                "late" => self
+                    .with_agent_paused(|| self.first_instructions(series, count, |_, _| Ok(())))?
+                    .map(drop),
                 _ => self.killed(count).map(drop),
             };
-            *escaped = self.service.accepted().len() - accepted;
+            *escaped = self.accepted() - accepted;
             ensure!(found.is_err() && *escaped > 0, "{series}: no escape is seen where there must be one");
             self.delete(series)?;
         }
         machine.write(CONFLIST, &before)?;
         deployment::deploy(&self.kubernetes, "overlays/istio")?;
         Ok(escaped)
+    }
+
+    /// Does something while the agent does nothing: it would see the pods in the API and be quicker than the late plugin.
+    fn with_agent_paused<T>(&self, work: impl FnOnce() -> T) -> anyhow::Result<T> {
+        let pid = deployment::pid(&self.kubernetes)?;
+        self.kubernetes.machine.sh(&format!("kill -STOP {pid}"))?;
+        let result = work();
+        self.kubernetes.machine.sh(&format!("kill -CONT {pid}"))?;
+        Ok(result)
     }
 
     /// Replaces the agent by a rollout while pods start and a captured pod makes connections; none may fail.

@@ -60,21 +60,7 @@ impl Kubernetes {
         this.daemon("kube-scheduler", &["--kubeconfig=/var/lib/kube/admin.conf", "--leader-elect=false"])?;
         this.machine
             .write("/var/lib/kube/kubelet.yaml", &KUBELET.replace("MAX_PODS", &max_pods.to_string()))?;
-        this.daemon(
-            "kubelet",
-            &[
-                "--config=/var/lib/kube/kubelet.yaml",
-                "--kubeconfig=/var/lib/kube/admin.conf",
-                "--container-runtime=remote",
-                "--container-runtime-endpoint=unix:///run/containerd/containerd.sock",
-                &format!("--hostname-override={NODE}"),
-                &format!("--node-ip={NODE_IP}"),
-            ],
-        )?;
-        this.wait("the node to be ready", |this| {
-            let node = this.get(&["node", NODE]).ok()?;
-            condition(&node, "Ready").filter(|ready| ready == "True").map(drop)
-        })?;
+        this.kubelet()?;
         // Pods need it, and the controller-manager makes it when it gets there.
         this.wait("the service account", |this| this.get(&["serviceaccount", "default"]).ok().map(drop))?;
         Ok(this)
@@ -124,7 +110,26 @@ impl Kubernetes {
         self.wait("the apiserver", |this| this.kubectl(&["get", "--raw=/readyz"], "").ok().map(drop))
     }
 
-    /// Stops one of the daemons; `kube-apiserver` comes back by [`Self::apiserver`].
+    /// Starts the kubelet, and waits until the node is ready.
+    pub fn kubelet(&mut self) -> anyhow::Result<()> {
+        self.daemon(
+            "kubelet",
+            &[
+                "--config=/var/lib/kube/kubelet.yaml",
+                "--kubeconfig=/var/lib/kube/admin.conf",
+                "--container-runtime=remote",
+                "--container-runtime-endpoint=unix:///run/containerd/containerd.sock",
+                &format!("--hostname-override={NODE}"),
+                &format!("--node-ip={NODE_IP}"),
+            ],
+        )?;
+        self.wait("the node to be ready", |this| {
+            let node = this.get(&["node", NODE]).ok()?;
+            condition(&node, "Ready").filter(|ready| ready == "True").map(drop)
+        })
+    }
+
+    /// Stops one of the daemons. `kube-apiserver` and `kubelet` come back by [`Self::apiserver`] and [`Self::kubelet`].
     pub fn stop(&mut self, name: &str) -> anyhow::Result<()> {
         let index = self.daemons.iter().position(|(daemon, _)| *daemon == name);
         let (_, daemon) = self.daemons.remove(index.with_context(|| format!("no {name} runs"))?);

@@ -8,6 +8,7 @@ mod kubernetes;
 mod leaving;
 mod many;
 mod pods;
+mod reboot;
 mod starts;
 
 use std::path::PathBuf;
@@ -137,6 +138,10 @@ fn kubernetes(starts: usize, pods: usize) -> anyhow::Result<String> {
     let calls = stage.rollout(starts)?;
     println!(
         "the same during a rollout of the agent: 0 escaped, {calls} calls of a captured pod, none failed"
+    );
+    stage.reboot(starts.min(5))?;
+    println!(
+        "the node was rebooted: its pods are captured before their first instruction, the one with Envoy is served"
     );
     let many = stage.many(pods)?;
     println!(

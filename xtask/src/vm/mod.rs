@@ -8,6 +8,7 @@ mod boot;
 mod cpio;
 mod initramfs;
 mod kernels;
+mod libcni;
 mod modules;
 mod node;
 mod programs;

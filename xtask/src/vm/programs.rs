@@ -10,12 +10,15 @@ use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
 use super::arch::Arch;
+use super::libcni;
 use crate::{cmd::Cmd, project};
 
 /// Name of the program that resolves a name with musl.
 pub const RESOLVE: &str = "resolve";
 /// Name of the program whose first instruction connects.
 pub const FIRST: &str = "first";
+/// Name of the program that calls libcni.
+pub const LIBCNI: &str = "libcni";
 /// The test file that talks to a container runtime: its dependencies are built for no other.
 pub const CRI: &str = "cri";
 
@@ -68,6 +71,7 @@ impl Programs {
         if tests.contains(CRI) {
             let flags = ["-O1", "-static", "-nostdlib", "-fno-stack-protector"];
             programs.files.insert(FIRST.to_owned(), compiled(FIRST, "tools/node/first.c", &flags)?);
+            programs.files.insert(LIBCNI.to_owned(), libcni::ensure()?);
         }
         Ok(programs)
     }
