@@ -188,6 +188,8 @@ fn rules_by_user_and_of_devices() -> anyhow::Result<()> {
     for (chain, words) in [
         ("device \"lo\" priority 0; policy drop;", "(policy): on lo DROP"),
         ("device \"lo\" priority 0; drop", "of: on lo DROP"),
+        ("device \"lo\" priority 0; ip protocol tcp drop", "tcp on lo DROP"),
+        ("device \"lo\" priority 0; ether type arp drop", ""),
         ("device \"eth0\" priority 0; drop", ""),
     ] {
         let table = format!(

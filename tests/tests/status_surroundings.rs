@@ -186,6 +186,25 @@ fn an_own_address_that_is_not_local() -> anyhow::Result<()> {
 }
 
 /// The programs of the node find an instance no more: all of its traffic goes past the proxy.
+/// What stands for an original destination is looked up in table local like any address.
+#[test]
+fn virtual_addresses_that_are_not_local() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let given = setup.node.show(NAME)?["virtual_destinations"].as_str().context("a range")?.to_owned();
+    let netns = &setup.world.pod().netns;
+    netns.ip(&format!("route add unreachable {given} table local\n"))?;
+    // A refresh knows the route then.
+    for _ in 0..2 {
+        setup.expect_fault("loopback_down", &[&given, "original destinations", "ip route del"])?;
+        setup.node.run(&["refresh", NAME])?.expect(exit::OK)?;
+    }
+    netns.ip(&format!("route del unreachable {given} table local\n"))?;
+    setup.node.run(&["refresh", NAME])?.expect(exit::OK)?;
+    setup.expect_well().map(drop)
+}
+
 #[test]
 fn an_instance_that_is_not_found() -> anyhow::Result<()> {
     let (Some(setup), Some(bpftool)) = (Setup::new()?, requirements::require_program("bpftool")) else {

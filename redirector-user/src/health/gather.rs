@@ -220,7 +220,7 @@ impl Gathered {
         let undone =
             noted.and_then(|noted| routing::judge_undone(name, &self.target.netns, &self.policy, noted));
         add("what attach has changed", undone.map(|found| found.into_iter().collect()));
-        add("lo", routing::judge_loopback(&self.target.netns, &self.policy, &self.now));
+        add("lo", routing::judge_loopback(&self.target.netns, &self.policy, status, &self.now));
         findings.extend(room::judge(status, &self.now));
         match telling::is_left_telling(&self.instance) {
             Ok(true) => findings.push(Finding::notice(

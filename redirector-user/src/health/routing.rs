@@ -2,14 +2,17 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::{IpNet, Ipv4Net};
+
 use super::captures;
 use super::finding::{Finding, Level, some_of};
 use crate::base::error::{Context, Result};
+use crate::instance::status::Status;
 use crate::netdev;
 use crate::netlink::{self, Message, Netlink, Payload};
 use crate::policy::Policy;
 use crate::routes::rules::{self, UnknownRule};
-use crate::routes::{Outcome, RouteSnapshot};
+use crate::routes::{Outcome, Route, RouteSnapshot};
 use crate::sys::netns::NetNs;
 
 /// What is to be said of them.
@@ -36,7 +39,12 @@ pub(super) fn judge_undone(
 }
 
 /// Whether captured connections reach the proxy over lo.
-pub(super) fn judge_loopback(netns: &NetNs, policy: &Policy, now: &RouteSnapshot) -> Result<Vec<Finding>> {
+pub(super) fn judge_loopback(
+    netns: &NetNs,
+    policy: &Policy,
+    status: &Status,
+    now: &RouteSnapshot,
+) -> Result<Vec<Finding>> {
     if !captures::outbound(policy) {
         return Ok(Vec::new());
     }
@@ -48,7 +56,25 @@ pub(super) fn judge_loopback(netns: &NetNs, policy: &Policy, now: &RouteSnapshot
     };
     let (is_up, ipv6_is_off) = netlink::within(netns, |netlink| Ok((is_up(netlink)?, is_off()?)))?;
     let ipv6_is_off = ipv6_is_off && policy.ipv6 && others_use_ipv6(now);
-    Ok(judge_routes_of_loopback(policy, now, is_up, ipv6_is_off).into_iter().collect())
+    let of_lo = judge_routes_of_loopback(policy, now, is_up, ipv6_is_off);
+    Ok(of_lo.or_else(|| judge_given(status.virtual_destinations, now)).into_iter().collect())
+}
+
+/// Whether the addresses that the instance gives are the pod's own, as all of 127.0.0.0/8 is by the kernel's route.
+fn judge_given(given: Option<Ipv4Net>, now: &RouteSnapshot) -> Option<Finding> {
+    let takes = |route: &&Route| {
+        let IpNet::V4(prefix) = route.prefix else { return false };
+        let may_take = prefix.addr().is_loopback() && !matches!(route.outcome, Outcome::Local { .. });
+        may_take && given.is_some_and(|range| range.contains(&prefix) || prefix.contains(&range))
+    };
+    now.routes.iter().find(takes).map(|route| {
+        Finding::fault(
+            "loopback_down",
+            format!("the route {} takes addresses that stand for original destinations", route.prefix),
+            "captured connections to them do not reach the proxy",
+            format!("in the namespace: ip route del {} table local, or whichever table has it", route.prefix),
+        )
+    })
 }
 
 /// Its routes stay when lo is down.

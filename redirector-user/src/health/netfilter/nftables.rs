@@ -83,6 +83,8 @@ enum Loaded {
     Group,
     /// IPv4 or IPv6: no condition of its own.
     Family,
+    /// The same as a protocol of Ethernet, which may be another one.
+    EtherType,
     Other,
 }
 
@@ -255,8 +257,9 @@ fn of_verdict(code: u32) -> Action {
 fn what_is_loaded(expression: &str, data: &[u8]) -> Loaded {
     let number = |kind| at(data, &[kind]).and_then(big);
     if expression == "meta" {
-        // NFTA_META_KEY: NFT_META_IIF and _OIF, _IIFNAME and _OIFNAME, _SKUID, _SKGID, _NFPROTO, _L4PROTO.
+        // NFTA_META_KEY: NFT_META_PROTOCOL, NFT_META_IIF and _OIF, _IIFNAME and _OIFNAME, _SKUID, _SKGID, _NFPROTO, _L4PROTO.
         return match number(2) {
+            Some(1) => Loaded::EtherType,
             Some(4 | 5) => Loaded::InterfaceIndex,
             Some(6 | 7) => Loaded::InterfaceName,
             Some(10) => Loaded::User,
@@ -284,6 +287,8 @@ fn compare(rule: &mut Rule, loaded: Loaded, data: &[u8]) {
     const LTE: u32 = 3;
     const GT: u32 = 4;
     const GTE: u32 = 5;
+    const ETH_P_IP: u16 = 0x0800;
+    const ETH_P_IPV6: u16 = 0x86dd;
     let operation = at(data, &[2]).and_then(big);
     let value = at(data, &[3, 1]).unwrap_or_default();
     let port = value.first_chunk().map(|two| u16::from_be_bytes(*two));
@@ -299,7 +304,7 @@ fn compare(rule: &mut Rule, loaded: Loaded, data: &[u8]) {
             rule.is_to_loopback = if v6 { of_v6.starts_with(value) } else { v4.starts_with(value) };
             rule.other |= !rule.is_to_loopback;
         }
-        (Loaded::Family, ..) => {}
+        (Loaded::Family, ..) | (Loaded::EtherType, Some(EQ), Some(ETH_P_IP | ETH_P_IPV6)) => {}
         (Loaded::User | Loaded::Group, Some(EQ), _) => {
             let id = value.first_chunk().map(|four| u32::from_ne_bytes(*four));
             if loaded == Loaded::User { rule.user = id } else { rule.group = id }
