@@ -23,15 +23,18 @@ impl Sandbox {
         let pod = node.announce(&[])?;
         let [name, uid, _] = &pod;
         let container = format!("crio-{name}");
-        sh(&format!("ip netns add {container}"))?;
-        call("add", &[CONFLIST, &container, &format!("/run/netns/{container}"), "shop", name, uid])?;
+        // Not by `ip netns add`: since iproute2 7 it mounts over the runtime's own namespaces, which containerd then cannot remove.
+        sh(&format!("touch /run/{container}; unshare --net=/run/{container} true"))?;
+        call("add", &[CONFLIST, &container, &format!("/run/{container}"), "shop", name, uid])?;
         Ok(Self { container, pod })
     }
 
     /// Its namespace ends, and its pod; no plugin is called.
     pub fn remove(&self) -> anyhow::Result<()> {
         let ([name, _, slice], container) = (&self.pod, &self.container);
-        sh(&format!("ip netns del {container}; rm {OBJECTS}/{name}.json; systemctl stop {slice}"))?;
+        sh(&format!(
+            "umount /run/{container}; rm /run/{container} {OBJECTS}/{name}.json; systemctl stop {slice}"
+        ))?;
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     archive::{Archive, Wanted},
     cmd::Cmd,
     exit, project,
+    sources::sha256,
 };
 
 /// Debian's release whose tools run in a guest of another architecture.
@@ -26,6 +27,7 @@ const TOOLS: &[&str] = &[
     "iproute2",
     "iptables",
     "mount",
+    "nftables",
     "sed",
     "strace",
     "util-linux",
@@ -146,7 +148,8 @@ impl Arch {
 
     /// A directory with the tools of a guest of another architecture.
     pub fn tools(self) -> Result<PathBuf> {
-        let root = project::cache("vm").join(format!("tools-{}", self.debian()));
+        let recipe = sha256(TOOLS.concat().as_bytes());
+        let root = project::cache("vm").join(format!("tools-{}-{}", self.debian(), &recipe[..8]));
         if !root.is_dir() {
             let wanted = Wanted { arch: self.debian(), suites: &[SUITE], sources: false };
             let archive =
