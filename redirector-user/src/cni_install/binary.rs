@@ -1,10 +1,11 @@
 //! The plugin's binary.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use serde_json::json;
@@ -19,6 +20,9 @@ static INSTALLED: Mutex<Option<Stamp>> = Mutex::new(None);
 /// Path, mode, device, inode, size, time of the last change (which some kernels tell by ticks), and whether the mount
 /// forbids execution.
 type Stamp = (PathBuf, u32, [u64; 3], [i64; 2], bool);
+
+/// How often a binary that is open for writing is tried again, a millisecond apart.
+const BUSY_TRIES: u32 = 200;
 
 /// Copies the program into the directory and executes it there: only then is it installed.
 ///
@@ -78,13 +82,23 @@ pub fn probe(bin_dir: &Path, socket: &Path) -> Result<()> {
 }
 
 fn execute(path: &Path) -> Result<()> {
-    let version = Command::new(path)
+    let mut command = Command::new(path);
+    command
         .env_clear()
         .env("CNI_COMMAND", "VERSION")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
+        .stderr(Stdio::null());
+    let mut version = command.status();
+    // A process that another thread starts has this thread's descriptors until its execve(2), that of the file while it
+    // was written among them: ETXTBSY, for microseconds.
+    for _ in 0..BUSY_TRIES {
+        if !version.as_ref().is_err_and(|e| e.kind() == ErrorKind::ExecutableFileBusy) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        version = command.status();
+    }
     let what = || format!("execute {}, as the container runtime does", path.display());
     let remedy = "see whether it is mounted noexec, or whether a security module forbids it";
     match version {
