@@ -1,13 +1,14 @@
 //! `redirector status` of pods whose proxy does not get what is captured.
 
 use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
 
 use anyhow::Context;
 use redirector_tests::harness::kernel;
 use redirector_tests::harness::names;
 use redirector_tests::harness::probe::scenario::Owner;
 use redirector_tests::harness::probe::serve::Listen;
-use redirector_tests::harness::process::Place;
+use redirector_tests::harness::process::{Daemon, Place};
 use redirector_tests::harness::product::exit;
 use redirector_tests::harness::product::health::Setup;
 use redirector_tests::harness::retry;
@@ -15,6 +16,7 @@ use redirector_tests::harness::server::{OUTBOUND, Server, any4, proxy_listeners}
 use redirector_tests::harness::world::cgroup::Cgroup;
 use redirector_tests::harness::world::{PROXY, ROOT};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 #[test]
 fn a_proxy_that_listens_is_well() -> anyhow::Result<()> {
@@ -143,6 +145,45 @@ fn names_are_asked_over_udp() -> anyhow::Result<()> {
     proxy.open(Listen::udp("127.0.0.1:15053".parse()?))?;
     let notices = setup.expect_well()?;
     assert!(notices.iter().any(|notice| notice["kind"] == "no_listener"), "{notices:#?}");
+    Ok(())
+}
+
+/// Names are captured on their way to the servers that resolv.conf named at the attach.
+#[test]
+fn other_servers_in_resolv_conf() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let mut proxy = setup.proxy()?;
+    proxy.open(Listen::udp("127.0.0.1:15053".parse()?))?;
+    let dir = tempfile::tempdir()?;
+    let policy = dir.path().join("policy.toml");
+    std::fs::write(&policy, "dns = [\"10.96.0.10\"]\n")?;
+    setup.attach(&["--policy", &policy.display().to_string()])?;
+    let place = setup.world.pod().place(ROOT)?;
+    let with = |servers: &[&str]| -> anyhow::Result<Daemon> {
+        let lines: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+        let script = format!(
+            "mount -t tmpfs none /etc; printf '{lines}' >/etc/resolv.conf; echo mounted; exec sleep 600"
+        );
+        let mut command = place.program(Path::new("unshare"));
+        let app = Daemon::start("app", command.args(["--mount", "sh", "-c", &script]))?;
+        app.wait_for(0, |line| (line == "mounted").then_some(()))?;
+        Ok(app)
+    };
+    let app = with(&["10.96.0.10"])?;
+    setup.expect_well()?;
+    drop(app);
+    let app = with(&["127.0.0.53", "169.254.20.10"])?;
+    setup.expect_fault(
+        "dns_server_not_captured",
+        &["sleep asks 169.254.20.10", "past the proxy", "attach again"],
+    )?;
+    drop(app);
+    let _app = with(&["10.96.0.10", "8.8.8.8"])?;
+    let notices = setup.expect_well()?;
+    let is_it = |notice: &Value| {
+        notice["kind"] == "dns_server_not_captured" && notice.to_string().contains("8.8.8.8")
+    };
+    anyhow::ensure!(notices.iter().any(is_it), "{notices:#?}");
     Ok(())
 }
 

@@ -13,7 +13,9 @@ use super::listeners::{self, Listener, Role, Surroundings};
 use super::processes::{self, NodeProcesses, Process};
 use super::proxy_user::{self, Owner};
 use super::snapshot::{self, Difference};
-use super::{captures, hooks, netfilter, raw_sockets, refusers, room, routing, traffic_control};
+use super::{
+    captures, hooks, netfilter, raw_sockets, refusers, resolvers, room, routing, state, traffic_control,
+};
 use crate::base::error::{Context, Error, Result};
 use crate::compile::id_map::as_the_kernel_counts;
 use crate::compile::mapped_policy::IdMappedPolicy;
@@ -45,7 +47,7 @@ pub fn instance(root: &Directory, name: &str, node: &NodeProcesses) -> Result<He
         Ok(status) => status,
         Err(e) if !root.instance(name).exists() => return Err(e),
         Err(e) => {
-            let mut health = Health { pod: find::recorded_pod(root, name), ..unopened(name, &e) };
+            let mut health = Health { pod: find::recorded_pod(root, name), ..state::unopened(name, &e) };
             health.findings.splice(..0, room::read_only(root));
             return Ok(health);
         }
@@ -54,16 +56,9 @@ pub fn instance(root: &Directory, name: &str, node: &NodeProcesses) -> Result<He
     let policy = &status.record.policy;
     let ended = status.problem.as_ref().is_some_and(|problem| problem.contains("is gone;"));
     if let Some(problem) = &status.problem {
-        findings.push(told_by_status(name, problem));
+        findings.push(state::told_by_status(name, problem));
     }
-    if status.state == "inert" {
-        findings.push(Finding::fault(
-            "inert",
-            "a command that made it or took it down was killed".into(),
-            "nothing is captured",
-            "redirector list sweeps it".into(),
-        ));
-    }
+    findings.extend((status.state == "inert").then(state::inert));
     if status.state == "active" && !ended {
         match Gathered::new(root, &status, node) {
             Ok(gathered) => gathered.judge(&status, &mut findings),
@@ -105,35 +100,6 @@ pub fn known_to_programs(root: &Directory, name: &str) -> Result<(Policy, Offlin
     // Users and groups as the pod counts them, which is how they are asked for.
     let compiled = Compiled::new(&policy, &gathered.now).with_namespace_of(&gathered.in_force.compiled);
     Ok((policy, Offline::in_force(compiled, &gathered.now), difference))
-}
-
-fn unopened(name: &str, error: &Error) -> Health {
-    let (state, finding) = if error.is_no_verdict() {
-        ("unreadable", Finding::unknown("the instance", error))
-    } else {
-        let effect = "what is captured is not certain";
-        let remedy = format!("redirector detach --name {name}, then attach again");
-        ("damaged", Finding::fault("damaged", error.to_string(), effect, remedy))
-    };
-    Health { name: name.to_owned(), state, pod: None, captures: None, findings: vec![finding] }
-}
-
-/// `problem; remedy`.
-fn told_by_status(name: &str, problem: &str) -> Finding {
-    let (what, remedy) = problem.split_once("; ").unwrap_or((problem, ""));
-    let (kind, effect) = if what.contains("captures nothing new") {
-        ("draining", "new connections go past the proxy")
-    } else if what.contains("is gone") && !what.contains("proxy's cgroup") {
-        ("target_gone", "there is nothing left to capture")
-    } else {
-        ("proxy_cgroup_gone", "the proxy's own connections loop")
-    };
-    let remedy = if kind == "proxy_cgroup_gone" {
-        remedy.to_owned()
-    } else {
-        format!("redirector detach --name {name}")
-    };
-    Finding::fault(kind, what.to_owned(), effect, remedy)
 }
 
 /// What was read of an active instance.
@@ -209,6 +175,11 @@ impl Gathered {
                 .into_iter()
                 .for_each(|subject| add(subject, Ok(vec![Finding::unknown(subject, &e)]))),
         }
+        let asked = resolvers::read(&self.policy, &self.processes);
+        add(
+            "resolv.conf",
+            asked.map(|asked| resolvers::judge(name, &self.policy, &asked).into_iter().collect()),
+        );
         let owners = |inode| self.owners_of(inode).into_iter().map(Process::told).collect();
         let raw = raw_sockets::judge(&self.target.netns, owners);
         add("raw sockets", raw.map(|found| found.into_iter().collect()));

@@ -15,9 +15,11 @@ mod processes;
 mod proxy_user;
 mod raw_sockets;
 mod refusers;
+mod resolvers;
 mod room;
 mod routing;
 pub mod snapshot;
+mod state;
 mod traffic_control;
 
 pub use finding::{Finding, Health, Level, has_fault};

@@ -37,4 +37,4 @@ pub use model::{Dns, MAX_CONNECTIONS, MAX_DESTINATIONS, Mode, Policy, Selection}
 pub use note::{Note, Severity};
 pub use requests::Requests;
 pub use resolve::resolve;
-pub use target_info::{LookupError, TargetDetails, TargetInfo};
+pub use target_info::{LookupError, TargetDetails, TargetInfo, nameservers_of};

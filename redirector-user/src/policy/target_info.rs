@@ -103,6 +103,15 @@ fn database_id(text: &str, name: &str) -> Result<u32, LookupError> {
     text.lines().find_map(id).ok_or(LookupError::Absent)
 }
 
+/// The servers that `etc/resolv.conf` below a root names.
+///
+/// # Errors
+///
+/// If it cannot be read.
+pub fn nameservers_of(root: &Path) -> std::io::Result<Vec<IpAddr>> {
+    read_inside(root, "etc/resolv.conf").map(|text| resolv_conf(&text))
+}
+
 /// The nameservers of a resolv.conf as istio-iptables reads it (miekg/dns `ClientConfigFromFile`, then
 /// `IPsSplitV4V6`, which drops what is no address).
 fn resolv_conf(text: &str) -> Vec<IpAddr> {
