@@ -1,6 +1,6 @@
 //! `cargo xtask deps`: the programs that the tests and the benchmark run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -98,10 +98,13 @@ pub fn for_static(arch: Arch) -> Result<()> {
     if !arch.is_foreign() {
         return apt::install(&missing(&[MUSL]), true);
     }
-    if apt::find_program(&arch.cross_compiler()).is_some() {
+    // Crates with C in them want the headers, which the compiler only recommends.
+    let headers = format!("/usr/{}-linux-gnu/include/stdint.h", arch.rust());
+    if apt::find_program(&arch.cross_compiler()).is_some() && Path::new(&headers).exists() {
         return Ok(());
     }
-    apt::install(&[&format!("gcc-{}-linux-gnu", arch.rust().replace('_', "-"))], true)
+    let compiler = format!("gcc-{}-linux-gnu", arch.rust().replace('_', "-"));
+    apt::install(&[&compiler, &format!("libc6-dev-{}-cross", arch.debian())], true)
 }
 
 fn missing(packages: &[Package]) -> Vec<&'static str> {
