@@ -45,7 +45,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Kills what runs in pods, the runtime and the kubelet, and empties what is in memory alone.
+    /// Kills what runs in pods, the runtime and the kubelet, and empties what is in memory alone. (Mounts of the machine that
+    /// runs the tests stand in /proc/mounts too, below the node's /run; one that is left fails rm.)
     fn power_off(&mut self) -> anyhow::Result<()> {
         self.kubernetes.stop("kubelet")?;
         let machine = &self.kubernetes.machine;
@@ -56,7 +57,9 @@ impl Cluster {
              done; [ -z \"$all\" ]")?;
         machine.sh(
             "umount /sys/fs/bpf; mount -t bpf bpf /sys/fs/bpf; \
-             awk '$2 ~ \"^/run/|^/var/lib/kubelet/pods/\" {print $2}' /proc/mounts | sort -r | xargs -r umount --lazy; \
+             for mount in $(awk '$2 ~ \"^/run/|^/var/lib/kubelet/pods/\" {print $2}' /proc/mounts | sort -r); do \
+                 umount --lazy $mount 2>/dev/null || true; \
+             done; \
              rm -rf /run/redirector /run/redirector-* /run/netns /run/containerd; mkdir /run/redirector; \
              find /sys/fs/cgroup -depth -type d -path '*kubepods*' -exec rmdir {} +; \
              ip link del cni0 2>/dev/null || true",
