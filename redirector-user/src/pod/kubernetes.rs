@@ -107,11 +107,14 @@ impl Names {
         Self { cgroupfs: format!("pod{uid}"), systemd: format!("-pod{}.slice", uid.replace('-', "_")) }
     }
 
+    /// The slice, if there is one: with unified cgroups and systemd as its driver the kubelet (1.20 was seen to) makes an
+    /// empty directory by the other driver's name beside it.
     fn search(&self, root: &Path) -> Option<PathBuf> {
-        self.below(root, 0)
+        let mut other = None;
+        self.below(root, 0, &mut other).or(other)
     }
 
-    fn below(&self, dir: &Path, depth: u32) -> Option<PathBuf> {
+    fn below(&self, dir: &Path, depth: u32, other: &mut Option<PathBuf>) -> Option<PathBuf> {
         let mut next = Vec::new();
         for entry in std::fs::read_dir(dir).ok()?.flatten() {
             if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -119,17 +122,19 @@ impl Names {
             }
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
-            if name == self.cgroupfs || name.ends_with(&self.systemd) {
+            if name.ends_with(&self.systemd) {
                 return Some(entry.path());
             }
-            if leads_to_pods(name) {
+            if name == self.cgroupfs {
+                other.get_or_insert_with(|| entry.path());
+            } else if leads_to_pods(name) {
                 next.push(entry.path());
             }
         }
         if depth == DEEPEST {
             return None;
         }
-        next.iter().find_map(|dir| self.below(dir, depth + 1))
+        next.iter().find_map(|dir| self.below(dir, depth + 1, other))
     }
 }
 
@@ -150,9 +155,13 @@ mod tests {
     static TREES: AtomicU32 = AtomicU32::new(0);
 
     fn found(path: &str) -> Option<PathBuf> {
+        found_of(&[path])
+    }
+
+    fn found_of(paths: &[&str]) -> Option<PathBuf> {
         let tree = TREES.fetch_add(1, Ordering::Relaxed);
         let root = std::env::temp_dir().join(format!("redirector-pods-{}-{tree}", std::process::id()));
-        std::fs::create_dir_all(root.join(path)).unwrap();
+        paths.iter().for_each(|path| std::fs::create_dir_all(root.join(path)).unwrap());
         let found = Names::of(UID).search(&root).map(|path| path.strip_prefix(&root).unwrap().to_owned());
         std::fs::remove_dir_all(&root).unwrap();
         found
@@ -169,6 +178,17 @@ mod tests {
             "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod0a1b_22.slice",
         ] {
             assert_eq!(found(path), Some(path.into()), "{path}");
+        }
+    }
+
+    /// What a kubelet of 1.20 makes where cgroups are unified and systemd is its driver.
+    #[test]
+    fn the_slice_of_both() {
+        let slice = "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod0a1b_22.slice";
+        for empty in
+            ["a-kubepods/besteffort/pod0a1b-22", "kubepods/besteffort/pod0a1b-22", "z-kubepods/pod0a1b-22"]
+        {
+            assert_eq!(found_of(&[empty, slice]), Some(slice.into()), "{empty}");
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod agent;
 mod install;
+mod kubelet;
 mod libcni;
 mod node;
 mod pod;
@@ -12,6 +13,7 @@ use anyhow::{Context, ensure};
 use redirector_tests::harness::retry;
 
 use crate::agent::AgentPod;
+use crate::kubelet::Kubelet;
 use crate::node::{Node, node, sh};
 use crate::pod::{Met, Pod};
 
@@ -196,6 +198,23 @@ fn libcni_adds_checks_deletes_and_collects() -> anyhow::Result<()> {
     check_pod()?;
     pod.remove(node)?;
     nothing_left(node)
+}
+
+/// The kubelet that can be built here speaks v1alpha2 of CRI, which containerd 2 has forgotten.
+#[test]
+fn a_pod_of_the_kubelet() -> anyhow::Result<()> {
+    let node = &mut *node()?;
+    if node::knows_status()? {
+        return Ok(());
+    }
+    let kubelet = Kubelet::start()?;
+    let code = kubelet.first(node).with_context(Kubelet::what_it_says)?;
+    let met = Met::of(code)?;
+    ensure!(met == Met::Refused, "{met:?}; {:?}\n{}", node::list()?, node::what_the_agent_says());
+    node.nobody_reached_it()?;
+    ensure!(node::list()?.len() == 1, "{:?}", node::list()?);
+    kubelet.remove()?;
+    nothing_left(node).with_context(Kubelet::what_it_says)
 }
 
 /// A runtime that asks plugins for their STATUS, as containerd 2 does, tells the kubelet that the network is not ready

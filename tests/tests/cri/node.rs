@@ -132,18 +132,24 @@ impl Node {
 
     /// The kubelet's part before it calls the runtime: the pod's object is known, its slice is there.
     pub fn announce(&mut self, annotations: &[(&str, &str)]) -> anyhow::Result<[String; 3]> {
+        let [name, uid] = self.publish("", annotations)?;
+        let slice = format!("kubepods-besteffort-pod{}.slice", uid.replace('-', "_"));
+        sh(&format!("systemctl start {slice}"))?;
+        Ok([name, uid, slice])
+    }
+
+    /// The API server's part: a pod's object is known; the pod's name, which ends with `suffix`, and its uid.
+    pub fn publish(&mut self, suffix: &str, annotations: &[(&str, &str)]) -> anyhow::Result<[String; 2]> {
         self.pods += 1;
-        let (name, uid) =
-            (format!("web-{}", self.pods), format!("0a1b2c3d-0000-4000-8000-{:012}", self.pods));
+        let name = format!("web-{}{suffix}", self.pods);
+        let uid = format!("0a1b2c3d-0000-4000-8000-{:012}", self.pods);
         let mut object = kubelet::injected(&name, &uid, [FIRST, PROBE]);
         for (key, value) in annotations {
             object["metadata"]["annotations"][key] = (*value).into();
         }
         std::fs::write(format!("{OBJECTS}/{name}.new"), object.to_string())?;
         std::fs::rename(format!("{OBJECTS}/{name}.new"), format!("{OBJECTS}/{name}.json"))?;
-        let slice = format!("kubepods-besteffort-pod{}.slice", uid.replace('-', "_"));
-        sh(&format!("systemctl start {slice}"))?;
-        Ok([name, uid, slice])
+        Ok([name, uid])
     }
 }
 

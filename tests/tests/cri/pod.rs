@@ -166,7 +166,7 @@ pub enum Met {
 
 impl Met {
     /// By the exit code of `first.c`.
-    fn of(code: i32) -> anyhow::Result<Self> {
+    pub fn of(code: i32) -> anyhow::Result<Self> {
         match code {
             111 => Ok(Self::Refused),
             7 => Ok(Self::Proxy),

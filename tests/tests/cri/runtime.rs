@@ -3,9 +3,10 @@
 use anyhow::Context;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerState, ContainerStatusRequest, CreateContainerRequest, PodSandboxConfig,
-    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
-    StatusRequest, StopContainerRequest, StopPodSandboxRequest,
+    Container, ContainerConfig, ContainerFilter, ContainerState, ContainerStatusRequest,
+    CreateContainerRequest, ListContainersRequest, PodSandboxConfig, RemoveContainerRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StatusRequest,
+    StopContainerRequest, StopPodSandboxRequest,
 };
 use redirector_tests::harness::retry;
 
@@ -72,6 +73,17 @@ impl Runtime {
         let request = StartContainerRequest { container_id: id.clone() };
         self.tokio.block_on(self.client.start_container(request)).context("StartContainer")?;
         Ok(id)
+    }
+
+    /// The container of this name in a pod, if there is one that has started.
+    pub fn container(&mut self, pod: &str, name: &str) -> anyhow::Result<Option<String>> {
+        let labels = [("io.kubernetes.pod.uid", pod), ("io.kubernetes.container.name", name)];
+        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let filter = ContainerFilter { label_selector: labels.into(), ..Default::default() };
+        let request = ListContainersRequest { filter: Some(filter) };
+        let answer = self.tokio.block_on(self.client.list_containers(request)).context("ListContainers")?;
+        let started = |container: &Container| container.state() != ContainerState::ContainerCreated;
+        Ok(answer.into_inner().containers.into_iter().find(started).map(|container| container.id))
     }
 
     /// The exit code of a container that ends by itself.

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::arch::Arch;
 use super::libcni;
-use crate::{cmd::Cmd, project};
+use crate::{cmd::Cmd, kubernetes, project};
 
 /// Name of the program that resolves a name with musl.
 pub const RESOLVE: &str = "resolve";
@@ -19,6 +19,8 @@ pub const RESOLVE: &str = "resolve";
 pub const FIRST: &str = "first";
 /// Name of the program that calls libcni.
 pub const LIBCNI: &str = "libcni";
+/// Name of the kubelet of a node's tests.
+const KUBELET: &str = "kubelet";
 /// The test file that talks to a container runtime: its dependencies are built for no other.
 pub const CRI: &str = "cri";
 
@@ -72,6 +74,7 @@ impl Programs {
             let flags = ["-O1", "-static", "-nostdlib", "-fno-stack-protector"];
             programs.files.insert(FIRST.to_owned(), compiled(FIRST, "tools/node/first.c", &flags)?);
             programs.files.insert(LIBCNI.to_owned(), libcni::ensure()?);
+            programs.files.insert(KUBELET.to_owned(), kubernetes::ensure()?.join(KUBELET));
         }
         Ok(programs)
     }
