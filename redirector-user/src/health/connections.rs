@@ -184,12 +184,18 @@ fn unseen(
         }
         let arriving = Arriving { protocol: Protocol::Tcp, to: socket.local, interface: None };
         explain::incoming(pod.policy, pod.in_force, &arriving)
+    } else if socket.inode == 0 {
+        // `sock_orphan`: what it held of the socket is gone, and the user is told as 0 (`sock_i_uid`).
+        connection.fate = Fate::Unknown;
+        connection.why = Some("its process has closed it".into());
+        return;
     } else {
+        let home = socket.cgroup.and_then(|id| pod.cgroups.get(&id)).zip(pod.policy.proxy_cgroup.as_ref());
         let query = Outgoing {
             protocol: Protocol::Tcp,
             uid: Some(socket.uid),
             gid: pod.owners.get(&socket.inode).map(|(.., gid)| *gid),
-            proxy: false,
+            proxy: home.is_some_and(|(home, proxy)| home.starts_with(proxy)),
             source: Some(socket.local.ip()),
             to: socket.remote,
         };

@@ -52,13 +52,17 @@ fn stands_for_10_96_0_10() -> OriginalDst {
 
 /// What is said of these sockets in a pod that listens on 8080, whose cgroup is 42.
 fn said(sockets: &[Socket], told: bool) -> Vec<Connection> {
-    let policy = Policy { outbound_exclude_ports: vec![22], ..Policy::default() };
+    said_of(&Policy { outbound_exclude_ports: vec![22], ..Policy::default() }, sockets, told)
+}
+
+/// The same with another policy; the cgroup 43 is below the pod's.
+fn said_of(policy: &Policy, sockets: &[Socket], told: bool) -> Vec<Connection> {
     let address = "10.77.0.2".parse().unwrap();
-    let offline = Offline::new(&policy, &[address], &[]);
+    let offline = Offline::new(policy, &[address], &[]);
     let pod = Pod {
-        policy: &policy,
+        policy,
         in_force: &offline,
-        cgroups: HashMap::from([(42, "/c".into())]),
+        cgroups: HashMap::from([(42, "/c".into()), (43, "/c/proxy".into())]),
         destinations: HashMap::from([(address_of("127.130.0.7"), stands_for_10_96_0_10())]),
         listening: HashSet::from([8080]),
         owners: HashMap::from([(5, (77, "app".into(), 1000))]),
@@ -111,6 +115,12 @@ fn what_no_program_has_seen() {
     assert_eq!(fate(Socket { uid: 1337, ..out("10.96.0.10:80") }).0, Fate::NotAsked);
     let (missed, why) = fate(Socket { cgroup: Some(7), ..out("10.96.0.10:80") });
     assert!(missed == Fate::Missed && why.unwrap().contains("outside the cgroup"));
+    // The proxy's own, of a pod that tells it by its cgroup, and one that the proxy has closed before the other end.
+    assert_eq!(fate(Socket { uid: 0, inode: 0, ..out("10.96.0.10:80") }).0, Fate::Unknown);
+    let policy =
+        Policy { proxy_cgroup: Some("/c/proxy".into()), proxy_uids: Vec::new(), ..Policy::default() };
+    let of = |cgroup| said_of(&policy, &[Socket { cgroup: Some(cgroup), ..out("10.96.0.10:80") }], true);
+    assert_eq!([of(43)[0].fate.clone(), of(42)[0].fate.clone()], [Fate::NotAsked, Fate::Missed]);
     // Nobody told the cgroup.
     assert!(fate(Socket { cgroup: None, ..out("10.96.0.10:80") }).1.unwrap().contains("older"));
     // Storage of a kind that says nothing.

@@ -15,6 +15,7 @@ use super::proxy_user::{self, Owner};
 use super::snapshot::{self, Difference};
 use super::{
     captures, hooks, netfilter, raw_sockets, refusers, resolvers, room, routing, state, traffic_control,
+    waiting,
 };
 use crate::base::error::{Context, Error, Result};
 use crate::compile::id_map::as_the_kernel_counts;
@@ -58,8 +59,9 @@ pub fn instance(root: &Directory, name: &str, node: &NodeProcesses) -> Result<He
     if let Some(problem) = &status.problem {
         findings.push(state::told_by_status(name, problem));
     }
-    findings.extend((status.state == "inert").then(state::inert));
+    findings.extend((status.state == "inert").then(|| state::inert(root, name)));
     if status.state == "active" && !ended {
+        findings.extend(state::missing_pins(&root.instance(name), name));
         match Gathered::new(root, &status, node) {
             Ok(gathered) => gathered.judge(&status, &mut findings),
             Err(e) => findings.push(Finding::unknown("the pod", &e)),
@@ -248,12 +250,18 @@ impl Gathered {
             let remedy = format!("redirector refresh {}", status.name);
             Finding::fault("listener_not_transparent", problem.clone(), "", remedy)
         }));
-        let owners: Vec<Vec<Owner>> = of_ports.iter().map(|listener| self.owners(listener)).collect();
+        let of_the_proxy =
+            of_ports.iter().filter(|listener| listeners::may_be_the_proxys(&self.policy, listener));
+        let owners: Vec<Vec<Owner>> = of_the_proxy.map(|listener| self.owners(listener)).collect();
         findings.extend(proxy_user::judge(&self.policy, &self.in_force, &self.now.routes, &owners));
         let listening: HashSet<u32> =
             of_ports.iter().flat_map(|l| self.owners_of(l.socket.inode)).map(|process| process.pid).collect();
         let proxy: Vec<&Process> = listening.iter().filter_map(|pid| self.process(*pid)).collect();
-        findings.extend(processes::judge_stopped(&proxy, &self.cgroups));
+        let stopped = processes::judge_stopped(&proxy, &self.cgroups);
+        if stopped.is_empty() {
+            findings.extend(waiting::judge(&of_ports, || Ok(self.sockets(Kind::TcpConnections)?.list))?);
+        }
+        findings.extend(stopped);
         let whole = self.target.cgroup.path.display().to_string();
         findings.extend(processes::judge_impostors(
             &self.processes,
@@ -275,20 +283,19 @@ impl Gathered {
 
     fn owners(&self, listener: &Listener) -> Vec<Owner> {
         let (socket, port) = (&listener.socket, listener.socket.local.port());
-        let in_proxy = |id: u64| {
-            let path = self.cgroups.get(&id);
-            path.zip(self.policy.proxy_cgroup.as_ref()).is_some_and(|(path, proxy)| path.starts_with(proxy))
-        };
-        let proxy = socket.cgroup.is_some_and(in_proxy);
+        let in_proxy =
+            |path: &PathBuf| self.policy.proxy_cgroup.as_ref().is_some_and(|own| path.starts_with(own));
         let processes = self.owners_of(socket.inode);
         if processes.is_empty() {
+            let proxy = socket.cgroup.and_then(|id| self.cgroups.get(&id)).is_some_and(in_proxy);
             return vec![Owner { port, uid: socket.uid, gid: None, proxy, told: None }];
         }
         let owner = |process: &&Process| Owner {
             port,
             uid: process.uid,
             gid: Some(process.gid),
-            proxy,
+            // A socket belongs to the cgroup that its maker is in at that moment: what counts is what it will make.
+            proxy: process.home(&self.cgroups).is_some_and(in_proxy),
             told: Some(process.told()),
         };
         processes.iter().map(owner).collect()
@@ -320,7 +327,7 @@ impl Gathered {
             self.processes.iter().filter(|process| self.outside.contains(&process.pid)).collect();
         let cgroup = self.target.cgroup.path.display().to_string();
         let sandbox = sandbox::of(&self.target.cgroup)?;
-        let outside = processes::judge_outside(&outside, &cgroup);
+        let outside = processes::judge_outside(&self.policy, &outside, &cgroup);
         Ok(outside.into_iter().chain(sandbox.map(processes::judge_sandbox)).collect())
     }
 

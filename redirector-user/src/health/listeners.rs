@@ -115,10 +115,12 @@ fn judge_role(role: Role, policy: &Policy, all: &[Listener], around: &Surroundin
         }
         let obstacles: Vec<(&Listener, Obstacle)> =
             takes.iter().filter_map(|l| Some((**l, obstacle(role, l, around)?))).collect();
-        if obstacles.len() < takes.len() {
-            continue;
-        }
+        // Another one gets what these do not; but not what the kernel gives to one of a group that no program knows.
+        let others_get_it = obstacles.len() < takes.len();
         for (listener, obstacle) in obstacles {
+            if others_get_it && obstacle.kind != "listener_outside" {
+                continue;
+            }
             findings.push(blocked(role, listener, obstacle));
         }
     }
@@ -127,6 +129,15 @@ fn judge_role(role: Role, policy: &Policy, all: &[Listener], around: &Surroundin
     findings.dedup();
     findings.extend(beyond_the_registry(role, port, &of_port));
     findings
+}
+
+/// Whether what is captured may go to a listener: one on another address of the pod is the application's own.
+pub(super) fn may_be_the_proxys(policy: &Policy, listener: &Listener) -> bool {
+    let local = listener.socket.local;
+    let of_this_port = |role: &Role| role.port(policy) == local.port();
+    local.ip().is_unspecified()
+        || is_localhost(local.ip())
+        || Role::of(policy).iter().filter(|role| of_this_port(role)).any(|role| *role == Role::Inbound)
 }
 
 /// The kernel drops the SYNs of further connections (`sk_acceptq_is_full`).
@@ -199,6 +210,13 @@ fn obstacle(role: Role, listener: &Listener, around: &Surroundings) -> Option<Ob
             "listener_bound_to_device",
             format!("is bound to {name} (SO_BINDTODEVICE)"),
             "let the proxy listen on every interface",
+        );
+    }
+    if role == Role::Inbound && socket.v6 && ip.is_ipv4() && ip.is_unspecified() {
+        return of(
+            "listener_on_one_address",
+            "listens on ::ffff:0.0.0.0, which is no wildcard to our programs".into(),
+            "let the proxy listen on 0.0.0.0 or [::]",
         );
     }
     if role == Role::Inbound && ip.is_loopback() {

@@ -161,3 +161,19 @@ fn dns_over_udp() {
     let told = said(&policy, &good(), &around());
     assert_eq!(told, ["Notice no_listener: nobody listens on port 15053 (TCP)"]);
 }
+
+/// The kernel gives some connections to each of a group, also to one that no program knows.
+#[test]
+fn one_of_a_group_was_made_elsewhere() {
+    let mut group = good();
+    group.push(Listener { inside: Some(false), ..listener("0.0.0.0:15001") });
+    let told = said(&Policy::default(), &group, &around());
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("Fault listener_outside: the listener on port 15001"), "{told:?}");
+    // Of the network's address nothing is captured: the application may listen there.
+    let mut with_app = good();
+    with_app.push(listener("10.0.0.2:15001"));
+    assert_eq!(said(&Policy::default(), &with_app, &around()), Vec::<String>::new());
+    let may_be = |at: &str| may_be_the_proxys(&Policy::default(), &listener(at));
+    assert_eq!(["10.0.0.2:15001", "127.0.0.1:15001", "10.0.0.2:15006"].map(may_be), [false, true, true]);
+}

@@ -21,6 +21,7 @@ mod routing;
 pub mod snapshot;
 mod state;
 mod traffic_control;
+mod waiting;
 
 pub use finding::{Finding, Health, Level, has_fault};
 pub use gather::{connections_of, instance, known_to_programs};

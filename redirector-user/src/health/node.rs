@@ -170,7 +170,7 @@ fn judge_absence(lock: &Path, targets: &Path, expecting: &Expecting) -> Finding 
 /// What the agent says of itself.
 fn judge_answer(run_dir: &Path) -> Option<Finding> {
     let why = plugin::ask_ready(&run_dir.join(SOCKET)).err()?;
-    let remedy = "see its log: journalctl -u redirector-agent, or kubectl logs".to_owned();
+    let remedy = "see its log (journalctl -u redirector-agent, kubectl logs), and whether it is stopped (T in ps) or frozen".to_owned();
     Some(Finding::fault(
         "agent_not_ready",
         format!("the agent is not ready: {why}"),

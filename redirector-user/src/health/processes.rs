@@ -7,6 +7,7 @@ use super::finding::{Finding, some_of};
 use crate::base::error::{Context, Result};
 use crate::base::input;
 use crate::pod::{process, sandbox};
+use crate::policy::Policy;
 
 /// The processes of the node by the inode number of their network namespace: read once for all instances.
 #[derive(Debug, Default)]
@@ -73,26 +74,48 @@ impl Process {
         })
     }
 
+    /// Its cgroup's directory, if that is one of these.
+    pub(super) fn home<'a>(&self, cgroups: &'a HashMap<u64, PathBuf>) -> Option<&'a PathBuf> {
+        let own = self.cgroup.strip_prefix("/").unwrap_or(&self.cgroup);
+        cgroups.values().find(|path| path.ends_with(own))
+    }
+
     /// For people.
     pub(super) fn told(&self) -> String {
         format!("pid {} {}", self.pid, self.name)
     }
 }
 
-/// Processes that are outside the cgroup.
-pub(super) fn judge_outside(outside: &[&Process], cgroup: &str) -> Option<Finding> {
-    if outside.is_empty() {
-        return None;
+/// Processes that are outside the cgroup. Of the proxy's user no program captures anything, wherever it is.
+pub(super) fn judge_outside(policy: &Policy, outside: &[&Process], cgroup: &str) -> Vec<Finding> {
+    let is_proxy = |process: &&&Process| {
+        policy.proxy_uids.contains(&process.uid) || policy.proxy_gids.contains(&process.gid)
+    };
+    let (proxy, others): (Vec<&Process>, Vec<&Process>) = outside.iter().partition(is_proxy);
+    let what = |of: &str, all: &[&Process]| {
+        let shown: Vec<String> = all.iter().map(|p| format!("{} {}", p.pid, p.name)).collect();
+        let many = if all.len() == 1 { "process" } else { "processes" };
+        format!("outside the cgroup {cgroup}: {} {many} of the {of} ({})", all.len(), some_of(&shown, 8))
+    };
+    let mut findings = Vec::new();
+    if !others.is_empty() {
+        findings.push(Finding::fault(
+            "process_outside",
+            what("pod", &others),
+            "their connections go past the proxy",
+            "move them into it (echo PID > cgroup.procs) and start them again, or attach with a cgroup that holds them all"
+                .into(),
+        ));
     }
-    let shown: Vec<String> = outside.iter().map(|p| format!("{} {}", p.pid, p.name)).collect();
-    let many = if outside.len() == 1 { "process" } else { "processes" };
-    Some(Finding::fault(
-        "process_outside",
-        format!("outside the cgroup {cgroup}: {} {many} of the pod ({})", outside.len(), some_of(&shown, 8)),
-        "their connections go past the proxy",
-        "move them into it (echo PID > cgroup.procs) and start them again, or attach with a cgroup that holds them all"
-            .into(),
-    ))
+    if !proxy.is_empty() {
+        findings.push(Finding::notice(
+            "process_outside",
+            what("proxy", &proxy),
+            "sockets that they listen on from now on get nothing that is captured",
+            "start the proxy in the cgroup".into(),
+        ));
+    }
+    findings
 }
 
 /// A pod with a kernel of its own.
@@ -158,11 +181,16 @@ pub(super) fn judge_impostors(
 /// Processes of the proxy that do not run: the kernel accepts connections in their place, until their queues are full.
 pub(super) fn judge_stopped(proxy: &[&Process], cgroups: &HashMap<u64, PathBuf>) -> Vec<Finding> {
     let finding = |process: &&Process| {
-        let own = process.cgroup.strip_prefix("/").unwrap_or(&process.cgroup);
         let (how, remedy) = if process.stopped {
             ("stopped".to_owned(), format!("kill -CONT {}", process.pid))
+        } else if let Some(path) = frozen_by_v1(process.pid) {
+            let path = path.display();
+            let remedy = format!(
+                "echo THAWED > {path}/freezer.state, or docker unpause; or of the cgroup above that is frozen"
+            );
+            (format!("frozen with its cgroup {path}"), remedy)
         } else {
-            let path = cgroups.values().find(|path| path.ends_with(own) && is_frozen(path))?.display();
+            let path = process.home(cgroups).filter(|path| is_frozen(path))?.display();
             let remedy = format!("echo 0 > {path}/cgroup.freeze, or of the cgroup above that is frozen");
             (format!("frozen with its cgroup {path}"), remedy)
         };
@@ -171,6 +199,16 @@ pub(super) fn judge_stopped(proxy: &[&Process], cgroups: &HashMap<u64, PathBuf>)
         Some(Finding::fault("listener_stopped", what, effect, remedy))
     };
     proxy.iter().filter_map(finding).collect()
+}
+
+/// The freezer's cgroup (v1) of a process, if that is frozen, by itself or by one above it. Where hierarchies of v1 are
+/// mounted, they are here (systemd, docs/CGROUP_DELEGATION.md).
+fn frozen_by_v1(pid: u32) -> Option<PathBuf> {
+    let cgroups = process::cgroups(pid)?;
+    let own = cgroups.lines().find_map(|line| line.split_once(":freezer:"))?.1;
+    let path = Path::new("/sys/fs/cgroup/freezer").join(own.trim_start_matches('/'));
+    let state = input::of_the_kernel(path.join("freezer.state")).ok()?;
+    (state.trim() != "THAWED").then_some(path)
 }
 
 /// Whether a cgroup is, or one above it.

@@ -118,6 +118,8 @@ fn foreign(policy: &Policy, owner: &Owner, ports: &BTreeSet<u16>, is_there: bool
         if is_there {
             "have it listen on another port, and the proxy on this one; or attach with another port (-p, -z)"
                 .into()
+        } else if let Some(cgroup) = &policy.proxy_cgroup {
+            format!("start the proxy in {}, or attach with its cgroup (--proxy-cgroup)", cgroup.display())
         } else {
             let gid = owner.gid.unwrap_or(owner.uid);
             format!(

@@ -97,12 +97,14 @@ impl Ports {
             |port: &u16| self.reserved.iter().any(|(first, last)| (first..=last).contains(&port));
         let all = (self.first..=self.last).filter(|port| !is_reserved(port)).collect::<HashSet<u16>>();
         let free = all.difference(used).count();
+        let is_scarce = free * 10 < all.len();
         let (level, effect) = match free {
-            0..FEW => (
+            0..FEW if is_scarce => (
                 Level::Fault,
                 "further connections of the pod, the proxy's among them, fail with EADDRNOTAVAIL",
             ),
-            _ if free * 10 < all.len() => {
+            // Few from the beginning: how many connections the pod makes is not known.
+            _ if is_scarce || all.len() < FEW => {
                 (Level::Notice, "without one connections of the pod fail with EADDRNOTAVAIL")
             }
             _ => return None,
@@ -215,6 +217,8 @@ mod tests {
         assert_eq!([0, 800].map(level), [None, None]);
         assert_eq!(level(820), Some(Level::Notice));
         assert_eq!([837, 900].map(level), [Some(Level::Fault); 2]);
+        let few = Ports { first: 15_000, last: 15_010, reserved: Vec::new() };
+        assert_eq!(few.judge(&HashSet::new()).map(|finding| finding.level), Some(Level::Notice));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Asking the agent.
 
 use std::fs::File;
-use std::io::{IoSlice, Read};
+use std::io::{ErrorKind, IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -24,24 +24,40 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 /// If the agent cannot be reached ("try again later": it may just be replaced), or says nothing of use.
 pub fn ask(socket: &Path, request: &Request, conf_dir: &Path) -> Result<Reply> {
     let netns = open_netns(request)?;
-    let unreachable = |what: &str, e: &dyn std::fmt::Display| {
-        let text = format!("{what} the agent at {}: {e}; {}", socket.display(), remedy(conf_dir));
+    ask_within(ANSWER_TIMEOUT, socket, request, netns.as_ref()).map_err(|why| {
+        let text = format!("{why}; {}", remedy(conf_dir));
         CniError::new(code::TRY_AGAIN, "the agent cannot be asked", text)
+    })
+}
+
+/// The same, for as long as this; the error is for people.
+pub fn ask_within(
+    limit: Duration,
+    socket: &Path,
+    request: &Request,
+    netns: Option<&File>,
+) -> std::result::Result<Reply, String> {
+    let failed =
+        |what: &str, e: &dyn std::fmt::Display| format!("{what} the agent at {}: {e}", socket.display());
+    let stream = UnixStream::connect(socket).map_err(|e| failed("cannot connect to", &e))?;
+    let io = |e: std::io::Error| match e.kind() {
+        ErrorKind::WouldBlock => {
+            failed("no answer from", &format!("it has said nothing for {} s", limit.as_secs()))
+        }
+        _ => failed("lost the connection to", &e),
     };
-    let stream = UnixStream::connect(socket).map_err(|e| unreachable("cannot connect to", &e))?;
-    let io = |e: std::io::Error| unreachable("lost the connection to", &e);
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(io)?;
-    stream.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(io)?;
-    let mut text = serde_json::to_vec(request).map_err(|e| unreachable("cannot write to", &e))?;
+    stream.set_read_timeout(Some(limit)).map_err(io)?;
+    stream.set_write_timeout(Some(limit)).map_err(io)?;
+    let mut text = serde_json::to_vec(request).map_err(|e| failed("cannot write to", &e))?;
     text.push(b'\n');
-    send(&stream, &text, netns.as_ref()).map_err(io)?;
+    send(&stream, &text, netns).map_err(io)?;
     stream.shutdown(Shutdown::Write).map_err(io)?;
     let mut answer = Vec::new();
     stream.take(MAX_MESSAGE_BYTES as u64).read_to_end(&mut answer).map_err(io)?;
     if answer.is_empty() {
-        return Err(unreachable("no answer from", &"it has hung up"));
+        return Err(failed("no answer from", &"it has hung up"));
     }
-    serde_json::from_slice(&answer).map_err(|e| unreachable("no sense in the answer of", &e))
+    serde_json::from_slice(&answer).map_err(|e| failed("no sense in the answer of", &e))
 }
 
 /// The agent takes the plugin off when its DaemonSet is deleted, unless it is killed meanwhile or the node is off.

@@ -8,6 +8,7 @@ mod error;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use config::{Command, Config, Variables};
 use error::{CniError, Result};
@@ -29,20 +30,22 @@ pub fn is_called() -> bool {
 ///
 /// Why it does not, or that it does not answer.
 pub fn ask_ready(socket: &Path) -> std::result::Result<(), String> {
-    match client::ask(socket, &question(Operation::Ready, None), Path::new(config::CONF_DIR)) {
-        Ok(Reply::Failed { why, .. }) => Err(why),
-        Ok(_) => Ok(()),
-        Err(e) => Err(e.details),
+    match client::ask_within(PEOPLES_PATIENCE, socket, &question(Operation::Ready, None), None)? {
+        Reply::Failed { why, .. } => Err(why),
+        _ => Ok(()),
     }
 }
 
 /// Asks the agent why it leaves a pod alone; None if it does not, or the reason is unknown.
 pub fn ask_why_ignored(socket: &Path, pod: PodName) -> Option<String> {
-    match client::ask(socket, &question(Operation::Check, Some(pod)), Path::new(config::CONF_DIR)).ok()? {
+    match client::ask_within(PEOPLES_PATIENCE, socket, &question(Operation::Check, Some(pod)), None).ok()? {
         Reply::Ignored { why } => Some(why),
         _ => None,
     }
 }
+
+/// So long a command waits for the agent.
+const PEOPLES_PATIENCE: Duration = Duration::from_secs(5);
 
 fn question(operation: Operation, pod: Option<PodName>) -> Request {
     Request { version: VERSION, operation, container: String::new(), netns: String::new(), pod }
