@@ -10,6 +10,7 @@ use super::health::Health;
 use super::lock_file::{LOCK, open, stand_by, try_lock};
 use super::standby::Standby;
 use crate::base::error::{Context, Error, Result};
+use crate::base::input;
 
 /// Between looks whether this agent could take over.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -31,7 +32,7 @@ pub struct HeldLock {
 pub async fn lock(health: &Health, run_dir: &Path, bpffs: &Path, standby: &Standby) -> Result<HeldLock> {
     make_private(run_dir)?;
     let file = open(run_dir, LOCK)?;
-    let open_bpffs = || File::open(bpffs).context(|| format!("open {}", bpffs.display()));
+    let open_bpffs = || input::directory(bpffs).context(|| format!("open {}", bpffs.display()));
     let mut mount = open_bpffs()?;
     let (mut checked, mut seen): (Option<Instant>, _) = (None, None);
     while !(try_lock(&file)? && try_lock(&mount)?) {

@@ -27,7 +27,9 @@ pub fn stands_by(run_dir: &Path) -> bool {
 pub fn open(run_dir: &Path, name: &str) -> Result<File> {
     let path = run_dir.join(name);
     let mut options = File::options();
-    let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
+    // A FIFO in its place would be waited for.
+    options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(&path);
     file.context(|| format!("open {}", path.display()))
 }
 

@@ -61,6 +61,15 @@ pub fn file(path: &Path) -> Result<String> {
     utf8(up_to(LIMIT_OF_FILE, file)?)
 }
 
+/// Opens a directory. A FIFO in its place is not waited for.
+///
+/// # Errors
+///
+/// Also if it is none (ENOTDIR).
+pub fn directory(path: &Path) -> Result<File> {
+    File::options().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NONBLOCK).open(path)
+}
+
 /// Reads to the end.
 ///
 /// # Errors

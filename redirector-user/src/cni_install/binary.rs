@@ -37,6 +37,10 @@ pub fn install(program: &Path, bin_dir: &Path) -> Result<()> {
     }
     let own = std::fs::read(program).context(|| format!("read {}", program.display()))?;
     let there = std::fs::metadata(&path).ok();
+    if there.as_ref().is_some_and(|there| !there.is_file()) || path.is_symlink() {
+        let what = format!("{} is there, and is no file of redirector", path.display());
+        return Err(Error::failed(what).remedy("remove it, or name another directory with --cni-bin-dir"));
+    }
     let executable = there.as_ref().is_some_and(|there| there.permissions().mode() & 0o111 == 0o111);
     match std::fs::read(&path) {
         Ok(there) if there == own && executable => {}

@@ -277,6 +277,32 @@ fn a_file_is_closed_before_it_has_its_name() {
     assert!(orders.iter().any(|order| order == &[ReadFlags::CLOSE_WRITE, ReadFlags::MOVED_TO]), "{orders:?}");
 }
 
+/// What Go's parser takes and this one does not.
+#[test]
+fn a_list_that_only_runtimes_understand_comes_back() {
+    let nested = format!("{}1{}", "[".repeat(500), "]".repeat(500));
+    for value in [r#""\ud800""#, nested.as_str()] {
+        let list = LIST.replacen("\"type\"", &format!("\"x\": {value}, \"type\""), 1);
+        let node = Node::new("beyond", &[("10-n.conflist", &list)]);
+        assert_eq!(install(&node.places).unwrap().written.len(), 1);
+        assert!(node.is_unchanged(), "it is installed again and again");
+        node.uninstall();
+        assert_eq!(node.conf("10-n.conflist"), list);
+    }
+}
+
+#[test]
+fn what_is_no_file_is_not_waited_for_nor_replaced() {
+    let node = Node::new("fifo", &[("10-n.conflist", LIST)]);
+    let binary = node.places.bin_dir.join(PLUGIN_TYPE);
+    rustix::fs::mkfifoat(rustix::fs::CWD, &binary, 0o600.into()).unwrap();
+    assert!(install(&node.places).unwrap_err().to_string().contains("is no file of redirector"));
+    std::fs::remove_file(&binary).unwrap();
+    std::os::unix::fs::symlink("/bin/false", &binary).unwrap();
+    assert!(install(&node.places).unwrap_err().to_string().contains("is no file of redirector"));
+    assert_eq!(node.conf("10-n.conflist"), LIST);
+}
+
 #[test]
 fn what_cannot_be_executed_is_not_installed() {
     let mut node = Node::new("noexec", &[("10-n.conflist", LIST)]);

@@ -196,10 +196,16 @@ fn obstacle(role: Role, listener: &Listener, around: &Surroundings) -> Option<Ob
     let ip = socket.local.ip();
     let of = |kind, what: String, remedy: &str| Some(Obstacle { kind, what, remedy: remedy.into() });
     if listener.inside == Some(false) {
+        // `refresh` looks for listeners wherever they are.
+        let now = if role == Role::Inbound && listener.registered == Some(false) {
+            format!("redirector refresh {} has it get connections; for good, ", around.instance)
+        } else {
+            String::new()
+        };
         return of(
             "listener_outside",
             "was made outside the cgroup that is captured".into(),
-            "attach with a cgroup that holds the proxy too, and start the proxy again in it",
+            &format!("{now}attach with a cgroup that holds the proxy too, and start the proxy again in it"),
         );
     }
     let device = socket.device.filter(|device| *device != 0 && (*device != LO || role == Role::Inbound));
@@ -257,6 +263,9 @@ fn is_localhost(ip: IpAddr) -> bool {
 fn blocked(role: Role, listener: &Listener, obstacle: Obstacle) -> Finding {
     let owner = listener.owner.as_ref().map(|owner| format!(" ({owner})")).unwrap_or_default();
     let effect = match (role, obstacle.kind) {
+        (Role::Inbound, "listener_outside") if listener.registered != Some(false) => {
+            "the proxy is not told original destinations (SO_ORIGINAL_DST)"
+        }
         (Role::Inbound, _) => "it gets nothing from the network: inbound connections are refused",
         (_, "listener_outside") => "the proxy is not told original destinations (SO_ORIGINAL_DST)",
         (Role::Outbound, _) => "outbound connections do not reach it",

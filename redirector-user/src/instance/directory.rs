@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
 use crate::base::error::{Context, Error, Kind, Result};
+use crate::base::input;
 use crate::programs::node::Node;
 
 const BPF_FS_MAGIC: FsWord = 0xcafe_4a11;
@@ -97,7 +98,11 @@ impl Directory {
 
     fn mount(&self) -> Result<Option<String>> {
         let point = self.bpffs.display();
-        let open = || match File::open(&self.bpffs) {
+        let open = || match input::directory(&self.bpffs) {
+            Err(e) if e.kind() == ErrorKind::NotADirectory => {
+                Err(Error::input(format!("{point} is no directory"))
+                    .usage("give the mount point of a bpffs with --bpffs"))
+            }
             Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::input(format!("{point} does not exist"))
                 .usage("create it, or give the mount point of a bpffs with --bpffs")),
             other => other.context(|| format!("open {point}, where the bpffs is or should be mounted")),

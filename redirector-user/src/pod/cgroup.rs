@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -30,9 +31,15 @@ impl Cgroup {
     ///
     /// [`Error::input`] if it does not exist, is of cgroup v1, or is the root.
     pub fn open(path: &Path) -> Result<Self> {
-        let dir = match File::open(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::input(format!("the cgroup {} does not exist", path.display())));
+        let remedy = || "give the directory of the pod's cgroup, in the v2 tree";
+        let dir = match input::directory(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Err(
+                    Error::input(format!("the cgroup {} does not exist", path.display())).remedy(remedy())
+                );
+            }
+            Err(e) if e.kind() == ErrorKind::NotADirectory => {
+                return Err(Error::input(format!("{} is no directory", path.display())).remedy(remedy()));
             }
             other => other.context(|| format!("open the cgroup {}", path.display()))?,
         };
@@ -165,6 +172,15 @@ mod tests {
             prop_assert_eq!(find_mount(&text), Some("/sys/fs/cgroup".into()));
             find_mount(&before);
         }
+    }
+
+    /// A FIFO without a writer would be waited for.
+    #[test]
+    fn what_is_no_directory_is_refused() {
+        let path = std::env::temp_dir().join(format!("redirector-cgroup-{}", std::process::id()));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, 0o600.into()).unwrap();
+        assert!(Cgroup::open(&path).unwrap_err().to_string().contains("is no directory"));
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]

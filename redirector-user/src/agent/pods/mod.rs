@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod capture;
 pub mod model;
+mod paced;
 pub mod source_api;
 mod source_files;
 #[cfg(test)]

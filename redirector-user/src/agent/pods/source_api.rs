@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod as ApiPod};
 use kube::api::{ApiResource, DynamicObject, ListParams};
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::watcher::{self, watcher};
@@ -21,15 +22,19 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::model::NodePod;
+use super::paced::PacedLayer;
 use crate::agent::health::{Condition, Health};
 use crate::agent::metrics::Reason;
 use crate::agent::retry::{Failures, Subject, pause};
 use crate::agent::sync::lock;
 use crate::base::error::{Error, Result, chain};
+use crate::base::input;
 use crate::pod::name::PodName;
 
 /// The runtime waits for an ADD meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// A watch that has held for so long works. A server may list, and refuse each watch.
+const HOLDS: Duration = Duration::from_secs(2);
 /// A list of one node's pods is one page.
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 const TOKEN_INTERVAL: Duration = Duration::from_secs(20);
@@ -98,6 +103,8 @@ impl ApiSource {
                 let wrong = |e: &dyn std::error::Error| {
                     Error::input(format!("--kubeconfig {}: {}", path.display(), chain(e)))
                 };
+                // A FIFO would be waited for.
+                input::file(path).map_err(|e| wrong(&e))?;
                 let mut file = Kubeconfig::read_from(path).map_err(|e| wrong(&e))?;
                 for user in file.auth_infos.iter_mut().filter_map(|user| user.auth_info.as_mut()) {
                     user.token_file =
@@ -114,8 +121,10 @@ impl ApiSource {
                 ))
             })?,
         };
-        let client = Client::try_from(config)
-            .map_err(|e| Error::input(format!("the API server's client cannot be made: {}", chain(&e))))?;
+        let client = ClientBuilder::try_from(config)
+            .map_err(|e| Error::input(format!("the API server's client cannot be made: {}", chain(&e))))?
+            .with_layer(&PacedLayer::default())
+            .build();
         let reporter = Reporter { controller: "redirector".into(), instance: Some(node.to_owned()) };
         Ok(Self {
             recorder: Recorder::new(client.clone(), reporter),
@@ -229,7 +238,7 @@ fn tell_once(unwritten: &Mutex<Option<String>>, why: String) {
 /// A file that holds the token of this one without the newline that editors leave, which the client would send in a
 /// header. It is read again before the client does so, once a minute.
 fn trimmed(path: String) -> std::io::Result<String> {
-    let text = std::fs::read_to_string(&path)?;
+    let text = input::file(Path::new(&path))?;
     if text == text.trim() {
         return Ok(path);
     }
@@ -275,15 +284,24 @@ impl Watch {
         let only = watcher::Config::default().fields(&format!("spec.nodeName={}", self.server.node));
         let mut events = watcher(pods, only).boxed();
         let (mut listing, mut is_listing) = (Pods::new(), true);
+        // Since when it watches; none while it lists, and once the watch has held.
+        let mut watches_since = None;
         loop {
-            let next = match is_listing {
-                true => tokio::time::timeout(LIST_TIMEOUT, events.next()).await,
-                false => Ok(events.next().await),
+            if watches_since.is_some_and(|since: Instant| since.elapsed() >= HOLDS) {
+                watches_since = None;
+                *times = 0;
+                self.failures.succeeded(&Subject::ApiServer);
+            }
+            let next = match (is_listing, watches_since) {
+                (true, _) => tokio::time::timeout(LIST_TIMEOUT, events.next()).await,
+                (false, Some(_)) => tokio::time::timeout(HOLDS, events.next()).await,
+                (false, None) => Ok(events.next().await),
             };
             let event = match next {
                 Ok(Some(Ok(event))) => event,
                 Ok(Some(Err(e))) => return Error::failed(said(&e)),
                 Ok(None) => return Error::failed("the watch has ended"),
+                Err(_) if !is_listing => continue,
                 Err(_) => {
                     let seconds = LIST_TIMEOUT.as_secs();
                     return Error::failed(format!(
@@ -292,11 +310,8 @@ impl Watch {
                 }
             };
             is_listing = matches!(event, watcher::Event::Init | watcher::Event::InitApply(_));
-            if !is_listing {
-                *times = 0;
-                self.failures.succeeded(&Subject::ApiServer);
-            }
             let is_list = matches!(event, watcher::Event::InitDone);
+            watches_since = is_list.then(Instant::now).or(watches_since.filter(|_| !is_listing));
             if self.server.apply(event, &mut listing) {
                 self.wake.notify_one();
             }
