@@ -67,7 +67,12 @@ fn targets_that_are_not_there() -> anyhow::Result<()> {
     );
     assert!(text[1].contains("wrong.toml") && found[1]["level"] == "fault", "{found:#?}");
     assert!(found[0]["remedy"].as_str().is_some_and(|remedy| remedy.contains("typo.toml")), "{found:#?}");
-    Ok(())
+    // Two files, one namespace.
+    home.write("zweite", &target(world.pod(), ""))?;
+    retry::until("the second to be told", || {
+        let found = findings(&bpffs, &home, &none, "target_awaited", exit::FAILED).ok()?;
+        format!("{found:?}").contains("is captured by file-").then_some(())
+    })
 }
 
 /// Pods start uncaptured while the plugin is not installed.

@@ -79,7 +79,7 @@ fn look(env: &Env, args: &Args, rates: &AllRates) -> Result<Look> {
                 targets: args.config.clone(),
                 cni_conf: args.cni_conf_dir.clone(),
             };
-            let node = node::node(&env.root, &places, &instances, awaited(args, &instances));
+            let node = node::node(&env.root, &places, &instances, awaited(env, args, &instances));
             (Some(node), instances)
         }
     };
@@ -93,12 +93,12 @@ fn look(env: &Env, args: &Args, rates: &AllRates) -> Result<Look> {
 }
 
 #[cfg(feature = "agent")]
-fn awaited(args: &Args, instances: &[Health]) -> Vec<Finding> {
-    crate::agent::awaited::findings(&args.config, instances)
+fn awaited(env: &Env, args: &Args, instances: &[Health]) -> Vec<Finding> {
+    crate::agent::awaited::findings(&env.root, &args.config, instances)
 }
 
 #[cfg(not(feature = "agent"))]
-fn awaited(_args: &Args, _instances: &[Health]) -> Vec<Finding> {
+fn awaited(_env: &Env, _args: &Args, _instances: &[Health]) -> Vec<Finding> {
     Vec::new()
 }
 

@@ -71,10 +71,14 @@ pub(super) fn judge(
     // One process has several listeners.
     let mut ports_of: Vec<(Owner, BTreeSet<u16>)> = Vec::new();
     let mut is_there = false;
+    let mut findings = Vec::new();
     for owners in listeners {
-        let is_proxy = owners.iter().any(|owner| !is_captured(policy, in_force, to, Some(owner)));
-        is_there |= is_proxy;
-        if owners.is_empty() || is_proxy {
+        let (strangers, proxy): (Vec<&Owner>, Vec<&Owner>) =
+            owners.iter().partition(|owner| is_captured(policy, in_force, to, Some(owner)));
+        is_there |= !proxy.is_empty();
+        if owners.is_empty() || !proxy.is_empty() {
+            // A master process of root is no rarity, and connects to nothing.
+            findings.extend(strangers.iter().find(|owner| owner.uid != 0).map(|owner| shared(owner)));
             continue;
         }
         let same = |(other, _): &&mut (Owner, BTreeSet<u16>)| {
@@ -85,7 +89,20 @@ pub(super) fn judge(
             None => ports_of.push((owners[0].clone(), BTreeSet::from([owners[0].port]))),
         }
     }
-    ports_of.iter().map(|(owner, ports)| foreign(policy, owner, ports, is_there)).collect()
+    findings.dedup();
+    findings.extend(ports_of.iter().map(|(owner, ports)| foreign(policy, owner, ports, is_there)));
+    findings
+}
+
+/// A listener that a process of another user has, too.
+fn shared(owner: &Owner) -> Finding {
+    let whose = owner.told.as_ref().map(|told| format!(" ({told})")).unwrap_or_default();
+    Finding::notice(
+        "proxy_user",
+        format!("uid {}{whose} has the proxy's listeners, too, and is not the proxy's user", owner.uid),
+        "if it accepts what is captured, the connections that it makes are captured and loop",
+        "run each process of the proxy as the user that the policy names".into(),
+    )
 }
 
 /// A port that is not of the proxy's user. Where the proxy has others of its ports, this is not the proxy.
@@ -185,6 +202,17 @@ mod tests {
             found[0].what.starts_with("ports 15001 and 15006 belong to uid 2000 (pid 7 envoy)"),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn a_worker_of_another_user() {
+        let (policy, offline) = (Policy::default(), Offline::new(&Policy::default(), &[], &[]));
+        let found = |worker| {
+            let owners = vec![owner(1337, Some(1337)), owner(worker, Some(worker))];
+            let found = judge(&policy, &offline, &[], &[owners.clone(), owners]);
+            found.iter().map(|finding| finding.level).collect::<Vec<_>>()
+        };
+        assert_eq!([found(2000), found(0), found(1337)], [vec![Level::Notice], vec![], vec![]]);
     }
 
     /// The application has taken a port of the proxy, which has the other.

@@ -6,6 +6,8 @@ use super::files::{self, Entry};
 use super::path::TargetPath;
 use crate::base::error::Result;
 use crate::health::{Finding, Health, Level};
+use crate::instance::directory::Directory;
+use crate::instance::find;
 
 /// Where systemd looks for units (systemd.unit(5)), the generated ones included.
 const UNIT_DIRS: [&str; 9] = [
@@ -21,7 +23,7 @@ const UNIT_DIRS: [&str; 9] = [
 ];
 
 /// The files of which nothing is captured.
-pub fn findings(dir: &Path, instances: &[Health]) -> Vec<Finding> {
+pub fn findings(root: &Directory, dir: &Path, instances: &[Health]) -> Vec<Finding> {
     if !dir.exists() {
         return Vec::new();
     }
@@ -31,7 +33,10 @@ pub fn findings(dir: &Path, instances: &[Health]) -> Vec<Finding> {
     };
     let is_captured = |name: &str| instances.iter().any(|one| one.name == name);
     let judge = |(name, entry): (String, Result<Entry>)| {
-        let (why, is_wrong) = why_uncaptured(entry).filter(|_| !is_captured(&name))?;
+        if is_captured(&name) {
+            return None;
+        }
+        let (why, is_wrong) = why_uncaptured(root, entry)?;
         let file = format!("{}.toml", name.trim_start_matches("file-"));
         let what = format!("{name} is awaited: {why}");
         let remedy = format!("start it, or correct {}", dir.join(file).display());
@@ -43,9 +48,13 @@ pub fn findings(dir: &Path, instances: &[Health]) -> Vec<Finding> {
 
 /// What is missing or wrong; true if it will not come by itself: the file is wrong, or names a unit that systemd does not
 /// know.
-fn why_uncaptured(entry: Result<Entry>) -> Option<(String, bool)> {
+fn why_uncaptured(root: &Directory, entry: Result<Entry>) -> Option<(String, bool)> {
     match entry.and_then(|entry| Ok((entry.path.find()?, entry.path))) {
-        Ok((Some(_), _)) => None,
+        // The agent may be about to capture it, unless another file has it already.
+        Ok((Some(target), _)) => {
+            let other = find::by_netns(root, &target.netns).ok()??;
+            Some((format!("its network namespace is captured by {other} already"), true))
+        }
         Ok((None, path)) => {
             let is_unknown = matches!(&path, TargetPath::Unit { name, .. } if !is_known(name, &UNIT_DIRS));
             let hint = if is_unknown { ", and systemd has no such unit" } else { "" };
