@@ -52,7 +52,9 @@ impl Installation {
     pub fn take_off(&self) -> Result<Vec<String>> {
         let mut is_taken_off = lock(&self.is_taken_off);
         *is_taken_off = true;
-        cni_install::uninstall(&self.places.bin_dir, &self.places.conf_dir, Path::new(CACHE_DIR))
+        let removal =
+            cni_install::uninstall(&self.places.bin_dir, &self.places.conf_dir, Path::new(CACHE_DIR))?;
+        Ok(removal.done)
     }
 }
 

@@ -58,7 +58,7 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
             "CNI_COMMAND is not set: container runtimes call the plugin, see `redirector cni --help`",
         ));
     };
-    let done = cni_install::uninstall(&bin_dir, &conf_dir, &cache_dir)?;
+    let cni_install::Removal { done, left } = cni_install::uninstall(&bin_dir, &conf_dir, &cache_dir)?;
     let (bins, confs) = (bin_dir.display(), conf_dir.display());
     if done.is_empty() && !ignore_missing {
         return Err(Error::nothing_matched(format!(
@@ -76,5 +76,5 @@ pub fn run(env: &Env, args: Args) -> Result<ExitCode> {
         Format::Table if done.is_empty() => env.note("the plugin is not installed there"),
         Format::Table => done.iter().try_for_each(|line| print(line))?,
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if left.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

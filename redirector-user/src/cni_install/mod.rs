@@ -18,4 +18,4 @@ mod uninstall;
 pub use binary::probe;
 pub use install::{Installed, Places, check, install, linked_files, other_plugins};
 pub use network::{first_network, has_network};
-pub use uninstall::uninstall;
+pub use uninstall::{Removal, uninstall};

@@ -321,7 +321,7 @@ fn the_binary_stays_while_pods_need_it() {
     std::fs::create_dir(&results).unwrap();
     let list = "eyJuYW1lIjoibiIsInBsdWdpbnMiOlt7InR5cGUiOiJyZWRpcmVjdG9yIn1dfQ==";
     std::fs::write(results.join("n-1-eth0"), format!("{{\"config\":\"{list}\"}}")).unwrap();
-    let uninstall = || uninstall(&node.places.bin_dir, &node.places.conf_dir, &node._dir).unwrap();
+    let uninstall = || uninstall(&node.places.bin_dir, &node.places.conf_dir, &node._dir).unwrap().done;
     assert!(uninstall().last().unwrap().contains("CRI-O needs it to end 1 pods"));
     assert_eq!(node.conf("10-n.conflist"), LIST);
     std::fs::remove_dir_all(&results).unwrap();
@@ -339,12 +339,13 @@ fn the_binary_stays_while_a_list_may_name_it() {
     let too_long = format!("{installed}{}", " ".repeat(2 << 20));
     for text in [too_long, installed.replace("]", "")] {
         std::fs::write(&list, &text).unwrap();
-        let done = uninstall();
+        let Removal { done, left } = uninstall();
+        assert_eq!(left.as_ref(), Some(&list));
         assert!(done.iter().all(|line| line.starts_with("left")) && done.len() == 2, "{done:?}");
         assert!(binary.exists() && std::fs::read_to_string(&list).unwrap() == text);
     }
     std::fs::write(&list, installed).unwrap();
-    assert!(uninstall().last().unwrap().starts_with("removed"));
+    assert!(uninstall().done.last().unwrap().starts_with("removed"));
 }
 
 /// What the runtime cannot hand to us would keep every pod of the node from starting.

@@ -1,6 +1,6 @@
 //! Taking the plugin off a node: the lists come back as they were, then the binary goes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::list::List;
 use super::network::{self, has_ours};
@@ -8,13 +8,22 @@ use super::{cache, files};
 use crate::base::error::Result;
 use crate::cni::protocol::PLUGIN_TYPE;
 
+/// What was done to take the plugin off.
+#[derive(Debug, Default)]
+pub struct Removal {
+    /// A line each.
+    pub done: Vec<String>,
+    /// A list that could not be understood, and may have an entry.
+    pub left: Option<PathBuf>,
+}
+
 /// Takes the plugin off the node; says what was done. The binary stays while pods of a runtime that ends them with the
 /// list of their set-up need it.
 ///
 /// # Errors
 ///
 /// If a file cannot be read or written.
-pub fn uninstall(bin_dir: &Path, conf_dir: &Path, cache_dir: &Path) -> Result<Vec<String>> {
+pub fn uninstall(bin_dir: &Path, conf_dir: &Path, cache_dir: &Path) -> Result<Removal> {
     let (mut done, mut left) = (Vec::new(), None);
     for path in network::configurations(conf_dir)?.into_iter().filter(|path| network::is_list(path)) {
         let why = match files::read(&path) {
@@ -41,7 +50,7 @@ pub fn uninstall(bin_dir: &Path, conf_dir: &Path, cache_dir: &Path) -> Result<Ve
     files::sweep([bin_dir, conf_dir])?;
     // Last: an entry without its binary fails every ADD.
     let binary = bin_dir.join(PLUGIN_TYPE);
-    match (cache::pods_set_up(cache_dir), left) {
+    match (cache::pods_set_up(cache_dir), &left) {
         (_, Some(list)) if binary.exists() => done.push(format!(
             "left {}: without it no pod would start, if {} has an entry; mend or remove that file, and uninstall again",
             binary.display(),
@@ -54,7 +63,7 @@ pub fn uninstall(bin_dir: &Path, conf_dir: &Path, cache_dir: &Path) -> Result<Ve
         )),
         _ => {}
     }
-    Ok(done)
+    Ok(Removal { done, left })
 }
 
 /// Takes our entry out of a list: the original file comes back if the list has not been changed since.
