@@ -13,7 +13,11 @@ const UNIT: &str = "redirtest-kubelet";
 const NAME: &str = "node-1";
 
 /// Stopped on drop.
-pub struct Kubelet;
+#[derive(Default)]
+pub struct Kubelet {
+    /// Uid of its pod.
+    pod: String,
+}
 
 impl Kubelet {
     pub fn start() -> anyhow::Result<Self> {
@@ -27,11 +31,11 @@ impl Kubelet {
              --root-dir={HOME}/root --hostname-override={NAME} --container-runtime=remote \
              --container-runtime-endpoint=unix:///run/containerd/containerd.sock"
         ))?;
-        Ok(Self)
+        Ok(Self::default())
     }
 
     /// Has it start a pod, whose application's first instruction connects; how its container ended.
-    pub fn first(&self, node: &mut Node) -> anyhow::Result<i32> {
+    pub fn first(&mut self, node: &mut Node) -> anyhow::Result<i32> {
         let [name, uid] = node.publish(&format!("-{NAME}"), &[])?;
         let of_file = name.trim_end_matches(&format!("-{NAME}"));
         let container = |name: &str, image: &str, command: &[&str], user: u32| {
@@ -61,12 +65,20 @@ impl Kubelet {
         let id = retry::until("the kubelet to start the application", || {
             node.runtime.container(&uid, "app").ok().flatten()
         })?;
+        self.pod = uid;
         node.runtime.exit_code(&id)
     }
 
     /// Takes the pod away.
     pub fn remove(&self) -> anyhow::Result<()> {
         sh(&format!("rm {} {OBJECTS}/*-{NAME}.json", file())).map(drop)
+    }
+
+    /// Ends it, and what its garbage collector would have removed.
+    pub fn end(self, node: &mut Node) -> anyhow::Result<()> {
+        let pod = self.pod.clone();
+        drop(self);
+        node.runtime.remove_sandboxes(&pod)
     }
 
     pub fn what_it_says() -> String {

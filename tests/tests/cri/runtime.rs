@@ -4,9 +4,9 @@ use anyhow::Context;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     Container, ContainerConfig, ContainerFilter, ContainerState, ContainerStatusRequest,
-    CreateContainerRequest, ListContainersRequest, PodSandboxConfig, RemoveContainerRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StatusRequest,
-    StopContainerRequest, StopPodSandboxRequest,
+    CreateContainerRequest, ListContainersRequest, ListPodSandboxRequest, PodSandboxConfig, PodSandboxFilter,
+    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
+    StatusRequest, StopContainerRequest, StopPodSandboxRequest,
 };
 use redirector_tests::harness::retry;
 
@@ -54,6 +54,18 @@ impl Runtime {
         let request = RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
         self.tokio.block_on(self.client.remove_pod_sandbox(request)).context("RemovePodSandbox")?;
         Ok(())
+    }
+
+    /// Removes what there is of a pod, by its uid.
+    pub fn remove_sandboxes(&mut self, pod: &str) -> anyhow::Result<()> {
+        let label_selector = [("io.kubernetes.pod.uid".to_owned(), pod.to_owned())].into();
+        let filter = PodSandboxFilter { label_selector, ..Default::default() };
+        let request = ListPodSandboxRequest { filter: Some(filter) };
+        let answer = self.tokio.block_on(self.client.list_pod_sandbox(request)).context("ListPodSandbox")?;
+        answer.into_inner().items.iter().try_for_each(|sandbox| {
+            self.stop_sandbox(&sandbox.id)?;
+            self.remove_sandbox(&sandbox.id)
+        })
     }
 
     /// Creates a container and starts it; its id.

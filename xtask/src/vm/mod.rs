@@ -362,6 +362,9 @@ impl Guest<'_> {
             if !kvm && only.is_empty() && file == SKIPPED.0 {
                 words += &format!("--skip {}", SKIPPED.1);
             }
+            if let Some(left_out) = self.variant.left_out().filter(|_| only.is_empty()) {
+                words += &format!(" --skip {left_out}");
+            }
             jobs += &format!("{file}|{TEST_LIMIT}|{environment} {home}/deps/{file} {words}\n");
         }
         jobs
