@@ -94,6 +94,73 @@ fn rules_of_others_that_came_later() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Firewalls as people write them: whether what stays in the pod, and what arrives for the application, passes.
+#[test]
+fn firewalls() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&[])?;
+    let netns = &setup.world.pod().netns;
+    const ESTABLISHED: &str = "-A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT";
+    const LO: &str = "-A INPUT -i lo -j ACCEPT";
+    const APP: &str = "-A INPUT -p tcp --dport 8080 -j ACCEPT";
+    let closed = "INPUT (policy): on lo DROP";
+    let broken: [(&[&str], &[&str]); 7] = [
+        (&["-P INPUT DROP", ESTABLISHED, APP], &["sent to the proxy", closed]),
+        (&["-P INPUT DROP", "-A INPUT -i eth0 -j ACCEPT"], &["sent to the proxy", closed]),
+        (&[ESTABLISHED, APP, "-A INPUT -j REJECT"], &["sent to the proxy", "INPUT: on lo REJECT"]),
+        (
+            &["-P OUTPUT DROP", "-A OUTPUT -m owner --uid-owner 1337 -j ACCEPT"],
+            &["sent to the proxy", "OUTPUT (policy): on lo DROP"],
+        ),
+        (&["-A OUTPUT -m owner ! --uid-owner 1337 -j DROP"], &["from all but uid 1337 on lo DROP"]),
+        (
+            &[
+                "-P INPUT DROP",
+                LO,
+                ESTABLISHED,
+                "-A INPUT -p tcp -m multiport --dports 15006,15021,15090 -j ACCEPT",
+            ],
+            &["arrives from the network", closed, "application's ports"],
+        ),
+        (
+            &["-N SUB", "-A INPUT -p tcp -j SUB", "-A SUB -p tcp --dport 15001 -j DROP"],
+            &["SUB: tcp to port 15001 DROP"],
+        ),
+    ];
+    let well: [&[&str]; 6] = [
+        &["-P INPUT DROP", LO, ESTABLISHED, APP],
+        &["-P INPUT DROP", LO],
+        &["-A INPUT -i eth0 -p tcp -m multiport --dports 15001,15006,15000 -j DROP"],
+        &["-A INPUT ! -i lo -p tcp --dport 15001 -j DROP"],
+        &["-A INPUT -s 10.0.0.0/8 -p tcp --dport 15001 -j ACCEPT", "-A INPUT -p tcp --dport 15001 -j DROP"],
+        &[
+            "-A INPUT -m conntrack --ctstate INVALID -j DROP",
+            "-A OUTPUT ! -o lo -m owner ! --uid-owner 1337 -j DROP",
+        ],
+    ];
+    for program in ["iptables-nft", "iptables-legacy"] {
+        let Some(path) = require_program(program) else { return Ok(()) };
+        let load = |rules: &[&str]| {
+            let clean = ["-P INPUT ACCEPT", "-P OUTPUT ACCEPT", "-F", "-X"];
+            clean
+                .iter()
+                .chain(rules)
+                .try_for_each(|rule| run(netns.command(&path).arg("-w").args(rule.split(' ')), "").map(drop))
+        };
+        for (rules, words) in &broken {
+            load(rules)?;
+            setup.expect_found("netfilter_drops", words).with_context(|| format!("{program} {rules:?}"))?;
+        }
+        for rules in &well {
+            load(rules)?;
+            setup.expect_well().with_context(|| format!("{program} {rules:?}"))?;
+        }
+        load(&[])?;
+    }
+    Ok(())
+}
+
 /// By port, by named and anonymous sets of ports, ranges and more, by maps to verdicts, by what is left out.
 #[test]
 fn rules_of_nftables() -> anyhow::Result<()> {
@@ -138,6 +205,8 @@ fn rules_of_nftables() -> anyhow::Result<()> {
         ("", "tcp dport != 22 drop", "tcp to port 0-21,23-65535 DROP"),
         ("", "tcp dport != { 22, 80 } drop", "tcp to port 0-21,23-79,81-65535 DROP"),
         ("", "tcp dport != 22-80 drop", "tcp to port 0-21,81-65535 DROP"),
+        ("", "meta skuid != 1337 drop", "from all but uid 1337 on lo DROP"),
+        ("", "ct state established accept; drop", "on lo DROP"),
     ] {
         guard(sets, "output", rule)?;
         let words = format!("nftables guard out: {words}");
@@ -155,12 +224,16 @@ fn rules_of_nftables() -> anyhow::Result<()> {
         // What is let through before.
         ("", "output", "oif lo accept; tcp dport != { 22, 80 } drop"),
         ("", "input", "iif lo accept"),
+        ("", "output", "iifname != \"lo\" tcp dport 15001 drop"),
+        ("", "output", "ct state established,related accept; ct state invalid drop"),
         ("", "input", "iifname vmap { \"lo\" : accept }"),
     ] {
         guard(sets, hook, rule)?;
         setup.expect_well().with_context(|| rule.to_owned())?;
     }
     guard("", "input", "ct state invalid drop")?;
+    setup.expect_fault("netfilter_drops", &["out (policy): on lo DROP"])?;
+    guard("", "input", "ct state established,related accept; tcp dport 8080 accept")?;
     setup.expect_fault("netfilter_drops", &["out (policy): on lo DROP"])?;
     Ok(())
 }

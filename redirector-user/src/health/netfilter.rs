@@ -24,6 +24,7 @@ pub(super) fn judge(netns: &NetNs, policy: &Policy) -> Result<Vec<Finding>> {
     })?;
     let mut findings: Vec<Finding> = judge_meshes(&chains).into_iter().collect();
     findings.extend(judge_drops(&rules, policy));
+    findings.extend(judge_arriving(&rules, policy));
     findings.extend(judge_drops_of_the_proxy(&rules, policy));
     if chains.is_empty() {
         findings.extend(judge_redirects(&rules, policy));
@@ -59,16 +60,35 @@ fn names_proxy(rule: &Rule, policy: &Policy) -> bool {
     rule.ports.is_some() && to_proxy(policy).iter().any(|(protocol, port)| rule.takes(*protocol, *port))
 }
 
+/// Whether a rule may accept the first packet of an application's connection to the proxy, which goes over lo.
+fn lets_through(rule: &Rule, policy: &Policy) -> bool {
+    let is_taken = |(protocol, port): &(u8, u16)| rule.takes(*protocol, *port);
+    let is_of_the_proxy = rule.user.is_some_and(|uid| policy.proxy_uids.contains(&uid))
+        || rule.group.is_some_and(|gid| policy.proxy_gids.contains(&gid));
+    rule.action == Action::Accept
+        && !(rule.is_policy() || rule.established || rule.is_of_interface || is_of_the_proxy)
+        && to_proxy(policy).first().is_none_or(is_taken)
+}
+
 fn judge_drops(rules: &[Rule], policy: &Policy) -> Option<Finding> {
-    // An unconditional one is the policy of another chain of legacy iptables.
-    let lets_through =
-        |rule: &Rule| rule.action == Action::Accept && (rule.is_of_lo() || !rule.is_unconditional());
-    let has_exceptions = |table: &str| rules.iter().any(|rule| rule.table == table && lets_through(rule));
+    // What is known of jumps is that there are some: an exception may stand in any chain of the table.
+    let has_exceptions =
+        |of: &Rule| rules.iter().any(|rule| rule.table == of.table && lets_through(rule, policy));
+    let is_before = |of: &Rule| {
+        let before = rules.iter().take_while(|rule| !std::ptr::eq(*rule, of));
+        before
+            .filter(|rule| rule.chain == of.chain && rule.table == of.table)
+            .any(|rule| lets_through(rule, policy))
+    };
     let stops = |rule: &&Rule| {
-        let named = names_proxy(rule, policy);
+        let named = names_proxy(rule, policy) && !rule.is_of_interface && !rule.established;
         let is_broad = rule.is_of_lo() && rule.is_unconditional() || named && rule.is_broad();
         matches!(rule.action, Action::Drop | Action::Reject)
-            && if is_broad { !rule.is_particular() && !has_exceptions(&rule.table) } else { named }
+            && if is_broad {
+                !rule.is_particular() && !has_exceptions(rule)
+            } else {
+                named && !is_before(rule)
+            }
     };
     let found: Vec<String> = rules.iter().filter(stops).map(Rule::told).collect();
     (!found.is_empty() && !to_proxy(policy).is_empty()).then(|| {
@@ -77,6 +97,41 @@ fn judge_drops(rules: &[Rule], policy: &Policy) -> Option<Finding> {
             format!("netfilter stops what is sent to the proxy: {}", some_of(&found, 4)),
             "captured connections are refused or time out",
             "remove the rule: nft list ruleset, or iptables-save, shows it in the namespace".into(),
+        )
+    })
+}
+
+/// A firewall of the iptables days, which lets in the proxy's ports: INPUT sees the application's here.
+fn judge_arriving(rules: &[Rule], policy: &Policy) -> Option<Finding> {
+    // 15008, 15020, 15021 and 15090 are of a sidecar, too.
+    let is_of_a_sidecar = |port: u16| (15_000..=15_099).contains(&port) || port == policy.inbound_port;
+    let accepts = |rule: &&Rule| rule.action == Action::Accept && !(rule.is_policy() || rule.established);
+    let may_let_in = |rule: &Rule| {
+        let lo = rule.is_everything_on_lo || rule.is_to_loopback;
+        let others = |ports: &Vec<(u16, u16)>| {
+            ports.iter().any(|(from, to)| !(is_of_a_sidecar(*from) && is_of_a_sidecar(*to)))
+        };
+        !lo && rule.protocol.is_none_or(|it| it == libc::IPPROTO_TCP as u8)
+            && rule.ports.as_ref().is_none_or(others)
+    };
+    let closes = |rule: &&Rule| {
+        let is_all =
+            rule.is_input && rule.is_everything_on_lo && rule.is_unconditional() && rule.not_user.is_none();
+        let same_table = |other: &&Rule| other.table == rule.table;
+        let accepted: Vec<&Rule> = rules.iter().filter(same_table).filter(accepts).collect();
+        // One that lets in nothing at all is the user's will.
+        let is_for_proxy =
+            |rule: &&Rule| rule.ports.is_some() && rule.takes(libc::IPPROTO_TCP as u8, policy.inbound_port);
+        let is_meant = accepted.iter().any(is_for_proxy) && !accepted.iter().any(|rule| may_let_in(rule));
+        matches!(rule.action, Action::Drop | Action::Reject) && is_all && is_meant
+    };
+    let found: Vec<String> = rules.iter().filter(closes).map(Rule::told).collect();
+    (!found.is_empty() && Role::of(policy).contains(&Role::Inbound)).then(|| {
+        Finding::fault(
+            "netfilter_drops",
+            format!("netfilter stops what arrives from the network: {}", some_of(&found, 4)),
+            "inbound connections time out: a captured one keeps the application's port, which no rule accepts",
+            "accept the application's ports in INPUT: nft list ruleset, or iptables-save, shows the rules".into(),
         )
     })
 }

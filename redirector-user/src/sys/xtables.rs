@@ -9,6 +9,8 @@ const NAME: usize = 32;
 /// `struct ipt_getinfo`, and where its `size` is.
 const INFO: usize = 84;
 const INFO_SIZE: usize = 80;
+/// `valid_hooks`, `hook_entry` and `underflow` of it.
+const INFO_HOOKS: [usize; 3] = [32, 36, 56];
 /// `struct ipt_get_entries` without its entries, and where its `size` is.
 const ENTRIES: usize = 40;
 const ENTRIES_SIZE: usize = 32;
@@ -24,6 +26,8 @@ pub struct Table {
     pub name: String,
     /// Its rules, as the kernel keeps them.
     pub entries: Vec<u8>,
+    /// For each hook (NF_INET_PRE_ROUTING to _POST_ROUTING): where the entries of its chain begin, and where its policy is.
+    pub hooks: [Option<(usize, usize)>; 5],
 }
 
 /// The tables of the calling thread's network namespace; a kernel without legacy iptables has none.
@@ -37,17 +41,29 @@ pub fn tables() -> Result<Vec<Table>> {
         [(false, "/proc/thread-self/net/ip_tables_names"), (true, "/proc/thread-self/net/ip6_tables_names")]
     {
         for name in std::fs::read_to_string(file).unwrap_or_default().lines() {
-            let entries = entries(v6, name).context(|| {
+            let (entries, hooks) = entries(v6, name).context(|| {
                 format!("read the legacy iptables table {name} ({})", if v6 { "IPv6" } else { "IPv4" })
             })?;
-            tables.push(Table { v6, name: name.to_owned(), entries });
+            tables.push(Table { v6, name: name.to_owned(), entries, hooks });
         }
     }
     Ok(tables)
 }
 
-/// The entries of a table. Asking for a table that is not there makes it.
-fn entries(v6: bool, table: &str) -> io::Result<Vec<u8>> {
+/// Of a `struct ipt_getinfo`.
+fn hooks(info: &[u8]) -> [Option<(usize, usize)>; 5] {
+    let number = |at: usize| {
+        info.get(at..at + 4).and_then(|four| four.first_chunk()).map_or(0, |four| u32::from_ne_bytes(*four))
+    };
+    let [valid, entry, policy] = INFO_HOOKS;
+    std::array::from_fn(|hook| {
+        let is_valid = number(valid) & 1 << hook != 0;
+        is_valid.then(|| (number(entry + 4 * hook) as usize, number(policy + 4 * hook) as usize))
+    })
+}
+
+/// The entries of a table, and its hooks. Asking for a table that is not there makes it.
+fn entries(v6: bool, table: &str) -> io::Result<(Vec<u8>, [Option<(usize, usize)>; 5])> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
     // Any socket will do (`nf_getsockopt`), and a raw one takes CAP_NET_RAW.
@@ -63,7 +79,7 @@ fn entries(v6: bool, table: &str) -> io::Result<Vec<u8>> {
         match get(&socket, level, GET_ENTRIES, &mut answer) {
             // The table has changed in between.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            other => return other.map(|()| answer.split_off(ENTRIES)),
+            other => return other.map(|()| (answer.split_off(ENTRIES), hooks(&info))),
         }
     }
 }

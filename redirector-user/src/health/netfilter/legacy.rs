@@ -28,7 +28,7 @@ const HEADER: usize = 32;
 pub(super) fn rules(tables: &[xtables::Table]) -> Vec<Rule> {
     let rules = |table: &xtables::Table| {
         let (layout, program) = if table.v6 { (&IPV6, "ip6tables") } else { (&IPV4, "iptables") };
-        parse(&table.entries, layout, &format!("{program} {}", table.name))
+        parse(&table.entries, layout, &format!("{program} {}", table.name), &table.hooks)
     };
     tables.iter().flat_map(rules).collect()
 }
@@ -37,19 +37,32 @@ fn half(bytes: &[u8], at: usize) -> Option<usize> {
     bytes.get(at..at + 2).map(|two| usize::from(u16::from_ne_bytes([two[0], two[1]])))
 }
 
-fn parse(mut entries: &[u8], layout: &Layout, table: &str) -> Vec<Rule> {
-    let (mut rules, mut chain) = (Vec::new(), String::new());
+const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+
+fn parse(all: &[u8], layout: &Layout, table: &str, hooks: &[Option<(usize, usize)>; 5]) -> Vec<Rule> {
+    let (mut rules, mut chain, mut base) = (Vec::new(), String::new(), None);
+    let mut entries = all;
     while let (Some(target), Some(next)) =
         (half(entries, layout.target_offset), half(entries, layout.target_offset + 2))
     {
+        let at = all.len() - entries.len();
         let Some((entry, rest)) = entries.split_at_checked(next).filter(|_| next >= layout.len) else {
             break;
         };
         entries = rest;
+        let begins = |hook: &Option<(usize, usize)>| hook.is_some_and(|(begin, _)| begin == at);
+        if let Some(hook) = hooks.iter().position(begins) {
+            (chain, base) = (HOOKS[hook].to_owned(), Some(hook));
+        }
         let Some(rule) = rule(entry, target, layout) else { break };
         match rule {
-            Ok(rule) => rules.push(Rule { table: table.to_owned(), chain: chain.clone(), ..rule }),
-            Err(begins) => chain = begins,
+            Ok(rule) => {
+                let is_policy = base.and_then(|hook| hooks[hook]).is_some_and(|(_, policy)| policy == at);
+                let chain = if is_policy { format!("{chain} (policy)") } else { chain.clone() };
+                let rule = Rule { table: table.to_owned(), chain, ..rule };
+                rules.push(rule.of_base_chain(base.and_then(|hook| u32::try_from(hook).ok())));
+            }
+            Err(begins) => (chain, base) = (begins, None),
         }
     }
     rules
@@ -65,11 +78,14 @@ fn rule(entry: &[u8], target: usize, layout: &Layout) -> Option<Result<Rule, Str
         |at: usize| entry.get(layout.addresses + at * INTERFACE..layout.addresses + (at + 1) * INTERFACE);
     let named = |at| interface(at).is_some_and(|name| name.iter().any(|byte| *byte != 0));
     let is_lo = |at| interface(at).is_some_and(|name| name.starts_with(b"lo\0"));
-    rule.is_everything_on_lo = is_lo(0) || is_lo(1);
-    rule.is_of_interface = (0..2).any(|at| named(at) && !is_lo(at));
+    // IPT_INV_VIA_IN and IPT_INV_VIA_OUT.
+    let inverted = *entry.get(layout.inverted)?;
+    let is_but = |at: usize| inverted & (1 << at) != 0;
+    rule.is_everything_on_lo = (0..2).any(|at| is_lo(at) && !is_but(at));
+    rule.is_of_interface = (0..2).any(|at| named(at) && is_lo(at) == is_but(at));
     rule.is_to_loopback = is_to_loopback(entry.get(..layout.addresses)?);
-    rule.other = entry[..layout.addresses].iter().any(|byte| *byte != 0) && !rule.is_to_loopback
-        || entry.get(layout.inverted) != Some(&0);
+    rule.other =
+        entry[..layout.addresses].iter().any(|byte| *byte != 0) && !rule.is_to_loopback || inverted & !3 != 0;
     let mut at = layout.len;
     while at < target {
         let found = entry.get(at..target)?;
@@ -123,15 +139,15 @@ mod tests {
                     let at = layout.target_offset + 2 * at;
                     bytes.get_mut(at..at + 2).into_iter().for_each(|two| two.copy_from_slice(&[offset, 0]));
                 }
-                parse(&bytes, layout, "t");
+                parse(&bytes, layout, "t", &[Some((0, 0)); 5]);
             }
         }
     }
 
     #[test]
     fn malformed_tables_have_no_rules() {
-        assert!(parse(&[0; 4096], &IPV4, "t").is_empty());
-        assert!(parse(&[0xff; 4096], &IPV6, "t").is_empty());
-        assert!(parse(&[], &IPV4, "t").is_empty());
+        assert!(parse(&[0; 4096], &IPV4, "t", &[None; 5]).is_empty());
+        assert!(parse(&[0xff; 4096], &IPV6, "t", &[None; 5]).is_empty());
+        assert!(parse(&[], &IPV4, "t", &[None; 5]).is_empty());
     }
 }

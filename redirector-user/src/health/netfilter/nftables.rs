@@ -14,13 +14,16 @@ use crate::netlink::{Payload, attributes, nf_tables};
 pub(super) fn rules(chains: &[Vec<u8>]) -> Result<Vec<Rule>> {
     let mut all: Vec<Rule> = chains.iter().filter_map(|chain| policy_of_chain(chain)).collect();
     let of_lo: Vec<Name> = chains.iter().filter_map(|chain| of_device_lo(chain)).collect();
+    let bases: Vec<(Name, u32)> = chains.iter().filter_map(|chain| of_hook(chain)).collect();
     let mut sets = Sets::default();
     for payload in nf_tables::payloads("the rules of nf_tables", nf_tables::GETRULE)? {
         let family = payload.first().copied().unwrap_or_default();
         all.extend(rules_of(&payload, &mut sets)?.into_iter().map(|rule| {
             let is_of =
                 |(own, table, chain): &Name| *own == family && *table == rule.table && *chain == rule.chain;
-            Rule { is_everything_on_lo: rule.is_everything_on_lo || of_lo.iter().any(is_of), ..rule }
+            let hook = bases.iter().find(|(name, _)| is_of(name)).map(|(_, hook)| *hook);
+            let is_everything_on_lo = rule.is_everything_on_lo || of_lo.iter().any(is_of);
+            Rule { is_everything_on_lo, ..rule }.of_base_chain(hook)
         }));
     }
     Ok(all)
@@ -46,6 +49,15 @@ fn of_device_lo(payload: &[u8]) -> Option<Name> {
     })
 }
 
+/// A base chain of IP (NFPROTO_INET, _IPV4, _IPV6), and its hook.
+fn of_hook(payload: &[u8]) -> Option<(Name, u32)> {
+    let chain = Payload::split(payload, nf_tables::HEADER)?;
+    let hook = big(at(chain.get(HOOK)?, &[1])?)?;
+    let table = format!("nftables {}", text(chain.get(TABLE).unwrap_or_default()));
+    let name = (chain.byte(0), table, text(chain.get(NAME).unwrap_or_default()));
+    matches!(chain.byte(0), 1 | 2 | 10).then_some((name, hook)).filter(|(_, hook)| *hook < 5)
+}
+
 /// The policy of a base chain at INPUT or OUTPUT, or of the device lo, if that drops.
 fn policy_of_chain(payload: &[u8]) -> Option<Rule> {
     const POLICY: u16 = 5;
@@ -63,6 +75,7 @@ fn policy_of_chain(payload: &[u8]) -> Option<Rule> {
         table: format!("nftables {}", text(chain.get(TABLE).unwrap_or_default())),
         chain: format!("{} (policy)", text(chain.get(NAME).unwrap_or_default())),
         is_everything_on_lo: true,
+        is_input: !is_of_device && hook == LOCAL_IN,
         action: Action::Drop,
         ..Rule::default()
     })
@@ -85,6 +98,9 @@ enum Loaded {
     Family,
     /// The same as a protocol of Ethernet, which may be another one.
     EtherType,
+    /// The state of a connection (conntrack), and which states are left of it.
+    State,
+    States(u32),
     Other,
 }
 
@@ -143,9 +159,18 @@ impl Reading<'_> {
         let loaded = self.loaded(data);
         let rule = &mut self.rule;
         match name.as_str() {
-            "payload" | "meta" => {
+            "payload" | "meta" | "ct" => {
                 if let Some(to) = register(data, 1) {
                     self.loaded.insert(to, what_is_loaded(&name, data));
+                }
+            }
+            // NFTA_BITWISE_SREG, _DREG and _MASK.
+            "bitwise" if loaded == Loaded::State => {
+                let mask = at(data, &[4, 1])
+                    .and_then(|mask| mask.first_chunk())
+                    .map(|four| u32::from_ne_bytes(*four));
+                if let (Some(to), Some(mask)) = (register(data, 2), mask) {
+                    self.loaded.insert(to, Loaded::States(mask));
                 }
             }
             "cmp" => compare(rule, loaded, data),
@@ -269,6 +294,10 @@ fn what_is_loaded(expression: &str, data: &[u8]) -> Loaded {
             _ => Loaded::Other,
         };
     }
+    if expression == "ct" {
+        // NFTA_CT_KEY: NFT_CT_STATE is 0.
+        return if number(2) == Some(0) { Loaded::State } else { Loaded::Other };
+    }
     // NFTA_PAYLOAD_BASE, _OFFSET, _LEN: the network header's protocol, the transport header's destination port.
     match (number(2), number(3), number(4)) {
         (Some(1), Some(9 | 6), Some(1)) => Loaded::Protocol,
@@ -305,6 +334,19 @@ fn compare(rule: &mut Rule, loaded: Loaded, data: &[u8]) {
             rule.other |= !rule.is_to_loopback;
         }
         (Loaded::Family, ..) | (Loaded::EtherType, Some(EQ), Some(ETH_P_IP | ETH_P_IPV6)) => {}
+        (Loaded::States(mask), Some(EQ | NEQ), _) if value.iter().all(|byte| *byte == 0) => {
+            rule.states(mask, operation == Some(EQ));
+        }
+        (Loaded::State, Some(EQ), _) if value.len() == 4 => {
+            rule.states(value.first_chunk().map_or(0, |four| u32::from_ne_bytes(*four)), false);
+        }
+        (Loaded::User, Some(NEQ), _) => {
+            rule.not_user = value.first_chunk().map(|four| u32::from_ne_bytes(*four));
+        }
+        (Loaded::InterfaceName, Some(NEQ), _) if value.starts_with(b"lo\0") => rule.is_of_interface = true,
+        (Loaded::InterfaceIndex, Some(NEQ), _) if value.first_chunk() == Some(&1u32.to_ne_bytes()) => {
+            rule.is_of_interface = true;
+        }
         (Loaded::User | Loaded::Group, Some(EQ), _) => {
             let id = value.first_chunk().map(|four| u32::from_ne_bytes(*four));
             if loaded == Loaded::User { rule.user = id } else { rule.group = id }

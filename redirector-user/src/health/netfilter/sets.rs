@@ -128,6 +128,10 @@ fn elements(mut all: Vec<Listed>, shape: Shape) -> Vec<Element> {
             is_open = false;
             continue;
         }
+        // Of two that touch each other, as those of a map may, only the beginning of the second is listed.
+        if let Some(open) = elements.last_mut().filter(|_| is_open) {
+            open.to = before(key.clone());
+        }
         let ends_later = shape.is_interval && one.last.is_none();
         let to = if ends_later { last.clone() } else { one.last.unwrap_or_else(|| key.clone()) };
         elements.push(Element { from: key, to, verdict: one.verdict });
@@ -174,6 +178,8 @@ mod tests {
             key(0, true),
         ];
         assert_eq!(ports(intervals, true), [(256, 15_000), (15_001, 15_010), (60_000, u16::MAX)]);
+        let touching = vec![key(1, false), key(15_000, false), key(15_011, true)];
+        assert_eq!(ports(touching, true), [(1, 14_999), (15_000, 15_010)]);
         let all = Listed { key: None, ..key(0, false) };
         assert_eq!(ports(vec![all], false), [(0, u16::MAX)]);
     }
