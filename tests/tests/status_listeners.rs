@@ -1,6 +1,6 @@
 //! `redirector status` of pods whose proxy does not get what is captured.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 
 use anyhow::Context;
@@ -10,7 +10,7 @@ use redirector_tests::harness::probe::scenario::Owner;
 use redirector_tests::harness::probe::serve::Listen;
 use redirector_tests::harness::process::{Daemon, Place};
 use redirector_tests::harness::product::exit;
-use redirector_tests::harness::product::health::Setup;
+use redirector_tests::harness::product::health::{NAME, Setup};
 use redirector_tests::harness::retry;
 use redirector_tests::harness::server::{OUTBOUND, Server, any4, proxy_listeners};
 use redirector_tests::harness::world::cgroup::Cgroup;
@@ -147,6 +147,24 @@ fn names_are_asked_over_udp() -> anyhow::Result<()> {
     proxy.open(Listen::udp("127.0.0.1:15053".parse()?))?;
     let notices = setup.expect_well()?;
     assert!(notices.iter().any(|notice| notice["kind"] == "no_listener"), "{notices:#?}");
+    Ok(())
+}
+
+/// `verify` does not say that names are resolved where no answer has come.
+#[test]
+fn a_dns_server_that_does_not_answer() -> anyhow::Result<()> {
+    let Some(setup) = Setup::new()? else { return Ok(()) };
+    let _proxy = setup.proxy()?;
+    setup.attach(&["--redirect-dns", "--capture-all-dns"])?;
+    let netns = &setup.world.pod().netns;
+    let silent = netns.enter(|| Ok(UdpSocket::bind("127.0.0.1:15053")?))?;
+    let report = setup.node.run(&["verify", NAME, "--timeout", "1"])?.json()?;
+    let probes = report["probes"].as_array().context("probes")?;
+    let question = |probe: &&Value| probe["probe"] == "dns_udp" && probe["family"] == "ipv4";
+    let question = probes.iter().find(question).context("a question")?;
+    anyhow::ensure!(question["status"] == "skipped", "{question:#}");
+    anyhow::ensure!(question["why"].to_string().contains("has not answered"), "{question:#}");
+    drop(silent);
     Ok(())
 }
 

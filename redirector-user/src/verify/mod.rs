@@ -156,7 +156,7 @@ fn probes(
     let mut probes = Vec::new();
     for attempt in plan::plan(&policy, &snapshot, options.probe_port, &missing) {
         probes.push(match attempt {
-            Ok(attempt) => run.probe(&attempt)?,
+            Ok(attempt) => run.probe(&attempt).unwrap_or_else(|e| Probe::untried(&attempt, &e)),
             Err(Skipped { kind, v6, why }) => Probe::skipped(kind, v6, why),
         });
     }
@@ -238,8 +238,7 @@ impl Run<'_> {
         let after = self.instance.counters()?;
         let rule = Counter::ALL.iter().position(|counter| Some(counter.name()) == attempt.expected.rule);
         if rule.is_some_and(|index| after[index] <= before[index]) {
-            probe
-                .fail("the counter of the rule did not rise: another rule decided, or no program ran".into());
+            probe.fail_undecided();
         }
         Ok(probe)
     }
@@ -277,7 +276,9 @@ impl Run<'_> {
         probe.seen.of_client(&connected);
         let flow = connected.local.and_then(|local| {
             let flows = connections::original_dst(self.root, &self.instance.name).ok()?;
-            flows.into_iter().find(|flow| flow.client == local)
+            // Connections to several destinations share a port: it is told by both of its ends.
+            let at = connected.arrived_at;
+            flows.into_iter().find(|flow| flow.client == local && at.is_none_or(|at| flow.proxy == at))
         });
         probe.seen.of_flow(flow.as_ref());
         self.accepted(probe, connected.local)?;

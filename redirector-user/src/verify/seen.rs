@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::plan::Attempt;
 use super::sockets::{Accepted, Connected};
+use crate::base::error::Error;
 use crate::instance::connections::Flow;
 use crate::sys::test_run::Lookup;
 
@@ -129,12 +130,33 @@ impl Probe {
         }
     }
 
+    /// The others go on. Where lo has no `::1`, and none is needed, nothing can be bound to an address of its kind.
+    pub(super) fn untried(attempt: &Attempt, error: &Error) -> Self {
+        let mut probe = Self::new(attempt);
+        let why = format!("it could not be made: {error}");
+        let is_of_lo = attempt.bind.is_some_and(|bind| bind.is_ipv6()) || attempt.to.is_ipv6();
+        if is_of_lo && why.contains("Cannot assign requested address") {
+            probe.skip(why)
+        } else {
+            probe.fail(why)
+        }
+        probe
+    }
+
     pub(super) fn fail(&mut self, why: String) {
         // What was not tried has not failed.
         if self.status != Status::Skipped {
             self.status = Status::Failed;
             self.why.push(why);
         }
+    }
+
+    /// The rule's counter did not rise. Of a question without an answer it is all that is known.
+    pub(super) fn fail_undecided(&mut self) {
+        if self.how == "datagram" && self.status == Status::Skipped {
+            (self.status, self.why) = (Status::Ok, Vec::new());
+        }
+        self.fail("the counter of the rule did not rise: another rule decided, or no program ran".into());
     }
 
     pub(super) fn skip(&mut self, why: String) {
@@ -219,6 +241,13 @@ impl Probe {
         }
         if came == Some(false) {
             return self.fail("the question did not come to the port".into());
+        }
+        if self.listener == Some("proxy") && answered_by.is_none() {
+            // It may ask others, which may not be there: that says nothing of the programs, and nothing for them.
+            return self.skip(
+                "sent to the proxy's DNS server, which has not answered within a second: see whether it runs"
+                    .into(),
+            );
         }
         if came == Some(true) || answered_by.is_some() {
             self.expect("the sender of the answer", answered_by.as_ref(), &attempt.to);
