@@ -18,6 +18,9 @@ const ENTRIES_SIZE: usize = 32;
 const GET_INFO: i32 = 64;
 const GET_ENTRIES: i32 = 65;
 
+/// Where the entries of each hook's chain begin, and where its policy is; in bytes.
+pub type Hooks = [Option<(usize, usize)>; 5];
+
 /// A table of legacy iptables.
 pub struct Table {
     /// Whether it is of IPv6.
@@ -26,8 +29,8 @@ pub struct Table {
     pub name: String,
     /// Its rules, as the kernel keeps them.
     pub entries: Vec<u8>,
-    /// For each hook (NF_INET_PRE_ROUTING to _POST_ROUTING): where the entries of its chain begin, and where its policy is.
-    pub hooks: [Option<(usize, usize)>; 5],
+    /// Of NF_INET_PRE_ROUTING to _POST_ROUTING.
+    pub hooks: Hooks,
 }
 
 /// The tables of the calling thread's network namespace; a kernel without legacy iptables has none.
@@ -51,7 +54,7 @@ pub fn tables() -> Result<Vec<Table>> {
 }
 
 /// Of a `struct ipt_getinfo`.
-fn hooks(info: &[u8]) -> [Option<(usize, usize)>; 5] {
+fn hooks(info: &[u8]) -> Hooks {
     let number = |at: usize| {
         info.get(at..at + 4).and_then(|four| four.first_chunk()).map_or(0, |four| u32::from_ne_bytes(*four))
     };
@@ -63,7 +66,7 @@ fn hooks(info: &[u8]) -> [Option<(usize, usize)>; 5] {
 }
 
 /// The entries of a table, and its hooks. Asking for a table that is not there makes it.
-fn entries(v6: bool, table: &str) -> io::Result<(Vec<u8>, [Option<(usize, usize)>; 5])> {
+fn entries(v6: bool, table: &str) -> io::Result<(Vec<u8>, Hooks)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
     // Any socket will do (`nf_getsockopt`), and a raw one takes CAP_NET_RAW.

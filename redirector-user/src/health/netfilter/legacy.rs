@@ -39,7 +39,7 @@ fn half(bytes: &[u8], at: usize) -> Option<usize> {
 
 const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 
-fn parse(all: &[u8], layout: &Layout, table: &str, hooks: &[Option<(usize, usize)>; 5]) -> Vec<Rule> {
+fn parse(all: &[u8], layout: &Layout, table: &str, hooks: &xtables::Hooks) -> Vec<Rule> {
     let (mut rules, mut chain, mut base) = (Vec::new(), String::new(), None);
     let mut entries = all;
     while let (Some(target), Some(next)) =
