@@ -93,13 +93,15 @@ impl Ports {
     /// `used`: local ports of connections. Over IPv4 connections to several destinations may share one.
     fn judge(&self, used: &HashSet<u16>) -> Option<Finding> {
         const FEW: usize = 64;
+        const FEWEST: usize = 10;
         let is_reserved =
             |port: &u16| self.reserved.iter().any(|(first, last)| (first..=last).contains(&port));
         let all = (self.first..=self.last).filter(|port| !is_reserved(port)).collect::<HashSet<u16>>();
         let free = all.difference(used).count();
         let is_scarce = free * 10 < all.len();
         let (level, effect) = match free {
-            0..FEW if is_scarce => (
+            // Each captured connection takes two: its own, and the proxy's.
+            0..FEW if is_scarce || all.len() < FEWEST => (
                 Level::Fault,
                 "further connections of the pod, the proxy's among them, fail with EADDRNOTAVAIL",
             ),
