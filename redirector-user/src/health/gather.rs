@@ -187,7 +187,10 @@ impl Gathered {
         add("raw sockets", raw.map(|found| found.into_iter().collect()));
         let stale = |difference| snapshot::judge(name, &difference).into_iter().collect();
         add("addresses and routes", self.difference(status).map(stale));
-        add("rules of netfilter", netfilter::judge(&self.target.netns, &self.policy));
+        add(
+            "rules of netfilter",
+            netfilter::judge(&self.target.netns, &self.policy, (&self.now, &self.processes)),
+        );
         add("rules of routing", routing::judge(&self.target.netns));
         let noted = self.instance.meta().map(|meta| meta.flags);
         let undone =

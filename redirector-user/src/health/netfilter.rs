@@ -1,33 +1,52 @@
 //! Rules of netfilter in the pod's namespace that stand in the way of what is captured: those that came after the attach.
 
+mod evaluate;
+mod expressions;
+mod flows;
 mod legacy;
 mod nftables;
+mod packet;
+mod program;
 mod rule;
 mod sets;
+mod verdict;
+mod xt;
 
+use evaluate::{Fate, Ruleset};
+use flows::Pod;
 use rule::{Action, Rule};
 
+use super::captures;
 use super::finding::{Finding, Level, some_of};
 use super::listeners::Role;
+use super::processes::Process;
 use crate::base::error::Result;
+use crate::netlink::sock_diag::{self, Kind};
 use crate::pod::live_rules::{self, Netfilter};
 use crate::policy::{Dns, Policy};
+use crate::routes::RouteSnapshot;
 use crate::sys::netns::NetNs;
 
-/// What is to be said of them.
-pub(super) fn judge(netns: &NetNs, policy: &Policy) -> Result<Vec<Finding>> {
-    let (chains, rules) = netns.run(|| {
+/// What is to be said of them, to a pod with these addresses, routes and processes.
+pub(super) fn judge(
+    netns: &NetNs,
+    policy: &Policy,
+    (now, processes): (&RouteSnapshot, &[Process]),
+) -> Result<Vec<Finding>> {
+    let (meshes, rules, listeners) = netns.run(|| {
         let netfilter = Netfilter::read()?;
-        let mut rules = legacy::rules(&netfilter.legacy);
-        rules.extend(nftables::rules(&netfilter.chains)?);
-        Ok((netfilter.meshes(), rules))
+        let (readers, mut rules) = (xt::readers(), Ruleset::default());
+        legacy::read(&netfilter.legacy, &readers, &mut rules);
+        nftables::read(&netfilter.chains, &readers, &mut rules)?;
+        Ok((netfilter.meshes(), rules, sock_diag::list(Kind::TcpListeners, None)?.list))
     })?;
-    let mut findings: Vec<Finding> = judge_meshes(&chains).into_iter().collect();
-    findings.extend(judge_drops(&rules, policy));
-    findings.extend(judge_arriving(&rules, policy));
-    findings.extend(judge_drops_of_the_proxy(&rules, policy));
-    if chains.is_empty() {
-        findings.extend(judge_redirects(&rules, policy));
+    let pod = Pod { policy, now, processes, listeners };
+    let mut findings: Vec<Finding> = judge_meshes(&meshes).into_iter().collect();
+    findings.extend(judge_sent(&rules, &pod));
+    findings.extend(judge_proxy(&rules, &pod));
+    findings.extend(judge_arrivals(&rules, &pod));
+    if meshes.is_empty() {
+        findings.extend(judge_redirects(&rules.rules().collect::<Vec<_>>(), policy));
     }
     Ok(findings)
 }
@@ -60,107 +79,112 @@ fn names_proxy(rule: &Rule, policy: &Policy) -> bool {
     rule.ports.is_some() && to_proxy(policy).iter().any(|(protocol, port)| rule.takes(*protocol, *port))
 }
 
-/// Whether a rule may accept the first packet of an application's connection to the proxy, which goes over lo.
-fn lets_through(rule: &Rule, policy: &Policy) -> bool {
-    let is_taken = |(protocol, port): &(u8, u16)| rule.takes(*protocol, *port);
-    let is_of_the_proxy = rule.user.is_some_and(|uid| policy.proxy_uids.contains(&uid))
-        || rule.group.is_some_and(|gid| policy.proxy_gids.contains(&gid));
-    rule.action == Action::Accept
-        && !(rule.is_policy() || rule.established || rule.is_of_interface || is_of_the_proxy)
-        && to_proxy(policy).first().is_none_or(is_taken)
-}
-
-fn judge_drops(rules: &[Rule], policy: &Policy) -> Option<Finding> {
-    // What is known of jumps is that there are some: an exception may stand in any chain of the table.
-    let has_exceptions =
-        |of: &Rule| rules.iter().any(|rule| rule.table == of.table && lets_through(rule, policy));
-    let is_before = |of: &Rule| {
-        let before = rules.iter().take_while(|rule| !std::ptr::eq(*rule, of));
-        before
-            .filter(|rule| rule.chain == of.chain && rule.table == of.table)
-            .any(|rule| lets_through(rule, policy))
-    };
-    let stops = |rule: &&Rule| {
-        let named = names_proxy(rule, policy) && !rule.is_of_interface && !rule.established;
-        let is_broad = rule.is_of_lo() && rule.is_unconditional() || named && rule.is_broad();
-        matches!(rule.action, Action::Drop | Action::Reject)
-            && if is_broad {
-                !rule.is_particular() && !has_exceptions(rule)
-            } else {
-                named && !is_before(rule)
-            }
-    };
-    let found: Vec<String> = rules.iter().filter(stops).map(Rule::told).collect();
-    (!found.is_empty() && !to_proxy(policy).is_empty()).then(|| {
-        Finding::fault(
-            "netfilter_drops",
-            format!("netfilter stops what is sent to the proxy: {}", some_of(&found, 4)),
-            "captured connections are refused or time out",
-            "remove the rule: nft list ruleset, or iptables-save, shows it in the namespace".into(),
-        )
-    })
-}
-
-/// A firewall of the iptables days, which lets in the proxy's ports: INPUT sees the application's here.
-fn judge_arriving(rules: &[Rule], policy: &Policy) -> Option<Finding> {
-    // 15008, 15020, 15021 and 15090 are of a sidecar, too.
-    let is_of_a_sidecar = |port: u16| (15_000..=15_099).contains(&port) || port == policy.inbound_port;
-    let accepts = |rule: &&Rule| rule.action == Action::Accept && !(rule.is_policy() || rule.established);
-    let may_let_in = |rule: &Rule| {
-        let lo = rule.is_everything_on_lo || rule.is_to_loopback;
-        let others = |ports: &Vec<(u16, u16)>| {
-            ports.iter().any(|(from, to)| !(is_of_a_sidecar(*from) && is_of_a_sidecar(*to)))
-        };
-        !lo && rule.protocol.is_none_or(|it| it == libc::IPPROTO_TCP as u8)
-            && rule.ports.as_ref().is_none_or(others)
-    };
-    let closes = |rule: &&Rule| {
-        let is_all =
-            rule.is_input && rule.is_everything_on_lo && rule.is_unconditional() && rule.not_user.is_none();
-        let same_table = |other: &&Rule| other.table == rule.table;
-        let accepted: Vec<&Rule> = rules.iter().filter(same_table).filter(accepts).collect();
-        // One that lets in nothing at all is the user's will.
-        let is_for_proxy =
-            |rule: &&Rule| rule.ports.is_some() && rule.takes(libc::IPPROTO_TCP as u8, policy.inbound_port);
-        let is_meant = accepted.iter().any(is_for_proxy) && !accepted.iter().any(|rule| may_let_in(rule));
-        matches!(rule.action, Action::Drop | Action::Reject) && is_all && is_meant
-    };
-    let found: Vec<String> = rules.iter().filter(closes).map(Rule::told).collect();
-    (!found.is_empty() && Role::of(policy).contains(&Role::Inbound)).then(|| {
-        Finding::fault(
-            "netfilter_drops",
-            format!("netfilter stops what arrives from the network: {}", some_of(&found, 4)),
-            "inbound connections time out: a captured one keeps the application's port, which no rule accepts",
-            "accept the application's ports in INPUT: nft list ruleset, or iptables-save, shows the rules".into(),
-        )
-    })
-}
-
-/// Rules by user, as a pod has them that keeps its application from the network.
-fn judge_drops_of_the_proxy(rules: &[Rule], policy: &Policy) -> Option<Finding> {
-    let stops = |rule: &&Rule| {
-        matches!(rule.action, Action::Drop | Action::Reject)
-            && (rule.user.is_some_and(|uid| policy.proxy_uids.contains(&uid))
-                || rule.group.is_some_and(|gid| policy.proxy_gids.contains(&gid)))
-    };
-    let found: Vec<String> = rules.iter().filter(stops).map(Rule::told).collect();
-    let is_whole = |rule: &Rule| !rule.other && rule.ports.is_none();
-    let level = if rules.iter().filter(stops).any(is_whole) { Level::Fault } else { Level::Notice };
-    (!found.is_empty()).then(|| {
+/// What stops packets, and what that means.
+fn drops(level: Level, what: &str, rules: &[Rule], consequence: &str) -> Option<Finding> {
+    let mut told: Vec<String> = Vec::new();
+    for rule in rules.iter().map(Rule::told) {
+        if !told.contains(&rule) {
+            told.push(rule);
+        }
+    }
+    (!told.is_empty()).then(|| {
         Finding::new(
             level,
             "netfilter_drops",
-            format!("netfilter stops what the proxy sends: {}", some_of(&found, 4)),
-            "what it makes for captured connections, or answers, is refused or times out",
+            format!("netfilter {what}: {}", some_of(&told, 4)),
+            consequence,
             "remove the rule: nft list ruleset, or iptables-save, shows it in the namespace".into(),
         )
     })
+}
+
+fn stopped(fates: Vec<Fate>) -> Vec<Rule> {
+    fates.into_iter().filter_map(|fate| fate.stopped).collect()
+}
+
+/// What applications send to the proxy. Rules may be about some users: those of processes count.
+fn judge_sent(rules: &Ruleset, pod: &Pod<'_>) -> Vec<Finding> {
+    const CONSEQUENCE: &str = "captured connections are refused or time out";
+    let apps = pod.apps();
+    let whatever_sends: Vec<Fate> = pod.sent(rules, &pod.some_app());
+    let is_of_nobody =
+        |rule: &Rule| rule.user.is_some_and(|uid| !apps.iter().any(|app| app.uid == Some(uid)));
+    let doubtful: Vec<Rule> =
+        whatever_sends.iter().flat_map(|fate| fate.doubtful.clone()).filter(is_of_nobody).collect();
+    let by_app: Vec<Vec<Rule>> = apps.iter().map(|app| stopped(pod.sent(rules, app))).collect();
+    let all_are_stopped = by_app.iter().all(|rules| !rules.is_empty());
+    let (mut faults, mut some) = (stopped(whatever_sends), doubtful);
+    for rule in by_app.into_iter().flatten() {
+        if all_are_stopped || rule.user.is_some() { faults.push(rule) } else { some.push(rule) }
+    }
+    some.retain(|rule| !faults.contains(rule));
+    let sent = "stops what is sent to the proxy";
+    let answers = stopped(pod.answers(rules));
+    let found = [
+        drops(Level::Fault, sent, &faults, CONSEQUENCE),
+        drops(Level::Notice, "stops what some users send to the proxy", &some, CONSEQUENCE),
+        drops(Level::Fault, "stops what the proxy answers", &answers, CONSEQUENCE),
+    ];
+    found.into_iter().flatten().collect()
+}
+
+/// What the proxy sends: rules by user, as a pod has them that keeps its application from the network.
+fn judge_proxy(rules: &Ruleset, pod: &Pod<'_>) -> Vec<Finding> {
+    const WHAT: &str = "stops what the proxy sends";
+    const CONSEQUENCE: &str = "what it makes for captured connections, or answers, is refused or times out";
+    let policy = pod.policy;
+    let (mut faults, mut some) = (Vec::new(), Vec::new());
+    let names_it = |rule: &Rule| {
+        rule.user.is_some_and(|uid| policy.proxy_uids.contains(&uid))
+            || rule.group.is_some_and(|gid| policy.proxy_gids.contains(&gid))
+    };
+    for v6 in pod.families() {
+        for (proxy, app) in pod.leaves(rules, v6) {
+            // A pod that is kept from the network as a whole is meant so.
+            faults.extend(proxy.stopped.filter(|_| app.stopped.is_none()));
+            some.extend(proxy.doubtful.into_iter().filter(names_it));
+        }
+        if captures::inbound(policy) {
+            faults.extend(pod.calls(rules, v6));
+        }
+    }
+    some.retain(|rule| !faults.contains(rule));
+    let found =
+        [drops(Level::Fault, WHAT, &faults, CONSEQUENCE), drops(Level::Notice, WHAT, &some, CONSEQUENCE)];
+    found.into_iter().flatten().collect()
+}
+
+/// What arrives from the network has the application's port, where iptables rewrote it to the proxy's before INPUT. A
+/// firewall that lets nothing in, by whatever port, is meant so.
+fn judge_arrivals(rules: &Ruleset, pod: &Pod<'_>) -> Vec<Finding> {
+    if !captures::inbound(pod.policy) {
+        return Vec::new();
+    }
+    let told = |(rule, takes_proxy): (Rule, bool)| {
+        let is_of_lo = rule.is_everything_on_lo && !rule.chain.ends_with("(policy)");
+        let rule = [Rule { is_everything_on_lo: is_of_lo, ..rule }];
+        let (level, what) = if takes_proxy {
+            (
+                Level::Fault,
+                "stops what arrives from the network: it accepts the proxy's port, and captured connections have the application's",
+            )
+        } else {
+            (Level::Notice, "stops all that arrives from the network")
+        };
+        drops(level, what, &rule, "connections to the application time out or are refused")
+    };
+    let found = pod.families().into_iter().filter_map(|v6| pod.arrives(rules, v6).and_then(told));
+    found.map(accept_ports).collect()
+}
+
+fn accept_ports(finding: Finding) -> Finding {
+    Finding { remedy: "accept the application's ports at INPUT, not the proxy's".into(), ..finding }
 }
 
 /// One of a whole protocol, or of the proxy's ports, is a second redirection. Others may be meant: that of a container's
 /// name server, say.
-fn judge_redirects(rules: &[Rule], policy: &Policy) -> Vec<Finding> {
-    let all = rules.iter().filter(|rule| matches!(rule.action, Action::Redirect(_)));
+fn judge_redirects(rules: &[&Rule], policy: &Policy) -> Vec<Finding> {
+    let all = rules.iter().copied().filter(|rule| matches!(rule.action, Action::Redirect(_)));
     let (whole, some): (Vec<&Rule>, Vec<&Rule>) = all.partition(|rule| {
         names_proxy(rule, policy)
             || rule.is_unconditional() && !rule.is_to_loopback && rule.takes(libc::IPPROTO_TCP as u8, 0)
@@ -194,34 +218,10 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_in_the_way() {
+    fn what_is_redirected() {
         let policy = Policy::default();
-        let stops = |rules: &[Rule]| judge_drops(rules, &policy).is_some();
         let outbound = Some(vec![(15_000, 15_001)]);
-        assert!(stops(&[rule(outbound.clone(), Action::Drop)]));
-        assert!(stops(&[Rule {
-            protocol: None,
-            other: true,
-            ..rule(Some(vec![(15_006, 15_006)]), Action::Reject)
-        }]));
-        assert!(!stops(&[rule(Some(vec![(22, 22)]), Action::Drop)]));
-        assert!(!stops(&[Rule { protocol: Some(17), ..rule(outbound.clone(), Action::Drop) }]));
-        assert!(!stops(&[rule(outbound.clone(), Action::Accept)]));
-        // `-m conntrack --ctstate INVALID -j DROP` is Istio's own.
-        assert!(!stops(&[Rule { other: true, ..rule(None, Action::Drop) }]));
-        let all = Rule { protocol: None, is_everything_on_lo: true, ..rule(None, Action::Drop) };
-        assert!(stops(std::slice::from_ref(&all)));
-        assert!(
-            !stops(&[all.clone(), rule(outbound.clone(), Action::Accept)]),
-            "nobody knows which comes first"
-        );
-        assert!(!stops(&[all.clone(), Rule { action: Action::Accept, ..all }]));
-        let of_proxy = |rule: Rule| judge_drops_of_the_proxy(&[rule], &policy).map(|finding| finding.level);
-        let by = |user| Rule { user: Some(user), is_of_interface: true, ..rule(None, Action::Drop) };
-        assert_eq!([1000, 1337].map(|user| of_proxy(by(user))), [None, Some(Level::Fault)]);
-        assert_eq!(of_proxy(Rule { other: true, ..by(1337) }), Some(Level::Notice));
-        assert!(!stops(&[by(1337)]), "it is not sent to the proxy");
-        let level = |rule: Rule| judge_redirects(&[rule], &policy).first().map(|finding| finding.level);
+        let level = |rule: Rule| judge_redirects(&[&rule], &policy).first().map(|finding| finding.level);
         let to = || Action::Redirect("REDIRECT".into());
         assert_eq!(level(rule(None, to())), Some(Level::Fault));
         assert_eq!(level(rule(outbound, to())), Some(Level::Fault));

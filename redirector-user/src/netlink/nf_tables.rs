@@ -6,6 +6,8 @@ use super::{Message, Netlink, attributes};
 use crate::base::Result;
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
+/// NFT_MSG_GETTABLE.
+pub(crate) const GETTABLE: u16 = 1;
 /// NFT_MSG_GETCHAIN.
 pub(crate) const GETCHAIN: u16 = 4;
 /// NFT_MSG_GETRULE.

@@ -9,8 +9,6 @@ const NAME: usize = 32;
 /// `struct ipt_getinfo`, and where its `size` is.
 const INFO: usize = 84;
 const INFO_SIZE: usize = 80;
-/// `valid_hooks`, `hook_entry` and `underflow` of it.
-const INFO_HOOKS: [usize; 3] = [32, 36, 56];
 /// `struct ipt_get_entries` without its entries, and where its `size` is.
 const ENTRIES: usize = 40;
 const ENTRIES_SIZE: usize = 32;
@@ -18,7 +16,7 @@ const ENTRIES_SIZE: usize = 32;
 const GET_INFO: i32 = 64;
 const GET_ENTRIES: i32 = 65;
 
-/// Where the entries of each hook's chain begin, and where its policy is; in bytes.
+/// By NF_INET_PRE_ROUTING, _LOCAL_IN, _FORWARD, _LOCAL_OUT and _POST_ROUTING.
 pub type Hooks = [Option<(usize, usize)>; 5];
 
 /// A table of legacy iptables.
@@ -27,10 +25,10 @@ pub struct Table {
     pub v6: bool,
     /// `nat`, `mangle` and so on.
     pub name: String,
+    /// Where the first rule of each hook is among them, and the last, which is the policy.
+    pub hooks: Hooks,
     /// Its rules, as the kernel keeps them.
     pub entries: Vec<u8>,
-    /// Of NF_INET_PRE_ROUTING to _POST_ROUTING.
-    pub hooks: Hooks,
 }
 
 /// The tables of the calling thread's network namespace; a kernel without legacy iptables has none.
@@ -44,29 +42,29 @@ pub fn tables() -> Result<Vec<Table>> {
         [(false, "/proc/thread-self/net/ip_tables_names"), (true, "/proc/thread-self/net/ip6_tables_names")]
     {
         for name in std::fs::read_to_string(file).unwrap_or_default().lines() {
-            let (entries, hooks) = entries(v6, name).context(|| {
+            let (hooks, entries) = entries(v6, name).context(|| {
                 format!("read the legacy iptables table {name} ({})", if v6 { "IPv6" } else { "IPv4" })
             })?;
-            tables.push(Table { v6, name: name.to_owned(), entries, hooks });
+            tables.push(Table { v6, name: name.to_owned(), hooks, entries });
         }
     }
     Ok(tables)
 }
 
-/// Of a `struct ipt_getinfo`.
+/// `valid_hooks`, `hook_entry` and `underflow` of `struct ipt_getinfo`.
 fn hooks(info: &[u8]) -> Hooks {
     let number = |at: usize| {
-        info.get(at..at + 4).and_then(|four| four.first_chunk()).map_or(0, |four| u32::from_ne_bytes(*four))
+        let at = NAME + 4 * at;
+        info.get(at..)?.first_chunk().map(|four| u32::from_ne_bytes(*four) as usize)
     };
-    let [valid, entry, policy] = INFO_HOOKS;
+    let valid = number(0).unwrap_or_default();
     std::array::from_fn(|hook| {
-        let is_valid = number(valid) & 1 << hook != 0;
-        is_valid.then(|| (number(entry + 4 * hook) as usize, number(policy + 4 * hook) as usize))
+        if valid & 1 << hook == 0 { None } else { Some((number(1 + hook)?, number(6 + hook)?)) }
     })
 }
 
-/// The entries of a table, and its hooks. Asking for a table that is not there makes it.
-fn entries(v6: bool, table: &str) -> io::Result<(Vec<u8>, Hooks)> {
+/// The entries of a table. Asking for a table that is not there makes it.
+fn entries(v6: bool, table: &str) -> io::Result<(Hooks, Vec<u8>)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
     // Any socket will do (`nf_getsockopt`), and a raw one takes CAP_NET_RAW.
@@ -82,7 +80,7 @@ fn entries(v6: bool, table: &str) -> io::Result<(Vec<u8>, Hooks)> {
         match get(&socket, level, GET_ENTRIES, &mut answer) {
             // The table has changed in between.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            other => return other.map(|()| (answer.split_off(ENTRIES), hooks(&info))),
+            other => return other.map(|()| (hooks(&info), answer.split_off(ENTRIES))),
         }
     }
 }

@@ -3,82 +3,112 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::evaluate::{Base, Chains, Entry, Ruleset};
+use super::expressions::{self, register, writes_port};
+use super::packet::Hook;
 use super::rule::{Action, Rule, all_but};
 use super::sets::{SetName, Sets};
+use super::xt::Readers;
 use crate::base::error::Result;
 use crate::base::text::nul_terminated as text;
 use crate::netlink::nf_tables::{at, big};
 use crate::netlink::{Payload, attributes, nf_tables};
 
-/// Those of the calling thread's namespace, and the policies of its chains.
-pub(super) fn rules(chains: &[Vec<u8>]) -> Result<Vec<Rule>> {
-    let mut all: Vec<Rule> = chains.iter().filter_map(|chain| policy_of_chain(chain)).collect();
-    let of_lo: Vec<Name> = chains.iter().filter_map(|chain| of_device_lo(chain)).collect();
-    let bases: Vec<(Name, u32)> = chains.iter().filter_map(|chain| of_hook(chain)).collect();
+/// Adds those of the calling thread's namespace.
+pub(super) fn read(chains: &[Vec<u8>], readers: &Readers, into: &mut Ruleset) -> Result<()> {
+    let dormant =
+        nf_tables::list("the tables of nf_tables", &nf_tables::request(nf_tables::GETTABLE, 0), dormant)?;
+    let mut tables: HashMap<Table, usize> = HashMap::new();
+    let mut table = |into: &mut Ruleset, name: &Table| {
+        *tables.entry(name.clone()).or_insert_with(|| {
+            into.tables.push(Chains::new());
+            into.tables.len() - 1
+        })
+    };
+    let mut of_lo: Vec<(Table, String)> = Vec::new();
+    for (name, base) in chains.iter().filter_map(|chain| base(chain)) {
+        if base.devices.iter().any(|device| device == "lo") {
+            of_lo.push((name.clone(), base.chain.clone()));
+        }
+        if !dormant.contains(&name) {
+            let table = table(into, &name);
+            into.bases.push(Base { table, ..base });
+        }
+    }
     let mut sets = Sets::default();
     for payload in nf_tables::payloads("the rules of nf_tables", nf_tables::GETRULE)? {
-        let family = payload.first().copied().unwrap_or_default();
-        all.extend(rules_of(&payload, &mut sets)?.into_iter().map(|rule| {
-            let is_of =
-                |(own, table, chain): &Name| *own == family && *table == rule.table && *chain == rule.chain;
-            let hook = bases.iter().find(|(name, _)| is_of(name)).map(|(_, hook)| *hook);
-            let is_everything_on_lo = rule.is_everything_on_lo || of_lo.iter().any(is_of);
-            Rule { is_everything_on_lo, ..rule }.of_base_chain(hook)
-        }));
+        let Some((name, chain, mut entry)) = entry(&payload, &mut sets, readers)? else { continue };
+        if dormant.contains(&name) {
+            continue;
+        }
+        let is_of_lo = of_lo.iter().any(|(table, own)| *table == name && *own == chain);
+        entry.told.iter_mut().for_each(|rule| rule.is_everything_on_lo |= is_of_lo);
+        let table = table(into, &name);
+        into.tables[table].entry(chain).or_default().push(entry);
     }
-    Ok(all)
+    Ok(())
 }
 
-/// Family, table and name of a chain.
-type Name = (u8, String, String);
-const TABLE: u16 = 1;
-const NAME: u16 = 3;
-const HOOK: u16 = 4;
+/// Family and name.
+type Table = (u8, String);
 
-/// A base chain of the device lo (family netdev, and inet at its ingress).
-fn of_device_lo(payload: &[u8]) -> Option<Name> {
+/// NFTA_TABLE_NAME and _FLAGS, of which NFT_TABLE_F_DORMANT is 1: its chains are not registered.
+fn dormant(payload: &[u8]) -> Option<Table> {
+    let table = Payload::split(payload, nf_tables::HEADER)?;
+    let is_dormant = table.get(2).and_then(big)? & 1 != 0;
+    is_dormant.then(|| (table.byte(0), text(table.get(1).unwrap_or_default())))
+}
+
+/// A base chain that what is captured meets.
+fn base(payload: &[u8]) -> Option<(Table, Base)> {
+    const TABLE: u16 = 1;
+    const NAME: u16 = 3;
+    const HOOK: u16 = 4;
+    const POLICY: u16 = 5;
+    const TYPE: u16 = 7;
+    // NFTA_HOOK_HOOKNUM, _PRIORITY, _DEV and _DEVS.
+    const NUMBER: u16 = 1;
+    const PRIORITY: u16 = 2;
     const DEVICE: u16 = 3;
     const DEVICES: u16 = 4;
-    let chain = Payload::split(payload, nf_tables::HEADER)?;
-    let hook = chain.get(HOOK)?;
-    let is_lo = |name: &[u8]| name == b"lo\0";
-    let several = || attributes(at(hook, &[DEVICES]).unwrap_or_default()).any(|(_, name)| is_lo(name));
-    (at(hook, &[DEVICE]).is_some_and(is_lo) || several()).then(|| {
-        let table = format!("nftables {}", text(chain.get(TABLE).unwrap_or_default()));
-        (chain.byte(0), table, text(chain.get(NAME).unwrap_or_default()))
-    })
-}
-
-/// A base chain of IP (NFPROTO_INET, _IPV4, _IPV6), and its hook.
-fn of_hook(payload: &[u8]) -> Option<(Name, u32)> {
-    let chain = Payload::split(payload, nf_tables::HEADER)?;
-    let hook = big(at(chain.get(HOOK)?, &[1])?)?;
-    let table = format!("nftables {}", text(chain.get(TABLE).unwrap_or_default()));
-    let name = (chain.byte(0), table, text(chain.get(NAME).unwrap_or_default()));
-    matches!(chain.byte(0), 1 | 2 | 10).then_some((name, hook)).filter(|(_, hook)| *hook < 5)
-}
-
-/// The policy of a base chain at INPUT or OUTPUT, or of the device lo, if that drops.
-fn policy_of_chain(payload: &[u8]) -> Option<Rule> {
-    const POLICY: u16 = 5;
-    const HOOKNUM: u16 = 1;
-    const LOCAL_IN: u32 = 1;
-    const LOCAL_OUT: u32 = 3;
+    const NETDEV: u8 = 5;
     const NF_DROP: u32 = 0;
     let chain = Payload::split(payload, nf_tables::HEADER)?;
-    let hook = big(at(chain.get(HOOK)?, &[HOOKNUM])?)?;
-    let drops = big(chain.get(POLICY)?)? == NF_DROP;
-    let is_of_device = at(chain.get(HOOK)?, &[3]).is_some() || at(chain.get(HOOK)?, &[4]).is_some();
-    let stops =
-        if is_of_device { of_device_lo(payload).is_some() } else { matches!(hook, LOCAL_IN | LOCAL_OUT) };
-    (drops && stops).then(|| Rule {
-        table: format!("nftables {}", text(chain.get(TABLE).unwrap_or_default())),
-        chain: format!("{} (policy)", text(chain.get(NAME).unwrap_or_default())),
+    let (family, hook) = (chain.byte(0), chain.get(HOOK)?);
+    let number = |kind| at(hook, &[kind]).and_then(big);
+    let of_hook = match (family, number(NUMBER)?) {
+        (NETDEV, 0) | (1, 5) => Hook::Ingress,
+        (NETDEV, _) => return None,
+        (_, 0) => Hook::PreRouting,
+        (_, 1) => Hook::Input,
+        (_, 3) => Hook::Output,
+        (_, 4) => Hook::PostRouting,
+        _ => return None,
+    };
+    let several = attributes(at(hook, &[DEVICES]).unwrap_or_default()).map(|(_, name)| text(name));
+    let name = text(chain.get(NAME)?);
+    let table = text(chain.get(TABLE)?);
+    let drops = chain.get(POLICY).and_then(big) == Some(NF_DROP);
+    let policy = Rule {
+        table: format!("nftables {table}"),
+        chain: format!("{name} (policy)"),
         is_everything_on_lo: true,
-        is_input: !is_of_device && hook == LOCAL_IN,
-        action: Action::Drop,
+        action: if drops { Action::Drop } else { Action::Accept },
         ..Rule::default()
-    })
+    };
+    Some((
+        (family, table),
+        Base {
+            family,
+            hook: of_hook,
+            priority: number(PRIORITY).unwrap_or_default().cast_signed(),
+            devices: at(hook, &[DEVICE]).map(text).into_iter().chain(several).collect(),
+            is_nat: chain.get(TYPE).is_some_and(|kind| kind.starts_with(b"nat")),
+            table: 0,
+            chain: name,
+            policy,
+        },
+    ))
 }
 
 /// What a register holds for the comparison that follows.
@@ -98,9 +128,6 @@ enum Loaded {
     Family,
     /// The same as a protocol of Ethernet, which may be another one.
     EtherType,
-    /// The state of a connection (conntrack), and which states are left of it.
-    State,
-    States(u32),
     Other,
 }
 
@@ -123,22 +150,26 @@ struct Reading<'a> {
     sets: &'a mut Sets,
 }
 
-fn rules_of(payload: &[u8], sets: &mut Sets) -> Result<Vec<Rule>> {
+/// A rule, and the table and chain it is in.
+fn entry(payload: &[u8], sets: &mut Sets, readers: &Readers) -> Result<Option<(Table, String, Entry)>> {
     const TABLE: u16 = 1;
     const CHAIN: u16 = 2;
     const EXPRESSIONS: u16 = 4;
-    let Some(message) = Payload::split(payload, nf_tables::HEADER) else { return Ok(Vec::new()) };
+    let Some(message) = Payload::split(payload, nf_tables::HEADER) else { return Ok(None) };
     let (Some(table), Some(chain), Some(expressions)) =
         (message.get(TABLE), message.get(CHAIN), message.get(EXPRESSIONS))
     else {
-        return Ok(Vec::new());
+        return Ok(None);
     };
-    let table = text(table);
-    let rule = Rule { table: format!("nftables {table}"), chain: text(chain), ..Rule::default() };
+    let (family, table, chain) = (message.byte(0), text(table), text(chain));
+    let rule = Rule { table: format!("nftables {table}"), chain: chain.clone(), ..Rule::default() };
     let (loaded, selected) = (HashMap::new(), vec![Selected::default()]);
-    let mut reading = Reading { family: message.byte(0), table, rule, loaded, selected, sets };
+    let mut reading = Reading { family, table, rule, loaded, selected, sets };
+    let mut steps = Vec::new();
     for (_, expression) in attributes(expressions) {
         reading.expression(expression)?;
+        let of = (family, reading.table.as_str());
+        steps.extend(expressions::steps(expression, of, reading.sets, readers)?);
     }
     let rule = reading.rule;
     let with = |selected: Selected| Rule {
@@ -147,7 +178,8 @@ fn rules_of(payload: &[u8], sets: &mut Sets) -> Result<Vec<Rule>> {
         action: selected.action.unwrap_or_else(|| rule.action.clone()),
         ..rule.clone()
     };
-    Ok(reading.selected.into_iter().map(with).collect())
+    let told = reading.selected.into_iter().map(with).collect();
+    Ok(Some(((family, reading.table), chain, Entry { steps, told })))
 }
 
 impl Reading<'_> {
@@ -159,18 +191,11 @@ impl Reading<'_> {
         let loaded = self.loaded(data);
         let rule = &mut self.rule;
         match name.as_str() {
-            "payload" | "meta" | "ct" => {
+            // Another destination port is written.
+            "payload" if writes_port(data) => rule.action = Action::Redirect("rewrite".into()),
+            "payload" | "meta" => {
                 if let Some(to) = register(data, 1) {
                     self.loaded.insert(to, what_is_loaded(&name, data));
-                }
-            }
-            // NFTA_BITWISE_SREG, _DREG and _MASK.
-            "bitwise" if loaded == Loaded::State => {
-                let mask = at(data, &[4, 1])
-                    .and_then(|mask| mask.first_chunk())
-                    .map(|four| u32::from_ne_bytes(*four));
-                if let (Some(to), Some(mask)) = (register(data, 2), mask) {
-                    self.loaded.insert(to, Loaded::States(mask));
                 }
             }
             "cmp" => compare(rule, loaded, data),
@@ -191,6 +216,7 @@ impl Reading<'_> {
                 }
             }
             "reject" => rule.action = Action::Reject,
+            "queue" => rule.action = Action::Queue,
             "redir" | "tproxy" => rule.action = Action::Redirect(name),
             // NFTA_NAT_TYPE: NFT_NAT_DNAT is 1.
             "nat" if at(data, &[1]).and_then(big) == Some(1) => rule.action = Action::Redirect("dnat".into()),
@@ -263,14 +289,6 @@ impl Reading<'_> {
     }
 }
 
-/// The register an attribute names, in units of 32 bits: NFT_REG_1 to _4 are four of NFT_REG32_00 and up each.
-fn register(data: &[u8], kind: u16) -> Option<u32> {
-    match at(data, &[kind]).and_then(big)? {
-        number @ 1..=4 => Some((number - 1) * 4),
-        number => number.checked_sub(8),
-    }
-}
-
 fn of_verdict(code: u32) -> Action {
     match code {
         0 => Action::Drop,
@@ -293,10 +311,6 @@ fn what_is_loaded(expression: &str, data: &[u8]) -> Loaded {
             Some(16) => Loaded::Protocol,
             _ => Loaded::Other,
         };
-    }
-    if expression == "ct" {
-        // NFTA_CT_KEY: NFT_CT_STATE is 0.
-        return if number(2) == Some(0) { Loaded::State } else { Loaded::Other };
     }
     // NFTA_PAYLOAD_BASE, _OFFSET, _LEN: the network header's protocol, the transport header's destination port.
     match (number(2), number(3), number(4)) {
@@ -334,19 +348,6 @@ fn compare(rule: &mut Rule, loaded: Loaded, data: &[u8]) {
             rule.other |= !rule.is_to_loopback;
         }
         (Loaded::Family, ..) | (Loaded::EtherType, Some(EQ), Some(ETH_P_IP | ETH_P_IPV6)) => {}
-        (Loaded::States(mask), Some(EQ | NEQ), _) if value.iter().all(|byte| *byte == 0) => {
-            rule.states(mask, operation == Some(EQ));
-        }
-        (Loaded::State, Some(EQ), _) if value.len() == 4 => {
-            rule.states(value.first_chunk().map_or(0, |four| u32::from_ne_bytes(*four)), false);
-        }
-        (Loaded::User, Some(NEQ), _) => {
-            rule.not_user = value.first_chunk().map(|four| u32::from_ne_bytes(*four));
-        }
-        (Loaded::InterfaceName, Some(NEQ), _) if value.starts_with(b"lo\0") => rule.is_of_interface = true,
-        (Loaded::InterfaceIndex, Some(NEQ), _) if value.first_chunk() == Some(&1u32.to_ne_bytes()) => {
-            rule.is_of_interface = true;
-        }
         (Loaded::User | Loaded::Group, Some(EQ), _) => {
             let id = value.first_chunk().map(|four| u32::from_ne_bytes(*four));
             if loaded == Loaded::User { rule.user = id } else { rule.group = id }
@@ -386,9 +387,8 @@ mod tests {
         for length in 0..64 {
             for byte in [0, 1, 0xff] {
                 let bytes = vec![byte; length];
-                let rules = rules_of(&bytes, &mut Sets::default()).unwrap();
-                assert!(rules.iter().all(|rule| rule.action == Action::Other));
-                assert!(policy_of_chain(&bytes).is_none());
+                assert!(entry(&bytes, &mut Sets::default(), &None).unwrap().is_none());
+                assert!(base(&bytes).is_none() && dormant(&bytes).is_none());
             }
         }
     }

@@ -6,6 +6,7 @@ pub(super) enum Action {
     Accept,
     Drop,
     Reject,
+    Queue,
     /// It gives packets another destination, by this name.
     Redirect(String),
     #[default]
@@ -17,6 +18,7 @@ impl Action {
     pub(super) fn of_target(name: &str) -> Self {
         match name {
             "REJECT" => Self::Reject,
+            "NFQUEUE" => Self::Queue,
             "REDIRECT" | "DNAT" | "TPROXY" => Self::Redirect(name.to_owned()),
             _ => Self::Other,
         }
@@ -57,14 +59,8 @@ pub(super) struct Rule {
     pub is_of_interface: bool,
     /// It is about sockets of this user.
     pub user: Option<u32>,
-    /// It is about sockets of all users but this one.
-    pub not_user: Option<u32>,
-    /// It is about sockets of this group.
+    /// The same of a group.
     pub group: Option<u32>,
-    /// By the state of connections (conntrack) it never takes the first packet of one.
-    pub established: bool,
-    /// It stands in the chain of INPUT itself, or is its policy.
-    pub is_input: bool,
     /// It has conditions beside these.
     pub other: bool,
     pub action: Action,
@@ -80,32 +76,6 @@ impl Rule {
                 .is_none_or(|ports| ports.iter().any(|(from, to)| (*from..=*to).contains(&port)))
     }
 
-    /// A rule of the chain of a hook (NF_INET_*), which packets over lo meet, too.
-    pub(super) fn of_base_chain(self, hook: Option<u32>) -> Self {
-        const LOCAL_IN: u32 = 1;
-        const FORWARD: u32 = 2;
-        let stops = matches!(self.action, Action::Drop | Action::Reject);
-        let takes_all = hook.is_some_and(|hook| hook != FORWARD)
-            && stops
-            && self.is_unconditional()
-            && !self.is_to_loopback;
-        Self {
-            is_everything_on_lo: self.is_everything_on_lo || takes_all,
-            is_input: hook == Some(LOCAL_IN),
-            ..self
-        }
-    }
-
-    /// Whether it is the policy of a chain.
-    pub(super) fn is_policy(&self) -> bool {
-        self.chain.ends_with("(policy)")
-    }
-
-    /// Whether it is about what stays in the pod.
-    pub(super) fn is_of_lo(&self) -> bool {
-        self.is_everything_on_lo || self.is_to_loopback
-    }
-
     /// Whether it takes all of its protocol.
     pub(super) fn is_unconditional(&self) -> bool {
         self.ports.is_none() && !self.is_particular()
@@ -113,15 +83,7 @@ impl Rule {
 
     /// Whether it has conditions beside protocol, port, lo and loopback's address.
     pub(super) fn is_particular(&self) -> bool {
-        self.other || self.established || self.is_of_interface || self.user.is_some() || self.group.is_some()
-    }
-
-    /// Whether it names ports by leaving some out: rules before it may let through what it takes.
-    pub(super) fn is_broad(&self) -> bool {
-        let count = |(from, to): &(u16, u16)| u32::from(to.saturating_sub(*from)) + 1;
-        self.ports
-            .as_ref()
-            .is_some_and(|ports| ports.iter().map(count).sum::<u32>() > u32::from(u16::MAX) / 2)
+        self.other || self.is_of_interface || self.user.is_some() || self.group.is_some()
     }
 
     /// A condition of a match of x_tables, as `-m NAME` (struct xt_tcp, xt_udp, xt_multiport_v1).
@@ -168,28 +130,12 @@ impl Rule {
                 let flags = data.get(16..18);
                 let one =
                     |at, bit| id(at).filter(|first| flags == Some(&[bit, 0]) && id(at + 4) == Some(*first));
-                let but =
-                    |at, bit| id(at).filter(|first| flags == Some(&[bit, bit]) && id(at + 4) == Some(*first));
-                (self.user, self.not_user, self.group) = (one(0, 1), but(0, 1), one(8, 2));
-                self.other |= self.user.or(self.not_user).or(self.group).is_none();
-            }
-            // struct xt_state_info; struct xt_conntrack_mtinfo2 and 3, if they ask for the state alone.
-            "state" => match data.first_chunk().map(|four| u32::from_ne_bytes(*four)) {
-                Some(mask) => self.states(mask, false),
-                None => self.other = true,
-            },
-            "conntrack" if matches!(revision, 2 | 3) && port(146) == Some(1) => {
-                self.states(port(150).unwrap_or_default().into(), port(148) == Some(1));
+                (self.user, self.group) = (one(0, 1), one(8, 2));
+                self.other |= self.user.is_none() && self.group.is_none();
             }
             "comment" => {}
             _ => self.other = true,
         }
-    }
-
-    /// A condition by the states of connections (NF_CT_STATE_BIT), or by all but those.
-    pub(super) fn states(&mut self, mask: u32, inverted: bool) {
-        const NEW: u32 = 8;
-        self.established |= (mask & NEW == 0) != inverted;
     }
 
     /// For people.
@@ -216,16 +162,16 @@ impl Rule {
             (false, true) => " to loopback",
             (false, false) => "",
         };
-        let owner = match (self.user, self.not_user, self.group) {
-            (Some(user), ..) => format!(" from uid {user}"),
-            (None, Some(user), _) => format!(" from all but uid {user}"),
-            (None, None, Some(group)) => format!(" from gid {group}"),
-            (None, None, None) => String::new(),
+        let owner = match (self.user, self.group) {
+            (Some(user), _) => format!(" from uid {user}"),
+            (None, Some(group)) => format!(" from gid {group}"),
+            (None, None) => String::new(),
         };
         let action = match &self.action {
             Action::Accept => "ACCEPT",
             Action::Drop => "DROP",
             Action::Reject => "REJECT",
+            Action::Queue => "QUEUE",
             Action::Redirect(name) => name,
             Action::Other => "other",
         };

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::verdict::Element;
 use crate::base::error::Result;
 use crate::base::text::nul_terminated as text;
 use crate::netlink::nf_tables::{at, big};
@@ -14,16 +15,6 @@ pub(super) type SetName = (u8, String, String);
 struct Shape {
     is_interval: bool,
     key_len: usize,
-}
-
-/// One key, or the keys from one to another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Element {
-    pub from: Vec<u8>,
-    /// The last one, too.
-    pub to: Vec<u8>,
-    /// NF_DROP, NF_ACCEPT or another, of a map to verdicts.
-    pub verdict: Option<u32>,
 }
 
 /// The sets of the calling thread's namespace; each is read when a rule asks for it.
@@ -88,6 +79,7 @@ struct Listed {
     last: Option<Vec<u8>>,
     ends_interval: bool,
     verdict: Option<u32>,
+    chain: Option<String>,
 }
 
 fn listed(payload: &[u8]) -> Vec<Listed> {
@@ -104,8 +96,9 @@ fn listed(payload: &[u8]) -> Vec<Listed> {
         key: bytes(element, KEY),
         last: bytes(element, KEY_END),
         ends_interval: at(element, &[FLAGS]).and_then(big).is_some_and(|flags| flags & INTERVAL_END != 0),
-        // NFTA_DATA_VERDICT, NFTA_VERDICT_CODE.
+        // NFTA_DATA_VERDICT, NFTA_VERDICT_CODE and _CHAIN.
         verdict: at(element, &[DATA, 2, 1]).and_then(big),
+        chain: at(element, &[DATA, 2, 2]).map(text),
     };
     attributes(elements.unwrap_or_default()).map(|(_, element)| one(element)).collect()
 }
@@ -118,23 +111,25 @@ fn elements(mut all: Vec<Listed>, shape: Shape) -> Vec<Element> {
     let mut is_open = false;
     for one in all {
         let Some(key) = one.key else {
-            elements.push(Element { from: first.clone(), to: last.clone(), verdict: one.verdict });
+            elements.push(Element {
+                from: first.clone(),
+                to: last.clone(),
+                verdict: one.verdict,
+                chain: one.chain,
+            });
             continue;
         };
-        if one.ends_interval {
-            if let Some(open) = elements.last_mut().filter(|_| is_open) {
-                open.to = before(key);
-            }
-            is_open = false;
-            continue;
-        }
-        // Of two that touch each other, as those of a map may, only the beginning of the second is listed.
+        // One that begins where another ends is listed without that end.
         if let Some(open) = elements.last_mut().filter(|_| is_open) {
             open.to = before(key.clone());
         }
+        is_open = false;
+        if one.ends_interval {
+            continue;
+        }
         let ends_later = shape.is_interval && one.last.is_none();
         let to = if ends_later { last.clone() } else { one.last.unwrap_or_else(|| key.clone()) };
-        elements.push(Element { from: key, to, verdict: one.verdict });
+        elements.push(Element { from: key, to, verdict: one.verdict, chain: one.chain });
         is_open = ends_later;
     }
     elements
@@ -156,7 +151,7 @@ mod tests {
     use super::*;
 
     fn key(port: u16, ends_interval: bool) -> Listed {
-        Listed { key: Some(port.to_be_bytes().into()), last: None, ends_interval, verdict: None }
+        Listed { key: Some(port.to_be_bytes().into()), last: None, ends_interval, verdict: None, chain: None }
     }
 
     #[test]
@@ -171,15 +166,17 @@ mod tests {
         // As rbtree lists them, the last first; the kernel begins with an end at 0.
         let intervals = vec![
             key(60_000, false),
+            key(59_999, false),
             key(15_011, true),
             key(15_001, false),
             key(15_001, true),
             key(256, false),
             key(0, true),
         ];
-        assert_eq!(ports(intervals, true), [(256, 15_000), (15_001, 15_010), (60_000, u16::MAX)]);
-        let touching = vec![key(1, false), key(15_000, false), key(15_011, true)];
-        assert_eq!(ports(touching, true), [(1, 14_999), (15_000, 15_010)]);
+        assert_eq!(
+            ports(intervals, true),
+            [(256, 15_000), (15_001, 15_010), (59_999, 59_999), (60_000, u16::MAX)]
+        );
         let all = Listed { key: None, ..key(0, false) };
         assert_eq!(ports(vec![all], false), [(0, u16::MAX)]);
     }
